@@ -1,0 +1,39 @@
+"""Packaging. Ranges live here; the versions we test with are pinned in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="vista-cache",
+    version="0.1.0",
+    description="Two-stage embedding cache for lifelong user histories",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(
+        include=["vista", "vista.*", "cache_store", "cache_store.*", "beam_jobs", "beam_jobs.*", "tools", "tools.*"]
+    ),
+    package_data={"vista": ["py.typed"], "cache_store": ["py.typed"], "beam_jobs": ["py.typed"]},
+    install_requires=[
+        "torch>=2.8",
+        "numpy>=1.26",
+        "lmdb>=1.6",
+        "msgpack>=1.0",
+        "apache-beam>=2.70",
+        "faiss-cpu>=1.9",
+        "pyarrow>=18",
+        "pyiceberg[sql-sqlite]>=0.10",
+        "safetensors>=0.5",
+        "xxhash>=3.4",
+        "typer>=0.12",
+        "rich>=13",
+        "fsspec>=2024.6",
+    ],
+    extras_require={
+        "prometheus": ["prometheus-client>=0.20"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6"],
+        "bench": ["rocksdict>=0.3.23", "redis>=5"],
+    },
+    entry_points={"console_scripts": ["vista = tools.cli:main"]},
+)

@@ -1,0 +1,138 @@
+"""What every benchmark shares: two sides measured in turn, medians with their spread, one JSON line.
+
+Timings differ between machines and minutes, so a figure is always a ratio of two sides of the same run
+where it can be, and its ``low`` and ``high`` are the quartiles over the paired repeats.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pkgutil
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of a benchmark.
+
+    Attributes:
+        value: the median. ``low`` and ``high``: its spread (quartiles, or a stated interval); None where single.
+        unit: "x" for ratios, else "s", "MB/s", "events/s", ...
+        target: the number to reach, or None where the figure only informs.
+        at_least: True if larger is better; decides ``met``.
+    """
+
+    value: float
+    unit: str = "x"
+    low: float | None = None
+    high: float | None = None
+    target: float | None = None
+    at_least: bool = True
+
+    @property
+    def met(self) -> bool | None:
+        if self.target is None:
+            return None
+        return self.value >= self.target if self.at_least else self.value <= self.target
+
+    def as_dict(self) -> dict[str, Any]:
+        def short(x: float | None) -> float | None:
+            return None if x is None else float(f"{x:.5g}")
+
+        return {
+            "value": short(self.value),
+            "unit": self.unit,
+            "low": short(self.low),
+            "high": short(self.high),
+            "target": self.target,
+            "met": self.met,
+        }
+
+
+@dataclass
+class Result:
+    """What ``run`` of a benchmark returns: the parameters it used and its figures by key."""
+
+    params: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Figure] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def in_turn(sides: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 1) -> dict[str, np.ndarray]:
+    """Seconds of each side, float64 [repeats]: side after side within a repeat, order reversed every other time."""
+    for _ in range(warmup):
+        for work in sides.values():
+            work()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for r in range(repeats):
+        names = list(sides) if r % 2 == 0 else list(sides)[::-1]
+        for name in names:
+            start = time.perf_counter()
+            sides[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def ratio(top: np.ndarray, bottom: np.ndarray, **kwargs: Any) -> Figure:
+    """Median of the paired ratios ``top / bottom`` with quartiles."""
+    low, mid, high = np.percentile(np.asarray(top) / np.asarray(bottom), [25, 50, 75])
+    return Figure(float(mid), low=float(low), high=float(high), **kwargs)
+
+
+def median(values: np.ndarray, unit: str, **kwargs: Any) -> Figure:
+    """Median of ``values`` with quartiles."""
+    low, mid, high = np.percentile(values, [25, 50, 75])
+    return Figure(float(mid), unit, low=float(low), high=float(high), **kwargs)
+
+
+def machine() -> dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [row.split(":", 1)[1].strip() for row in cpuinfo.read_text().splitlines() if row.startswith("model name")]
+        cpu = models[0] if models else cpu
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {"cpu": cpu, "cores": os.cpu_count(), "memory_gib": round(pages / 2**30, 1), "python": platform.python_version()}
+
+
+def commit() -> str:
+    """Commit of the working tree, with ``+`` when it has changes; ``unknown`` outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def names() -> list[str]:
+    """Benchmarks that exist: the modules of this folder but this one."""
+    return sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if m.name != "harness")
+
+
+def run(name: str, quick: bool, **params: Any) -> dict[str, Any]:
+    """Run one benchmark and return the object that becomes its JSON line."""
+    result: Result = importlib.import_module(f"tools.bench.{name}").run(quick=quick, **params)
+    return {
+        "bench": name,
+        "commit": commit(),
+        "machine": machine(),
+        "params": {"quick": quick, **result.params},
+        "figures": {key: figure.as_dict() for key, figure in result.figures.items()},
+        "notes": result.notes,
+    }
+
+
+def line(report: dict[str, Any]) -> str:
+    return json.dumps(report, separators=(",", ":"), allow_nan=False)

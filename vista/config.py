@@ -1,0 +1,234 @@
+"""What a model is: frozen dataclasses that check themselves, one JSON text form, one fingerprint.
+
+Every field that changes a result is here; nothing else is. Sizes are in tokens, widths in floats,
+times in milliseconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import xxhash
+
+from vista.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def _check(ok: bool, where: str, expected: str, found: Any) -> None:
+    if not ok:
+        raise ConfigError(f"{where}: expected {expected}, found {found!r}; edit the configuration and run again")
+
+
+@dataclass(frozen=True)
+class EmbeddingConfig:
+    """Items and events as vectors (vista/embedding.py).
+
+    Attributes:
+        tables: hash tables per item; an item's vector is the concatenation of one row of each.
+        rows: rows per table. Two items collide in all tables with probability rows ** -tables.
+        content_width: width of content vectors read beside the hashed rows; 0 for none.
+        surfaces: rows of the surface table; surface ids are taken modulo this.
+    """
+
+    tables: int = 2
+    rows: int = 65_536
+    content_width: int = 0
+    surfaces: int = 64
+
+    def __post_init__(self) -> None:
+        _check(self.tables >= 1, "embedding.tables", "at least 1", self.tables)
+        _check(self.rows >= 2, "embedding.rows", "at least 2", self.rows)
+        _check(self.content_width >= 0, "embedding.content_width", "0 or more", self.content_width)
+        _check(self.surfaces >= 1, "embedding.surfaces", "at least 1", self.surfaces)
+
+
+@dataclass(frozen=True)
+class SlotConfig:
+    """Addressed memory (vista/slots.py): decayed masses in hashed buckets.
+
+    Attributes:
+        rows: independent hash rows; a candidate reads one bucket of each.
+        buckets: buckets per hash row; 0 turns slot tokens off.
+        clusters: buckets addressed by the item's cluster; 0 for none.
+        half_lives_days: time horizons; a mass halves after so many days. ``inf`` never decays.
+        half_lives_events: count horizons; a mass halves after so many later events of the user.
+    """
+
+    rows: int = 2
+    buckets: int = 1_920
+    clusters: int = 256
+    half_lives_days: tuple[float, ...] = (float("inf"), 30.0)
+    half_lives_events: tuple[float, ...] = (2_048.0, 128.0)
+
+    @property
+    def horizons(self) -> int:
+        return len(self.half_lives_days) + len(self.half_lives_events)
+
+    @property
+    def enabled(self) -> bool:
+        return self.buckets > 0
+
+    def __post_init__(self) -> None:
+        _check(self.rows >= 1, "slots.rows", "at least 1", self.rows)
+        _check(self.buckets >= 0, "slots.buckets", "0 or more", self.buckets)
+        _check(self.clusters >= 0, "slots.clusters", "0 or more", self.clusters)
+        _check(self.horizons >= 1, "slots.half_lives_*", "at least one horizon", self.horizons)
+        for h in self.half_lives_days + self.half_lives_events:
+            _check(h > 0, "slots.half_lives_*", "positive", h)
+
+
+@dataclass(frozen=True)
+class SummarizerConfig:
+    """Stage 1 (vista/summarizer.py).
+
+    Attributes:
+        kind: ``qla`` is ours; rivals under the same interface are named in vista/summarizer.py.
+        layers, heads: of the quasi-linear attention.
+        chunk: C, events per causal chunk; 0 is the paper's full (bidirectional) form, which cannot resume.
+        seeds: seed tokens; 0 turns them off.
+        max_events: events of a user that are kept, the newest; 0 keeps all.
+    """
+
+    kind: str = "qla"
+    layers: int = 2
+    heads: int = 2
+    chunk: int = 256
+    seeds: int = 64
+    max_events: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.layers >= 1, "summarizer.layers", "at least 1", self.layers)
+        _check(self.heads >= 1, "summarizer.heads", "at least 1", self.heads)
+        _check(self.chunk >= 0, "summarizer.chunk", "0 or more", self.chunk)
+        _check(self.seeds >= 0, "summarizer.seeds", "0 or more", self.seeds)
+        _check(self.max_events >= 0, "summarizer.max_events", "0 or more", self.max_events)
+
+
+@dataclass(frozen=True)
+class RankerConfig:
+    """Stage 2 (vista/ranker.py).
+
+    Attributes:
+        layers, heads: of the context and crossing attention.
+        recent: R, newest events read raw beside the summary.
+        queries: retrieval query vectors per request.
+    """
+
+    layers: int = 2
+    heads: int = 2
+    recent: int = 32
+    queries: int = 1
+
+    def __post_init__(self) -> None:
+        _check(self.layers >= 1, "ranker.layers", "at least 1", self.layers)
+        _check(self.heads >= 1, "ranker.heads", "at least 1", self.heads)
+        _check(self.recent >= 0, "ranker.recent", "0 or more", self.recent)
+        _check(self.queries >= 1, "ranker.queries", "at least 1", self.queries)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One model, both stages. Shapes follow from it alone; weights are drawn from ``seed``.
+
+    Attributes:
+        width: D of events, summary tokens and candidates.
+        actions: names of the A actions, in the order of the bits of ``Events.action``.
+    """
+
+    width: int = 64
+    actions: tuple[str, ...] = ("0", "1", "2")
+    seed: int = 0
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    slots: SlotConfig = field(default_factory=SlotConfig)
+    summarizer: SummarizerConfig = field(default_factory=SummarizerConfig)
+    ranker: RankerConfig = field(default_factory=RankerConfig)
+
+    def __post_init__(self) -> None:
+        _check(self.width >= 4 and self.width % 4 == 0, "width", "a multiple of 4", self.width)
+        _check(1 <= len(self.actions) <= 31, "actions", "1 to 31 names", len(self.actions))
+        _check(len(set(self.actions)) == len(self.actions), "actions", "distinct names", self.actions)
+        _check(self.width % self.embedding.tables == 0, "embedding.tables", "a divisor of width", self.embedding.tables)
+        for part in ("summarizer", "ranker"):
+            heads = getattr(self, part).heads
+            _check(self.width % heads == 0, f"{part}.heads", f"a divisor of width {self.width}", heads)
+        _check(
+            self.summarizer.seeds > 0 or self.slots.enabled,
+            "summarizer.seeds, slots.buckets",
+            "at least one group of summary tokens",
+            0,
+        )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain dict of a configuration dataclass; tuples become lists, infinity the string ``inf``."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, tuple):
+            return [plain(v) for v in value]
+        if isinstance(value, float) and value == float("inf"):
+            return "inf"
+        return value
+
+    return plain(config)
+
+
+def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
+    """Configuration of class ``cls`` from a plain dict; missing fields take their defaults.
+
+    Raises:
+        ConfigError: unknown field, wrong type, or a value the class refuses.
+    """
+    hints = get_type_hints(cls)
+    prefix = f"{where}." if where else ""
+    unknown = sorted(set(values) - set(hints))
+    _check(not unknown, where or cls.__name__, f"fields among {sorted(hints)}", unknown)
+
+    def parse(hint: Any, value: Any, name: str) -> Any:
+        if dataclasses.is_dataclass(hint):
+            _check(isinstance(value, dict), name, "an object", value)
+            return from_dict(hint, value, name)  # type: ignore[arg-type]
+        if get_origin(hint) is tuple:
+            _check(isinstance(value, list), name, "a list", value)
+            return tuple(parse(get_args(hint)[0], v, name) for v in value)
+        if hint is float:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            _check(number or value == "inf", name, "a number or \"inf\"", value)
+            return float(value)
+        if hint in (int, str, bool):
+            _check(type(value) is hint, name, hint.__name__, value)
+        return value
+
+    return cls(**{name: parse(hints[name], value, prefix + name) for name, value in values.items()})
+
+
+def to_text(config: Any) -> str:
+    """The one text form: JSON, keys in field order, two-space indent, trailing newline."""
+    return json.dumps(to_dict(config), indent=2, allow_nan=False) + "\n"
+
+
+def from_text(cls: type[T], text: str) -> T:
+    """Inverse of :func:`to_text`.
+
+    Raises:
+        ConfigError: not JSON, not an object, or refused by :func:`from_dict`.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"configuration is not JSON: {error}") from error
+    _check(isinstance(values, dict), cls.__name__, "a JSON object", type(values).__name__)
+    return from_dict(cls, values)
+
+
+def fingerprint(config: Any, *more: bytes) -> str:
+    """32 hex digits, XXH3-128 over the canonical text form and any further bytes (weights, say)."""
+    digest = xxhash.xxh3_128(json.dumps(to_dict(config), sort_keys=True).encode())
+    for part in more:
+        digest.update(part)
+    return digest.hexdigest()

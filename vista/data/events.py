@@ -1,0 +1,142 @@
+"""``Events``: histories of many users as one jagged batch of columns, the unit every part exchanges.
+
+Order is part of the contract: within a user, events ascend by ``(time, request, item, action, surface)``.
+This order is total over distinct events, so it does not depend on how the events arrived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+COLUMNS: dict[str, np.dtype] = {
+    "item": np.dtype(np.int64),
+    "action": np.dtype(np.int32),
+    "surface": np.dtype(np.int32),
+    "time": np.dtype(np.int64),
+    "request": np.dtype(np.int64),
+}
+"""Column name to dtype. ``action`` is a bit mask over the action vocabulary (bit a set: action a happened);
+``time`` is milliseconds since the Unix epoch; ``request`` is 0 where the log has none."""
+
+ORDER: tuple[str, ...] = ("time", "request", "item", "action", "surface")
+"""Sort key within a user, most significant first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Jagged batch of U histories with N events in all.
+
+    Attributes:
+        offsets: int64 [U + 1]; the events of user u are rows ``offsets[u]:offsets[u + 1]``.
+        item: int64 [N].
+        action: int32 [N], bit mask.
+        surface: int32 [N].
+        time: int64 [N], milliseconds.
+        request: int64 [N].
+    """
+
+    offsets: np.ndarray
+    item: np.ndarray
+    action: np.ndarray
+    surface: np.ndarray
+    time: np.ndarray
+    request: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.offsets.ndim != 1 or len(self.offsets) < 1 or self.offsets[0] != 0:
+            raise ValueError("offsets must be int64 [U + 1] and start at 0")
+        for name in COLUMNS:
+            if len(getattr(self, name)) != self.offsets[-1]:
+                raise ValueError(
+                    f"column {name} has {len(getattr(self, name))} rows, offsets end at {self.offsets[-1]}"
+                )
+
+    @property
+    def users(self) -> int:
+        """U."""
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [U]: events per user."""
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        """N, the number of events."""
+        return int(self.offsets[-1])
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        return {name: getattr(self, name) for name in COLUMNS}
+
+    @staticmethod
+    def empty(users: int = 0) -> Events:
+        return Events(np.zeros(users + 1, np.int64), **{n: np.zeros(0, t) for n, t in COLUMNS.items()})
+
+    @staticmethod
+    def of(lengths: Sequence[int] | np.ndarray, **columns: np.ndarray) -> Events:
+        """Build from per-user lengths and columns; missing ``action``, ``surface``, ``request`` are 1, 0, 0."""
+        offsets = np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))]).astype(np.int64)
+        n = int(offsets[-1])
+        defaults = {"action": 1, "surface": 0, "request": 0}
+        return Events(
+            offsets,
+            **{
+                name: np.ascontiguousarray(
+                    columns[name] if name in columns else np.full(n, defaults[name]), dtype
+                )
+                for name, dtype in COLUMNS.items()
+            },
+        )
+
+    def user(self, u: int) -> Events:
+        """The history of one user, as a batch of one (views, no copy)."""
+        return self.rows(int(self.offsets[u]), int(self.offsets[u + 1]))
+
+    def rows(self, start: int, stop: int) -> Events:
+        """Rows ``start:stop`` as one history (views, no copy)."""
+        return Events(
+            np.array([0, stop - start], np.int64), **{n: c[start:stop] for n, c in self.columns.items()}
+        )
+
+    def select(self, users: np.ndarray) -> Events:
+        """The histories of ``users`` (int64 [V], any order, repeats allowed), gathered into a new batch."""
+        users = np.asarray(users, np.int64)
+        starts, lengths = self.offsets[users], self.lengths[users]
+        return self.slices(starts, starts + lengths)
+
+    def slices(self, starts: np.ndarray, stops: np.ndarray) -> Events:
+        """One history per (start, stop) row range (int64 [V] each), gathered into a new batch."""
+        lengths = np.asarray(stops, np.int64) - starts
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        index = np.arange(offsets[-1]) + np.repeat(np.asarray(starts, np.int64) - offsets[:-1], lengths)
+        return Events(offsets, **{n: c[index] for n, c in self.columns.items()})
+
+    def sorted(self) -> Events:
+        """The same histories with every user's events in contract order."""
+        user = np.repeat(np.arange(self.users), self.lengths)
+        index = np.lexsort([getattr(self, name) for name in reversed(ORDER)] + [user])
+        return Events(self.offsets, **{n: c[index] for n, c in self.columns.items()})
+
+    @staticmethod
+    def concat(batches: Iterable[Events]) -> Events:
+        """Batches one after the other: users of the first, then of the second."""
+        batches = list(batches)
+        if not batches:
+            return Events.empty()
+        lengths = np.concatenate([b.lengths for b in batches])
+        return Events.of(lengths, **{n: np.concatenate([getattr(b, n) for b in batches]) for n in COLUMNS})
+
+    @staticmethod
+    def append(first: Events, second: Events) -> Events:
+        """User by user, the events of ``first`` followed by those of ``second`` (both have U users)."""
+        if first.users != second.users:
+            raise ValueError(f"append joins batches of as many users; got {first.users} and {second.users}")
+        both = Events.concat([first, second])
+        u = first.users
+        order = np.stack([np.arange(u), np.arange(u) + u], axis=1).ravel()
+        joined = both.select(order)
+        return Events(joined.offsets[::2].copy(), **joined.columns)
