@@ -20,7 +20,9 @@ T = TypeVar("T")
 
 def _check(ok: bool, where: str, expected: str, found: Any) -> None:
     if not ok:
-        raise ConfigError(f"{where}: expected {expected}, found {found!r}; edit the configuration and run again")
+        raise ConfigError(
+            f"{where}: expected {expected}, found {found!r}; edit the configuration and run again"
+        )
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,12 @@ class ModelConfig:
         _check(self.width >= 4 and self.width % 4 == 0, "width", "a multiple of 4", self.width)
         _check(1 <= len(self.actions) <= 31, "actions", "1 to 31 names", len(self.actions))
         _check(len(set(self.actions)) == len(self.actions), "actions", "distinct names", self.actions)
-        _check(self.width % self.embedding.tables == 0, "embedding.tables", "a divisor of width", self.embedding.tables)
+        _check(
+            self.width % self.embedding.tables == 0,
+            "embedding.tables",
+            "a divisor of width",
+            self.embedding.tables,
+        )
         for part in ("summarizer", "ranker"):
             heads = getattr(self, part).heads
             _check(self.width % heads == 0, f"{part}.heads", f"a divisor of width {self.width}", heads)
@@ -198,7 +205,7 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
             return tuple(parse(get_args(hint)[0], v, name) for v in value)
         if hint is float:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            _check(number or value == "inf", name, "a number or \"inf\"", value)
+            _check(number or value == "inf", name, 'a number or "inf"', value)
             return float(value)
         if hint in (int, str, bool):
             _check(type(value) is hint, name, hint.__name__, value)

@@ -6,6 +6,7 @@ where it can be, and its ``low`` and ``high`` are the quartiles over the paired 
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import os
@@ -99,18 +100,31 @@ def machine() -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        models = [row.split(":", 1)[1].strip() for row in cpuinfo.read_text().splitlines() if row.startswith("model name")]
+        models = [
+            row.split(":", 1)[1].strip()
+            for row in cpuinfo.read_text().splitlines()
+            if row.startswith("model name")
+        ]
         cpu = models[0] if models else cpu
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {"cpu": cpu, "cores": os.cpu_count(), "memory_gib": round(pages / 2**30, 1), "python": platform.python_version()}
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory_gib": round(pages / 2**30, 1),
+        "python": platform.python_version(),
+    }
 
 
 def commit() -> str:
     """Commit of the working tree, with ``+`` when it has changes; ``unknown`` outside a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        )
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
@@ -119,6 +133,12 @@ def commit() -> str:
 def names() -> list[str]:
     """Benchmarks that exist: the modules of this folder but this one."""
     return sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if m.name != "harness")
+
+
+def purpose(name: str) -> str:
+    """First line of a benchmark's docstring, read without importing it."""
+    source = (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
 def run(name: str, quick: bool, **params: Any) -> dict[str, Any]:

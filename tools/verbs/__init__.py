@@ -1,1 +1,16 @@
 """One module per verb of the command line. A module holds options and printing; the work is done below."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+VERBS: dict[str, str] = {
+    "bench": "Look",
+}
+"""Verb to the section of ``vista --help`` it stands in, in the order shown."""
+
+
+def load(verb: str) -> Callable[..., object]:
+    """The function behind a verb."""
+    return importlib.import_module(f"tools.verbs.{verb}").command

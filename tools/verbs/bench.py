@@ -1,0 +1,64 @@
+"""``vista bench``: measure one thing, both sides in the same run, and print one JSON line."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tools import console
+from tools.bench import harness
+
+
+def command(
+    name: Annotated[str, typer.Argument(help="Which benchmark; `vista bench list` names them.")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small sizes: a smoke test, not a figure to quote.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print only the JSON line.")] = False,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--param", "-p", metavar="KEY=VALUE", help="A parameter of the benchmark; may be repeated."
+        ),
+    ] = None,
+) -> None:
+    """Measure one thing and print one JSON line: figures with spread, target, and whether it is met."""
+    known = harness.names()
+    if name == "list":
+        rows = [(n, harness.purpose(n)) for n in known]
+        console.json_line(dict(rows)) if json else console.table(
+            "Benchmarks", ("name", "what it measures"), rows
+        )
+        return
+    if name not in known:
+        raise typer.BadParameter(f"no benchmark {name!r}; expected one of {', '.join(known)}")
+    params = {}
+    for item in param or []:
+        key, found, value = item.partition("=")
+        if not found:
+            raise typer.BadParameter(f"--param takes KEY=VALUE, found {item!r}")
+        params[key] = int(value) if value.lstrip("-").isdigit() else value
+    report = harness.run(name, quick=quick, **params)
+    if not json:
+        rows = [
+            (
+                key,
+                f["value"],
+                f["unit"],
+                _span(f),
+                console.number(f["target"]),
+                {True: "yes", False: "NO", None: ""}[f["met"]],
+            )
+            for key, f in report["figures"].items()
+        ]
+        console.table(f"bench {name}", ("figure", "value", "unit", "quartiles", "target", "met"), rows)
+        for text in report["notes"]:
+            console.note(text)
+    print(harness.line(report), flush=True)
+
+
+def _span(figure: dict) -> str:
+    if figure["low"] is None:
+        return ""
+    return f"{console.number(figure['low'])} to {console.number(figure['high'])}"
