@@ -1,1 +1,4 @@
-"""The command line ``vista``: ``cli`` names the verbs, ``verbs/`` holds one module per verb, ``bench/`` one per benchmark."""
+"""The command line ``vista``.
+
+``cli`` names the verbs, ``verbs/`` holds one module per verb, ``bench/`` one per benchmark.
+"""

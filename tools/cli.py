@@ -1,4 +1,4 @@
-"""The command line ``vista``. This file names the verbs and turns errors into exit codes; see docs/operations.md."""
+"""The command line ``vista``: its verbs, and how errors become exit codes (docs/operations.md)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the stack trace of an error.")] = False,
     threads: Annotated[
         int,
-        typer.Option("--threads", min=1, help="Torch threads of this process; more than 1 is often slower."),
+        typer.Option("--threads", min=1, help="Torch threads of this process; more is often slower."),
     ] = 1,
 ) -> None:
     context.obj = {"debug": debug, "threads": threads}
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
             console.note(f"Try `vista {verb + ' ' if verb else ''}--help`.")
         if not known:
             console.note(
-                "This is an internal error. `vista --debug ...` shows the trace; please report it with that."
+                "This is an internal error; please report it with the trace that `vista --debug ...` shows."
             )
         sys.exit(getattr(error, "exit_code", 1))
     sys.exit(code if isinstance(code, int) else 0)

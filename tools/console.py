@@ -28,7 +28,7 @@ err = Console(stderr=True, soft_wrap=True)
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON can hold it: numpy scalars and arrays become Python's, NaN and infinity become null."""
+    """``value`` as JSON can hold it: numpy becomes plain Python, NaN and infinity become null."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,1 +1,1 @@
-"""Benchmarks: each module ``tools/bench/NAME.py`` has ``run(quick: bool, **params) -> Result``; ``harness`` measures and prints."""
+"""Benchmarks: a module ``tools/bench/NAME.py`` has ``run(quick, **params) -> Result``; ``harness`` prints it."""

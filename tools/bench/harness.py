@@ -27,7 +27,7 @@ class Figure:
     """One number of a benchmark.
 
     Attributes:
-        value: the median. ``low`` and ``high``: its spread (quartiles, or a stated interval); None where single.
+        value: the median. ``low`` and ``high`` are its spread (quartiles, or a stated interval) or None.
         unit: "x" for ratios, else "s", "MB/s", "events/s", ...
         target: the number to reach, or None where the figure only informs.
         at_least: True if larger is better; decides ``met``.
@@ -70,7 +70,7 @@ class Result:
 
 
 def in_turn(sides: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 1) -> dict[str, np.ndarray]:
-    """Seconds of each side, float64 [repeats]: side after side within a repeat, order reversed every other time."""
+    """Seconds of each side, float64 [repeats]: one side after the other, the order reversed every other time."""
     for _ in range(warmup):
         for work in sides.values():
             work()
@@ -100,34 +100,28 @@ def machine() -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        models = [
-            row.split(":", 1)[1].strip()
-            for row in cpuinfo.read_text().splitlines()
-            if row.startswith("model name")
-        ]
-        cpu = models[0] if models else cpu
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        rows = cpuinfo.read_text().splitlines()
+        cpu = next((row.split(":", 1)[1].strip() for row in rows if row.startswith("model name")), cpu)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
-        "memory_gib": round(pages / 2**30, 1),
+        "memory_gib": round(memory, 1),
         "python": platform.python_version(),
     }
 
 
 def commit() -> str:
     """Commit of the working tree, with ``+`` when it has changes; ``unknown`` outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        head = subprocess.run(
-            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
-        )
-        dirty = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        )
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 
 def names() -> list[str]:

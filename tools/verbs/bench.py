@@ -13,14 +13,12 @@ from tools.bench import harness
 def command(
     name: Annotated[str, typer.Argument(help="Which benchmark; `vista bench list` names them.")],
     quick: Annotated[
-        bool, typer.Option("--quick", help="Small sizes: a smoke test, not a figure to quote.")
+        bool, typer.Option("--quick", help="Small sizes: a smoke test, no figure to quote.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print only the JSON line.")] = False,
     param: Annotated[
         list[str] | None,
-        typer.Option(
-            "--param", "-p", metavar="KEY=VALUE", help="A parameter of the benchmark; may be repeated."
-        ),
+        typer.Option("--param", "-p", metavar="KEY=VALUE", help="A parameter; may be repeated."),
     ] = None,
 ) -> None:
     """Measure one thing and print one JSON line: figures with spread, target, and whether it is met."""
@@ -41,15 +39,9 @@ def command(
         params[key] = int(value) if value.lstrip("-").isdigit() else value
     report = harness.run(name, quick=quick, **params)
     if not json:
+        met = {True: "yes", False: "NO", None: ""}
         rows = [
-            (
-                key,
-                f["value"],
-                f["unit"],
-                _span(f),
-                console.number(f["target"]),
-                {True: "yes", False: "NO", None: ""}[f["met"]],
-            )
+            (key, f["value"], f["unit"], _span(f), console.number(f["target"]), met[f["met"]])
             for key, f in report["figures"].items()
         ]
         console.table(f"bench {name}", ("figure", "value", "unit", "quartiles", "target", "met"), rows)
