@@ -1,1 +1,1 @@
-"""Benchmarks: a module ``tools/bench/NAME.py`` has ``run(quick, **params) -> Result``; ``harness`` prints it."""
+"""Benchmarks: a module ``tools/bench/NAME.py`` has ``run(quick, **params) -> Result``."""

@@ -70,7 +70,7 @@ class Result:
 
 
 def in_turn(sides: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 1) -> dict[str, np.ndarray]:
-    """Seconds of each side, float64 [repeats]: one side after the other, the order reversed every other time."""
+    """Seconds of each side, float64 [repeats]: in turn, order reversed every other time."""
     for _ in range(warmup):
         for work in sides.values():
             work()
