@@ -1,0 +1,402 @@
+"""One run, one directory; what is in it makes the run resumable and accountable.
+
+    RUN/
+      run.json               what was asked and what came of it (rewritten whole, atomically)
+      run.lock               held (flock) while a process works on the run
+      receipts/NAME.json     one finished unit of work: its files with digests, counts, timings
+      progress/NAME.json     users and events of a unit under work; only the progress bar reads it
+      failures/NAME.json     the last error of a unit
+      dead/NAME.parquet      dead letters of one unit
+      dead-letters.parquet   all of them, in order of NAME; written last, also when empty
+
+NAME is ``bucket-00003`` for the unit of bucket 3. A receipt is written after the files that it names; whoever
+resumes trusts it only if those files are still there with the same digest. Every file appears by rename.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import resource
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from beam_jobs.errors import ExitCode, RunInProgress, RunOptionsDiffer, RunRecordDamaged
+
+RUN_FORMAT = 1
+
+DEAD_LETTER_SCHEMA = pa.schema(
+    [
+        ("job", pa.string()),
+        ("bucket", pa.int32()),
+        ("user", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("source", pa.string()),
+        ("row", pa.int64()),
+        ("rows", pa.int64()),
+    ]
+)
+"""``reason`` is a short stable word (``not_finite``, ``model_error``, ``null_user``, ...), ``detail`` a sentence,
+``source`` and ``row`` the input file and its row where there is one (else "" and -1), ``rows`` how many rows the
+letter stands for."""
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """One user (summarize, refresh) or one group of rows (ingest) that was set aside; columns of the schema above."""
+
+    job: str
+    reason: str
+    detail: str = ""
+    bucket: int = -1
+    user: str = ""
+    source: str = ""
+    row: int = -1
+    rows: int = 1
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run was and what came of it; ``run.json`` is its text form.
+
+    Attributes:
+        identity: options that decide the result; a resumed run must bring the same.
+        environment: everything else that is worth keeping (runner options, machine, versions).
+        counts: by name; at least ``users``, ``events``, ``dead_letters`` once the run is finished.
+        digests: by name; for summarize and refresh ``content`` is the generation's.
+        timings: seconds by step. ``buckets``: one row per unit, from the receipts.
+        peak_memory_bytes: the largest resident set of any process of the run.
+    """
+
+    job: str
+    run_id: str
+    path: str
+    identity: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    started_ms: int = 0
+    finished_ms: int | None = None
+    table_snapshot: int | None = None
+    fingerprint: str | None = None
+    generation: str | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+    buckets: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    peak_memory_bytes: int = 0
+    exit_code: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"format": RUN_FORMAT, **dataclasses.asdict(self)}
+
+    @staticmethod
+    def load(run_dir: str | Path) -> RunRecord:
+        """The record of a run directory.
+
+        Raises:
+            RunRecordDamaged: no ``run.json``, not JSON, or of another version.
+        """
+        path = Path(run_dir) / "run.json"
+        try:
+            values = json.loads(path.read_text())
+            version = values.pop("format")
+            if version != RUN_FORMAT:
+                raise ValueError(f"format {version}, this version reads {RUN_FORMAT}")
+            return RunRecord(**values)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunRecordDamaged(
+                f"{path}: not a run record ({error}); start the job again with another run directory"
+            ) from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Put ``data`` under ``path`` by a temporary name, fsync and rename: readers see all of it or the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def file_digest(path: str | Path) -> str:
+    """XXH3-128 of a file's bytes, 32 hex digits."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident set of this process so far, in bytes.
+
+    ``VmHWM`` where the kernel has it: ``ru_maxrss`` of a spawned process starts at its parent's.
+    """
+    try:
+        for row in Path("/proc/self/status").read_text().splitlines():
+            if row.startswith("VmHWM:"):
+                return int(row.split()[1]) * 1024
+    except OSError:
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def unit_name(bucket: int) -> str:
+    """Name of the unit of work that is bucket ``bucket``."""
+    return f"bucket-{bucket:05d}"
+
+
+class RunDirectory:
+    """The directory of one run. Picklable: workers open it by path and need nothing else.
+
+    All methods may be called from any process that sees the path; only :meth:`start` and :meth:`finish` belong to
+    the driver.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    # Driver ------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def start(
+        path: str | Path,
+        *,
+        job: str,
+        identity: Mapping[str, Any],
+        environment: Mapping[str, Any] | None = None,
+        started_ms: int,
+    ) -> tuple[RunDirectory, RunRecord]:
+        """Create the run at ``path``, or continue the one that is there.
+
+        Args:
+            identity: JSON-able options that decide the result.
+
+        Returns:
+            The directory and its record as it stands; ``record.exit_code`` is not None where the run had finished.
+
+        Raises:
+            RunOptionsDiffer: the directory holds a run of another job or with another identity.
+            RunRecordDamaged: the directory has files but no readable record.
+        """
+        run = RunDirectory(path)
+        wanted = json.loads(json.dumps(dict(identity)))
+        if (run.path / "run.json").exists():
+            record = RunRecord.load(run.path)
+            if record.job != job:
+                raise RunOptionsDiffer(
+                    f"{run.path}: expected a run of {job}, found one of {record.job}; name another run directory"
+                )
+            changed = [
+                f"{key}: the run has {record.identity.get(key)!r}, you ask {wanted.get(key)!r}"
+                for key in sorted(record.identity.keys() | wanted.keys())
+                if record.identity.get(key) != wanted.get(key)
+            ]
+            if changed:
+                raise RunOptionsDiffer(
+                    f"{run.path}: cannot continue this run with other options ({'; '.join(changed)}); "
+                    f"repeat the old options to continue, or name another run directory to start anew"
+                )
+            return run, record
+        if run.path.exists() and any(name for name in os.listdir(run.path) if name != "run.lock"):
+            raise RunRecordDamaged(
+                f"{run.path}: expected run.json or an empty directory, found other files; name another run directory"
+            )
+        record = RunRecord(
+            job=job,
+            run_id=run.path.name,
+            path=str(run.path),
+            identity=wanted,
+            environment=json.loads(json.dumps(dict(environment or {}))),
+            started_ms=started_ms,
+        )
+        run.save(record)
+        return run, record
+
+    def save(self, record: RunRecord) -> None:
+        """Write ``run.json``."""
+        text = json.dumps(record.as_dict(), indent=1, allow_nan=False) + "\n"
+        write_atomically(self.path / "run.json", text.encode())
+
+    def hold(self) -> _Hold:
+        """Context in which no other process can hold the run.
+
+        Raises:
+            RunInProgress: on entry, if one does. The kernel drops the hold of a killed process.
+        """
+        return _Hold(self.path)
+
+    def finish(self, record: RunRecord) -> RunRecord:
+        """Gather the dead letters, fill in ``buckets`` and peak memory from the receipts, write ``run.json``."""
+        receipts = self.receipts()
+        rows = [
+            {"name": name, **{k: receipt[k] for k in ("counts", "timings", "peak_memory_bytes") if k in receipt}}
+            for name, receipt in sorted(receipts.items())
+        ]
+        letters = self.gather_dead_letters()
+        peak = max([peak_memory_bytes(), *(r.get("peak_memory_bytes", 0) for r in rows)])
+        done = dataclasses.replace(
+            record,
+            buckets=rows,
+            counts={**record.counts, "dead_letters": letters},
+            peak_memory_bytes=max(peak, record.peak_memory_bytes),
+            exit_code=int(ExitCode.DONE if record.exit_code is None else record.exit_code),
+        )
+        self.save(done)
+        return done
+
+    # Units of work -----------------------------------------------------------------------------------------------
+
+    def write_receipt(self, name: str, receipt: Mapping[str, Any]) -> None:
+        """Declare unit ``name`` finished. ``receipt["files"]`` maps absolute or run-relative paths to
+        ``{"bytes": int, "digest": XXH3-128 hex}``; the files are already in place."""
+        text = json.dumps(dict(receipt), indent=1, allow_nan=False) + "\n"
+        write_atomically(self.path / "receipts" / f"{name}.json", text.encode())
+        (self.path / "failures" / f"{name}.json").unlink(missing_ok=True)
+        (self.path / "progress" / f"{name}.json").unlink(missing_ok=True)
+
+    def receipt(self, name: str, *, verify: bool = True) -> dict[str, Any] | None:
+        """The receipt of unit ``name``, or None where there is none or (``verify``) its files are not as it says."""
+        try:
+            receipt = json.loads((self.path / "receipts" / f"{name}.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        if verify:
+            for file, facts in receipt.get("files", {}).items():
+                path = self.path / file
+                try:
+                    if path.stat().st_size != facts["bytes"] or file_digest(path) != facts["digest"]:
+                        return None
+                except OSError:
+                    return None
+        return receipt
+
+    def receipts(self) -> dict[str, dict[str, Any]]:
+        """All receipts by unit name, unverified."""
+        folder = self.path / "receipts"
+        names = sorted(p.stem for p in folder.glob("*.json") if not p.name.startswith(".")) if folder.exists() else []
+        found = ((name, self.receipt(name, verify=False)) for name in names)
+        return {name: receipt for name, receipt in found if receipt is not None}
+
+    def describe_files(self, paths: Iterable[str | Path]) -> dict[str, dict[str, Any]]:
+        """The ``files`` entry of a receipt: size and digest of each path."""
+        return {str(p): {"bytes": Path(p).stat().st_size, "digest": file_digest(p)} for p in paths}
+
+    def note_failure(self, name: str, error: BaseException) -> None:
+        """Keep the error of unit ``name`` where the driver finds it: runners pass on only its text, if that."""
+        facts = {
+            "error": type(error).__name__,
+            "text": str(error),
+            "exit_code": int(getattr(error, "exit_code", ExitCode.INTERNAL)),
+        }
+        write_atomically(self.path / "failures" / f"{name}.json", json.dumps(facts).encode())
+
+    def failures(self) -> dict[str, dict[str, Any]]:
+        """Last error by unit name: ``error`` (class name), ``text``, ``exit_code``."""
+        folder = self.path / "failures"
+        if not folder.exists():
+            return {}
+        return {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("[!.]*.json"))}
+
+    def note_progress(self, name: str, users: int, events: int) -> None:
+        """Say how far unit ``name`` is; not durable and never read by the job itself."""
+        path = self.path / "progress" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        temporary.write_text(json.dumps({"users": users, "events": events}))
+        os.replace(temporary, path)
+
+    def progress(self) -> tuple[int, int, int]:
+        """(units finished, users, events) so far: receipts plus units under work."""
+        receipts = self.receipts()
+        users = sum(r.get("counts", {}).get("users", 0) for r in receipts.values())
+        events = sum(r.get("counts", {}).get("events", 0) for r in receipts.values())
+        for path in (self.path / "progress").glob("[!.]*.json"):
+            if path.stem in receipts:
+                continue
+            try:
+                facts = json.loads(path.read_text())
+            except (OSError, ValueError):
+                continue
+            users += facts["users"]
+            events += facts["events"]
+        return len(receipts), users, events
+
+    # Dead letters ------------------------------------------------------------------------------------------------
+
+    def write_dead_letters(self, name: str, letters: Iterable[DeadLetter] | pa.Table) -> Path | None:
+        """Replace the dead letters of unit ``name``; nothing is kept for none. Returns the file written."""
+        path = self.path / "dead" / f"{name}.parquet"
+        if isinstance(letters, pa.Table):
+            table = letters.select(DEAD_LETTER_SCHEMA.names).cast(DEAD_LETTER_SCHEMA)
+        else:
+            table = pa.Table.from_pylist([dataclasses.asdict(x) for x in letters], schema=DEAD_LETTER_SCHEMA)
+        if not table.num_rows:
+            path.unlink(missing_ok=True)
+            return None
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        write_atomically(path, sink.getvalue())
+        return path
+
+    def dead_letters(self) -> Iterator[pa.Table]:
+        """The dead letters unit by unit, in order of unit name."""
+        folder = self.path / "dead"
+        for path in sorted(folder.glob("[!.]*.parquet")) if folder.exists() else []:
+            yield pq.read_table(path)
+
+    def gather_dead_letters(self) -> int:
+        """Write ``dead-letters.parquet`` and return how many rows they stand for."""
+        path = self.path / "dead-letters.parquet"
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        total = 0
+        try:
+            with pq.ParquetWriter(temporary, DEAD_LETTER_SCHEMA) as writer:
+                for table in self.dead_letters():
+                    writer.write_table(table)
+                    total += int(pa.compute.sum(table["rows"]).as_py() or 0)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return total
+
+
+class _Hold:
+    """``flock`` on ``run.lock``."""
+
+    def __init__(self, path: Path):
+        self._path = path / "run.lock"
+        self._fd: int | None = None
+
+    def __enter__(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            raise RunInProgress(
+                f"{self._path.parent}: another process is working on this run; wait for it (vista status), "
+                f"or name another run directory"
+            ) from error
+        self._fd = fd
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
