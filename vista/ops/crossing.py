@@ -1,0 +1,197 @@
+"""Deduplicated cross-attention: B candidates attend to the U contexts they belong to, and to themselves.
+
+A context's keys and values are computed once per request and never copied per candidate (DCAT, arXiv
+2507.12704, section "deduplicated cross-attention"; the candidate mask of UniPinRec, arXiv 2606.00422).
+Candidate i of user u has the keys ``[K_u ; k_i]`` and the values ``[V_u ; v_i]``; it sees no other candidate:
+
+    s_i = [q_i K_u^T ; q_i . k_i] / sqrt(Dh)      o_i = softmax(s_i) [V_u ; v_i]
+
+``naive`` is the definition: it writes every candidate's own key sequence out. ``fast`` multiplies each
+context with all of its candidates at once. Both run wherever torch runs and differentiate in all five
+tensors; they agree to rounding.
+
+Letters: U users, B candidates, T context tokens, H heads, E width of a head. Rows of ``q, k, v`` are
+grouped by user: user u owns rows ``offsets[u]:offsets[u + 1]``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PADDING = 1.34
+"""A group of users is padded to its longest slate; the longest is at most this times the shortest."""
+
+BLOCK = 1 << 18
+"""Scores held at once when no gradient is recorded: 1 MiB of float32, about a core's second-level cache."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Users whose slates have similar lengths.
+
+    Attributes:
+        users: int64 [G], rows of the contexts; None for all of them in order.
+        rows: int64 [G, M], rows of the candidates (padding repeats a row); None when they are a reshape.
+        width: M, candidates per user after padding.
+    """
+
+    users: Tensor | None
+    rows: Tensor | None
+    width: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How B ragged candidates are laid out for batched products; depends on ``offsets`` alone.
+
+    Made once per request and used by every layer.
+
+    Attributes:
+        groups: the batched products to make.
+        back: int64 [B], place of every candidate in the groups' outputs put one after the other; None
+            where that is already the order.
+        users: U.
+        candidates: B.
+    """
+
+    groups: tuple[Group, ...]
+    back: Tensor | None
+    users: int
+    candidates: int
+
+    @staticmethod
+    def of(offsets: Tensor | np.ndarray, device: torch.device | str = "cpu") -> Plan:
+        """Plan for ``offsets`` (int64 [U + 1]). Padding wastes at most a third of the products.
+
+        Raises:
+            ValueError: offsets do not start at 0 or decrease.
+        """
+        ends = torch.as_tensor(offsets).cpu().numpy().astype(np.int64)
+        if ends.ndim != 1 or len(ends) < 1 or ends[0] != 0 or (np.diff(ends) < 0).any():
+            raise ValueError("offsets must be int64 [U + 1], start at 0 and never decrease")
+        lengths = np.diff(ends)
+        users, total = len(lengths), int(ends[-1])
+        if total == 0:
+            return Plan((), None, users, 0)
+        if (lengths == lengths[0]).all():
+            return Plan((Group(None, None, int(lengths[0])),), None, users, total)
+        order = np.argsort(-lengths, kind="stable")
+        order = order[lengths[order] > 0]
+        back = np.empty(total, np.int64)
+        groups: list[Group] = []
+        start = done = 0
+        while start < len(order):
+            width = int(lengths[order[start]])
+            stop = start + int((lengths[order[start:]] * PADDING + 1 >= width).sum())
+            members = order[start:stop]
+            column = np.arange(width)
+            real = column < lengths[members, None]
+            rows = ends[members, None] + np.where(real, column, 0)
+            back[rows[real]] = done + np.flatnonzero(real)
+            groups.append(Group(_index(members, device), _index(rows, device), width))
+            start, done = stop, done + rows.size
+        return Plan(tuple(groups), _index(back, device), users, total)
+
+
+def _index(values: np.ndarray, device: torch.device | str) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+
+
+def naive(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, mask: Tensor, offsets: Tensor | np.ndarray
+) -> Tensor:
+    """The definition: every candidate's context is copied to it.
+
+    Args:
+        q, k, v: [B, H, E], the candidates' own projections.
+        keys, values: [U, T, H, E], the contexts'.
+        mask: bool [U, T], True where a context token may be read. A user may have none.
+        offsets: int64 [U + 1].
+
+    Returns:
+        [B, H, E].
+    """
+    lengths = torch.as_tensor(offsets).diff()
+    user = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(q.device)
+    own_keys = torch.cat([keys[user], k[:, None]], 1)  # [B, T + 1, H, E]
+    own_values = torch.cat([values[user], v[:, None]], 1)
+    seen = torch.cat([mask[user], mask.new_ones(len(user), 1)], 1)  # [B, T + 1]
+    scores = torch.einsum("bhe,bthe->bht", q, own_keys) / math.sqrt(q.shape[-1])
+    weights = scores.masked_fill(~seen[:, None], -math.inf).softmax(-1)
+    return torch.einsum("bht,bthe->bhe", weights, own_values)
+
+
+def fast(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    offsets: Tensor | np.ndarray | Plan,
+) -> Tensor:
+    """Equal to :func:`naive` (same arguments and result), without copying contexts.
+
+    ``offsets`` may be a :class:`Plan` made before. Work and memory are ``B T`` scores per head, in blocks
+    of :data:`BLOCK` when no gradient is recorded.
+    """
+    plan = offsets if isinstance(offsets, Plan) else Plan.of(offsets, q.device)
+    if plan.candidates != len(q) or plan.users != len(keys):
+        raise ValueError(
+            f"offsets describe {plan.candidates} candidates of {plan.users} users; "
+            f"got {len(q)} candidates and {len(keys)} contexts"
+        )
+    if not plan.groups:
+        return v.clone()
+    q = q / math.sqrt(q.shape[-1])
+    own = (q * k).sum(-1)  # [B, H], the candidate's score of itself
+    bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -math.inf)
+    outputs = []
+    for group in plan.groups:
+        outputs.append(_group(group, plan.users, q, own, v, keys, values, bias))
+    out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return out if plan.back is None else out.index_select(0, plan.back)
+
+
+def _group(
+    group: Group, users: int, q: Tensor, own: Tensor, v: Tensor, keys: Tensor, values: Tensor, bias: Tensor
+) -> Tensor:
+    """Output rows [G * M, H, E] of one group; padding rows hold copies of a real candidate's output."""
+
+    def gathered(x: Tensor) -> Tensor:
+        if group.rows is None:
+            return x.view(users, group.width, *x.shape[1:])
+        return x[group.rows]
+
+    if group.users is not None:
+        keys, values, bias = keys[group.users], values[group.users], bias[group.users]
+    q, own, v = gathered(q), gathered(own), gathered(v)  # [G, M, H, ...]
+    kt, vt = keys.permute(0, 2, 3, 1), values.transpose(1, 2)  # [G, H, E, T], [G, H, T, E]
+    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (q, own, v, keys, values))
+    if recorded or q.numel() // q.shape[-1] * keys.shape[1] <= BLOCK:
+        return _attend(q, own, v, kt, vt, bias).flatten(0, 1)
+    g, m, h, _ = q.shape
+    out = torch.empty_like(v)
+    wide = min(g, max(1, BLOCK // (m * h * keys.shape[1])))  # users per block
+    tall = m if wide > 1 else min(m, max(16, BLOCK // (h * keys.shape[1])))  # candidates per block
+    for i in range(0, g, wide):
+        a = slice(i, i + wide)
+        ka, va = kt[a].contiguous(), vt[a].contiguous()
+        for j in range(0, m, tall):
+            b = slice(j, j + tall)
+            out[a, b] = _attend(q[a, b], own[a, b], v[a, b], ka, va, bias[a])
+    return out.flatten(0, 1)
+
+
+def _attend(q: Tensor, own: Tensor, v: Tensor, kt: Tensor, vt: Tensor, bias: Tensor) -> Tensor:
+    """q, v [G, M, H, E]; own [G, M, H]; kt [G, H, E, T]; vt [G, H, T, E]; bias [G, T] -> [G, M, H, E]."""
+    scores = torch.matmul(q.transpose(1, 2), kt) + bias[:, None, None]  # [G, H, M, T]
+    itself = own.transpose(1, 2)[..., None]  # [G, H, M, 1]
+    weights = torch.cat([scores, itself], -1).softmax(-1)
+    read = torch.matmul(weights[..., :-1], vt).transpose(1, 2)  # [G, M, H, E]
+    return read + weights[..., -1:].transpose(1, 2) * v
