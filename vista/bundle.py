@@ -1,0 +1,277 @@
+"""A trained model as a directory that is complete or not there.
+
+    BUNDLE/
+      config.json           ModelConfig, its one text form
+      weights.safetensors   every parameter and buffer of VistaModel
+      items.parquet         catalogue: item_id int64, name string, surface int32, events int64 (ascending
+      item_id) bundle.json           format, fingerprint, action and surface names, metrics, what it was
+      trained on READY                 empty, written last
+
+Built under a temporary name beside its place, every file fsynced, then renamed in one step: a bundle that can
+be seen under its name is whole. The fingerprint covers configuration and weights (XXH3-128), so summaries,
+index and pool made by one model can refuse another's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from vista.config import ModelConfig, fingerprint, from_text, to_text
+from vista.errors import BundleError, ConfigError, FingerprintMismatch
+
+if TYPE_CHECKING:
+    from vista.model import VistaModel
+
+FORMAT = "vista-bundle 1"
+FILES = ("config.json", "weights.safetensors", "items.parquet", "bundle.json", "READY")
+ITEMS = pa.schema(
+    [("item_id", pa.int64()), ("name", pa.string()), ("surface", pa.int32()), ("events", pa.int64())]
+)
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What a bundle knows beside its weights.
+
+    Attributes:
+        user_kind: ``int64`` or ``string``, of the tables it was trained on.
+        actions, surfaces: names in the order of their numbers; ``actions`` repeats ``ModelConfig.actions``.
+        metrics: of the last validation, by name.
+        training: the training configuration and where it stopped, for the record.
+        table_snapshot: history snapshot it was trained on, if known.
+    """
+
+    user_kind: str = "int64"
+    actions: tuple[str, ...] = ()
+    surfaces: tuple[str, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    table_snapshot: int | None = None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle. ``items()`` reads the catalogue when asked."""
+
+    path: Path
+    model: VistaModel
+    config: ModelConfig
+    fingerprint: str
+    meta: Meta
+
+    def items(self) -> pa.Table:
+        """The catalogue (schema ``ITEMS``), ascending by ``item_id``.
+
+        Raises:
+            BundleError: the file is not readable Parquet of that schema.
+        """
+        return read_items(self.path / "items.parquet")
+
+
+def model_fingerprint(config: ModelConfig, weights: dict[str, torch.Tensor]) -> str:
+    """32 hex digits over the configuration and every tensor's name, dtype, shape and bytes, in name order."""
+
+    def parts():
+        for name in sorted(weights):
+            value = weights[name].detach().cpu().contiguous()
+            yield f"{name}|{value.dtype}|{tuple(value.shape)}|".encode()
+            yield value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
+
+    return fingerprint(config, *parts())
+
+
+def items_table(
+    item_id: np.ndarray, surface: np.ndarray, events: np.ndarray, name: list[str] | None = None
+) -> pa.Table:
+    """A catalogue of schema ``ITEMS``, sorted by ``item_id``; without names an item is called by its
+    number."""
+    order = np.argsort(item_id, kind="stable")
+    names = [str(i) for i in item_id] if name is None else name
+    return pa.table(
+        {
+            "item_id": np.asarray(item_id, np.int64)[order],
+            "name": pa.array(names, pa.string()).take(pa.array(order)),
+            "surface": np.asarray(surface, np.int32)[order],
+            "events": np.asarray(events, np.int64)[order],
+        },
+        schema=ITEMS,
+    )
+
+
+def read_items(path: Path) -> pa.Table:
+    """Read a catalogue.
+
+    Raises:
+        BundleError: missing, not Parquet, or of another schema.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise BundleError(
+            f"{path}: expected a Parquet catalogue, found {error}; run `vista train` again"
+        ) from error
+    if not table.schema.equals(ITEMS):
+        raise BundleError(
+            f"{path}: expected columns {ITEMS.names} of types {[str(t) for t in ITEMS.types]}, "
+            f"found {table.schema.names} of {[str(t) for t in table.schema.types]}; run `vista train` again"
+        )
+    return table
+
+
+def save(path: str | Path, model: VistaModel, meta: Meta, items: pa.Table) -> Path:
+    """Write a bundle at ``path``, which must not exist; returns the path.
+
+    Raises:
+        BundleError: something is already there, or ``items`` has another schema than ``ITEMS``.
+    """
+    path = Path(path)
+    if path.exists():
+        raise BundleError(
+            f"{path}: expected no file or folder of that name, found one; give `vista train` another --out"
+        )
+    if not items.schema.equals(ITEMS):
+        raise BundleError(
+            f"items: expected schema {ITEMS.names}, found {items.schema.names}; run `vista ingest` again"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    mark = model_fingerprint(model.config, weights)
+    building = path.parent / f".{path.name}.{uuid.uuid4().hex}.building"
+    building.mkdir()
+    try:
+        (building / "config.json").write_text(to_text(model.config), encoding="utf-8")
+        save_file(weights, str(building / "weights.safetensors"), metadata={"fingerprint": mark})
+        pq.write_table(items, building / "items.parquet")
+        description = {
+            "format": FORMAT,
+            "fingerprint": mark,
+            "user_kind": meta.user_kind,
+            "actions": list(meta.actions),
+            "surfaces": list(meta.surfaces),
+            "table_snapshot": meta.table_snapshot,
+            # JSON has no NaN: a metric that could not be computed is null.
+            "metrics": {k: (float(v) if np.isfinite(v) else None) for k, v in meta.metrics.items()},
+            "training": meta.training,
+        }
+        (building / "bundle.json").write_text(
+            json.dumps(description, indent=2, allow_nan=False) + "\n", "utf-8"
+        )
+        (building / "READY").touch()
+        for name in FILES:
+            _fsync(building / name)
+        _fsync(building)
+        os.rename(building, path)
+        _fsync(path.parent)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    return path
+
+
+def load(path: str | Path, device: str | torch.device = "cpu", expect: str | None = None) -> Bundle:
+    """Read a bundle, rebuild its model in evaluation mode and verify its fingerprint.
+
+    Args:
+        expect: fingerprint it must have (of the store it is to serve, say); None takes any.
+
+    Raises:
+        BundleError: not a bundle, incomplete, of another format, or damaged.
+        FingerprintMismatch: whole, but not the model ``expect`` names.
+    """
+    from vista.model import VistaModel
+
+    path = Path(path)
+    meta, mark = read_meta(path)
+    try:
+        config = from_text(ModelConfig, (path / "config.json").read_text("utf-8"))
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path}/config.json: {error}; run `vista train` again") from error
+    try:
+        weights = load_file(str(path / "weights.safetensors"))
+    except (SafetensorError, OSError) as error:
+        raise BundleError(
+            f"{path}/weights.safetensors: expected safetensors, found {error}; run `vista train` again"
+        ) from error
+    found = model_fingerprint(config, weights)
+    if found != mark:
+        raise BundleError(
+            f"{path}: expected fingerprint {mark} (bundle.json), found {found} from configuration and "
+            "weights: "
+            "a file was changed or damaged; restore it or run `vista train` again"
+        )
+    if expect is not None and expect != mark:
+        raise FingerprintMismatch(
+            f"{path}: expected the model {expect}, found {mark}; summarise again with this model (`vista "
+            "summarize`) "
+            "or load the bundle that made the store"
+        )
+    model = VistaModel(config)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise BundleError(
+            f"{path}/weights.safetensors: expected the tensors of this version's model, found {error}; "
+            "run `vista train` again"
+        ) from error
+    return Bundle(path, model.to(device).eval(), config, mark, meta)
+
+
+def read_meta(path: str | Path) -> tuple[Meta, str]:
+    """What bundle.json says, and the fingerprint, without loading weights.
+
+    Raises:
+        BundleError: not a bundle, incomplete, or of another format.
+    """
+    path = Path(path)
+    missing = [name for name in FILES if not (path / name).exists()]
+    if missing:
+        found = sorted(p.name for p in path.iterdir()) if path.is_dir() else "no such folder"
+        raise BundleError(
+            f"{path}: expected a bundle, missing {missing}, found {found}; make one with `vista train`"
+        )
+    try:
+        description = json.loads((path / "bundle.json").read_text("utf-8"))
+        version = description["format"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise BundleError(
+            f"{path}/bundle.json: expected a JSON object, found {error!r}; run `vista train` again"
+        ) from error
+    if version != FORMAT:
+        raise BundleError(
+            f"{path}: expected format {FORMAT!r}, found {version!r}; run `vista train` with this version"
+        )
+    try:
+        meta = Meta(
+            user_kind=str(description["user_kind"]),
+            actions=tuple(description["actions"]),
+            surfaces=tuple(description["surfaces"]),
+            metrics={k: float("nan") if v is None else float(v) for k, v in description["metrics"].items()},
+            training=dict(description["training"]),
+            table_snapshot=description["table_snapshot"],
+        )
+        return meta, str(description["fingerprint"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(
+            f"{path}/bundle.json: field missing or of another type: {error!r}; run `vista train` again"
+        ) from error
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
