@@ -1,4 +1,4 @@
-"""What a job can fail with. The exit code of each class is what ``vista`` returns; docs/operations.md has the table."""
+"""What a job can fail with. The exit code of each class is what ``vista`` returns (docs/operations.md)."""
 
 from __future__ import annotations
 

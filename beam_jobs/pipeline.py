@@ -1,16 +1,18 @@
 """The runner of a job: a local one by name, or any other by its own options, which pass through untouched.
 
-Without ``--runner`` a job runs on Beam's ``FnApiRunner``, named explicitly: the ``DirectRunner`` of today first tries
-to download another runner. Its three modes are ``in_memory`` (one thread of this process), ``multi_threading`` and
-``multi_processing`` (a subprocess per worker; each loads the model once).
+Without ``--runner`` a job runs on Beam's ``FnApiRunner``, named explicitly: the ``DirectRunner`` of today first
+tries to download another runner. Its three modes are ``in_memory`` (one thread of this process),
+``multi_threading`` and ``multi_processing`` (a subprocess per worker; each loads the model once).
 
-What is handed to workers is pickled by reference: every DoFn and function of a job lives in an importable module,
-and no job saves the main session. A task gets paths, never rows, but for the one shuffle of ``ingest``.
+What is handed to workers is pickled by reference: every DoFn and function of a job lives in an importable
+module, and no job saves the main session. A task gets paths, never rows, but for the one shuffle of ``ingest``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -18,12 +20,20 @@ from typing import Any, TypeVar
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.portability.api.beam_fn_api_pb2 import InstructionResponse
+from apache_beam.portability.python_urns import SUBPROCESS_SDK
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
+    SubprocessSdkWorkerHandler,
+    WorkerHandler,
+)
+from apache_beam.runners.portability.local_job_service import SubprocessSdkWorker
 
 from beam_jobs.errors import OptionsError, WorkerLost
 
 MODES = ("in_memory", "multi_threading", "multi_processing")
 NAMESPACE = "vista"
+LOCAL_RUNNER = "FnApiRunner"
 T = TypeVar("T")
 
 
@@ -38,13 +48,15 @@ def local_args(mode: str = "in_memory", workers: int = 1) -> list[str]:
         OptionsError: unknown mode, fewer than one worker, or several workers ``in_memory``.
     """
     if mode not in MODES:
-        raise OptionsError(f"--mode: expected one of {', '.join(MODES)}, found {mode!r}; see vista summarize --help")
+        raise OptionsError(
+            f"--mode: expected one of {', '.join(MODES)}, found {mode!r}; see vista summarize --help"
+        )
     if workers < 1 or (mode == "in_memory" and workers != 1):
         raise OptionsError(
             f"--workers: expected 1 in mode in_memory, else at least 1; found {workers} in {mode}; "
             f"see vista summarize --help"
         )
-    return ["--runner=FnApiRunner", f"--direct_running_mode={mode}", f"--direct_num_workers={workers}"]
+    return [f"--runner={LOCAL_RUNNER}", f"--direct_running_mode={mode}", f"--direct_num_workers={workers}"]
 
 
 def pipeline_options(beam_args: Sequence[str] = ()) -> PipelineOptions:
@@ -55,20 +67,20 @@ def pipeline_options(beam_args: Sequence[str] = ()) -> PipelineOptions:
     """
     args = list(beam_args)
     if not any(arg == "--runner" or arg.startswith("--runner=") for arg in args):
-        args = ["--runner=FnApiRunner", *args]
+        args = [f"--runner={LOCAL_RUNNER}", *args]
     try:
         options = PipelineOptions(args)
-        options.view_as(StandardOptions)
+        options.get_all_options()
     except SystemExit as error:  # argparse inside Beam
         raise OptionsError(
-            f"Beam refused its arguments {args}; they are those after -- in vista summarize -- ARGS"
+            f"Beam refused its arguments {args}; they are what follows -- in vista summarize OPTIONS -- ARGS"
         ) from error
     return options
 
 
 def is_local(options: PipelineOptions) -> bool:
     """Whether the workers are threads or children of this process."""
-    return options.view_as(StandardOptions).runner in ("FnApiRunner", FnApiRunner.__name__)
+    return options.view_as(StandardOptions).runner.endswith(LOCAL_RUNNER)
 
 
 def run(build: Callable[[beam.Pipeline], Any], beam_args: Sequence[str] = ()) -> dict[str, int]:
@@ -79,20 +91,27 @@ def run(build: Callable[[beam.Pipeline], Any], beam_args: Sequence[str] = ()) ->
         beam_args: the runner's own arguments.
 
     Returns:
-        Counters in the namespace ``vista`` by name. A runner may count a retried task twice or not report at all;
-        what a job accounts for comes from its receipts, not from here.
+        Counters in the namespace ``vista`` by name. A runner may count a retried task twice or not report at
+        all; what a job accounts for comes from its receipts, not from here.
 
     Raises:
         WorkerLost: a local worker process died.
         Exception: whatever the runner raises for a failed task.
     """
     options = pipeline_options(beam_args)
-    runner = FnApiRunner() if is_local(options) else None
-    pipeline = beam.Pipeline(runner=runner, options=options)
+    local = is_local(options)
+    pipeline = beam.Pipeline(runner=FnApiRunner() if local else None, options=options)
     build(pipeline)
-    with _watch_workers() if runner is not None else contextlib.nullcontext():
-        result = pipeline.run()
-        result.wait_until_finish()
+    with _supervised_workers() if local else contextlib.nullcontext([]) as lost:
+        try:
+            result = pipeline.run()
+            result.wait_until_finish()
+        except Exception as error:
+            if lost:
+                raise WorkerLost(
+                    f"{'; '.join(lost)}; run the same command again to continue the run"
+                ) from error
+            raise
     try:
         counters = result.metrics().query()["counters"]
     except (NotImplementedError, AttributeError, ValueError):
@@ -102,6 +121,57 @@ def run(build: Callable[[beam.Pipeline], Any], beam_args: Sequence[str] = ()) ->
         for c in counters
         if c.key.metric.namespace == NAMESPACE and isinstance(c.result, int)
     }
+
+
+class _SupervisedWorkerHandler(SubprocessSdkWorkerHandler):
+    """A worker process whose death fails the run. Beam 2.77 waits for its answer for ever instead."""
+
+    def __init__(self, lost: list[str], *args: Any):
+        super().__init__(*args)
+        self._lost = lost
+        self._stopped = threading.Event()
+
+    def start_worker(self) -> None:
+        self.worker = SubprocessSdkWorker(
+            self._worker_command_line, self.control_address, self.provision_info, self.worker_id
+        )
+        self.worker_thread = threading.Thread(name="run_worker", target=self._supervise, daemon=True)
+        self.worker_thread.start()
+
+    def _supervise(self) -> None:
+        try:
+            self.worker.run()
+        except RuntimeError as error:  # its exit code was not 0
+            text = f"{self.worker_id}: {error}"
+            self._lost.append(text)
+            while not self._stopped.wait(0.1):  # also whatever is asked of it after its death
+                # An answer with an error rather than abort(): only the former also ends the wait for its data.
+                for instruction, future in list(self.control_conn._futures_by_id.items()):
+                    future.set(InstructionResponse(instruction_id=instruction, error=text))
+
+    def stop_worker(self) -> None:
+        self._stopped.set()
+        super().stop_worker()
+
+
+@contextlib.contextmanager
+def _supervised_workers() -> Iterator[list[str]]:
+    """Use :class:`_SupervisedWorkerHandler` for subprocess workers while the body runs; yields what was lost.
+
+    Beam's own chatter about the start and end of each worker is left out meanwhile.
+    """
+    registry = WorkerHandler._registered_environments
+    before = registry[SUBPROCESS_SDK]
+    lost: list[str] = []
+    registry[SUBPROCESS_SDK] = (functools.partial(_SupervisedWorkerHandler, lost), before[1])
+    chatter = logging.getLogger("apache_beam.runners.portability.local_job_service")
+    level = chatter.level
+    chatter.setLevel(logging.ERROR)
+    try:
+        yield lost
+    finally:
+        chatter.setLevel(level)
+        registry[SUBPROCESS_SDK] = before
 
 
 def count(name: str, n: int = 1) -> None:
@@ -127,5 +197,5 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 
 def in_balanced_order(sizes: Iterable[tuple[T, float]]) -> list[T]:
-    """Tasks with their sizes, largest first: local runners deal tasks out one by one, so the workers end together."""
+    """Tasks, largest first: local runners deal them out one by one, so that the workers end together."""
     return [task for task, _ in sorted(sizes, key=lambda pair: -pair[1])]

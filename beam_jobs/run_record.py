@@ -46,14 +46,14 @@ DEAD_LETTER_SCHEMA = pa.schema(
         ("rows", pa.int64()),
     ]
 )
-"""``reason`` is a short stable word (``not_finite``, ``model_error``, ``null_user``, ...), ``detail`` a sentence,
-``source`` and ``row`` the input file and its row where there is one (else "" and -1), ``rows`` how many rows the
-letter stands for."""
+"""``reason`` is a short stable word (``not_finite``, ``model_error``, ``null_user``, ...), ``detail`` a
+sentence, ``source`` and ``row`` the input file and its row where there is one (else "" and -1), ``rows`` how
+many rows the letter stands for."""
 
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """One user (summarize, refresh) or one group of rows (ingest) that was set aside; columns of the schema above."""
+    """One user (summarize, refresh) or one group of rows (ingest) that was set aside: a row of the schema."""
 
     job: str
     reason: str
@@ -120,7 +120,7 @@ class RunRecord:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Put ``data`` under ``path`` by a temporary name, fsync and rename: readers see all of it or the old file."""
+    """Put ``data`` under ``path``: temporary name, fsync, rename. Readers see all of it or the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -164,14 +164,14 @@ def unit_name(bucket: int) -> str:
 class RunDirectory:
     """The directory of one run. Picklable: workers open it by path and need nothing else.
 
-    All methods may be called from any process that sees the path; only :meth:`start` and :meth:`finish` belong to
-    the driver.
+    All methods may be called from any process that sees the path; only :meth:`start`, :meth:`save` and
+    :meth:`finish` belong to the driver.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
-    # Driver ------------------------------------------------------------------------------------------------------
+    # Driver -------------------------------------------------------------------------------------------------
 
     @staticmethod
     def start(
@@ -188,7 +188,7 @@ class RunDirectory:
             identity: JSON-able options that decide the result.
 
         Returns:
-            The directory and its record as it stands; ``record.exit_code`` is not None where the run had finished.
+            The directory and its record as it stands; ``exit_code`` is not None where the run had finished.
 
         Raises:
             RunOptionsDiffer: the directory holds a run of another job or with another identity.
@@ -200,7 +200,8 @@ class RunDirectory:
             record = RunRecord.load(run.path)
             if record.job != job:
                 raise RunOptionsDiffer(
-                    f"{run.path}: expected a run of {job}, found one of {record.job}; name another run directory"
+                    f"{run.path}: expected a run of {job}, found one of {record.job}; "
+                    f"name another run directory"
                 )
             changed = [
                 f"{key}: the run has {record.identity.get(key)!r}, you ask {wanted.get(key)!r}"
@@ -215,7 +216,8 @@ class RunDirectory:
             return run, record
         if run.path.exists() and any(name for name in os.listdir(run.path) if name != "run.lock"):
             raise RunRecordDamaged(
-                f"{run.path}: expected run.json or an empty directory, found other files; name another run directory"
+                f"{run.path}: expected run.json or an empty directory, found other files; "
+                f"name another run directory"
             )
         record = RunRecord(
             job=job,
@@ -242,10 +244,13 @@ class RunDirectory:
         return _Hold(self.path)
 
     def finish(self, record: RunRecord) -> RunRecord:
-        """Gather the dead letters, fill in ``buckets`` and peak memory from the receipts, write ``run.json``."""
+        """Gather the dead letters, add buckets and peak memory from the receipts, write ``run.json``."""
         receipts = self.receipts()
         rows = [
-            {"name": name, **{k: receipt[k] for k in ("counts", "timings", "peak_memory_bytes") if k in receipt}}
+            {
+                "name": name,
+                **{k: receipt[k] for k in _KEPT if k in receipt},
+            }
             for name, receipt in sorted(receipts.items())
         ]
         letters = self.gather_dead_letters()
@@ -260,7 +265,7 @@ class RunDirectory:
         self.save(done)
         return done
 
-    # Units of work -----------------------------------------------------------------------------------------------
+    # Units of work ------------------------------------------------------------------------------------------
 
     def write_receipt(self, name: str, receipt: Mapping[str, Any]) -> None:
         """Declare unit ``name`` finished. ``receipt["files"]`` maps absolute or run-relative paths to
@@ -271,7 +276,7 @@ class RunDirectory:
         (self.path / "progress" / f"{name}.json").unlink(missing_ok=True)
 
     def receipt(self, name: str, *, verify: bool = True) -> dict[str, Any] | None:
-        """The receipt of unit ``name``, or None where there is none or (``verify``) its files are not as it says."""
+        """The receipt of unit ``name``; None where there is none or (``verify``) a file is not as it says."""
         try:
             receipt = json.loads((self.path / "receipts" / f"{name}.json").read_text())
         except (FileNotFoundError, ValueError):
@@ -289,7 +294,11 @@ class RunDirectory:
     def receipts(self) -> dict[str, dict[str, Any]]:
         """All receipts by unit name, unverified."""
         folder = self.path / "receipts"
-        names = sorted(p.stem for p in folder.glob("*.json") if not p.name.startswith(".")) if folder.exists() else []
+        names = (
+            sorted(p.stem for p in folder.glob("*.json") if not p.name.startswith("."))
+            if folder.exists()
+            else []
+        )
         found = ((name, self.receipt(name, verify=False)) for name in names)
         return {name: receipt for name, receipt in found if receipt is not None}
 
@@ -298,7 +307,7 @@ class RunDirectory:
         return {str(p): {"bytes": Path(p).stat().st_size, "digest": file_digest(p)} for p in paths}
 
     def note_failure(self, name: str, error: BaseException) -> None:
-        """Keep the error of unit ``name`` where the driver finds it: runners pass on only its text, if that."""
+        """Keep the error of unit ``name`` for the driver: runners pass on only its text, if that."""
         facts = {
             "error": type(error).__name__,
             "text": str(error),
@@ -337,7 +346,7 @@ class RunDirectory:
             events += facts["events"]
         return len(receipts), users, events
 
-    # Dead letters ------------------------------------------------------------------------------------------------
+    # Dead letters -------------------------------------------------------------------------------------------
 
     def write_dead_letters(self, name: str, letters: Iterable[DeadLetter] | pa.Table) -> Path | None:
         """Replace the dead letters of unit ``name``; nothing is kept for none. Returns the file written."""
@@ -374,6 +383,9 @@ class RunDirectory:
         finally:
             temporary.unlink(missing_ok=True)
         return total
+
+
+_KEPT = ("counts", "timings", "peak_memory_bytes")
 
 
 class _Hold:
