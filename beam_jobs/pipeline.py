@@ -1,11 +1,11 @@
 """The runner of a job: a local one by name, or any other by its own options, which pass through untouched.
 
-Without ``--runner`` a job runs on Beam's ``FnApiRunner``, named explicitly: the ``DirectRunner`` of today first
+Without ``--runner`` a job runs on Beam's ``FnApiRunner``, named explicitly: today's ``DirectRunner`` first
 tries to download another runner. Its three modes are ``in_memory`` (one thread of this process),
 ``multi_threading`` and ``multi_processing`` (a subprocess per worker; each loads the model once).
 
 What is handed to workers is pickled by reference: every DoFn and function of a job lives in an importable
-module, and no job saves the main session. A task gets paths, never rows, but for the one shuffle of ``ingest``.
+module, and no job saves the main session. A task gets paths, never rows; only ``ingest`` shuffles arrays.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
-from apache_beam.portability.api.beam_fn_api_pb2 import InstructionResponse
+from apache_beam.portability.api import beam_fn_api_pb2
 from apache_beam.portability.python_urns import SUBPROCESS_SDK
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
@@ -145,9 +145,9 @@ class _SupervisedWorkerHandler(SubprocessSdkWorkerHandler):
             text = f"{self.worker_id}: {error}"
             self._lost.append(text)
             while not self._stopped.wait(0.1):  # also whatever is asked of it after its death
-                # An answer with an error rather than abort(): only the former also ends the wait for its data.
+                # An answer with an error , not abort(): only this also ends the wait for its data.
                 for instruction, future in list(self.control_conn._futures_by_id.items()):
-                    future.set(InstructionResponse(instruction_id=instruction, error=text))
+                    future.set(beam_fn_api_pb2.InstructionResponse(instruction_id=instruction, error=text))
 
     def stop_worker(self) -> None:
         self._stopped.set()
