@@ -1,0 +1,51 @@
+"""One 64-bit mixer for item ids, the same numbers in numpy and in torch.
+
+SplitMix64's finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", Figure 16)
+over ``id + salt * golden ratio``. It decides rows of the embedding tables and buckets of the slot memory, so
+it is part of the format of a model: changing it makes another model.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_FIRST = 0xBF58476D1CE4E5B9
+_SECOND = 0x94D049BB133111EB
+_MASK = (1 << 64) - 1
+
+
+def _signed(value: int) -> int:
+    value &= _MASK
+    return value - (1 << 64) if value >> 63 else value
+
+
+def mix_numpy(item: np.ndarray, salt: int) -> np.ndarray:
+    """uint64 hash of int64 ids, any shape."""
+    x = np.ascontiguousarray(item, np.int64).view(np.uint64) + np.uint64((salt * _GOLDEN) & _MASK)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(_FIRST)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(_SECOND)
+    return x ^ (x >> np.uint64(31))
+
+
+def mix_torch(item: torch.Tensor, salt: int) -> torch.Tensor:
+    """The same 64 bits as :func:`mix_numpy`, held in int64 (torch has no unsigned shift), any shape."""
+
+    def shifted(x: torch.Tensor, by: int) -> torch.Tensor:
+        return (x >> by) & ((1 << (64 - by)) - 1)
+
+    x = item.to(torch.int64) + _signed(salt * _GOLDEN)
+    x = (x ^ shifted(x, 30)) * _signed(_FIRST)
+    x = (x ^ shifted(x, 27)) * _signed(_SECOND)
+    return x ^ shifted(x, 31)
+
+
+def bucket_numpy(item: np.ndarray, salt: int, buckets: int) -> np.ndarray:
+    """int64 in [0, buckets): the upper 32 bits of the hash, modulo ``buckets``."""
+    return ((mix_numpy(item, salt) >> np.uint64(32)) % np.uint64(buckets)).astype(np.int64)
+
+
+def bucket_torch(item: torch.Tensor, salt: int, buckets: int) -> torch.Tensor:
+    """As :func:`bucket_numpy`, on tensors."""
+    return ((mix_torch(item, salt) >> 32) & 0xFFFFFFFF) % buckets
