@@ -55,14 +55,19 @@ class Plan:
         groups: the batched products to make.
         back: int64 [B], place of every candidate in the groups' outputs put one after the other; None
             where that is already the order.
+        user: int64 [B], user of every candidate.
         users: U.
-        candidates: B.
     """
 
     groups: tuple[Group, ...]
     back: Tensor | None
+    user: Tensor
     users: int
-    candidates: int
+
+    @property
+    def candidates(self) -> int:
+        """B."""
+        return len(self.user)
 
     @staticmethod
     def of(offsets: Tensor | np.ndarray, device: torch.device | str = "cpu") -> Plan:
@@ -76,10 +81,11 @@ class Plan:
             raise ValueError("offsets must be int64 [U + 1], start at 0 and never decrease")
         lengths = np.diff(ends)
         users, total = len(lengths), int(ends[-1])
+        user = _index(np.repeat(np.arange(users), lengths), device)
         if total == 0:
-            return Plan((), None, users, 0)
+            return Plan((), None, user, users)
         if (lengths == lengths[0]).all():
-            return Plan((Group(None, None, int(lengths[0])),), None, users, total)
+            return Plan((Group(None, None, int(lengths[0])),), None, user, users)
         order = np.argsort(-lengths, kind="stable")
         order = order[lengths[order] > 0]
         back = np.empty(total, np.int64)
@@ -95,7 +101,7 @@ class Plan:
             back[rows[real]] = done + np.flatnonzero(real)
             groups.append(Group(_index(members, device), _index(rows, device), width))
             start, done = stop, done + rows.size
-        return Plan(tuple(groups), _index(back, device), users, total)
+        return Plan(tuple(groups), _index(back, device), user, users)
 
 
 def _index(values: np.ndarray, device: torch.device | str) -> Tensor:
@@ -103,7 +109,13 @@ def _index(values: np.ndarray, device: torch.device | str) -> Tensor:
 
 
 def naive(
-    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, mask: Tensor, offsets: Tensor | np.ndarray
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    offsets: Tensor | np.ndarray | Plan,
 ) -> Tensor:
     """The definition: every candidate's context is copied to it.
 
@@ -111,13 +123,12 @@ def naive(
         q, k, v: [B, H, E], the candidates' own projections.
         keys, values: [U, T, H, E], the contexts'.
         mask: bool [U, T], True where a context token may be read. A user may have none.
-        offsets: int64 [U + 1].
+        offsets: int64 [U + 1], or a :class:`Plan` made of it.
 
     Returns:
         [B, H, E].
     """
-    lengths = torch.as_tensor(offsets).diff()
-    user = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(q.device)
+    user = (offsets if isinstance(offsets, Plan) else Plan.of(offsets, q.device)).user
     own_keys = torch.cat([keys[user], k[:, None]], 1)  # [B, T + 1, H, E]
     own_values = torch.cat([values[user], v[:, None]], 1)
     seen = torch.cat([mask[user], mask.new_ones(len(user), 1)], 1)  # [B, T + 1]
@@ -137,8 +148,7 @@ def fast(
 ) -> Tensor:
     """Equal to :func:`naive` (same arguments and result), without copying contexts.
 
-    ``offsets`` may be a :class:`Plan` made before. Work and memory are ``B T`` scores per head, in blocks
-    of :data:`BLOCK` when no gradient is recorded.
+    Work and memory are ``B T`` scores per head, in blocks of :data:`BLOCK` when no gradient is recorded.
     """
     plan = offsets if isinstance(offsets, Plan) else Plan.of(offsets, q.device)
     if plan.candidates != len(q) or plan.users != len(keys):
