@@ -1,0 +1,129 @@
+"""Laws of reading sorted table files: whatever the files, the batches are the same total history."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vista.data.events import COLUMNS, ORDER, Events
+from vista.data.rows import HISTORY, Rows, SortedWriter
+from vista.data.tables import TableExists, TableMissing, Warehouse, read_bucket
+from vista.errors import DataError
+
+
+def random_events(rng: np.random.Generator, n: int, span: int) -> dict[str, np.ndarray]:
+    limits = {"item": 4, "action": 3, "surface": 2, "time": span, "request": 2}
+    return {name: rng.integers(0, limits[name], n).astype(dtype) for name, dtype in COLUMNS.items()}
+
+
+def expected(user: np.ndarray, columns: dict[str, np.ndarray]) -> list[tuple]:
+    """Every distinct event in contract order, by Python's own sort."""
+    rows = zip(user.tolist(), *(columns[n].tolist() for n in ORDER), strict=True)
+    return sorted(set(rows))
+
+
+def flat(batches) -> list[tuple]:
+    rows = []
+    for batch in batches:
+        user = np.repeat(batch.users, batch.events.lengths)
+        rows += zip(user.tolist(), *(getattr(batch.events, n).tolist() for n in ORDER), strict=True)
+    return rows
+
+
+def write_sorted(
+    path, user: np.ndarray, columns: dict[str, np.ndarray], by: tuple[str, ...], kind: str
+) -> str:
+    index = np.array(sorted(range(len(user)), key=lambda i: (user[i], *(columns[n][i] for n in by))), int)
+    rows = Rows.of_sorted(user[index], {n: c[index] for n, c in columns.items()})
+    with SortedWriter(str(path), HISTORY, kind, 0) as writer:
+        writer.write(rows)
+    return str(path)
+
+
+@given(seed=st.integers(0, 10_000), files=st.integers(1, 4), max_rows=st.integers(1, 40), text=st.booleans())
+def test_any_split_into_files_and_any_batch_size_give_the_same_history(
+    tmp_path_factory, seed, files, max_rows, text
+):
+    rng = np.random.default_rng(seed)
+    folder = tmp_path_factory.mktemp("split")
+    n = int(rng.integers(0, 120))
+    user = rng.integers(-3, 3, n)
+    user = np.array([f"ü{u}" for u in user], object) if text else user
+    columns = random_events(rng, n, span=6)
+    part = rng.integers(0, files, n)
+    # Sorted by (user, time) alone: ties stand in any order, as in another engine's table.
+    paths = [
+        write_sorted(
+            folder / f"{i}.parquet",
+            user[part == i],
+            {c: v[part == i] for c, v in columns.items()},
+            ("time",),
+            "string" if text else "int64",
+        )
+        for i in range(files)
+    ]
+    batches = list(read_bucket(paths, max_rows=max_rows))
+    assert flat(batches) == expected(user, columns)
+    assert all(len(b.events) <= max_rows for b in batches)
+    for before, after in zip(batches, batches[1:], strict=False):
+        assert before.continues == (before.users[-1] == after.users[0])
+        # A user is cut only where it does not fit a batch of its own.
+        assert not before.continues or (len(before.users) == 1 and len(before.events) == max_rows)
+    assert not batches or not batches[-1].continues
+
+
+def test_only_the_wanted_users_are_read(tmp_path):
+    rng = np.random.default_rng(0)
+    n = 5_000
+    user, columns = rng.integers(0, 200, n), random_events(rng, n, span=1_000)
+    path = write_sorted(tmp_path / "a.parquet", user, columns, ORDER, "int64")
+    wanted = np.array([150, 3, 999_999, 77])
+    keep = np.isin(user, wanted)
+    found = flat(read_bucket([path], max_rows=64, users=wanted))
+    assert found == expected(user[keep], {c: v[keep] for c, v in columns.items()})
+
+
+def test_a_file_out_of_order_is_refused_by_name(tmp_path):
+    columns = random_events(np.random.default_rng(0), 3, span=5)
+    path = str(tmp_path / "bad.parquet")
+    with SortedWriter(path, HISTORY, "int64", 0) as writer:
+        writer.write(Rows(np.array([2, 1]), np.array([1, 2]), columns))
+    with pytest.raises(DataError, match=r"bad\.parquet.*order of user_id.*vista ingest"):
+        list(read_bucket([path], max_rows=10))
+
+
+def test_a_missing_file_is_a_typed_error(tmp_path):
+    with pytest.raises(DataError, match="gone"):
+        list(read_bucket([str(tmp_path / "gone.parquet")], max_rows=10))
+
+
+def test_a_commit_is_one_snapshot_and_since_names_only_what_it_added(tmp_path):
+    warehouse = Warehouse(tmp_path / "w").create(num_buckets=2, actions=("a", "b"))
+    users = np.array([5, -7, 8])
+    buckets = np.array([1, 1, 0])
+    events = Events.of([2, 1, 3], item=np.arange(6), time=np.array([3, 1, 2, 9, 8, 7]))
+    first = warehouse.append(users, events, buckets, "one")
+    assert Warehouse(tmp_path / "w").open().snapshot() == first
+    second = warehouse.append(
+        np.array([8]), Events.of([1], item=np.array([60]), time=np.array([10])), np.array([0])
+    )
+    assert first != second
+    added = warehouse.bucket_files(since=first)
+    assert sorted(added) == [0] and [f.rows for f in added[0]] == [1]
+    assert warehouse.bucket_files(snapshot=first)[0][0].max_time == 9
+    batch = next(read_bucket(warehouse.bucket_files()[0], max_rows=100))
+    assert batch.users.tolist() == [8] and batch.events.time.tolist() == [7, 8, 9, 10]
+    items = warehouse.read_items()
+    assert items.item.tolist() == [0, 1, 2, 3, 4, 5, 60] and items.events.sum() == 7
+
+
+def test_creating_twice_and_opening_nothing_are_typed_errors(tmp_path):
+    with pytest.raises(TableMissing, match="vista ingest"):
+        Warehouse(tmp_path / "none").open()
+    warehouse = Warehouse(tmp_path / "w").create(num_buckets=2)
+    with pytest.raises(TableExists, match="vista ingest"):
+        warehouse.create(num_buckets=2)
+    with pytest.raises(DataError, match="num_buckets"):
+        Warehouse(tmp_path / "x").create(num_buckets=0)

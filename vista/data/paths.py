@@ -1,0 +1,123 @@
+"""Files by URI: local paths, and any filesystem that fsspec or PyArrow knows (``s3://``, ``gs://``, ``hdfs://``, ...)."""
+
+from __future__ import annotations
+
+import glob as local_glob
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+from fsspec.core import url_to_fs
+
+from vista.errors import DataError
+
+
+def is_local(uri: str) -> bool:
+    return "://" not in uri or uri.startswith("file://")
+
+
+def local_path(uri: str) -> str:
+    """The path behind ``file://`` or of a bare local name."""
+    return uri.removeprefix("file://")
+
+
+def as_uri(path: str | Path) -> str:
+    """Absolute URI of a local path; other URIs unchanged."""
+    text = str(path)
+    return "file://" + os.path.abspath(local_path(text)) if is_local(text) else text
+
+
+def open_input(uri: str) -> Any:
+    """Random-access binary file; a memory map where local."""
+    if is_local(uri):
+        return pa.memory_map(local_path(uri))
+    return fsspec.open(uri, "rb").open()
+
+
+def open_output(uri: str) -> Any:
+    """New binary file; parent folders are made. Object stores show it only once it is closed."""
+    fs, path = filesystem(uri)
+    fs.makedirs(os.path.dirname(path), exist_ok=True)
+    return fs.open(path, "wb")
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """(filesystem, path in it).
+
+    Raises:
+        DataError: no filesystem is installed for the scheme.
+    """
+    try:
+        return url_to_fs(uri)
+    except (ImportError, ValueError) as error:
+        raise DataError(
+            f"{uri}: no filesystem for this scheme ({error}); install it and run vista ingest"
+        ) from error
+
+
+def move(source: str, target: str) -> None:
+    """Put ``source`` in the place of ``target``: one atomic rename where local, a server-side move elsewhere."""
+    if is_local(source):
+        with open(local_path(source), "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(local_path(source), local_path(target))
+        return
+    fs, path = filesystem(source)
+    fs.mv(path, filesystem(target)[1])
+
+
+def exists(uri: str) -> bool:
+    fs, path = filesystem(uri)
+    return bool(fs.exists(path))
+
+
+def remove(uris: Iterable[str]) -> None:
+    """Delete files; those already gone are fine."""
+    for uri in uris:
+        fs, path = filesystem(uri)
+        try:
+            fs.rm_file(path)
+        except FileNotFoundError:
+            pass
+
+
+def size(uri: str) -> int:
+    """Bytes of a file."""
+    return (
+        os.path.getsize(local_path(uri))
+        if is_local(uri)
+        else int(filesystem(uri)[0].size(filesystem(uri)[1]))
+    )
+
+
+def expand(patterns: Iterable[str]) -> list[str]:
+    """Files named by paths, folders (every ``*.parquet`` below) or globs, sorted, each once.
+
+    Raises:
+        DataError: a pattern that names no file.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        if is_local(pattern):
+            path = local_path(pattern)
+            if os.path.isdir(path):
+                path = os.path.join(path, "**", "*.parquet")
+            names = [n for n in local_glob.glob(path, recursive=True) if os.path.isfile(n)]
+            names = [os.path.abspath(n) for n in names] or (
+                [os.path.abspath(path)] if os.path.isfile(path) else []
+            )
+        else:
+            fs, path = filesystem(pattern)
+            if not local_glob.has_magic(path) and fs.isdir(path):
+                path = path.rstrip("/") + "/**/*.parquet"
+            names = [fs.unstrip_protocol(n) for n in fs.glob(path) if fs.isfile(n)]
+        if not names:
+            raise DataError(
+                f"{pattern}: expected at least one file, found none; check the path or the glob, then run "
+                f"vista ingest again"
+            )
+        found.update(names)
+    return sorted(found)
