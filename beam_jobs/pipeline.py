@@ -34,6 +34,7 @@ from beam_jobs.errors import OptionsError, WorkerLost
 MODES = ("in_memory", "multi_threading", "multi_processing")
 NAMESPACE = "vista"
 LOCAL_RUNNER = "FnApiRunner"
+_LOG_LEVEL = "beam:option:default_sdk_harness_log_level:v1"
 T = TypeVar("T")
 
 
@@ -132,6 +133,8 @@ class _SupervisedWorkerHandler(SubprocessSdkWorkerHandler):
         self._stopped = threading.Event()
 
     def start_worker(self) -> None:
+        # Options reach such a worker only from here; what is below ERROR would go to the terminal.
+        self.provision_info.provision_info.pipeline_options.update({_LOG_LEVEL: "ERROR"})
         self.worker = SubprocessSdkWorker(
             self._worker_command_line, self.control_address, self.provision_info, self.worker_id
         )
