@@ -1,0 +1,128 @@
+"""The item index against a brute-force search, its refusals, and its files."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vista.errors import DataError, FingerprintMismatch
+from vista.retrieval import KINDS, IndexDamaged, ItemIndex
+
+
+def unit(rng, *shape):
+    x = rng.normal(size=shape).astype(np.float32)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def catalogue(rng, m, d=8):
+    return rng.permutation(10 * m)[:m].astype(np.int64) - 5, unit(rng, m, d)
+
+
+@given(st.integers(1, 60), st.integers(1, 3), st.integers(1, 3), st.integers(1, 70), st.integers(0, 2**16))
+def test_exact_search_is_the_brute_force_answer_over_all_queries(m, users, queries, k, seed):
+    rng = np.random.default_rng(seed)
+    items, vectors = catalogue(rng, m)
+    query = unit(rng, users, queries, 8)
+    found = ItemIndex.of_vectors(items, vectors).search(query, k)
+    best = np.einsum("uqd,md->uqm", query, vectors).max(1)
+    row = {item: r for r, item in enumerate(items)}
+    for u in range(users):
+        n = min(k, m)
+        assert found.counts[u] == n
+        expected = np.sort(best[u])[::-1][:n]
+        np.testing.assert_allclose(found.scores[u, :n], expected, rtol=1e-5, atol=1e-6)
+        rows = [row[i] for i in found.ids[u, :n]]
+        assert len(set(rows)) == n
+        np.testing.assert_allclose(best[u][rows], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(found.vectors[u, :n], vectors[rows])
+        assert (found.ids[u, n:] == -1).all() and (found.vectors[u, n:] == 0).all()
+        assert np.isneginf(found.scores[u, n:]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_returns_the_stored_vector_of_every_id(kind):
+    rng = np.random.default_rng(0)
+    items, vectors = catalogue(rng, 2_000)
+    index = ItemIndex.of_vectors(items, vectors, kind)
+    found = index.search(unit(rng, 4, 2, 8), 50)
+    row = {item: r for r, item in enumerate(items)}
+    for u in range(4):
+        for i in range(found.counts[u]):
+            np.testing.assert_array_equal(found.vectors[u, i], vectors[row[found.ids[u, i]]])
+    np.testing.assert_array_equal(index.vectors(), vectors)
+
+
+def test_recall_against_exact_is_told_and_rises_with_effort():
+    rng = np.random.default_rng(1)
+    items, vectors = catalogue(rng, 4_000)
+    query = unit(rng, 20, 1, 8)
+    assert ItemIndex.of_vectors(items, vectors).recall_vs_exact(query, 50) == 1.0
+    assert ItemIndex.of_vectors(items, vectors, "hnsw").recall_vs_exact(query, 50) > 0.9
+    recalls = [
+        ItemIndex.of_vectors(items, vectors, "ivf", search_effort=effort).recall_vs_exact(query, 50)
+        for effort in (1, 8, 10_000)
+    ]
+    assert recalls[0] < recalls[1] < recalls[2] == 1.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_index_answers_as_before_and_refuses_another_model(kind, tmp_path):
+    rng = np.random.default_rng(2)
+    items, vectors = catalogue(rng, 500)
+    index = ItemIndex.of_vectors(items, vectors, kind, fingerprint="model-a")
+    index.save(tmp_path / "index")
+    index.save(tmp_path / "index")  # replaces
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]
+    loaded = ItemIndex.load(tmp_path / "index", "model-a")
+    query = unit(rng, 3, 1, 8)
+    for a, b in zip(index.search(query, 10), loaded.search(query, 10, fingerprint="model-a"), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(FingerprintMismatch, match="model-b"):
+        ItemIndex.load(tmp_path / "index", "model-b")
+    with pytest.raises(FingerprintMismatch, match="model-b"):
+        loaded.search(query, 10, fingerprint="model-b")
+
+
+@pytest.mark.parametrize("damage", ["no items", "short items", "truncated", "other format", "no json"])
+def test_a_damaged_index_is_refused_by_name(damage, tmp_path):
+    rng = np.random.default_rng(3)
+    path = tmp_path / "index"
+    ItemIndex.of_vectors(*catalogue(rng, 50)).save(path)
+    if damage == "no items":
+        (path / "items.npy").unlink()
+    elif damage == "short items":
+        np.save(path / "items.npy", np.arange(3))
+    elif damage == "truncated":
+        raw = (path / "index.faiss").read_bytes()
+        (path / "index.faiss").write_bytes(raw[: len(raw) // 2])
+    elif damage == "no json":
+        (path / "index.json").unlink()
+    else:
+        facts = json.loads((path / "index.json").read_text())
+        (path / "index.json").write_text(json.dumps({**facts, "format": "vista-index 9"}))
+    with pytest.raises(IndexDamaged, match=str(path)):
+        ItemIndex.load(path)
+
+
+def test_wrong_inputs_are_refused():
+    rng = np.random.default_rng(4)
+    items, vectors = catalogue(rng, 5)
+    with pytest.raises(DataError, match="expected one of"):
+        ItemIndex.of_vectors(items, vectors, "flat")
+    with pytest.raises(DataError, match="at least one item"):
+        ItemIndex.of_vectors(items[:0], vectors[:0])
+    with pytest.raises(DataError, match="twice"):
+        ItemIndex.of_vectors(np.zeros(5), vectors)
+    with pytest.raises(DataError, match="queries"):
+        ItemIndex.of_vectors(items, vectors).search(unit(rng, 2, 8), 3)
+
+
+def test_no_users_or_no_candidates_give_empty_answers():
+    rng = np.random.default_rng(5)
+    index = ItemIndex.of_vectors(*catalogue(rng, 5))
+    assert index.search(np.zeros((0, 1, 8)), 3).vectors.shape == (0, 3, 8)
+    assert index.search(unit(rng, 2, 1, 8), 0).ids.shape == (2, 0)

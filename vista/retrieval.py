@@ -1,0 +1,328 @@
+"""Items in a FAISS index: one call gives ids and vectors, and the vectors are the ranking candidates.
+
+On disk, built under a temporary name and renamed last::
+
+    INDEX/
+      index.faiss   the FAISS index over item vectors (row r is item items[r])
+      items.npy     int64 [M], item id of every row
+      index.json    format, kind, fingerprint of the model that made the vectors, width, count, options
+
+Vectors are ``ItemEncoder.vector``: L2-normalised, so inner product is cosine. What the index returns goes to
+``Ranker.rank(..., vectors=...)`` unchanged; nothing is embedded twice (UniPinRec, arXiv 2606.00422, serving).
+
+Kinds, with when to take which:
+
+=======  ======================================================================  =======================
+exact    every vector is compared; up to about a million items on a CPU            recall 1
+hnsw     graph; fastest per query, 0.3 to 0.5 KB per item on top, slow to build     by ``search``
+ivf      inverted lists; fast to build and small                                     by ``search``
+=======  ======================================================================  =======================
+
+:meth:`ItemIndex.recall_vs_exact` tells the recall of an index on given queries.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+
+from vista.errors import DataError, FingerprintMismatch, VistaError
+
+if TYPE_CHECKING:
+    from vista.model import VistaModel
+
+FORMAT = "vista-index 1"
+KINDS = ("exact", "hnsw", "ivf")
+FILES = ("index.faiss", "items.npy", "index.json")
+_BATCH = 65_536
+_HNSW_LINKS, _HNSW_BUILD = 32, 80
+_IVF_TRAIN_PER_LIST = 39  # fewer points per list and FAISS warns that its k-means is starved
+
+
+class IndexDamaged(VistaError):
+    """An index directory is incomplete, of another version, or does not agree with itself."""
+
+
+class Found(NamedTuple):
+    """Candidates of U users, best first.
+
+    Attributes:
+        ids: int64 [U, k]; -1 behind the last one found.
+        vectors: float32 [U, k, D]; zeros there.
+        scores: float32 [U, k], best inner product over the user's queries; -inf there.
+        counts: int64 [U], how many were found. Test this, not the ids: an item may be called -1.
+    """
+
+    ids: np.ndarray
+    vectors: np.ndarray
+    scores: np.ndarray
+    counts: np.ndarray
+
+
+class ItemIndex:
+    """A searchable catalogue. Build one with :meth:`build` or open one with :meth:`load`.
+
+    Attributes:
+        kind: ``exact``, ``hnsw`` or ``ivf``.
+        items: int64 [M].
+        fingerprint: of the model that made the vectors; None where unknown (then nothing is refused).
+        search_effort: candidates kept open per query (hnsw, at least twice k) or lists probed (ivf).
+    """
+
+    def __init__(
+        self, index: faiss.Index, items: np.ndarray, kind: str, fingerprint: str | None, search_effort: int
+    ) -> None:
+        self._index = index
+        self.items, self.kind, self.fingerprint, self.search_effort = items, kind, fingerprint, search_effort
+
+    def __len__(self) -> int:
+        """M, the number of items."""
+        return len(self.items)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self._index.d
+
+    # --- build -----------------------------------------------------------------------------------------
+
+    @staticmethod
+    def build(
+        model: VistaModel,
+        items: np.ndarray,
+        kind: str = "exact",
+        *,
+        fingerprint: str | None = None,
+        search_effort: int | None = None,
+    ) -> ItemIndex:
+        """Index of the vectors that ``model.items`` gives to ``items`` (int64 [M], distinct).
+
+        Raises:
+            DataError: no items, an item twice, or an unknown kind.
+        """
+        items = np.ascontiguousarray(items, np.int64)
+        vectors = np.empty((len(items), model.config.width), np.float32)
+        device = next(model.items.parameters()).device
+        with torch.inference_mode():
+            for i in range(0, len(items), _BATCH):
+                batch = torch.from_numpy(items[i : i + _BATCH]).to(device)
+                vectors[i : i + _BATCH] = model.items.vector(batch).float().cpu().numpy()
+        return ItemIndex.of_vectors(
+            items, vectors, kind, fingerprint=fingerprint, search_effort=search_effort
+        )
+
+    @staticmethod
+    def of_vectors(
+        items: np.ndarray,
+        vectors: np.ndarray,
+        kind: str = "exact",
+        *,
+        fingerprint: str | None = None,
+        search_effort: int | None = None,
+    ) -> ItemIndex:
+        """Index of given vectors (float32 [M, D], L2-normalised), see :meth:`build`."""
+        items = np.ascontiguousarray(items, np.int64)
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        if kind not in KINDS:
+            raise DataError(f"index kind: expected one of {KINDS}, found {kind!r}")
+        if len(items) == 0 or vectors.ndim != 2 or len(vectors) != len(items):
+            raise DataError(
+                f"index items: expected at least one item and a vector each, found {len(items)} items and "
+                f"vectors {vectors.shape}; is the catalogue empty? (`vista ingest` writes it)"
+            )
+        if len(np.unique(items)) != len(items):
+            raise DataError("index items: an item appears twice; keep one row per item in the catalogue")
+        width, count = vectors.shape[1], len(items)
+        if kind == "exact":
+            index, effort = faiss.IndexFlatIP(width), 0
+        elif kind == "hnsw":
+            index, effort = faiss.IndexHNSWFlat(width, _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT), 256
+            index.hnsw.efConstruction = _HNSW_BUILD
+        else:
+            lists = max(1, min(int(4 * math.sqrt(count)), count // _IVF_TRAIN_PER_LIST))
+            index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
+            index.train(vectors)
+            effort = max(1, lists // 16)
+        index.add(vectors)
+        return ItemIndex(index, items, kind, fingerprint, effort if search_effort is None else search_effort)
+
+    # --- search ----------------------------------------------------------------------------------------
+
+    def search(self, query: Tensor | np.ndarray, k: int, *, fingerprint: str | None = None) -> Found:
+        """The k best items of each user: ids, vectors and scores in one call.
+
+        Each of a user's Q queries searches for k; an item found by several keeps its best score.
+
+        Args:
+            query: float32 [U, Q, D] (``Ranker.query``).
+            k: candidates per user; fewer come back where the index (or the lists probed) holds fewer.
+            fingerprint: of the model that made the queries.
+
+        Raises:
+            FingerprintMismatch: the queries are of another model than the vectors.
+            DataError: queries of another width.
+        """
+        self.expect(fingerprint)
+        if isinstance(query, Tensor):
+            query = query.detach().float().cpu().numpy()
+        query = np.ascontiguousarray(query, np.float32)
+        if query.ndim != 3 or query.shape[2] != self.width:
+            raise DataError(f"queries: expected [U, Q, {self.width}], found {query.shape}")
+        users, queries, width = query.shape
+        if users == 0 or k == 0:
+            none = np.zeros((users, k))
+            return Found(
+                none.astype(np.int64),
+                np.zeros((users, k, width), np.float32),
+                none.astype(np.float32),
+                np.zeros(users, np.int64),
+            )
+        scores, rows, vectors = self._index.search_and_reconstruct(
+            query.reshape(-1, width), k, params=self._effort(k)
+        )
+        if queries > 1:
+            rows, scores, vectors = _best_of(
+                rows.reshape(users, -1), scores.reshape(users, -1), vectors.reshape(users, -1, width), k
+            )
+        real = rows >= 0
+        return Found(
+            np.where(real, self.items[rows], -1),
+            np.where(real[..., None], vectors, np.float32(0)),
+            np.where(real, scores, np.float32(-np.inf)),
+            real.sum(1),
+        )
+
+    def _effort(self, k: int) -> faiss.SearchParameters | None:
+        if self.kind == "hnsw":
+            return faiss.SearchParametersHNSW(efSearch=max(self.search_effort, 2 * k))
+        if self.kind == "ivf":
+            return faiss.SearchParametersIVF(nprobe=min(self.search_effort, self._index.nlist))
+        return None
+
+    def vectors(self) -> np.ndarray:
+        """float32 [M, D], the stored vectors in the order of ``items``."""
+        if self.kind == "ivf":
+            self._index.make_direct_map()
+        return self._index.reconstruct_n(0, len(self))
+
+    def recall_vs_exact(self, query: Tensor | np.ndarray, k: int) -> float:
+        """Mean share of the exact k best that this index finds, over the users of ``query`` [U, Q, D]."""
+        exact = ItemIndex.of_vectors(self.items, self.vectors(), "exact").search(query, k)
+        mine = self.search(query, k)
+        hits = [
+            len(np.intersect1d(a[:n], b[:m])) / max(n, 1)
+            for a, n, b, m in zip(exact.ids, exact.counts, mine.ids, mine.counts, strict=True)
+        ]
+        return float(np.mean(hits)) if hits else 1.0
+
+    def expect(self, fingerprint: str | None) -> None:
+        """Raise unless the model of ``fingerprint`` made these vectors (None on either side: unknown)."""
+        if fingerprint is not None and self.fingerprint is not None and fingerprint != self.fingerprint:
+            raise FingerprintMismatch(
+                f"item index: expected vectors of model {fingerprint}, found those of {self.fingerprint}; "
+                "build the index again with this model (`vista recommend`)"
+            )
+
+    # --- disk ------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the directory ``path`` (replaced if it is an index already)."""
+        path = Path(path)
+        building = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        building.mkdir(parents=True)
+        try:
+            faiss.write_index(self._index, str(building / "index.faiss"))
+            np.save(building / "items.npy", self.items)
+            facts = {
+                "format": FORMAT,
+                "kind": self.kind,
+                "fingerprint": self.fingerprint,
+                "width": self.width,
+                "count": len(self),
+                "search_effort": self.search_effort,
+            }
+            (building / "index.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            for name in FILES:
+                with open(building / name, "rb") as file:
+                    os.fsync(file.fileno())
+            old = path.with_name(f".{path.name}.{uuid.uuid4().hex}.old")
+            if (path / "index.json").exists():
+                path.rename(old)
+            building.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], fingerprint: str | None = None) -> ItemIndex:
+        """Open an index.
+
+        Args:
+            path: directory written by :meth:`save`.
+            fingerprint: of the model that will query it; None accepts any.
+
+        Raises:
+            IndexDamaged: a file is missing, unreadable, or disagrees with the others.
+            FingerprintMismatch: made by another model.
+        """
+        path = Path(path)
+        try:
+            facts = json.loads((path / "index.json").read_text(encoding="utf-8"))
+            found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
+            if found != FORMAT:
+                raise IndexDamaged(f"{path}/index.json, field format: expected {FORMAT!r}, found {found!r}")
+            result = ItemIndex(
+                faiss.read_index(str(path / "index.faiss")),
+                np.load(path / "items.npy", allow_pickle=False),
+                facts["kind"],
+                facts["fingerprint"],
+                facts["search_effort"],
+            )
+            expected, rows = (facts["count"], facts["width"]), (len(result.items), result._index.d)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise IndexDamaged(
+                f"{path}: expected {', '.join(FILES)}, found {error!r}; "
+                "build the index again (`vista recommend`)"
+            ) from error
+        if expected != rows or result._index.ntotal != expected[0] or result.kind not in KINDS:
+            raise IndexDamaged(
+                f"{path}: expected {expected[0]} items of width {expected[1]}, found {rows[0]} ids and "
+                f"{result._index.ntotal} vectors of width {rows[1]}; build the index again "
+                "(`vista recommend`)"
+            )
+        result.expect(fingerprint)
+        return result
+
+
+def _best_of(
+    rows: np.ndarray, scores: np.ndarray, vectors: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The k best distinct rows per user of several queries' results put side by side ([U, Q * k])."""
+    scores = np.where(rows >= 0, scores, -np.inf)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
+    by_row = np.argsort(rows, axis=1, kind="stable")  # stable: the best copy of a row comes first
+    sorted_rows = np.take_along_axis(rows, by_row, 1)
+    first = np.ones_like(rows, bool)
+    first[:, 1:] = sorted_rows[:, 1:] != sorted_rows[:, :-1]
+    keep = np.empty_like(first)
+    np.put_along_axis(keep, by_row, first & (sorted_rows >= 0), 1)
+    pick = np.argsort(~keep, axis=1, kind="stable")[:, :k]
+    kept = np.take_along_axis(keep, pick, 1)
+    place = np.take_along_axis(order, pick, 1)
+    return (
+        np.where(kept, np.take_along_axis(rows, pick, 1), -1),
+        np.take_along_axis(scores, pick, 1),
+        np.take_along_axis(vectors, place[..., None], 1),
+    )
