@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -145,10 +146,22 @@ def action_bce(logits: Tensor, action: Tensor, weights: Tensor, rows: Tensor | N
     return (per_row * rows).sum() / rows.sum().clamp_min(1e-12)
 
 
-def mask_actions(events: int, probability: float, generator: torch.Generator) -> Tensor:
+def mask_actions(
+    owner: np.ndarray, now_ms: np.ndarray, place: np.ndarray, probability: float, seed: int
+) -> np.ndarray:
     """bool [N], True where a past event's action is hidden behind the MASK class (masked action modelling).
 
-    UniPinRec (arXiv 2606.00422): p = 0.2 was best of 0, .1, .2, .3. Drawn on the host, so that every device
-    and every number of workers hides the same events.
+    UniPinRec (arXiv 2606.00422): p = 0.2 was best of 0, .1, .2, .3. Decided by a hash of the slate and the
+    event's place in it, so neither the batch, the device nor the number of workers changes what is hidden.
+
+    Args:
+        owner, now_ms, place: int64 [N]; the slate's user and time, and which of its recent events.
+        seed: of the epoch; another one hides other events.
     """
-    return torch.rand(events, generator=generator) < probability
+    with np.errstate(over="ignore"):
+        x = np.zeros(len(owner), np.uint64) + np.uint64(seed & (2**64 - 1))
+        for column in (owner, now_ms, place):
+            x = (x ^ np.ascontiguousarray(column, np.int64).view(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+            x = (x ^ (x >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = x ^ (x >> np.uint64(32))
+    return (x >> np.uint64(11)).astype(np.float64) < probability * 2.0**53

@@ -143,7 +143,6 @@ def test_a_slate_holds_what_its_request_engaged_with_and_negatives_it_did_not(se
         assert not set(slates.item[a:b][~positive]) & set(action)
         assert len(set(slates.item[a:b])) == b - a
         assert (slates.shown[a:b] == positive).all()
-        assert set(slates.surface[a:b]) <= set(events.surface[rows])
 
 
 def test_sampled_negatives_follow_popularity_within_the_surface():

@@ -135,11 +135,18 @@ def test_an_empty_batch_has_loss_zero_and_a_gradient_path():
     assert loss.item() == 0.0
 
 
-def test_masked_actions_are_the_same_on_every_run_of_a_seed():
-    draw = [losses.mask_actions(10_000, 0.2, torch.Generator().manual_seed(3)) for _ in range(2)]
-    assert torch.equal(*draw)
-    assert 0.18 < float(draw[0].float().mean()) < 0.22
-    assert not losses.mask_actions(100, 0.0, torch.Generator()).any()
+def test_what_is_masked_depends_on_the_event_and_the_seed_not_on_the_batch():
+    owner, now, place = np.arange(5_000) // 10, np.arange(5_000) // 10 * 7, np.arange(5_000) % 10
+    whole = losses.mask_actions(owner, now, place, 0.2, seed=3)
+    halves = [
+        losses.mask_actions(owner[h], now[h], place[h], 0.2, seed=3)
+        for h in (slice(2_000), slice(2_000, None))
+    ]
+    assert (np.concatenate(halves) == whole).all()
+    assert 0.18 < whole.mean() < 0.22
+    assert (losses.mask_actions(owner, now, place, 0.2, seed=4) != whole).any()
+    assert not losses.mask_actions(owner, now, place, 0.0, seed=3).any()
+    assert losses.mask_actions(owner, now, place, 1.0, seed=3).all()
 
 
 @given(st.lists(st.integers(-(2**62), 2**62), max_size=300))

@@ -73,7 +73,7 @@ class Slates:
         history: int64 [K]; the first so many events of the user happened before the slate.
         cut: int64 [K] <= history; the first so many events are in the summary.
         offsets: int64 [K + 1].
-        item: int64 [B]. action: int32 [B], bit mask, 0 = not engaged. surface: int32 [B].
+        item: int64 [B]. action: int32 [B], bit mask, 0 = not engaged.
         shown: bool [B]; False: sampled, not in any log.
     """
 
@@ -84,7 +84,6 @@ class Slates:
     offsets: np.ndarray
     item: np.ndarray
     action: np.ndarray
-    surface: np.ndarray
     shown: np.ndarray
 
     def __len__(self) -> int:
@@ -103,7 +102,6 @@ class Slates:
             offsets,
             self.item[rows],
             self.action[rows],
-            self.surface[rows],
             self.shown[rows],
         )
 
@@ -233,13 +231,10 @@ def build_slates(
     shown = np.ones(len(slate), bool)
     if impressions is None:
         chosen = _choose(slate, config.max_positives, rng) & kept[slate]
-        drawn_slate, drawn_item, drawn_surface = _negatives(
-            slate, item, surface, chosen, config.negatives, popular, rng
-        )
+        drawn_slate, drawn_item = _negatives(slate, item, surface, chosen, config.negatives, popular, rng)
         slate = np.concatenate([slate[chosen], drawn_slate])
         item = np.concatenate([item[chosen], drawn_item])
         action = np.concatenate([action[chosen], np.zeros(len(drawn_item), np.int32)])
-        surface = np.concatenate([surface[chosen], drawn_surface])
         shown = np.arange(len(slate)) < chosen.sum()
     order = np.argsort(slate, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(slate, minlength=len(time)))]).astype(np.int64)
@@ -251,7 +246,6 @@ def build_slates(
         offsets,
         item[order],
         action[order].astype(np.int32),
-        surface[order].astype(np.int32),
         shown[order],
     )
     index = np.flatnonzero(kept)
@@ -316,15 +310,14 @@ def _negatives(
     per_positive: int,
     popular: PopularItems | None,
     rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(slate, item, surface) of distinct drawn negatives; none is among the request's own items, chosen or
+) -> tuple[np.ndarray, np.ndarray]:
+    """(slate, item) of distinct drawn negatives; none is among the request's own items, chosen or
     not."""
     if popular is None or not len(popular) or not per_positive:
         empty = np.zeros(0, np.int64)
-        return empty, empty, empty.astype(np.int32)
+        return empty, empty
     want_slate = np.repeat(slate[chosen], per_positive)
-    want_surface = np.repeat(surface[chosen], per_positive)
-    drawn = popular.draw(want_surface, rng)
+    drawn = popular.draw(np.repeat(surface[chosen], per_positive), rng)
     every_slate = np.concatenate([slate, want_slate])
     every_item = np.concatenate([item, drawn])
     # A stable sort puts the request's own rows first: whatever equals an earlier row of its slate is dropped.
@@ -336,7 +329,7 @@ def _negatives(
     fresh = np.ones(len(order), bool)
     fresh[order] = ~again
     kept = fresh[len(slate) :]
-    return want_slate[kept], drawn[kept], want_surface[kept]
+    return want_slate[kept], drawn[kept]
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,7 +383,6 @@ def visits(
             part.offsets,
             part.item,
             part.action,
-            part.surface,
             part.shown,
         )
         out.append(Visit(int(owners[user]), events.rows(base + first, base + last), window))
@@ -408,7 +400,7 @@ class Batch:
         recent: K histories of at most R events, the newest before each slate.
         now_ms: int64 [K]. last_event_ms: int64 [K], of the summary's last event (``now_ms`` where it has
         none).
-        offsets: int64 [K + 1]. item, action, surface, shown: [B].
+        offsets: int64 [K + 1]. item: int64, action: int32, shown: bool [B].
     """
 
     events: Events
@@ -421,7 +413,6 @@ class Batch:
     offsets: np.ndarray
     item: np.ndarray
     action: np.ndarray
-    surface: np.ndarray
     shown: np.ndarray
 
     def __len__(self) -> int:
@@ -456,6 +447,5 @@ def collate(group: list[Visit], recent: int, pool: int = 0) -> Batch:
         offsets.astype(np.int64),
         join("item"),
         join("action"),
-        join("surface"),
         join("shown"),
     )
