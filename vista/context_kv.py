@@ -87,6 +87,43 @@ class ContextKV:
         """One user, or a slice of users, as views."""
         return self.select(slice(users, users + 1) if isinstance(users, int) else users)
 
+    @staticmethod
+    def concat(contexts: Sequence[ContextKV]) -> ContextKV:
+        """The users of several contexts one after the other; recent events are padded to the longest.
+
+        ``hidden`` is dropped; generation and fingerprint are kept where all agree, owners where all have them.
+        """
+        if len(contexts) == 1:
+            return contexts[0]
+        longest = max(c.recent_item.shape[1] for c in contexts)
+        parts = [c._padded(longest) for c in contexts]
+        joined = {name: torch.cat([p[name] for p in parts], 1 if name in LAYERED else 0) for name in TENSORS}
+        owners = [c.owner for c in contexts]
+        known = all(owner is not None for owner in owners)
+        generations = {c.generation for c in contexts}
+        fingerprints = {c.fingerprint for c in contexts}
+        return ContextKV(
+            **joined,
+            owner=np.concatenate([np.asarray(owner) for owner in owners]) if known else None,
+            generation=generations.pop() if len(generations) == 1 else None,
+            fingerprint=fingerprints.pop() if len(fingerprints) == 1 else None,
+        )
+
+    def _padded(self, recent: int) -> dict[str, Tensor]:
+        """The tensors with room for ``recent`` events; the room is masked and lies before the now token."""
+        tensors, more = self.tensors(), recent - self.recent_item.shape[1]
+        if more:
+            for name in (*LAYERED, "mask"):
+                axis = 1 if name == "mask" else 2
+                x = tensors[name]
+                room = x.new_zeros(*x.shape[:axis], more, *x.shape[axis + 1 :])
+                tensors[name] = torch.cat(
+                    [x.narrow(axis, 0, self.length - 1), room, x.narrow(axis, self.length - 1, 1)], axis
+                )
+            for name in ("recent_item", "recent_age_ms"):
+                tensors[name] = torch.cat([tensors[name], tensors[name].new_zeros(self.users, more)], 1)
+        return tensors
+
     def to(self, device: torch.device | str) -> ContextKV:
         moved = {name: x.to(device) for name, x in self.tensors().items()}
         return replace(self, **moved, hidden=None if self.hidden is None else self.hidden.to(device))
