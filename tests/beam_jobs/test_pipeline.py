@@ -1,0 +1,83 @@
+"""The local runner in its three modes; a worker that dies fails the run at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+import torch
+
+from beam_jobs import pipeline
+from beam_jobs.errors import OptionsError, WorkerLost
+
+
+class WriteNumber(beam.DoFn):
+    """Writes a file per element; kills its process at element 3 unless that was done before."""
+
+    def __init__(self, folder: str, kill: bool):
+        self._folder, self._kill = Path(folder), kill
+
+    def process(self, n: int):
+        if self._kill and n == 3 and not (self._folder / "killed").exists():
+            (self._folder / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        pipeline.count("numbers")
+        (self._folder / str(n)).touch()
+        yield n
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """Worker processes import this module by name, as they do a job's."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+def numbers(folder: Path, kill: bool = False):
+    def build(p: beam.Pipeline) -> None:
+        _ = p | beam.Create(range(6)) | beam.Reshuffle() | beam.ParDo(WriteNumber(str(folder), kill))
+
+    return build
+
+
+@pytest.mark.parametrize("mode, workers", [("in_memory", 1), ("multi_threading", 2), ("multi_processing", 2)])
+def test_every_element_is_done_once_and_counted_in_each_mode(tmp_path, mode, workers):
+    counters = pipeline.run(numbers(tmp_path), pipeline.local_args(mode, workers))
+    assert sorted(p.name for p in tmp_path.iterdir()) == list("012345")
+    if mode == "in_memory":
+        assert counters == {"numbers": 6}
+
+
+def test_a_killed_worker_process_fails_the_run_and_the_next_run_succeeds(tmp_path):
+    args = pipeline.local_args("multi_processing", 2)
+    with pytest.raises(WorkerLost, match="137|-9"):
+        pipeline.run(numbers(tmp_path, kill=True), args)
+    pipeline.run(numbers(tmp_path, kill=True), args)
+    assert (tmp_path / "3").exists()
+
+
+@pytest.mark.parametrize("mode, workers", [("in_memory", 2), ("multi_processing", 0), ("flink", 1)])
+def test_a_mode_or_worker_count_that_cannot_be_is_refused(mode, workers):
+    with pytest.raises(OptionsError):
+        pipeline.local_args(mode, workers)
+
+
+def test_without_a_runner_the_local_one_is_named_and_others_pass_through():
+    assert pipeline.is_local(pipeline.pipeline_options([]))
+    assert pipeline.is_local(pipeline.pipeline_options(pipeline.local_args("multi_threading", 3)))
+    options = pipeline.pipeline_options(["--runner=PortableRunner", "--job_endpoint=h:1", "--mine=x"])
+    assert not pipeline.is_local(options)
+    assert options.get_all_options(drop_default=True)["job_endpoint"] == "h:1"
+
+
+def test_the_number_of_torch_threads_is_set_for_the_task_and_put_back():
+    before = torch.get_num_threads()
+    with pipeline.torch_threads(3):
+        assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == before
+
+
+def test_the_largest_tasks_come_first():
+    assert pipeline.in_balanced_order([("a", 1), ("b", 5), ("c", 5), ("d", 9)]) == ["d", "b", "c", "a"]
