@@ -93,6 +93,13 @@ class SummarizerConfig:
         chunk: C, events per causal chunk; 0 is the paper's full (bidirectional) form, which cannot resume.
         seeds: seed tokens; 0 turns them off.
         max_events: events of a user that are kept, the newest; 0 keeps all.
+        half_lives_events: forgetting of the heads, in events, repeated over the heads; ``inf`` keeps all.
+        gradient_events: training sends gradients through so many events before a user's last cut, in whole
+            chunks; 0 through all.
+        checkpoint: training recomputes activations in the backward pass instead of keeping them.
+        reconstruction: what the decoder of the reconstruction loss sees: ``causal``, the seeds and the items before
+            (the paper's), or ``seeds``, the seeds alone.
+        reconstruction_window: items of each history that the loss asks for.
     """
 
     kind: str = "qla"
@@ -101,6 +108,11 @@ class SummarizerConfig:
     chunk: int = 256
     seeds: int = 64
     max_events: int = 0
+    half_lives_events: tuple[float, ...] = (float("inf"),)
+    gradient_events: int = 0
+    checkpoint: bool = False
+    reconstruction: str = "causal"
+    reconstruction_window: int = 32
 
     def __post_init__(self) -> None:
         _check(self.layers >= 1, "summarizer.layers", "at least 1", self.layers)
@@ -108,6 +120,15 @@ class SummarizerConfig:
         _check(self.chunk >= 0, "summarizer.chunk", "0 or more", self.chunk)
         _check(self.seeds >= 0, "summarizer.seeds", "0 or more", self.seeds)
         _check(self.max_events >= 0, "summarizer.max_events", "0 or more", self.max_events)
+        _check(len(self.half_lives_events) >= 1, "summarizer.half_lives_events", "at least one", ())
+        for h in self.half_lives_events:
+            _check(h > 0, "summarizer.half_lives_events", "positive", h)
+        known = ("causal", "seeds")
+        _check(
+            self.reconstruction in known, "summarizer.reconstruction", f"one of {known}", self.reconstruction
+        )
+        _check(self.reconstruction_window >= 2, "summarizer.reconstruction_window", "2 or more", 0)
+        _check(self.gradient_events >= 0, "summarizer.gradient_events", "0 or more", self.gradient_events)
 
 
 @dataclass(frozen=True)

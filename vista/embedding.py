@@ -99,13 +99,18 @@ class EventEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig, items: ItemEncoder):
         super().__init__()
-        self.items = items
+        self._items = (items,)  # in a tuple: the model owns it, and saves it once
         self.actions = len(config.actions)
         self.surfaces = config.embedding.surfaces
         std = 0.3 * config.width**-0.5
         self.surface = nn.Parameter(torch.randn(self.surfaces, config.width) * std)
         # one matrix for all dense features: A action bits, the MASK class, then time
         self.features = nn.Parameter(torch.randn(self.actions + 1 + _TIME_FEATURES, config.width) * std)
+
+    @property
+    def items(self) -> ItemEncoder:
+        """The item encoder, owned by the model."""
+        return self._items[0]
 
     def forward(
         self,

@@ -200,7 +200,7 @@ class SlotMemory(nn.Module):
     def serve(self, state: SlotState) -> np.ndarray:
         """Masses at each user's last event as tokens, float32 [U, tokens, D]; the tail is zero."""
         out = np.zeros((state.users, self.tokens * self.width), np.float32)
-        out[:, : self.total * self.horizons] = state.mass.reshape(state.users, -1)
+        out[:, : self.total * self.horizons] = state.mass.reshape(state.users, self.total * self.horizons)
         return out.reshape(state.users, self.tokens, self.width)
 
     def read(
