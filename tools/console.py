@@ -94,3 +94,13 @@ def progress(label: str, total: float | None) -> Iterator[Any]:
     ) as bar:
         task = bar.add_task(label, total=total)
         yield lambda amount=1: bar.advance(task, amount)
+
+
+@contextmanager
+def status(label: str) -> Iterator[None]:
+    """A spinner with a label on a terminal, silence elsewhere."""
+    if not err.is_terminal:
+        yield
+        return
+    with err.status(label):
+        yield

@@ -6,6 +6,9 @@ import importlib
 from collections.abc import Callable
 
 VERBS: dict[str, str] = {
+    "generate": "Data",
+    "train": "Model",
+    "summarize": "Cache",
     "bench": "Look",
 }
 """Verb to the section of ``vista --help`` it stands in, in the order shown."""

@@ -1,0 +1,80 @@
+"""Options that several verbs share, spelled once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+HomeOption = Annotated[
+    Path, typer.Option("--home", help="Folder with warehouse/, model/, store/ and runs/ (see each default).")
+]
+WarehouseOption = Annotated[
+    Path | None, typer.Option("--warehouse", help="Folder of the tables.  [default: HOME/warehouse]")
+]
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", help="Model bundle.  [default: HOME/model]", show_default=False)
+]
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="Cache store.  [default: HOME/store]", show_default=False)
+]
+RunOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--run-dir",
+        help="Directory of this run; name an interrupted one to go on.  [default: a new one in HOME/runs]",
+    ),
+]
+LineOption = Annotated[str, typer.Option("--line", help="Line of generations in the store.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON line instead of a table.")]
+ModeOption = Annotated[
+    str, typer.Option("--mode", help="Local runner: in_memory, multi_threading or multi_processing.")
+]
+WorkersOption = Annotated[
+    int,
+    typer.Option("--workers", min=1, help="Local workers; more than 1 needs another mode than in_memory."),
+]
+BeamArguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="-- BEAM OPTIONS",
+        help="Everything after -- goes to Beam untouched, e.g. `-- --runner=FlinkRunner --flink_master=HOST`.",
+    ),
+]
+HOME = Path("vista-home")
+
+
+def beam_arguments(given: Sequence[str] | None, mode: str, workers: int) -> list[str]:
+    """The runner's arguments: what the user gave after ``--``, or the local runner of ``--mode``."""
+    from beam_jobs.pipeline import local_args
+
+    if given:
+        if mode != "in_memory" or workers != 1:
+            raise typer.BadParameter(
+                "--mode and --workers are of the local runner; leave them out with -- ..."
+            )
+        return list(given)
+    if workers > 1 and mode == "in_memory":
+        mode = "multi_processing"
+    return local_args(mode, workers)
+
+
+def split_beam(words: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Positional words and, from the first that starts with ``--``, the arguments for Beam."""
+    words = list(words or [])
+    at = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
+    return words[:at], words[at:]
+
+
+def parse_users(words: Sequence[str], kind: str) -> list[int] | list[str]:
+    """User ids from the command line, as the store's or the tables' kind (``int64`` or ``string``) has them."""
+    if kind == "string":
+        return list(words)
+    try:
+        return [int(word) for word in words]
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"users here are int64 numbers; found {error.args[0].rpartition(': ')[2]}"
+        ) from None

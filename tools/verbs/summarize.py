@@ -1,0 +1,78 @@
+"""``vista summarize``: every user's history to summary tokens, published as one full generation."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tools import runs
+from tools.home import Home
+from tools.options import (
+    HOME,
+    BeamArguments,
+    HomeOption,
+    JsonOption,
+    LineOption,
+    ModelOption,
+    ModeOption,
+    RunOption,
+    StoreOption,
+    WarehouseOption,
+    WorkersOption,
+    beam_arguments,
+)
+
+
+def command(
+    beam: BeamArguments = None,
+    home: HomeOption = HOME,
+    warehouse: WarehouseOption = None,
+    model: ModelOption = None,
+    store: StoreOption = None,
+    run_dir: RunOption = None,
+    line: LineOption = "main",
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--codec", metavar="GROUP=CODEC", help="float32, float16, bfloat16, int8, int4 or log8."
+        ),
+    ] = None,
+    snapshot: Annotated[
+        int | None, typer.Option(help="History snapshot.  [default: the current one]")
+    ] = None,
+    memory_events: Annotated[
+        int, typer.Option("--memory-events", min=1, help="Events one worker holds at a time.")
+    ] = 262_144,
+    mode: ModeOption = "in_memory",
+    workers: WorkersOption = 1,
+    threads: Annotated[int, typer.Option("--worker-threads", min=1, help="Torch threads per worker.")] = 1,
+    device: Annotated[str, typer.Option(help="Torch device of the workers.")] = "cpu",
+    json: JsonOption = False,
+) -> int:
+    """Summarise every user's whole history and publish it as one full generation. One task per bucket."""
+    from beam_jobs import summarize
+
+    at = Home(home)
+    options = summarize.SummarizeOptions(
+        warehouse=str(warehouse or at.warehouse),
+        bundle=str(model or at.model),
+        store=str(store or at.store),
+        run_dir=str(run_dir or at.new_run("summarize")),
+        line=line,
+        codecs=codecs(codec),
+        snapshot=snapshot,
+        max_events_in_memory=memory_events,
+        threads=threads,
+        device=device,
+    )
+    return runs.report(summarize.run(options, beam_arguments(beam, mode, workers)), json)
+
+
+def codecs(given: list[str] | None) -> dict[str, str]:
+    """``GROUP=CODEC`` words as a dict."""
+    pairs = [word.partition("=") for word in given or []]
+    wrong = [name for name, equals, _ in pairs if not equals]
+    if wrong:
+        raise typer.BadParameter(f"--codec takes GROUP=CODEC, found {wrong[0]!r}")
+    return {name: value for name, _, value in pairs}
