@@ -91,7 +91,7 @@ class ContextKV:
     def concat(contexts: Sequence[ContextKV]) -> ContextKV:
         """The users of several contexts one after the other; recent events are padded to the longest.
 
-        ``hidden`` is dropped; generation and fingerprint are kept where all agree, owners where all have them.
+        ``hidden`` is dropped. Generation and fingerprint stay where all agree, owners where all have them.
         """
         if len(contexts) == 1:
             return contexts[0]

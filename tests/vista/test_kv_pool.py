@@ -1,0 +1,267 @@
+"""The pool across real processes: law 6, and that a reused or foreign slot never serves."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig
+from vista.context_kv import ContextKV
+from vista.data.events import Events
+from vista.embedding import EventEncoder, ItemEncoder
+from vista.errors import DataError
+from vista.kv_pool import KVPool, PoolError, Ticket
+from vista.ranker import Ranker
+from vista.slots import SlotMemory
+
+NOW = 20_000 * 86_400_000
+CONFIG = ModelConfig(
+    width=16,
+    actions=("view", "save"),
+    embedding=EmbeddingConfig(rows=97),
+    slots=SlotConfig(rows=2, buckets=24, clusters=8),
+    summarizer=SummarizerConfig(seeds=5),
+    ranker=RankerConfig(recent=6, queries=2),
+)
+
+
+class Stage2(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.config, self.items, self.slots = CONFIG, ItemEncoder(CONFIG), SlotMemory(CONFIG)
+        self.ranker = Ranker(CONFIG, self.items, EventEncoder(CONFIG, self.items), self.slots)
+
+
+MODEL = Stage2().eval()
+
+
+def context(users, recent=3, generation="00000001", fingerprint="m1") -> ContextKV:
+    rng = np.random.default_rng(int(users[0]) if not isinstance(users[0], str) else 0)
+    tokens = {
+        "seeds": torch.from_numpy(rng.normal(size=(len(users), 5, 16)).astype(np.float32)),
+        "slots": torch.from_numpy(rng.random((len(users), MODEL.slots.tokens, 16)).astype(np.float32)),
+    }
+    events = Events.of(
+        [recent] * len(users),
+        item=rng.integers(0, 50, recent * len(users)),
+        time=np.tile(NOW - np.arange(recent)[::-1], len(users)),
+    )
+    with torch.no_grad():
+        return MODEL.ranker.context(
+            tokens,
+            None,
+            events,
+            np.full(len(users), NOW),
+            np.full(len(users), NOW),
+            owner=users,
+            generation=generation,
+            fingerprint=fingerprint,
+        )
+
+
+@pytest.fixture
+def pool(tmp_path):
+    pool = KVPool.create(tmp_path / "pool", MODEL, 4)
+    yield pool
+    pool.close()
+
+
+def same(a: ContextKV, b: ContextKV) -> bool:
+    return all(torch.equal(x, b.tensors()[name]) for name, x in a.tensors().items())
+
+
+def _rank_elsewhere(path, pipe):
+    torch.set_num_threads(1)
+    pool = KVPool.attach(path)
+    while (work := pipe.recv()) is not None:
+        tickets, owners, items, offsets = work
+
+        def compute(missed, owners=owners):
+            return ContextKV.concat([context(owners[m : m + 1]) for m in missed])
+
+        ctx = pool.get_or_compute(tickets, owners, compute, generation="00000001", fingerprint="m1")
+        with torch.no_grad():
+            pipe.send((MODEL.ranker.rank(ctx, items, offsets).numpy(), dict(pool.counts)))
+
+
+def test_another_process_ranks_over_the_pool_as_this_one_would_and_recomputes_what_is_gone(pool):
+    spawn = multiprocessing.get_context("spawn")
+    mine, theirs = spawn.Pipe()
+    process = spawn.Process(target=_rank_elsewhere, args=(pool.path, theirs))
+    process.start()
+    users = np.array([7, 8, 9])
+    contexts = [context(users[u : u + 1]) for u in range(3)]
+    items, offsets = np.arange(9), np.array([0, 2, 5, 9])
+    with torch.no_grad():
+        expected = MODEL.ranker.rank(ContextKV.concat(contexts), items, offsets).numpy()
+    tickets = [pool.put(ctx)[0] for ctx in contexts]
+    mine.send((tickets, users, items, offsets))
+    logits, counts = mine.recv()
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+    assert counts == {"hit": 3}
+    for other in range(3):  # the fourth slot, then over the first two
+        pool.put(context(np.array([100 + other])))
+    mine.send((tickets, users, items, offsets))
+    logits, counts = mine.recv()
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    assert counts == {"hit": 4, "overwritten": 2, "recomputed": 2}
+    mine.send(None)
+    process.join()
+    assert process.exitcode == 0 and pool.path.exists()
+
+
+def _overwrite(path, pipe):
+    torch.set_num_threads(1)
+    pool = KVPool.create(path, MODEL, 2)
+    base = context(np.array([0]))
+    fill = {n: torch.empty_like(x) for n, x in base.tensors().items()}
+    pipe.send(None)
+    number = 0
+    while not pipe.poll():
+        number += 1
+        for x in fill.values():
+            x.fill_(number % 2 if x.dtype == torch.bool else number)
+        pool.put(ContextKV(**fill, owner=np.array([number]), generation=str(number)))
+    pipe.send(number)
+
+
+def test_a_slot_that_is_rewritten_while_it_is_read_is_a_miss_and_never_a_mixture(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    mine, theirs = spawn.Pipe()
+    process = spawn.Process(target=_overwrite, args=(tmp_path / "pool", theirs))
+    process.start()
+    mine.recv()
+    pool = KVPool.attach(tmp_path / "pool")
+    for _ in range(4_000):
+        header = pool._headers[0].copy()
+        number = int(header["number"])
+        ctx = pool.get(Ticket(0, number), number)
+        if ctx is not None:
+            values = {float(v) for x in ctx.tensors().values() if x.dtype != torch.bool for v in x.unique()}
+            assert values == {float(number)} and ctx.generation == str(number)
+    mine.send(None)
+    mine.recv()
+    process.join()
+    assert process.exitcode == 0
+    assert pool.counts["hit"] > 0 and sum(pool.counts.values()) == 4_000
+
+
+def test_what_is_read_is_what_was_put_whatever_the_length(pool):
+    for recent in (0, 3, 6):
+        ctx = context(np.array([1, 2]), recent)
+        for u, ticket in enumerate(pool.put(ctx)):
+            assert same(pool.get(ticket, int(ctx.owner[u])), ctx[u])
+
+
+def test_text_users_keep_trailing_zeros_and_length(pool):
+    users = ["a", "a\0", "é" * 200]
+    tickets = pool.put(context(users))
+    for user, ticket in zip(users, tickets, strict=True):
+        for other in users:
+            assert (pool.get(ticket, other) is not None) is (user == other)
+    assert pool.get(tickets[0], 7) is None and pool.counts["owner"] == 7
+
+
+def test_another_users_generations_or_models_context_never_serves(pool):
+    (ticket,) = pool.put(context(np.array([1])))
+    assert pool.get(ticket, 2) is None
+    assert pool.get(ticket, 1, generation="00000002") is None
+    assert pool.get(ticket, 1, fingerprint="m2") is None
+    assert pool.get(ticket, 1, generation="00000001", fingerprint="m1") is not None
+    assert pool.counts == {"owner": 1, "generation": 1, "fingerprint": 1, "hit": 1}
+
+
+def test_slots_are_reused_in_turn_and_an_old_ticket_is_a_miss(pool):
+    tickets = [pool.put(context(np.array([u])))[0] for u in range(6)]
+    assert [t.slot for t in tickets] == [0, 1, 2, 3, 0, 1]
+    assert [pool.get(t, u) is not None for u, t in enumerate(tickets)] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
+    assert pool.get(Ticket(99, 1), 0) is None
+    assert pool.counts == {"overwritten": 3, "hit": 4}
+
+
+def test_a_writer_that_died_in_the_middle_of_a_write_leaves_a_miss_until_the_slots_turn(pool):
+    tickets = [pool.put(context(np.array([u])))[0] for u in range(4)]
+    pool._headers[1]["sequence"] += np.uint64(1)  # as it is while the writer writes
+    assert pool.get(tickets[1], 1) is None and pool.counts["torn"] == 1
+    later = [pool.put(context(np.array([10 + u])))[0] for u in range(2)]
+    assert pool.get(later[1], 11) is not None
+
+
+def test_a_payload_that_does_not_add_up_is_a_miss(pool):
+    (ticket,) = pool.put(context(np.array([1])))
+    pool._payload[0, 100] += 1
+    assert pool.get(ticket, 1) is None and pool.counts == {"torn": 1}
+
+
+def test_mixed_hits_and_misses_come_back_in_the_users_order_with_their_own_lengths(pool):
+    users = np.array([1, 2, 3])
+    contexts = [context(users[u : u + 1], recent) for u, recent in enumerate((6, 0, 2))]
+    tickets = [pool.put(contexts[0])[0], None, pool.put(contexts[2])[0]]
+    joined = pool.get_or_compute(
+        tickets, users, lambda missed: ContextKV.concat([contexts[m] for m in missed])
+    )
+    items, offsets = np.arange(9), np.array([0, 2, 5, 9])
+    with torch.no_grad():
+        whole = MODEL.ranker.rank(joined, items, offsets)
+        for u in range(3):
+            rows = slice(offsets[u], offsets[u + 1])
+            alone = MODEL.ranker.rank(contexts[u], items[rows], [0, offsets[u + 1] - offsets[u]])
+            torch.testing.assert_close(whole[rows], alone, rtol=1e-5, atol=1e-5)
+    assert joined.owner.tolist() == [1, 2, 3] and pool.counts == {"hit": 2, "recomputed": 1}
+
+
+def test_wrong_uses_are_refused(pool, tmp_path):
+    with pytest.raises(DataError, match="larger `recent`"):
+        pool.put(context(np.array([1]), 40))
+    with pytest.raises(DataError, match="at most 4 users"):
+        pool.put(context(np.arange(5)))
+    with pytest.raises(DataError, match="only the process that created"):
+        KVPool.attach(pool.path).put(context(np.array([1])))
+    with pytest.raises(DataError, match="at least 1"):
+        KVPool.create(tmp_path / "none", MODEL, 0)
+    with pytest.raises(PoolError, match="start that process first"):
+        KVPool.attach(tmp_path / "absent")
+    (tmp_path / "other").write_bytes(b"something else" * 400)
+    with pytest.raises(PoolError, match="magic"):
+        KVPool.attach(tmp_path / "other")
+
+
+def test_tickets_are_plain_numbers_that_travel():
+    assert pickle.loads(pickle.dumps(Ticket(1, 2))) == Ticket(1, 2)
+
+
+def _read_on_gpu(path, pipe):
+    pool = KVPool.attach(path)
+    ctx = pool.get(pipe.recv(), 1)
+    pipe.send(None if ctx is None else {n: x.cpu().numpy() for n, x in ctx.tensors().items()})
+    pipe.recv()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA IPC needs a GPU")
+def test_a_pool_in_gpu_memory_is_read_by_another_process(tmp_path):
+    pool = KVPool.create(tmp_path / "pool", MODEL, 2, device="cuda")
+    ctx = context(np.array([1]))
+    spawn = multiprocessing.get_context("spawn")
+    mine, theirs = spawn.Pipe()
+    process = spawn.Process(target=_read_on_gpu, args=(pool.path, theirs))
+    process.start()
+    mine.send(pool.put(ctx.to("cuda"))[0])
+    found = mine.recv()
+    mine.send(None)
+    process.join()
+    assert found is not None
+    for name, x in ctx.tensors().items():
+        np.testing.assert_array_equal(found[name], x.numpy())
+    pool.close()
