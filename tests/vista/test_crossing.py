@@ -59,6 +59,15 @@ def test_blocks_without_gradient_give_what_one_product_gives(shape):
         crossing.BLOCK = block
 
 
+@given(SHAPES)
+def test_serving_in_float32_gives_what_the_definition_gives_in_float64(shape):
+    tensors, mask, offsets = operands(*shape)
+    whole = crossing.naive(*tensors, mask, offsets)
+    with torch.inference_mode():
+        served = crossing.fast(*[x.float() for x in tensors], mask, offsets)
+    torch.testing.assert_close(served.double(), whole, rtol=1e-5, atol=1e-5)
+
+
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=40))
 def test_padding_never_wastes_more_than_a_third_beyond_short_slates(lengths):
     plan = crossing.Plan.of(np.concatenate([[0], np.cumsum(lengths)]))
@@ -70,8 +79,10 @@ def test_padding_never_wastes_more_than_a_third_beyond_short_slates(lengths):
 
 def test_a_user_with_nothing_to_read_sees_only_the_candidate():
     tensors, mask, offsets = operands([3, 2], 5, 2, 4, 0)
-    out = crossing.fast(*tensors, torch.zeros_like(mask), offsets)
-    torch.testing.assert_close(out, tensors[2])
+    for dtype in (torch.float64, torch.float32):
+        inputs = [x.to(dtype) for x in tensors]
+        out = crossing.fast(*inputs, torch.zeros_like(mask), offsets)
+        torch.testing.assert_close(out, inputs[2])
 
 
 def test_a_plan_made_before_serves_every_layer():

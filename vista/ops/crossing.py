@@ -29,6 +29,10 @@ PADDING = 1.34
 BLOCK = 1 << 18
 """Scores held at once when no gradient is recorded: 1 MiB of float32, about a core's second-level cache."""
 
+_FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+"""The CPU kernel behind ``scaled_dot_product_attention``, called by name because the public function keeps
+the log-sum-exp to itself. It has no gradient for it; torch without it takes the blocked products."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -148,7 +152,8 @@ def fast(
 ) -> Tensor:
     """Equal to :func:`naive` (same arguments and result), without copying contexts.
 
-    Work and memory are ``B T`` scores per head, in blocks of :data:`BLOCK` when no gradient is recorded.
+    Work is ``B T`` scores per head. With gradients they are kept; without, they are held in blocks of
+    :data:`BLOCK`, or by torch's CPU kernel in its registers.
     """
     plan = offsets if isinstance(offsets, Plan) else Plan.of(offsets, q.device)
     if plan.candidates != len(q) or plan.users != len(keys):
@@ -183,6 +188,14 @@ def _group(
     q, own, v = gathered(q), gathered(own), gathered(v)  # [G, M, H, ...]
     kt, vt = keys.permute(0, 2, 3, 1), values.transpose(1, 2)  # [G, H, E, T], [G, H, T, E]
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (q, own, v, keys, values))
+    if (
+        not recorded
+        and _FLASH is not None
+        and q.device.type == "cpu"
+        and q.dtype == torch.float32
+        and bias.numel()
+    ):
+        return _flash(q, own, v, keys, values, bias).flatten(0, 1)
     if recorded or q.numel() // q.shape[-1] * keys.shape[1] <= BLOCK:
         return _attend(q, own, v, kt, vt, bias).flatten(0, 1)
     g, m, h, _ = q.shape
@@ -205,3 +218,21 @@ def _attend(q: Tensor, own: Tensor, v: Tensor, kt: Tensor, vt: Tensor, bias: Ten
     weights = torch.cat([scores, itself], -1).softmax(-1)
     read = torch.matmul(weights[..., :-1], vt).transpose(1, 2)  # [G, M, H, E]
     return read + weights[..., -1:].transpose(1, 2) * v
+
+
+def _flash(q: Tensor, own: Tensor, v: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """As :func:`_attend` with keys and values [G, T, H, E]; scores are never written out.
+
+    The context's softmax and the candidate's own term are merged by their log-sum-exp: with
+    ``p = sigmoid(own - lse)`` the output is ``(1 - p) read + p v``.
+    """
+    wide = bias[:, None, None].expand(-1, 1, q.shape[1], -1)
+    read, lse = _FLASH(
+        q.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), attn_mask=wide, scale=1.0
+    )
+    empty = torch.isneginf(bias).all(1)
+    if empty.any():  # the kernel has no answer for a user without context
+        read = read.masked_fill(empty[:, None, None, None], 0)
+        lse = lse.masked_fill(empty[:, None, None], -math.inf)
+    share = torch.sigmoid(own.transpose(1, 2) - lse).transpose(1, 2)[..., None]  # [G, M, H, 1]
+    return torch.lerp(read.transpose(1, 2), v, share)
