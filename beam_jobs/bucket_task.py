@@ -46,14 +46,12 @@ class BucketTask:
         files: every data file of the bucket at the run's snapshot.
         added: files added since the parent generation; None for a full summary.
         again: users to recompute from the whole bucket whether or not they changed.
-        only: if not None, no other user is touched.
     """
 
     bucket: int
     files: tuple[Any, ...]
     added: tuple[Any, ...] | None = None
     again: tuple[Any, ...] = ()
-    only: tuple[Any, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -66,7 +64,12 @@ class BucketTask:
 
 @dataclass(frozen=True)
 class Settings:
-    """What all tasks of a run share. ``now_ms`` is the run's start: a resumed run repeats the bytes."""
+    """What all tasks of a run share.
+
+    Attributes:
+        now_ms: the run's start, so that a resumed run repeats the bytes.
+        more: what the opener of the source needs besides.
+    """
 
     job: str
     run_dir: str
@@ -79,6 +82,7 @@ class Settings:
     threads: int
     now_ms: int
     device: str = "cpu"
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -88,6 +92,7 @@ class Meter:
     seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "model": 0.0, "write": 0.0})
     counts: dict[str, int] = field(default_factory=dict)
     cpu_model: float = 0.0
+    watermark_ms: int = 0
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -224,6 +229,7 @@ def _build(task: BucketTask, settings: Settings, source: Source, run: RunDirecto
         },
         "counts": {"dead_letters": len(letters), "records": shard.records, **meter.counts},
         "timings": {name: round(s, 4) for name, s in meter.seconds.items()},
+        "watermark_ms": meter.watermark_ms,
         "peak_memory_bytes": peak_memory_bytes(),
         "host": platform.node(),
         "pid": os.getpid(),
@@ -265,6 +271,7 @@ def _stream(
             refused = _write(writer, result, finite, settings.now_ms)
         letters |= {user: ("unstorable", reason) for user, reason in refused.items()}
         meter.add("written", int(finite.sum()) - len(refused))
+        meter.watermark_ms = max(meter.watermark_ms, int(np.max(result.last_event_ms, initial=0)))
         feed.answered(len(users))
         if time.monotonic() - said > PROGRESS_EVERY_S:
             said = time.monotonic()

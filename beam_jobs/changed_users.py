@@ -11,14 +11,16 @@ A copy of an event folded in is late too, and the whole history is read without 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from cache_store.store import Store
 
 from beam_jobs.bucket_task import BucketTask, Input, Meter, plain, select_users
+from cache_store.errors import Damaged, PublishConflict
+from cache_store.store import Store
 from vista.data.events import Events
 from vista.data.tables import UserBatch, read_bucket
 from vista.state import StateError, UserState, event_key
@@ -30,7 +32,7 @@ class RefreshSource:
 
     Attributes:
         store, line, parent: where the states are; ``parent`` is the generation they come from.
-        fingerprint: of the model that made them. cap: its ``summarizer.max_events``.
+        cap: ``summarizer.max_events`` of the model.
     """
 
     task: BucketTask
@@ -38,7 +40,6 @@ class RefreshSource:
     store: str
     line: str
     parent: str
-    fingerprint: str
     cap: int
 
     def __call__(self, meter: Meter, users: Sequence[Any] | None = None) -> Input:
@@ -59,35 +60,32 @@ class _Reader:
 
     def batches(self) -> Iterator[UserBatch]:
         source, task = self.source, self.source.task
-        wanted = None if task.only is None else set(task.only)
-        if self.users is not None:
-            wanted = set(self.users) if wanted is None else wanted & set(self.users)
+        wanted = None if self.users is None else set(self.users)
         again = sorted(u for u in task.again if wanted is None or u in wanted)
         only = None if wanted is None else as_users(sorted(wanted))
-        added = task.added or ()
-        if not added or (only is not None and not len(only)):
-            yield from self._whole(again)
-            return
-        with Store.open(source.store, line=source.line, fingerprint=source.fingerprint) as store:
-            carried, dropping = False, False  # the first user goes on from the batch before; it is recomputed
-            for batch in read_bucket(added, max_rows=source.max_events, users=only):
-                last = plain(batch.users[-1])
-                due = [u for u in again if u <= last]
-                again = again[len(due) :]
-                whole = set(due) | self._load(store, batch, int(carried), set(due))
-                keep = np.array([plain(u) not in whole for u in batch.users], bool)
-                if dropping:
-                    keep[0] = False
-                carried = batch.continues
-                dropping = carried and not keep[-1]
-                yield from merged(select_users(batch, np.flatnonzero(keep)), self._whole(sorted(whole)))
-            yield from self._whole(again)
+        carried, dropping = False, False  # the first user goes on from the batch before; it is recomputed
+        added = read_bucket(task.added, max_rows=source.max_events, users=only) if task.added else ()
+        for batch in added:
+            last = plain(batch.users[-1])
+            due = [u for u in again if u <= last]
+            again = again[len(due) :]
+            whole = set(due) | self._load(batch, int(carried), set(due))
+            keep = np.array([plain(u) not in whole for u in batch.users], bool)
+            if dropping:
+                keep[0] = False
+            carried = batch.continues
+            dropping = carried and not keep[-1]
+            yield from merged(select_users(batch, np.flatnonzero(keep)), self._whole(sorted(whole)))
+        yield from self._whole(again)
 
-    def _load(self, store: Store, batch: UserBatch, first: int, due: set[Any]) -> set[Any]:
+    def _load(self, batch: UserBatch, first: int, due: set[Any]) -> set[Any]:
         """Fetch the states of the batch's users from ``first`` on; returns the users to recompute."""
         users = batch.users[first:]
-        recompute = set()
-        for i, (user, data) in enumerate(zip(users, store.states(users), strict=True), start=first):
+        recompute: set[Any] = set()
+        if not len(users):
+            return recompute
+        store = worker_store(self.source.store, self.source.line, self.source.parent)
+        for i, (user, data) in enumerate(zip(users, _states_of(store, users), strict=True), start=first):
             user = plain(user)
             if user in due:
                 continue
@@ -122,6 +120,48 @@ class _Reader:
             yield from read_bucket(
                 self.source.task.files, max_rows=self.source.max_events, users=as_users(users)
             )
+
+
+_stores: dict[tuple[str, str, str], Store] = {}
+_stores_lock = threading.Lock()
+
+
+def worker_store(path: str, line: str, parent: str) -> Store:
+    """The store at generation ``parent``, opened once per worker process.
+
+    Raises:
+        PublishConflict: the line has moved on; the run could not be published either.
+    """
+    key = (path, line, parent)
+    with _stores_lock:
+        if key not in _stores:
+            while _stores:
+                _stores.popitem()[1].close()
+            store = Store.open(path, line=line)
+            if store.manifest.generation != parent:
+                found = store.manifest.generation
+                store.close()
+                raise PublishConflict(
+                    f"{path}: expected line {line} at generation {parent}, found {found}; another publisher was "
+                    f"faster: start vista refresh anew with another run directory"
+                )
+            _stores[key] = store
+        return _stores[key]
+
+
+def _states_of(store: Store, users: np.ndarray) -> list[bytes | None]:
+    """State of each user; no bytes (which no state has) where the stored one is damaged."""
+    try:
+        return store.states(users)
+    except Damaged:
+        pass
+    found: list[bytes | None] = []
+    for i in range(len(users)):
+        try:
+            found += store.states(users[i : i + 1])
+        except Damaged:
+            found.append(b"")
+    return found
 
 
 def merged(fresh: UserBatch, whole: Iterator[UserBatch]) -> Iterator[UserBatch]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import shutil
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -21,6 +23,8 @@ from beam_jobs.bucket_task import BucketTask, Settings, Source, do_bucket
 from beam_jobs.errors import BucketFailed, ExitCode, IncompleteRun
 from beam_jobs.progress import progress_bar
 from beam_jobs.run_record import RunDirectory, RunRecord
+from cache_store.publish import DEAD_LETTERS, find_run
+from cache_store.store import Store
 
 Receipts = dict[str, dict[str, Any]]
 OpenSource = Callable[[BucketTask, Settings], Source]
@@ -90,6 +94,68 @@ def run_tasks(
     return {name: receipt for name, receipt in receipts.items() if receipt is not None}
 
 
+def to_generation(
+    run: RunDirectory,
+    record: RunRecord,
+    tasks: Sequence[BucketTask],
+    settings: Settings,
+    source: OpenSource,
+    beam_args: Sequence[str],
+    store: Store,
+    *,
+    started: float,
+    attempts: int,
+    progress: bool,
+    line: str,
+    kind: str,
+    parent: str | None,
+    watermark_ms: int,
+) -> RunRecord:
+    """Do the tasks, check law 8, publish, and finish the record.
+
+    Args:
+        started: ``time.perf_counter()`` at the start of the job.
+        watermark_ms: of the parent; the generation's is this or its latest event.
+
+    Raises:
+        BucketFailed, IncompleteRun, StoreError: nothing was published.
+    """
+    if find_run(store.layout, record.run_id) is None:
+        receipts = run_tasks(run, tasks, settings, source, beam_args, attempts=attempts, progress=progress)
+        check_complete(run, tasks, receipts)
+        letters = run.gather_dead_letters()
+        shutil.copyfile(run.path / DEAD_LETTERS, Path(settings.staging) / DEAD_LETTERS)
+    else:  # killed after publication: what is left is to say so
+        receipts = run.receipts()
+        letters = run.gather_dead_letters()
+    counts = {**totals(receipts), "dead_letters": letters}
+    generation = store.publish(
+        Path(settings.staging),
+        [receipt["shard"] for receipt in receipts.values()],
+        line=line,
+        kind=kind,
+        parent=parent,
+        fingerprint=settings.fingerprint,
+        table_snapshot=record.table_snapshot,
+        watermark_ms=max([watermark_ms, *(r["watermark_ms"] for r in receipts.values())]),
+        expected=counts["users"],
+        dead_letters=letters,
+        num_shards=settings.num_shards,
+        published_ms=int(time.time() * 1000),
+    )
+    manifest = find_run(store.layout, record.run_id)
+    facts = dataclasses.replace(
+        record,
+        finished_ms=manifest.published_ms,
+        generation=generation,
+        counts=counts,
+        digests={"content": manifest.digest},
+        timings=step_times(receipts, started),
+        exit_code=int(ExitCode.DEAD_LETTERS if letters else ExitCode.DONE),
+    )
+    return run.finish(facts)
+
+
 def check_complete(run: RunDirectory, tasks: Sequence[BucketTask], receipts: Receipts) -> None:
     """Law 8, per bucket: users read = written + dead-lettered, records in the shard = written.
 
@@ -144,13 +210,6 @@ def environment(beam_args: Sequence[str], **more: Any) -> dict[str, Any]:
         "host": platform.node(),
         **more,
     }
-
-
-def finished(run: RunDirectory, record: RunRecord, **facts: Any) -> RunRecord:
-    """The record of a published run: exit code 3 if anything was dead-lettered."""
-    letters = facts["counts"].get("dead_letters", 0)
-    code = ExitCode.DEAD_LETTERS if letters else ExitCode.DONE
-    return run.finish(dataclasses.replace(record, exit_code=int(code), **facts))
 
 
 def _failed(run: RunDirectory, failures: dict[str, dict[str, Any]], error: Exception) -> Exception:

@@ -19,6 +19,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import resource
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -70,8 +71,10 @@ class RunRecord:
     """What a run was and what came of it; ``run.json`` is its text form.
 
     Attributes:
+        run_id: the directory's name and eight random digits, so that no two runs share one.
         identity: options that decide the result; a resumed run must bring the same.
         environment: everything else that is worth keeping (runner options, machine, versions).
+        facts: what the run found at its start and keeps to when it is continued.
         counts: by name; at least ``users``, ``events``, ``dead_letters`` once the run is finished.
         digests: by name; for summarize and refresh ``content`` is the generation's.
         timings: seconds by step. ``buckets``: one row per unit, from the receipts.
@@ -83,6 +86,7 @@ class RunRecord:
     path: str
     identity: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     started_ms: int = 0
     finished_ms: int | None = None
     table_snapshot: int | None = None
@@ -221,7 +225,7 @@ class RunDirectory:
             )
         record = RunRecord(
             job=job,
-            run_id=run.path.name,
+            run_id=f"{_SAFE.sub('-', run.path.name).strip('-')[:64] or 'run'}-{uuid.uuid4().hex[:8]}",
             path=str(run.path),
             identity=wanted,
             environment=json.loads(json.dumps(dict(environment or {}))),
@@ -385,6 +389,7 @@ class RunDirectory:
         return total
 
 
+_SAFE = re.compile(r"[^A-Za-z0-9]+")
 _KEPT = ("counts", "timings", "peak_memory_bytes")
 
 

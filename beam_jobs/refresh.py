@@ -1,0 +1,331 @@
+"""``refresh``: what came since the live generation, into a delta generation over it.
+
+    files added since the parent's table snapshot ──▶ changed users ──▶ state + new events ──▶ delta, live
+
+A task reads only the added files of its bucket, and of the old ones only what late users need. The result equals
+a full ``summarize`` of everything to 1e-5 (law 2). Users that were dead-lettered in the parent are tried again
+from their whole history, so a delta owes nothing to the one before. Where a refresh cannot go on from the store
+(no generation, another model, another schema, an expired snapshot) it runs ``summarize`` and says why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from beam_jobs import generation_job as job
+from beam_jobs import summarize
+from beam_jobs.bucket_task import BucketTask, Settings, Source
+from beam_jobs.changed_users import RefreshSource, as_users
+from beam_jobs.errors import OptionsError
+from beam_jobs.run_record import RunDirectory, RunRecord
+from beam_jobs.summarize import SummarizeOptions, schema_of
+from cache_store.errors import NothingPublished
+from cache_store.keys import bucket_of
+from cache_store.layout import Layout
+from cache_store.manifest import Manifest
+from cache_store.manifest import read as read_manifest
+from cache_store.publish import DEAD_LETTERS
+from cache_store.store import Store
+from vista import bundle as bundles
+from vista.data.tables import DataFile, Warehouse
+from vista.errors import DataError
+
+JOB = "refresh"
+
+
+@dataclass(frozen=True)
+class RefreshOptions:
+    """What to bring up to date, and how.
+
+    Attributes:
+        warehouse, bundle, store, line, max_events_in_memory, threads, now_ms, attempts, device, progress: as in
+            :class:`SummarizeOptions`.
+        run_dir: folder of this run; with ``follow_s`` the folder of a run per published delta.
+        snapshot: history snapshot to go up to; the current one by default.
+        since: history snapshot to go on from, if not the parent's own; it must not be newer than that.
+        users: only these, from their whole history; the generation keeps its parent's table snapshot, so that
+            the next refresh still sees what is new for all others.
+        max_age_ms: also recompute, from their whole history, users summarised longer ago than this.
+        max_depth: deltas over a full generation before the chain is compacted.
+    """
+
+    warehouse: str | Mapping[str, str]
+    bundle: str
+    store: str
+    run_dir: str
+    line: str = "main"
+    codecs: Mapping[str, str] = field(default_factory=dict)
+    snapshot: int | None = None
+    since: int | None = None
+    users: tuple[int | str, ...] | None = None
+    max_age_ms: int | None = None
+    max_depth: int = 6
+    max_events_in_memory: int = 262_144
+    threads: int = 1
+    now_ms: int | None = None
+    attempts: int = 2
+    device: str = "cpu"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_events_in_memory", 1), ("threads", 1), ("attempts", 1), ("max_depth", 1)):
+            if getattr(self, name) < least:
+                raise OptionsError(
+                    f"{name}: expected at least {least}, found {getattr(self, name)}; see vista refresh --help"
+                )
+        if self.max_age_ms is not None and self.max_age_ms < 0:
+            raise OptionsError(
+                f"max_age: expected 0 or more, found {self.max_age_ms}; see vista refresh --help"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result; a run can be continued only with the same."""
+        return {
+            **self.full().identity(),
+            "since": self.since,
+            "users": None if self.users is None else sorted(self.users),
+            "max_age_ms": self.max_age_ms,
+        }
+
+    def full(self, run_dir: str | None = None) -> SummarizeOptions:
+        """The options of the full job that this falls back to."""
+        shared = {f.name for f in dataclasses.fields(SummarizeOptions)} - {"run_dir"}
+        return SummarizeOptions(
+            run_dir=run_dir or self.run_dir, **{name: getattr(self, name) for name in shared}
+        )
+
+
+class NoParent(Exception):
+    """There is nothing to go on from; the text says why. Never leaves this module."""
+
+
+def refresh_source(task: BucketTask, settings: Settings) -> Source:
+    """The changed users of one bucket."""
+    return RefreshSource(task, settings.max_events, **settings.more)
+
+
+def run(options: RefreshOptions, beam_args: Sequence[str] = ()) -> RunRecord:
+    """Bring the store up to date with the tables, by a delta generation or, where that cannot be, a full one.
+
+    Returns:
+        The record; ``generation`` is the live one, also where nothing had changed and nothing was published.
+
+    Raises:
+        VistaError, StoreError: with the exit code in the class; the old generation stays live.
+    """
+    started = time.perf_counter()
+    with RunDirectory(options.run_dir).hold():
+        return _run(options, list(beam_args), started)
+
+
+def _run(options: RefreshOptions, beam_args: list[str], started: float) -> RunRecord:
+    meta, fingerprint = bundles.read_meta(options.bundle)
+    warehouse = Warehouse(options.warehouse).open()
+    summarize.check_same_users(meta.user_kind, warehouse)
+    directory, record = RunDirectory.start(
+        options.run_dir,
+        job=JOB,
+        identity={**options.identity(), "fingerprint": fingerprint},
+        environment=job.environment(beam_args, bundle=str(options.bundle), attempts=options.attempts),
+        started_ms=summarize.now_ms(options.now_ms),
+    )
+    if record.exit_code is not None:
+        return record
+    if record.fingerprint is None:  # a continued run goes on from what it began with
+        snapshot = warehouse.snapshot() if options.snapshot is None else options.snapshot
+        record = dataclasses.replace(record, table_snapshot=snapshot, fingerprint=fingerprint)
+        record = _choose(options, record, warehouse)
+        directory.save(record)
+    parent = record.facts["parent"]
+    if parent is None:
+        return summarize.full_generation(directory, record, options.full(), warehouse, beam_args, started)
+    return _delta(directory, record, options, warehouse, parent, beam_args, started)
+
+
+def _choose(options: RefreshOptions, record: RunRecord, warehouse: Warehouse) -> RunRecord:
+    """The record with its parent, or with None and a note where a full generation is needed."""
+    try:
+        parent = _parent(options, record, warehouse)
+    except NoParent as why:
+        note = f"full instead of delta: {why}"
+        return dataclasses.replace(record, facts={"parent": None}, notes=[*record.notes, note])
+    return dataclasses.replace(record, facts={"parent": parent.generation})
+
+
+def _parent(options: RefreshOptions, record: RunRecord, warehouse: Warehouse) -> Manifest:
+    """Manifest of the live generation.
+
+    Raises:
+        NoParent: it cannot be gone on from.
+    """
+    if not (Path(options.store) / "FORMAT").exists():
+        raise NoParent(f"there is no store at {options.store}")
+    summarize.open_or_create(options.store, warehouse.user_kind, warehouse.num_buckets)
+    try:
+        with Store.open(options.store, line=options.line) as store:
+            parent = store.manifest
+    except NothingPublished:
+        raise NoParent(f"line {options.line} has no generation yet") from None
+    if parent.fingerprint != record.fingerprint:
+        raise NoParent(
+            f"generation {parent.generation} was made by model {parent.fingerprint}, not by this one"
+        )
+    model = bundles.load(options.bundle, expect=record.fingerprint).model
+    if not model.summarizer.resumable:
+        raise NoParent("this model cannot resume (summarizer.chunk is 0)")
+    if parent.schema.as_dict() != schema_of(model, warehouse.user_kind, options.codecs).as_dict():
+        raise NoParent(f"generation {parent.generation} has other codecs")
+    if parent.records and not parent.states:
+        raise NoParent(f"generation {parent.generation} keeps no states")
+    if parent.table_snapshot is None and record.table_snapshot is not None:
+        raise NoParent(f"generation {parent.generation} was made while the tables were empty")
+    if parent.table_snapshot is not None:
+        try:
+            warehouse.bucket_files(record.table_snapshot, since=int(parent.table_snapshot))
+        except DataError as error:
+            raise NoParent(f"the tables no longer know snapshot {parent.table_snapshot} ({error})") from None
+    return parent
+
+
+def _delta(
+    directory: RunDirectory,
+    record: RunRecord,
+    options: RefreshOptions,
+    warehouse: Warehouse,
+    name: str,
+    beam_args: list[str],
+    started: float,
+) -> RunRecord:
+    model = bundles.load(options.bundle, expect=record.fingerprint).model
+    folder = Layout(options.store).generation(name)
+    parent = read_manifest(folder)
+    files, added = _files(options, record, warehouse, parent)
+    again = _again(options, record, warehouse, parent, folder)
+    if options.users is not None:
+        added = {}
+        record = dataclasses.replace(record, table_snapshot=parent.table_snapshot)
+    if not added and not again:
+        note = f"nothing to do: no files since snapshot {parent.table_snapshot}; {name} stays live"
+        return directory.finish(
+            dataclasses.replace(
+                record,
+                generation=name,
+                notes=[*record.notes, note],
+                counts={"users": 0, "events": 0},
+                digests={"content": parent.digest},
+                finished_ms=summarize.now_ms(options.now_ms),
+                timings={"wall": round(time.perf_counter() - started, 3)},
+            )
+        )
+    store = summarize.open_or_create(options.store, warehouse.user_kind, warehouse.num_buckets)
+    tasks = [
+        BucketTask(
+            bucket,
+            tuple(files.get(bucket, ())),
+            added=tuple(added.get(bucket, ())),
+            again=tuple(sorted(again.get(bucket, ()))),
+        )
+        for bucket in range(warehouse.num_buckets)
+    ]
+    settings = Settings(
+        job=JOB,
+        run_dir=str(directory.path),
+        staging=str(store.stage(record.run_id)),
+        bundle=str(options.bundle),
+        fingerprint=str(record.fingerprint),
+        schema=parent.schema,
+        num_shards=warehouse.num_buckets,
+        max_events=options.max_events_in_memory,
+        threads=options.threads,
+        now_ms=record.started_ms,
+        device=options.device,
+        more={
+            "store": str(options.store),
+            "line": options.line,
+            "parent": name,
+            "cap": model.config.summarizer.max_events,
+        },
+    )
+    return job.to_generation(
+        directory,
+        record,
+        tasks,
+        settings,
+        refresh_source,
+        beam_args,
+        store,
+        started=started,
+        attempts=options.attempts,
+        progress=options.progress,
+        line=options.line,
+        kind="delta",
+        parent=name,
+        watermark_ms=parent.watermark_ms,
+    )
+
+
+Files = dict[int, list[DataFile]]
+
+
+def _files(
+    options: RefreshOptions, record: RunRecord, warehouse: Warehouse, parent: Manifest
+) -> tuple[Files, Files]:
+    """All files at the run's snapshot, and those to take as added.
+
+    Raises:
+        OptionsError: ``since`` is newer than the parent's snapshot, so events would be left out.
+    """
+    if record.table_snapshot is None:
+        return {}, {}
+    files = warehouse.bucket_files(record.table_snapshot)
+    unseen = warehouse.bucket_files(record.table_snapshot, since=int(parent.table_snapshot))
+    if options.since is None:
+        return files, unseen
+    added = warehouse.bucket_files(record.table_snapshot, since=options.since)
+    skipped = {f.path for row in unseen.values() for f in row} - {
+        f.path for row in added.values() for f in row
+    }
+    if skipped:
+        raise OptionsError(
+            f"--since {options.since}: expected a snapshot not newer than {parent.table_snapshot}, which generation "
+            f"{parent.generation} was made from; {len(skipped)} files would be left out. Run vista refresh without it"
+        )
+    return files, added
+
+
+def _again(
+    options: RefreshOptions, record: RunRecord, warehouse: Warehouse, parent: Manifest, folder: Path
+) -> dict[int, list[int | str]]:
+    """Users by bucket to read from their first event: asked for, dead letters of the parent, or too old."""
+    kind = str if warehouse.user_kind == "string" else int
+    users: set[int | str] = set()
+    if options.users is not None:
+        users |= {kind(u) for u in options.users}
+    elif DEAD_LETTERS in parent.extra_files:
+        users |= {kind(u) for u in pq.read_table(folder / DEAD_LETTERS)["user"].to_pylist()}
+    if options.max_age_ms is not None and options.users is None:
+        users |= set(_older_than(options, record.started_ms - options.max_age_ms))
+    found: dict[int, list[int | str]] = {}
+    listed = sorted(users)
+    if listed:
+        for user, bucket in zip(listed, bucket_of(as_users(listed), warehouse.num_buckets), strict=True):
+            found.setdefault(int(bucket), []).append(user)
+    return found
+
+
+def _older_than(options: RefreshOptions, limit_ms: int) -> Iterator[int | str]:
+    """Users whose summary was made before ``limit_ms``."""
+    with Store.open(options.store, line=options.line) as store:
+        for bucket in range(store.manifest.num_shards):
+            users = store.users(bucket)
+            for start in range(0, len(users), 4_096):
+                part = users[start : start + 4_096]
+                made = store.lookup_raw(part).summarized_ms
+                yield from (u if isinstance(u, str) else int(u) for u in part[made < limit_ms])
