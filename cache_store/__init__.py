@@ -1,0 +1,30 @@
+"""The store of summaries: immutable generations of LMDB shards, published atomically, read at the speed of memory.
+
+Read in this order: ``layout`` (what lies where), ``record`` (bytes of one user), ``quantize`` (codecs), ``keys``,
+``index`` and ``pages`` (where a record lies), ``writer`` (one shard), ``manifest``, ``publish`` and ``lines`` (what
+is live), ``generation`` and ``reader`` (a batch), ``store`` (the object that users hold). docs/format.md says the
+same for readers in other languages.
+"""
+
+from cache_store.keys import bucket_of, key_bytes
+from cache_store.manifest import Manifest
+from cache_store.reader import Lookup, RawLookup, Snapshot, Status
+from cache_store.record import Group, RecordSchema
+from cache_store.store import Store
+from cache_store.writer import ShardReceipt, ShardWriter, finished
+
+__all__ = [
+    "Group",
+    "Lookup",
+    "Manifest",
+    "RawLookup",
+    "RecordSchema",
+    "ShardReceipt",
+    "ShardWriter",
+    "Snapshot",
+    "Status",
+    "Store",
+    "bucket_of",
+    "finished",
+    "key_bytes",
+]

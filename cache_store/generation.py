@@ -1,0 +1,166 @@
+"""One published generation, mapped for reading. No LMDB environment, no lock, nothing that a fork could break."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from cache_store import index, pages
+from cache_store.errors import Damaged
+from cache_store.keys import from_keys
+from cache_store.layout import shard_name, state_name
+from cache_store.manifest import Manifest
+from cache_store.mapping import FileRange
+from cache_store.record import HEADER, HEADER_BYTES, PAGE, PAGE_HEADER, RecordSchema, model_word
+
+ABSENT, GONE = -1, -2
+"""What :meth:`Generation.locate` answers for users it does not hold, and for its tombstones."""
+
+
+class Table:
+    """The data files of all shards and their indexes, as two ranges of addresses.
+
+    Args:
+        verify: compare every index with the digest in the manifest. The records follow from it, one by one, on read.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, stems: list[str], verify: bool) -> None:
+        facts = manifest.files
+        for stem in stems:
+            for name in (f"{stem}.mdb", f"{stem}.idx"):
+                if name not in facts:
+                    raise Damaged(f"{folder}: the manifest knows no {name}; run `vista verify`")
+        data = [f"{stem}.mdb" for stem in stems]
+        idx = [f"{stem}.idx" for stem in stems]
+        self.names = data
+        self.sizes = [facts[n].bytes for n in data]
+        self.files = FileRange([folder / n for n in data], self.sizes)
+        indexes = FileRange([folder / n for n in idx], [facts[n].bytes for n in idx])
+        shapes = []
+        for k, name in enumerate(idx):
+            start, size = int(indexes.starts[k]), facts[name].bytes
+            raw = indexes.data[start : start + size]
+            if verify and xxhash.xxh3_128_hexdigest(raw) != facts[name].digest:
+                raise Damaged(
+                    f"{folder / name}: does not have the digest that the manifest states; run `vista verify`, "
+                    f"then `vista rollback` or rebuild the shard"
+                )
+            if size % 8:
+                raise Damaged(
+                    f"{folder / name}: expected whole 64-bit words, found {size} bytes; run `vista verify`"
+                )
+            found = index.shape(raw.view(np.uint64), str(folder / name))
+            if found.file_bytes != self.sizes[k]:
+                raise Damaged(f"{folder / name}: is the index of another file; run `vista verify`")
+            shapes.append(found)
+        self.counts = [s.n for s in shapes]
+        self.index = index.IndexSet(indexes.data.view(np.uint64), (indexes.starts // 8).tolist(), shapes)
+
+    def shard_data(self, shard: int) -> np.ndarray:
+        """uint8 [file bytes] of one data file, a view."""
+        start = int(self.files.starts[shard])
+        return self.files.data[start : start + self.sizes[shard]]
+
+
+class Generation:
+    """A manifest and its mapped files.
+
+    Attributes:
+        manifest: as read from the folder.
+        row_bytes: bytes of one gathered row: 16 bytes that belong to LMDB, then the record, then nothing of use.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, verify: bool) -> None:
+        self.folder, self.manifest, self._verify = folder, manifest, verify
+        schema, n = manifest.schema, manifest.num_shards
+        self.schema = schema
+        self.model = model_word(manifest.fingerprint)
+        self.table = Table(folder, manifest, [shard_name(k, n) for k in range(n)], verify)
+        self.row_bytes = row_bytes(schema)
+        if schema.paged:
+            self._pages = self.table.files.data.view(f"V{PAGE}")
+            self._step = np.arange(schema.pages)
+        else:
+            size = self.row_bytes
+            flat = self.table.files.data
+            self._rows = np.lib.stride_tricks.as_strided(
+                flat[:size].view(f"V{size}"), shape=(len(flat) - size + 1,), strides=(1,), writeable=False
+            )
+
+    @cached_property
+    def states(self) -> Table | None:
+        """The state files, mapped on first use; None where the generation has none."""
+        n = self.manifest.num_shards
+        stems = [state_name(k, n) for k in range(n)]
+        if f"{stems[0]}.mdb" not in self.manifest.files:
+            return None
+        return Table(self.folder, self.manifest, stems, self._verify)
+
+    def locate(
+        self, shard: np.ndarray, hashes: np.ndarray, second: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Place of each user's record as a byte of the file range, or ABSENT or GONE; and its check word.
+
+        Args:
+            shard: int [n]. hashes: uint64 [n]. second: uint64 [n] for string ids.
+
+        Returns:
+            int64 [n], uint64 [n].
+        """
+        entry = self.table.index.find(shard, hashes, second)
+        hit = entry >= 0
+        if hit.all():
+            offset, check = self.table.index.offset(shard, entry), self.table.index.check(shard, entry)
+            place = np.where(offset == 0, GONE, self.table.files.starts[shard] + offset)
+            return place, check
+        place, check = np.full(len(shard), ABSENT, np.int64), np.zeros(len(shard), np.uint64)
+        s, e = shard[hit], entry[hit]
+        offset = self.table.index.offset(s, e)
+        place[hit] = np.where(offset == 0, GONE, self.table.files.starts[s] + offset)
+        check[hit] = self.table.index.check(s, e)
+        return place, check
+
+    def gather(self, place: np.ndarray, out: np.ndarray) -> None:
+        """Copy the rows at ``place`` (int64 [n], bytes of the range) into ``out``, uint8 [n, row_bytes], contiguous.
+
+        Places below 0 copy something of no meaning.
+        """
+        if self.schema.paged:
+            first = (place - PAGE_HEADER) // PAGE
+            wanted = (first[:, None] + self._step).ravel()
+            np.take(self._pages, wanted, out=out.reshape(-1).view(f"V{PAGE}"), mode="clip")
+        else:
+            start = np.clip(place - PAGE_HEADER, 0, len(self._rows) - 1)
+            out[...] = self._rows[start].view(np.uint8).reshape(out.shape)
+
+    def keys(self, shard: int, states: bool = False) -> pages.Entries:
+        """Keys of one shard in key order with the places of their values in its file.
+
+        Raises:
+            Damaged
+        """
+        table = self.states if states else self.table
+        if table is None:
+            return pages.Entries([], np.zeros(0, np.int64), np.zeros(0, np.int64))
+        entries = pages.walk(table.shard_data(shard), str(self.folder / table.names[shard]))
+        if len(entries.keys) != table.counts[shard]:
+            raise Damaged(f"{self.folder / table.names[shard]}: file and index differ; run `vista verify`")
+        return entries
+
+    def users(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        """Users of one shard in key order, and bool [n]: which are tombstones."""
+        entries = self.keys(shard)
+        return from_keys(entries.keys, self.schema.user_kind), entries.length == HEADER_BYTES
+
+
+def row_bytes(schema: RecordSchema) -> int:
+    """Bytes of one gathered row of a schema."""
+    return schema.pages * PAGE if schema.paged else PAGE_HEADER + schema.record_bytes
+
+
+def headers_of(rows: np.ndarray) -> np.ndarray:
+    """Headers of gathered rows, structured [n], copied (uint8 [n, row_bytes])."""
+    return np.ascontiguousarray(rows[:, PAGE_HEADER : PAGE_HEADER + HEADER_BYTES]).view(HEADER)[:, 0]

@@ -1,0 +1,103 @@
+"""Many immutable files as one array of bytes.
+
+The shards of a generation are mapped read-only one after the other into a single range of addresses, so that a
+batch of users is one gather whatever the number of shards. The mapping is the operating system's page cache: it
+costs no memory of its own, is shared by all processes, and survives a fork.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache_store.errors import Damaged
+
+PAGE = 4096
+_FIXED = 0x10
+_FAILED = ctypes.c_void_p(-1).value
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int64,
+]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+
+class FileRange:
+    """Files mapped end to end; each begins at a multiple of the page size.
+
+    Attributes:
+        data: uint8 [total], read-only; the gap after each file reads as zeros.
+        starts: int64 [files], byte at which each file begins.
+
+    The addresses are released when the last array that views them is gone.
+    """
+
+    def __init__(self, files: Sequence[Path], sizes: Sequence[int]) -> None:
+        granule = max(PAGE, mmap.ALLOCATIONGRANULARITY)
+        rounded = [-(-size // granule) * granule for size in sizes]
+        self.starts = np.cumsum([0, *rounded])[:-1].astype(np.int64)
+        # One more granule at the end, so that a gather of whole pages never leaves the range.
+        self._total = sum(rounded) + granule
+        address = _libc.mmap(None, self._total, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        if address == _FAILED:
+            raise OSError(ctypes.get_errno(), f"cannot reserve {self._total} bytes of addresses")
+        self._address = address
+        for path, size, start in zip(files, sizes, self.starts.tolist(), strict=True):
+            self._map(path, size, start)
+        owner = _Owner(self._address, self._total)
+        self.data = np.asarray(owner)
+
+    def _map(self, path: Path, size: int, start: int) -> None:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            self._release()
+            raise Damaged(
+                f"{path}: missing; run `vista verify`, then `vista rollback` or rebuild the shard"
+            ) from error
+        except OSError:
+            self._release()
+            raise
+        try:
+            found = os.fstat(fd).st_size
+            if found != size:
+                self._release()
+                raise Damaged(
+                    f"{path}: expected {size} bytes, found {found}; run `vista verify`, then `vista rollback` or "
+                    f"rebuild the shard"
+                )
+            if size == 0:
+                return
+            where = self._address + start
+            if _libc.mmap(where, size, mmap.PROT_READ, mmap.MAP_SHARED | _FIXED, fd, 0) != where:
+                code = ctypes.get_errno()
+                self._release()
+                raise OSError(code, os.strerror(code), str(path))
+        finally:
+            os.close(fd)
+
+    def _release(self) -> None:
+        _libc.munmap(self._address, self._total)
+
+
+class _Owner:
+    """Lets NumPy view the range and keeps it mapped for as long as any view lives."""
+
+    def __init__(self, address: int, size: int) -> None:
+        self._address, self._size = address, size
+        self.__array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (address, True), "version": 3}
+
+    def __del__(self, munmap: Any = _libc.munmap) -> None:
+        munmap(self._address, self._size)

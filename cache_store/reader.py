@@ -1,0 +1,301 @@
+"""Reading: users to tokens, from one pinned chain of generations.
+
+A :class:`Snapshot` is a chain of generations resolved once: newest first, down to a full one. It never changes, so
+whatever is published meanwhile, a batch sees one generation. A lookup is
+
+    hash ▶ one search per generation of the chain ▶ one gather of whole records ▶ checks ▶ decode in cache-sized blocks
+
+all vectorised over the batch. Arrays are caller's; nothing of the mapping leaves this module.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import xxhash
+
+from cache_store.errors import Damaged, SchemaError
+from cache_store.generation import ABSENT, Generation, headers_of
+from cache_store.keys import Users, as_users, hash_of, second_hash_of
+from cache_store.record import HEADER, PAGE_HEADER, RECORD_FORMAT, header_check, payload_hashes
+
+
+class Status(IntEnum):
+    """What a row of a lookup is.
+
+    FRESH: as published and within the age limit. STALE: as published, older than the age limit. MISSING: the store
+    has no such user. CORRUPT: the record fails a check; its tokens are those of a missing user.
+    """
+
+    FRESH = 0
+    STALE = 1
+    MISSING = 2
+    CORRUPT = 3
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """What a lookup of B users gives, in the caller's order.
+
+    Attributes:
+        tokens: float32 [B, S, D].
+        status: uint8 [B], values of :class:`Status`.
+        event_count: int64 [B]; 0 where missing or corrupt, as the two times.
+        last_event_ms: int64 [B], time of the last event that the summary has seen.
+        summarized_ms: int64 [B].
+        generation: name of the newest generation of the chain that was read.
+    """
+
+    tokens: np.ndarray
+    status: np.ndarray
+    event_count: np.ndarray
+    last_event_ms: np.ndarray
+    summarized_ms: np.ndarray
+    generation: str
+
+
+@dataclass(frozen=True)
+class RawLookup:
+    """Records as stored, for a device that decodes them itself.
+
+    Attributes:
+        rows: uint8 [B, row_bytes]; the record begins at byte 16 of a row, its fields at ``schema.dtype`` offsets
+            from there. Rows that are neither FRESH nor STALE are zero.
+        Others as in :class:`Lookup`.
+    """
+
+    rows: np.ndarray
+    status: np.ndarray
+    event_count: np.ndarray
+    last_event_ms: np.ndarray
+    summarized_ms: np.ndarray
+    generation: str
+
+
+_BLOCK_BYTES = 1 << 19
+"""Bytes of records gathered and decoded at a time; both forms stay in the second-level cache."""
+
+
+@dataclass
+class _Found:
+    """Distinct users of a batch and where their records lie."""
+
+    hashes: np.ndarray  # uint64 [U]
+    depth: np.ndarray  # int64 [U], position in the chain, -1 where missing
+    place: np.ndarray  # int64 [U]
+    check: np.ndarray  # uint64 [U]
+    inverse: np.ndarray | None  # int64 [B], row of each caller's user; None where B = U
+
+
+class Snapshot:
+    """A resolved chain of generations.
+
+    Args:
+        chain: newest first; the last is full.
+        verify: check every record on read.
+    """
+
+    def __init__(self, chain: list[Generation], verify: bool) -> None:
+        self.chain, self.verify = chain, verify
+        self.schema = chain[0].schema
+        self.name = chain[0].manifest.generation
+        self.row_bytes = chain[0].row_bytes
+        self._shards = np.uint64(chain[0].manifest.num_shards)
+        self._local = threading.local()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the chain, newest first."""
+        return [g.manifest.generation for g in self.chain]
+
+    def lookup(
+        self,
+        users: Users,
+        out: np.ndarray | None = None,
+        fill: np.ndarray | None = None,
+        now_ms: int | None = None,
+        max_age_ms: int | None = None,
+    ) -> Lookup:
+        """See ``Store.lookup``. ``fill``: float32 broadcastable to [S, D] for rows without tokens, None for zeros."""
+        found = self._find(users)
+        n = len(found.place)
+        b = n if found.inverse is None else len(found.inverse)
+        out = _buffer(out, (b, self.schema.tokens, self.schema.width), np.float32)
+        target = out if found.inverse is None else np.empty((n, *out.shape[1:]), np.float32)
+        status, header = np.full(n, Status.MISSING, np.uint8), np.zeros(n, HEADER)
+        step = max(1, _BLOCK_BYTES // self.row_bytes)
+        scratch = self._scratch(min(step, n))
+        for depth, generation in enumerate(self.chain):
+            here = np.flatnonzero(found.depth == depth)
+            for i in range(0, len(here), step):
+                at = here[i : i + step]
+                rows = scratch[: len(at)]
+                generation.gather(found.place[at], rows)
+                header[at] = head = headers_of(rows)
+                status[at] = self._judge(rows, head, generation, found, at)
+                records = rows[:, PAGE_HEADER : PAGE_HEADER + self.schema.record_bytes].view(
+                    self.schema.dtype
+                )[:, 0]
+                if at[-1] - at[0] + 1 == len(at):
+                    self.schema.decode(records, target[at[0] : at[-1] + 1])
+                else:
+                    block = np.empty((len(at), *out.shape[1:]), np.float32)
+                    self.schema.decode(records, block)
+                    target[at] = block
+        bad = np.flatnonzero(status >= Status.MISSING)
+        if len(bad):
+            target[bad] = 0.0 if fill is None else fill
+        if found.inverse is not None:
+            np.take(target, found.inverse, axis=0, out=out, mode="clip")
+        return Lookup(out, *self._facts(status, header, found.inverse, now_ms, max_age_ms), self.name)
+
+    def lookup_raw(
+        self,
+        users: Users,
+        out: np.ndarray | None = None,
+        now_ms: int | None = None,
+        max_age_ms: int | None = None,
+    ) -> RawLookup:
+        """See ``Store.lookup_raw``."""
+        found = self._find(users)
+        n = len(found.place)
+        b = n if found.inverse is None else len(found.inverse)
+        out = _buffer(out, (b, self.row_bytes), np.uint8)
+        target = out if found.inverse is None else np.empty((n, self.row_bytes), np.uint8)
+        status, header = np.full(n, Status.MISSING, np.uint8), np.zeros(n, HEADER)
+        for depth, generation in enumerate(self.chain):
+            here = np.flatnonzero(found.depth == depth)
+            if not len(here):
+                continue
+            rows = target if len(here) == n else np.empty((len(here), self.row_bytes), np.uint8)
+            generation.gather(found.place[here], rows)
+            header[here] = head = headers_of(rows)
+            status[here] = self._judge(rows, head, generation, found, here)
+            if rows is not target:
+                target[here] = rows
+        bad = np.flatnonzero(status >= Status.MISSING)
+        if len(bad):
+            target[bad] = 0
+        if found.inverse is not None:
+            np.take(target, found.inverse, axis=0, out=out, mode="clip")
+        return RawLookup(out, *self._facts(status, header, found.inverse, now_ms, max_age_ms), self.name)
+
+    def states(self, users: Users) -> list[bytes | None]:
+        """State of each user from the newest generation of the chain that says anything of it, or None.
+
+        Raises:
+            Damaged: a state fails its check.
+        """
+        found = self._find(users)
+        out: list[bytes | None] = [None] * len(found.place)
+        ids = as_users(users, self.schema.user_kind)
+        second = second_hash_of(ids) if ids.dtype == object else None
+        if found.inverse is not None:
+            first = np.zeros(len(found.place), np.int64)
+            first[found.inverse[::-1]] = np.arange(len(ids))[::-1]
+            second = None if second is None else second[first]
+        shard = (found.hashes % self._shards).astype(np.int64)
+        digest = xxhash.xxh3_64_intdigest
+        for depth, generation in enumerate(self.chain):
+            here = np.flatnonzero(found.depth == depth)
+            table = generation.states
+            if table is None or not len(here):
+                continue
+            entry = table.index.find(
+                shard[here], found.hashes[here], None if second is None else second[here]
+            )
+            here, entry = here[entry >= 0], entry[entry >= 0]
+            start = table.files.starts[shard[here]] + table.index.offset(shard[here], entry)
+            length = table.index.length(shard[here], entry)
+            check = table.index.check(shard[here], entry)
+            for u, at, size, word in zip(
+                here.tolist(), start.tolist(), length.tolist(), check.tolist(), strict=True
+            ):
+                value = table.files.data[at : at + size].tobytes()
+                if digest(value[8:], seed=int(found.hashes[u])) != word or value[:8] != word.to_bytes(
+                    8, "little"
+                ):
+                    raise Damaged(
+                        f"{generation.folder / table.names[shard[u]]}: the state of a user fails its check; run "
+                        f"`vista verify`, then `vista summarize --users` for those it names"
+                    )
+                out[u] = value[8:]
+        return out if found.inverse is None else [out[u] for u in found.inverse.tolist()]
+
+    def _find(self, users: Users) -> _Found:
+        ids = as_users(users, self.schema.user_kind)
+        hashes = hash_of(ids)
+        second = second_hash_of(ids) if ids.dtype == object else None
+        inverse = None
+        order = np.sort(hashes)
+        if (order[1:] == order[:-1]).any():
+            pairs = hashes if second is None else np.stack([hashes, second], axis=1)
+            _, first, inverse = np.unique(pairs, return_index=True, return_inverse=True, axis=0)
+            inverse = inverse.reshape(-1)
+            hashes, second = hashes[first], None if second is None else second[first]
+        n = len(hashes)
+        shard = (hashes % self._shards).astype(np.int64)
+        depth, place, check = np.full(n, -1, np.int64), np.full(n, ABSENT, np.int64), np.zeros(n, np.uint64)
+        left = np.arange(n)
+        for d, generation in enumerate(self.chain):
+            whole = len(left) == n
+            at, word = generation.locate(
+                shard if whole else shard[left],
+                hashes if whole else hashes[left],
+                second if whole or second is None else second[left],
+            )
+            hit = at != ABSENT
+            rows = left[hit]
+            place[rows], check[rows] = at[hit], word[hit]
+            depth[rows] = np.where(at[hit] >= 0, d, -1)
+            left = left[~hit]
+            if not len(left):
+                break
+        return _Found(hashes, depth, place, check, inverse)
+
+    def _judge(
+        self, rows: np.ndarray, head: np.ndarray, generation: Generation, found: _Found, at: np.ndarray
+    ) -> np.ndarray:
+        """FRESH or CORRUPT for each gathered row, uint8 [n]."""
+        ok = head["key_hash"] == found.hashes[at]
+        ok &= (head["model"] == generation.model) & (head["format"] == RECORD_FORMAT) & (head["flags"] == 0)
+        if self.verify:
+            ok &= (head["check"] == found.check[at]) & (head["check"] == header_check(head))
+            records = rows[:, PAGE_HEADER : PAGE_HEADER + self.schema.record_bytes]
+            ok &= head["payload_hash"] == payload_hashes(records)
+        return np.where(ok, np.uint8(Status.FRESH), np.uint8(Status.CORRUPT))
+
+    def _facts(
+        self, status: np.ndarray, header: np.ndarray, inverse: np.ndarray | None, now_ms: int | None,
+        max_age_ms: int | None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+        header[status >= Status.MISSING] = np.zeros(1, HEADER)
+        if max_age_ms is not None and now_ms is not None:
+            status[(status == Status.FRESH) & (now_ms - header["summarized_ms"] > max_age_ms)] = Status.STALE
+        if inverse is not None:
+            status, header = status[inverse], header[inverse]
+        return (
+            status, header["event_count"].astype(np.int64), header["last_event_ms"].astype(np.int64),
+            header["summarized_ms"].astype(np.int64),
+        )  # fmt: skip
+
+    def _scratch(self, rows: int) -> np.ndarray:
+        """A buffer of this thread for gathered rows, uint8 [at least rows, row_bytes]."""
+        held = getattr(self._local, "rows", None)
+        if held is None or len(held) < rows:
+            held = self._local.rows = np.empty((rows, self.row_bytes), np.uint8)
+        return held
+
+
+def _buffer(out: np.ndarray | None, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    if out is None:
+        return np.empty(shape, dtype)
+    if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
+        raise SchemaError(
+            f"out: expected a writable C-contiguous {np.dtype(dtype).name} array of shape {shape}, found "
+            f"{out.dtype.name} of shape {out.shape}"
+        )
+    return out
