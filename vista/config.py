@@ -97,8 +97,8 @@ class SummarizerConfig:
         gradient_events: training sends gradients through so many events before a user's last cut, in whole
             chunks; 0 through all.
         checkpoint: training recomputes activations in the backward pass instead of keeping them.
-        reconstruction: what the decoder of the reconstruction loss sees: ``causal``, the seeds and the items before
-            (the paper's), or ``seeds``, the seeds alone.
+        reconstruction: what the decoder of the reconstruction loss sees: ``causal``, the seeds and the items
+            before (the paper's), or ``seeds``, the seeds alone.
         reconstruction_window: items of each history that the loss asks for.
     """
 

@@ -132,7 +132,7 @@ class EventEncoder(nn.Module):
         bits = bits * (1 - hidden).unsqueeze(-1)
         dense = torch.cat([bits, hidden.unsqueeze(-1), self._time(time, gap)], dim=-1)
         rows = F.embedding(surface.long() % self.surfaces, self.surface)
-        return self.items(item) + rows + dense @ self.features
+        return self.items(item) + rows + dense.to(self.features.dtype) @ self.features
 
     @staticmethod
     def _time(time: torch.Tensor, gap: torch.Tensor) -> torch.Tensor:

@@ -1,12 +1,12 @@
 """Reconstruction loss: the seeds should tell what is in the history (arXiv 2510.22049, section 3.3).
 
-``(t_1 .. t_k, v_1 .. v_M) = Decoder(s_1 .. s_k, u_1 .. u_M)``, causal, with ``sum_i |v_i - u_(i+1)|^2`` over the
-items ``u`` of the history. What the paper leaves open is decided here: the decoder is one block; targets are
-L2-normalised item vectors without gradient, or the error could fall by shrinking the embeddings; the error is a mean,
-so it lies between 0 and about 2 whatever the window; a history gives one window of consecutive items.
+``(t_1 .. t_k, v_1 .. v_M) = Decoder(s_1 .. s_k, u_1 .. u_M)``, causal, with ``sum_i |v_i - u_(i+1)|^2`` over
+the items ``u`` of the history. What the paper leaves open is decided here: the decoder is one block; targets
+are L2-normalised item vectors without gradient, or the error could fall by shrinking the embeddings; the error
+is a mean, about 1 before training whatever the window; a history gives one window of consecutive items.
 
-With ``reconstruction = "seeds"`` the decoder sees the seeds and how long ago (in events) each asked item was, and
-none of the items, so it cannot predict an item from its neighbours.
+With ``reconstruction = "seeds"`` the decoder sees the seeds and how long ago (in events) each asked item was,
+and none of the items, so it cannot predict an item from its neighbours.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class ReconstructionDecoder(nn.Module):
         self.up = nn.Linear(width, 2 * width)
         self.down = nn.Linear(2 * width, width)
         self.head = nn.Linear(width, width)
+        with torch.no_grad():
+            self.head.weight.mul_(0.1)
 
     def forward(
         self,

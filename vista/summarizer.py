@@ -411,7 +411,7 @@ class Summarizer(nn.Module):
         return self._run(events, gap, strands, memories)[0]
 
     def _states_at(self, events: Events, gap: np.ndarray, stops: np.ndarray) -> dict[int, torch.Tensor]:
-        """State after n chunks of user u for each row (u, n) of ``stops``, sorted; by row, none for n = 0."""
+        """State after n chunks of user u, rows (u, n) of ``stops``, sorted; by row, none for n = 0."""
         found: dict[int, torch.Tensor] = {}
         at = np.zeros(events.users, np.int64)
         memory: dict[int, torch.Tensor] = {}

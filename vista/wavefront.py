@@ -159,19 +159,16 @@ class _Window:
 def _join(batches: list[UserBatch]) -> UserBatch:
     if len(batches) == 1:
         return batches[0]
-    lengths = [batches[0].events.lengths]
-    users = [batches[0].users]
-    for before, batch in zip(batches, batches[1:], strict=False):
-        more, ids = batch.events.lengths, batch.users
-        if before.continues:
-            lengths[-1] = lengths[-1].copy()
-            lengths[-1][-1] += more[0]
-            more, ids = more[1:], ids[1:]
-        lengths.append(more)
-        users.append(ids)
+    # the first user of a batch is the last of the one before where that one says so
+    new = [np.arange(len(b.users)) > 0 for b in batches]
+    for before, starts in zip([None, *batches[:-1]], new, strict=True):
+        starts[0] = before is None or not before.continues
+    starts = np.flatnonzero(np.concatenate(new))
+    lengths = np.add.reduceat(np.concatenate([b.events.lengths for b in batches]), starts)
     columns = {name: np.concatenate([getattr(b.events, name) for b in batches]) for name in COLUMNS}
-    if isinstance(users[0], np.ndarray):
-        joined: Any = np.concatenate(users)
+    if isinstance(batches[0].users, np.ndarray):
+        users: Any = np.concatenate([b.users for b in batches])[starts]
     else:
-        joined = [user for part in users for user in part]
-    return _Window(joined, Events.of(np.concatenate(lengths), **columns), batches[-1].continues)
+        ids = [user for b in batches for user in b.users]
+        users = [ids[i] for i in starts]
+    return _Window(users, Events.of(lengths, **columns), batches[-1].continues)

@@ -56,7 +56,7 @@ class Step:
     Attributes:
         chunk: C.
         chunks: P. tails: T.
-        distance: float64 [P, P]: events from the end of one chunk to that of a later one of its history, else inf;
+        distance: float64 [P, P]: events from a chunk's end to the end of a later one of its history, else inf;
             None if P is 0.
         carried: int64 [P] state carried in that the chunk's history starts from.
         behind: float64 [P] events from that carried state to the end of the chunk.
@@ -280,7 +280,7 @@ def qla_read(q: torch.Tensor, memory: torch.Tensor, step: Step) -> torch.Tensor:
         read = torch.matmul(_padded(q, group), memory[:, a:b])
         read = read.permute(1, 2, 0, 3).reshape(-1, heads, width)
         out.append(read if group.place is None else read[group.place])
-    return torch.cat(out) if len(out) != 1 else out[0]
+    return torch.cat(out) if len(out) > 1 else out[0] if out else torch.zeros_like(q)
 
 
 def qla_target(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
