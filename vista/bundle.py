@@ -147,7 +147,7 @@ def save(path: str | Path, model: VistaModel, meta: Meta, items: pa.Table) -> Pa
             f"items: expected schema {ITEMS.names}, found {items.schema.names}; run `vista ingest` again"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    weights = _weights(model)
     mark = model_fingerprint(model.config, weights)
     building = path.parent / f".{path.name}.{uuid.uuid4().hex}.building"
     building.mkdir()
@@ -220,7 +220,10 @@ def load(path: str | Path, device: str | torch.device = "cpu", expect: str | Non
         )
     model = VistaModel(config)
     try:
-        model.load_state_dict(weights)
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+        absent = set(missing) - (set(model.state_dict()) - set(_weights(model)))
+        if absent or unexpected:
+            raise RuntimeError(f"missing {sorted(absent)}, unexpected {sorted(unexpected)}")
     except RuntimeError as error:
         raise BundleError(
             f"{path}/weights.safetensors: expected the tensors of this version's model, found {error}; "
@@ -267,6 +270,19 @@ def read_meta(path: str | Path) -> tuple[Meta, str]:
         raise BundleError(
             f"{path}/bundle.json: field missing or of another type: {error!r}; run `vista train` again"
         ) from error
+
+
+def _weights(model: VistaModel) -> dict[str, torch.Tensor]:
+    """Tensors of the model by name, copies on the host; a tensor that several parts share appears once."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    for name, value in model.state_dict(keep_vars=True).items():
+        mark = (value.data_ptr(), tuple(value.shape))
+        if value.numel() and mark in seen:
+            continue
+        seen.add(mark)
+        found[name] = value.detach().cpu().contiguous().clone()
+    return found
 
 
 def _fsync(path: Path) -> None:

@@ -16,6 +16,7 @@ A *visit* is a few consecutive slates of one user that share one pass over the h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -204,6 +205,7 @@ def build_slates(
     rng: np.random.Generator,
     popular: PopularItems | None = None,
     impressions: Events | None = None,
+    wanted: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> Slates:
     """Slates of all users of ``events``, ascending by (user, time).
 
@@ -212,6 +214,7 @@ def build_slates(
         popular: where to draw negatives; needed when ``impressions`` is None.
         impressions: shown items of the same U users (action 0 = not engaged); requests found here only.
         rng: draws lags, positives, negatives and which slates without engagement stay.
+        wanted: of (user int64 [K], time int64 [K]) tells which slates to make, bool [K]; None makes all.
     """
     source = impressions if impressions is not None else events
     found = requests(source)
@@ -228,6 +231,8 @@ def build_slates(
     )
     engaged = np.bincount(slate[action != 0], minlength=len(time)) > 0
     kept = (history >= config.min_history) & (engaged | (rng.random(len(time)) < config.keep_unengaged))
+    if wanted is not None:
+        kept &= wanted(found.user, time)
     shown = np.ones(len(slate), bool)
     if impressions is None:
         chosen = _choose(slate, config.max_positives, rng) & kept[slate]

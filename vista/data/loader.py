@@ -257,16 +257,18 @@ def visit_stream(
         keep = config.max_history + reach + config.lag_jitter_events + config.lag_events
         previous_until = 0
         for part in rejoined(source.pieces(bucket), keep):
-            slates = build_slates(part.events, config, rng, popular, part.impressions)
-            wanted = slates.time < part.until[slates.user]
-            # Slates before the carried user's last timestamp came out of the piece before.
-            wanted &= (part.carried[slates.user] == 0) | (slates.time >= previous_until)
-            if after_ms is not None:
-                wanted &= slates.time >= after_ms
-            if before_ms is not None:
-                wanted &= slates.time < before_ms
+
+            def wanted(
+                user: np.ndarray, time: np.ndarray, part: Joined = part, since: int = previous_until
+            ) -> np.ndarray:
+                # Slates before the carried user's last timestamp came out of the piece before.
+                keep = (time < part.until[user]) & ((part.carried[user] == 0) | (time >= since))
+                keep &= time >= (after_ms if after_ms is not None else time)
+                return keep & (time < (before_ms if before_ms is not None else FOREVER))
+
+            slates = build_slates(part.events, config, rng, popular, part.impressions, wanted)
             previous_until = int(part.until[-1])
-            yield from visits(part.events, part.owners, slates.take(np.flatnonzero(wanted)), config, reach)
+            yield from visits(part.events, part.owners, slates, config, reach)
 
 
 def shuffled(stream: Iterable[Visit], buffer: int, rng: np.random.Generator) -> Iterator[Visit]:
