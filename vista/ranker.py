@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from vista.context_kv import ContextKV
 from vista.data.events import Events
 from vista.embedding import EventEncoder, ItemEncoder, gaps
 from vista.errors import DataError
+from vista.layer import Layer, attention_bias
 from vista.ops import crossing
 from vista.recent import select_recent
 from vista.slots import SlotMemory
@@ -58,35 +60,18 @@ def _waves(x: Tensor) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], -1)
 
 
-class Layer(nn.Module):
-    """Pre-norm attention and a SwiGLU feed-forward, used by context and candidates with the same weights."""
+class Sequences(NamedTuple):
+    """Contexts before the first layer, x [U, T, D] and ``summary`` = S; the rest is as in :class:`ContextKV`."""
 
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        inner = 8 * math.ceil(width * 8 / 3 / 8)
-        self.before_attention = nn.RMSNorm(width)
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        self.before_feed = nn.RMSNorm(width)
-        self.gate_up = nn.Linear(width, 2 * inner, bias=False)
-        self.down = nn.Linear(inner, width, bias=False)
-        # Similar tokens attend to each other from the first step on: the read-out starts as matching.
-        with torch.no_grad():
-            nn.init.orthogonal_(self.query.weight, 1.2)
-            self.key.weight.copy_(self.query.weight)
-
-    def split(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., H, E]."""
-        return x.unflatten(-1, (self.heads, -1))
-
-    def finish(self, x: Tensor, read: Tensor) -> Tensor:
-        """Residual of what was read ([..., H, E]), then the feed-forward; [..., D]."""
-        x = x + self.out(read.flatten(-2))
-        gate, up = self.gate_up(self.before_feed(x)).chunk(2, -1)
-        return x + self.down(F.silu(gate) * up)
+    x: Tensor
+    mask: Tensor
+    summary: int
+    slots: Tensor
+    elapsed_ms: Tensor
+    recent_item: Tensor
+    recent_age_ms: Tensor
+    recent_rank: Tensor
+    summarized: Tensor
 
 
 class Ranker(nn.Module):
@@ -171,14 +156,43 @@ class Ranker(nn.Module):
         Raises:
             DataError: tokens of a group this model does not have, or shapes that do not agree.
         """
+        c = self.embed(tokens, status, recent, now_ms, last_event_ms, masked)
+        keys, values, hidden, at_now = self._run(c.x, c.mask, c.summary, full)
+        taste = self._taste(c.recent_item, c.recent_rank, c.mask[:, c.summary : -1])
+        query = self._queries(at_now[:, None], taste[:, None])[:, 0]
+        return ContextKV(
+            keys,
+            values,
+            c.mask,
+            query,
+            c.slots,
+            c.elapsed_ms,
+            c.recent_item,
+            c.recent_age_ms,
+            c.summarized,
+            hidden,
+            owner,
+            generation,
+            fingerprint,
+        )
+
+    def embed(
+        self,
+        tokens: dict[str, Tensor],
+        status: Tensor | np.ndarray | None,
+        recent: Events,
+        now_ms: Tensor | np.ndarray,
+        last_event_ms: Tensor | np.ndarray | None,
+        masked: Tensor | np.ndarray | None = None,
+    ) -> Sequences:
+        """The context's tokens before the first layer; arguments as for :meth:`context`."""
         device, users = self.now_token.device, recent.users
         now = torch.as_tensor(now_ms, device=device)
         seeds, slots, usable = self._summary(tokens, status, users)
-        has_seeds = usable & (seeds != 0).any(-1).any(-1)
-        summarized = has_seeds | (usable & (slots != 0).any(-1).any(-1))
-        if last_event_ms is None:
-            last = now
-        else:
+        has_seeds = usable & (seeds != 0).flatten(1).any(-1)
+        summarized = has_seeds | (usable & (slots != 0).flatten(1).any(-1))
+        last = now
+        if last_event_ms is not None:
             last = torch.where(summarized, torch.as_tensor(last_event_ms, device=device), now)
         elapsed = (now - last).clamp_min(0)
 
@@ -190,37 +204,20 @@ class Ranker(nn.Module):
 
         def padded(column: np.ndarray | Tensor) -> Tensor:
             flat = torch.as_tensor(column, device=device)
-            return flat.new_zeros(users, r, *flat.shape[1:]).masked_scatter(
-                there.view(users, r, *[1] * (flat.ndim - 1)), flat
-            )
+            if len(flat) == users * r:
+                return flat.view(users, r, *flat.shape[1:])
+            room = flat.new_zeros(users, r, *flat.shape[1:])
+            return room.masked_scatter(there.view(users, r, *[1] * (flat.ndim - 1)), flat)
 
         item, time = padded(recent.item), padded(recent.time)
         age = torch.where(there, (now[:, None] - time).clamp_min(0), 0)
-        x = [self._seed_tokens(seeds)] if self.summary is not None else []
+        x = [] if self.summary is None else [self.summary(seeds) + self.summary_place]
         if r:
-            x.append(self._recent_tokens(recent, padded, age, rank, masked))
+            x.append(padded(self._recent_tokens(recent, masked)) + self._recent_places(age, rank))
         x.append(self._now_token(now, elapsed, age, lengths, summarized)[:, None])
-        x = torch.cat(x, 1)  # [U, T, D]
         s = seeds.shape[1]
         mask = torch.cat([has_seeds[:, None].expand(-1, s), there, there.new_ones(users, 1)], 1)
-
-        keys, values, hidden, last_hidden = self._run(x, mask, s, full)
-        query = self._queries(last_hidden[:, None], self._taste(item, there, rank)[:, None])[:, 0]
-        return ContextKV(
-            keys,
-            values,
-            mask,
-            query,
-            slots,
-            elapsed,
-            item,
-            age,
-            summarized,
-            hidden,
-            owner,
-            generation,
-            fingerprint,
-        )
+        return Sequences(torch.cat(x, 1), mask, s, slots, elapsed, item, age, rank, summarized)
 
     def _summary(
         self, tokens: dict[str, Tensor], status: Tensor | np.ndarray | None, users: int
@@ -249,17 +246,16 @@ class Ranker(nn.Module):
             found = {n: torch.where(usable[:, None, None], x, 0) for n, x in found.items()}
         return found["seeds"], found[SLOTS], usable
 
-    def _seed_tokens(self, seeds: Tensor) -> Tensor:
-        assert self.summary is not None
-        return self.summary(seeds) + self.summary_place
-
-    def _recent_tokens(self, recent: Events, padded, age: Tensor, rank: Tensor, masked) -> Tensor:
+    def _recent_tokens(self, recent: Events, masked: Tensor | np.ndarray | None) -> Tensor:
+        """[N, D], at the scale of a candidate's token."""
         device = self.now_token.device
         columns = (recent.item, recent.action, recent.surface, recent.time, gaps(recent))
         hide = None if masked is None else torch.as_tensor(masked, device=device)
-        encoded = self.events(*(torch.as_tensor(c, device=device) for c in columns), masked=hide)  # [N, D]
-        place = torch.cat([_waves(age / 1000), _waves(rank)], -1)
-        return padded(encoded) * math.sqrt(self.config.width) + self.recent_place(place)
+        encoded = self.events(*(torch.as_tensor(c, device=device) for c in columns), masked=hide)
+        return encoded * math.sqrt(self.config.width)
+
+    def _recent_places(self, age: Tensor, rank: Tensor) -> Tensor:
+        return self.recent_place(torch.cat([_waves(age / 1000), _waves(rank)], -1))
 
     def _now_token(
         self, now: Tensor, elapsed: Tensor, age: Tensor, lengths: Tensor, summarized: Tensor
@@ -281,13 +277,7 @@ class Ranker(nn.Module):
         self, x: Tensor, mask: Tensor, s: int, full: bool
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Keys and values [L, U, T, H, E]; hidden [U, T, D] if ``full``; hidden of the now token [U, D]."""
-        t = x.shape[1]
-        place = torch.arange(t, device=x.device)
-        reach = (place < s) | ((place[:, None] >= s) & (place <= place[:, None]))  # [T, T]
-        itself = torch.eye(
-            t, dtype=torch.bool, device=x.device
-        )  # a row of padding needs one key to stay finite
-        seen = ((reach & mask[:, None, :]) | itself)[:, None]  # [U, 1, T, T]
+        seen = attention_bias(mask, s)
         keys, values = [], []
         for number, layer in enumerate(self.layers):
             h = layer.before_attention(x)
@@ -295,7 +285,7 @@ class Ranker(nn.Module):
             keys.append(k)
             values.append(v)
             if number == len(self.layers) - 1 and not full:
-                x, h, seen = x[:, -1:], h[:, -1:], seen[:, :, -1:]
+                x, h, seen = x[:, -1:], h[:, -1:], seen[..., -1:, :]
             q = layer.split(layer.query(h))
             read = F.scaled_dot_product_attention(
                 q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=seen
@@ -305,7 +295,7 @@ class Ranker(nn.Module):
 
     # --- retrieval -------------------------------------------------------------------------------------
 
-    def _taste(self, item: Tensor, there: Tensor, rank: Tensor) -> Tensor:
+    def _taste(self, item: Tensor, rank: Tensor, there: Tensor) -> Tensor:
         """[U, Q, D]: mean of the recent items' vectors, decayed by rank at each query's own horizon."""
         if item.shape[1] == 0:
             return self.log_horizon.new_zeros(item.shape[0], len(self.log_horizon), self.config.width)
@@ -378,19 +368,25 @@ class Ranker(nn.Module):
         item = torch.as_tensor(item, device=device)
         plan = offsets if isinstance(offsets, crossing.Plan) else crossing.Plan.of(offsets, device)
         vector = self.items.vector(item) if vectors is None else vectors.to(device)
-        known = self._read(ctx, item, vector, plan)
-        hidden_action = self.events.features[
-            self.events.actions
-        ]  # the MASK class, as for a masked past action
-        x = (vector + hidden_action) * math.sqrt(self.config.width) + self.deep(known)
+        known = self.read(ctx, item, vector, plan)
+        x = self.candidates(vector, known)
         for number, layer in enumerate(self.layers):
             h = layer.before_attention(x)
             q, k, v = (layer.split(part(h)) for part in (layer.query, layer.key, layer.value))  # [B, H, E]
             read = cross(q, k, v, ctx.keys[number], ctx.values[number], ctx.mask, plan)
             x = layer.finish(x, read)
+        return self.logits(x, known)
+
+    def candidates(self, vector: Tensor, known: Tensor) -> Tensor:
+        """Tokens [B, D] before the first layer. The action is the MASK class of a masked past action."""
+        action = self.events.features[self.events.actions]
+        return (vector + action) * math.sqrt(self.config.width) + self.deep(known)
+
+    def logits(self, x: Tensor, known: Tensor) -> Tensor:
+        """Logits [B, A] from tokens [B, D] after the last layer and what was read without attention [B, W]."""
         return self.head(self.head_norm(x)) + self.wide(known)
 
-    def _read(self, ctx: ContextKV, item: Tensor, vector: Tensor, plan: crossing.Plan) -> Tensor:
+    def read(self, ctx: ContextKV, item: Tensor, vector: Tensor, plan: crossing.Plan) -> Tensor:
         """What is known of (user, candidate) without attention, [B, W].
 
         Log masses of the candidate's own buckets, their minimum over hash rows per horizon (the count-min

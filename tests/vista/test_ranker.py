@@ -14,6 +14,7 @@ from vista.embedding import EventEncoder, ItemEncoder
 from vista.errors import DataError, FingerprintMismatch
 from vista.ops import crossing
 from vista.ranker import Ranker, select_recent
+from vista.ranker_naive import one_sequence
 from vista.slots import SlotMemory
 
 DAY = 86_400_000
@@ -106,6 +107,16 @@ def test_deduplicated_equals_one_context_per_candidate_row(shape, seed):
         rows = only(inputs, np.repeat(np.arange(len(shape)), counts))
         expanded = RANKER.rank(RANKER.context(**rows), items, np.arange(len(items) + 1), cross=crossing.naive)
     close(shared, expanded)
+
+
+@given(st.integers(0, 6), st.integers(1, 9), st.integers(0, 3), st.integers(0, 2**16))
+def test_context_and_crossing_equal_one_masked_sequence(recent, candidates, status, seed):
+    rng = np.random.default_rng(seed)
+    inputs = {**request([recent], rng), "status": np.array([status], np.uint8)}
+    items = rng.integers(0, 40, candidates)
+    with torch.no_grad():
+        split = RANKER.rank(RANKER.context(**inputs), items, [0, candidates])
+        close(split, one_sequence(RANKER, inputs, items))
 
 
 @given(SLATES, st.integers(0, 2**16))
