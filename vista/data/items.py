@@ -78,8 +78,14 @@ class ItemTable:
         """Add up rows (item, surface, events), any order, repeats allowed.
 
         Args:
-            named: (item int64 [M], name object [M]); the first name of an item wins.
+            named: (item int64 [M], name object [M]); the first name of an item wins. Named items without
+                events are kept, with none on surface 0.
         """
+        if named is not None and len(named[0]):
+            without = np.setdiff1d(named[0], item)
+            item = np.concatenate([item, without])
+            surface = np.concatenate([surface, np.zeros(len(without), np.int32)])
+            events = np.concatenate([events, np.zeros(len(without), np.int64)])
         items, inverse = np.unique(item, return_inverse=True)
         if len(item):
             width = int(surface.max()) + 1

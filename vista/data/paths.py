@@ -1,4 +1,4 @@
-"""Files by URI: local paths, and any filesystem that fsspec or PyArrow knows (``s3://``, ``gs://``, ``hdfs://``, ...)."""
+"""Files by URI: local paths, and any filesystem that fsspec knows (``s3://``, ``gs://``, ``hdfs://``, ...)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Order and identity of rows: sort by user and then by columns, time first; find duplicates.
 
-Events sort by ``vista.data.events.ORDER``, impressions by :data:`IMPRESSION_ORDER`. A row's user is given as ``rank``, its user's place in key order, so that int64 and string users sort alike.
+Events sort by ``vista.data.events.ORDER``, impressions by :data:`IMPRESSION_ORDER`. A row's user is given
+as ``rank``, its user's place in key order, so that int64 and string users sort alike.
 Sorting packs rank and time into one 64-bit key and looks at the other columns only where that key ties.
 """
 

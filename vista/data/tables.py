@@ -356,6 +356,12 @@ class Warehouse:
             root, "data", f"bucket={bucket:05d}", f"{commit:08d}-{run}-{bucket:05d}{part}.parquet"
         )
 
+    def has_commit(self, run: str) -> bool:
+        """Whether the commit of a run is whole: history says so last."""
+        return any(_summary(s).get(PREFIX + "run") == run for s in self.history.snapshots()) or (
+            self.fact("run") == run
+        )
+
     # Reading ------------------------------------------------------------------------------------------------
 
     def bucket_files(
@@ -467,12 +473,14 @@ class Warehouse:
                 tx.set_properties(
                     {
                         PREFIX + "commit": str(number),
+                        PREFIX + "run": addition.run,
                         PREFIX + "actions": json.dumps(list(actions)),
                         PREFIX + "surfaces": json.dumps(list(surfaces)),
                         **{PREFIX + k: v for k, v in addition.properties.items()},
                     }
                 )
-                _add(tx, addition.history, summary)
+                if addition.history:
+                    _add(tx, addition.history, summary)
         except CommitFailedException as error:
             raise TableChanged(
                 f"{self.name}: another writer committed at the same time; nothing was added. Run vista ingest again"
@@ -563,7 +571,6 @@ def _summary(snapshot: Any) -> dict[str, str]:
 
 
 def _add(tx: Transaction, files: Sequence[str], summary: dict[str, str]) -> None:
-    # A commit without files still is a snapshot: it carries the run and the vocabularies.
     tx.add_files(list(files), snapshot_properties=summary, check_duplicate_files=False)
 
 

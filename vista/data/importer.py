@@ -1,0 +1,307 @@
+"""Rows of a log to checked columns: every row is kept, or set aside with its number, the reason and its values.
+
+Works on one Arrow batch at a time and touches rows one by one only where they are set aside. String items and
+requests become XXH64 (seed 0) of their UTF-8 bytes, read as int64. Among n items some two share an id with
+probability about n^2 / 2^65: 3e-8 for a million, 3 % for a billion.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from vista.data.schema import Source, kind_of
+
+MAX_USER_BYTES = 511
+MAX_ACTION = 30
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a row must satisfy, and the vocabularies that its strings are read with.
+
+    Attributes:
+        min_time_ms, max_time_ms: bounds, inclusive.
+        actions: names of the bits; an action that is not among them is refused.
+        surfaces: names of string surfaces.
+    """
+
+    min_time_ms: int
+    max_time_ms: int
+    actions: tuple[str, ...]
+    surfaces: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Letter:
+    """One row set aside: its number in the file, a short stable reason, its user, all its values as JSON."""
+
+    row: int
+    reason: str
+    user: str
+    values: str
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The good rows of a batch.
+
+    Attributes:
+        user: Arrow int64 or string [N], no nulls.
+        columns: ``item, action, time, request`` and ``surface`` (events) or ``position`` (impressions), [N] each;
+            a time of -1 stands for none (impressions without times).
+        names: (item int64 [M], name object [M]) of string items, distinct.
+        letters: the other rows.
+    """
+
+    user: pa.Array
+    columns: dict[str, np.ndarray]
+    names: tuple[np.ndarray, np.ndarray]
+    letters: list[Letter]
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+NO_NAMES = (np.zeros(0, np.int64), np.zeros(0, object))
+
+
+def hash_strings(values: Sequence[str]) -> np.ndarray:
+    """XXH64 (seed 0) of the UTF-8 bytes, as int64 [n]."""
+    digest = xxhash.xxh64_intdigest
+    return np.fromiter((digest(v.encode()) for v in values), np.uint64, len(values)).view(np.int64)
+
+
+def check(batch: pa.RecordBatch | pa.Table, source: Source, rules: Rules, first_row: int) -> Checked:
+    """Check a batch of a file whose footer was checked by ``vista.data.schema.inspect``.
+
+    Args:
+        batch: rows of ``source`` with its columns ``source.names``.
+        first_row: number of the first row in the file.
+    """
+    n = batch.num_rows
+    bad = _Bad(n)
+    columns = {meaning: _valid(_plain(batch.column(name)), bad) for meaning, name in source.names.items()}
+    user = columns["user_id"]
+    bad.where(user.is_null(), "null_user")
+    if source.kinds["user_id"] == "int":
+        user = user.cast(pa.int64())
+    else:
+        user = user.cast(pa.string())
+        width = pc.binary_length(user)
+        bad.where(pc.or_kleene(pc.equal(width, 0), pc.greater(width, MAX_USER_BYTES)), "user_length")
+    bad.where(columns["item_id"].is_null(), "null_item")
+    item, names = _ids(columns["item_id"], source.kinds["item_id"])
+    out = {"item": item}
+    if "timestamp_ms" in columns:
+        out["time"] = _times(columns["timestamp_ms"], rules, bad)
+    else:
+        out["time"] = np.full(n, -1, np.int64)
+    out["request"] = (
+        _ids(columns["request_id"], source.kinds["request_id"])[0] if "request_id" in columns else _zeros(n)
+    )
+    impressions = "position" in columns
+    key = "actions" if impressions else "action"
+    out["action"] = _actions(columns[key], source.kinds[key], rules, bad, null_is_none=impressions)
+    if impressions:
+        bad.where(columns["request_id"].is_null(), "null_request")
+        out["position"] = _small(columns["position"], 2**31 - 1, "position", bad)
+    else:
+        out["surface"] = _surfaces(columns, source, rules, bad)
+    keep = ~bad.mask
+    if keep.all():
+        return Checked(user, out, names, [])
+    letters = [
+        Letter(first_row + i, bad.reason(i), *_values(batch, source, i))
+        for i in np.flatnonzero(bad.mask).tolist()
+    ]
+    kept = user.filter(pa.array(keep))
+    out = {name: c[keep] for name, c in out.items()}
+    if len(names[0]):
+        used = np.isin(names[0], out["item"])
+        names = (names[0][used], names[1][used])
+    return Checked(kept, out, names, letters)
+
+
+def item_names(batch: pa.RecordBatch, source: Source) -> tuple[np.ndarray, pa.Array]:
+    """(item int64 [M], name string [M]) of an item file; string items without a name column are their own names."""
+    column = _plain(batch.column(source.names["item_id"]))
+    given = _plain(batch.column(source.names["name"])) if "name" in source.names else column
+    keep = pc.and_(column.is_valid(), given.is_valid())
+    item, _ = _ids(column.filter(keep), source.kinds["item_id"])
+    return item, given.filter(keep).cast(pa.string())
+
+
+class _Bad:
+    """Which rows are set aside, and the first reason of each."""
+
+    def __init__(self, n: int):
+        self._code = np.zeros(n, np.int16)
+        self._reasons: list[str] = [""]
+
+    @property
+    def mask(self) -> np.ndarray:
+        return self._code > 0
+
+    def where(self, rows: pa.Array | np.ndarray, reason: str) -> None:
+        if not isinstance(rows, np.ndarray):
+            rows = pc.fill_null(rows, False).to_numpy(zero_copy_only=False)
+        if rows.any():
+            self._reasons.append(reason)
+            self._code[rows & (self._code == 0)] = len(self._reasons) - 1
+
+    def reason(self, row: int) -> str:
+        return self._reasons[self._code[row]]
+
+
+def _zeros(n: int) -> np.ndarray:
+    return np.zeros(n, np.int64)
+
+
+def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """One array, dictionaries decoded."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column
+
+
+def _valid(column: pa.Array, bad: _Bad) -> pa.Array:
+    """The column without strings that are not UTF-8 (null in their place, the row set aside)."""
+    if kind_of(column.type) != "string":
+        return column
+    try:
+        column.validate(full=True)
+        return column
+    except pa.ArrowInvalid:
+        raw = column.cast(pa.binary()).to_pylist()
+    wrong = np.array([v is not None and not _is_utf8(v) for v in raw])
+    bad.where(wrong, "not_utf8")
+    return pa.array([None if w else v for v, w in zip(raw, wrong, strict=True)], pa.binary()).cast(
+        pa.string()
+    )
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _ints(column: pa.Array) -> np.ndarray:
+    """int64 [N], nulls as 0."""
+    column = column.cast(pa.int64())
+    if column.null_count:
+        column = pc.fill_null(column, 0)
+    return column.to_numpy(zero_copy_only=False)
+
+
+def _codes(column: pa.Array) -> tuple[np.ndarray, list[str]]:
+    """(code int64 [N], distinct strings); nulls have code -1."""
+    encoded = column.cast(pa.string()).dictionary_encode()
+    codes = encoded.indices
+    if codes.null_count:
+        codes = pc.fill_null(codes, -1)
+    return codes.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
+
+
+def _ids(column: pa.Array, kind: str) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """(int64 [N], names): ints as they are, strings hashed, nulls 0."""
+    if kind == "int":
+        return _ints(column), NO_NAMES
+    codes, values = _codes(column)
+    ids = np.append(hash_strings(values), 0)
+    return ids[codes], (ids[:-1], np.array(values, dtype=object))
+
+
+def _times(column: pa.Array, rules: Rules, bad: _Bad) -> np.ndarray:
+    bad.where(column.is_null(), "null_time")
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.timestamp("ms"), safe=False).cast(pa.int64())
+    time = _ints(column)
+    bad.where(time < 0, "negative_time")
+    bad.where(time < rules.min_time_ms, "time_too_early")
+    bad.where(time > rules.max_time_ms, "time_too_late")
+    return time
+
+
+def _small(column: pa.Array, largest: int, name: str, bad: _Bad) -> np.ndarray:
+    bad.where(column.is_null(), f"null_{name}")
+    values = _ints(column)
+    bad.where((values < 0) | (values > largest), f"{name}_out_of_range")
+    return np.where((values < 0) | (values > largest), 0, values).astype(np.int32)
+
+
+def _surfaces(columns: dict[str, pa.Array], source: Source, rules: Rules, bad: _Bad) -> np.ndarray:
+    if "surface" not in columns:
+        return np.zeros(len(columns["user_id"]), np.int32)
+    column = columns["surface"]
+    if source.kinds["surface"] == "int":
+        return _small(column, 2**31 - 1, "surface", bad)
+    bad.where(column.is_null(), "null_surface")
+    values, unknown = _named(column, rules.surfaces)
+    bad.where(unknown, "unknown_surface")
+    return values.astype(np.int32)
+
+
+def _named(column: pa.Array, vocabulary: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """(place in the vocabulary int64 [N], 0 where there is none; bool [N]: not null and not in it)."""
+    codes, values = _codes(column)
+    place = {name: i for i, name in enumerate(vocabulary)}
+    known = np.array([place.get(v, -1) for v in values] + [-2], np.int64)[codes]
+    return np.maximum(known, 0), known == -1
+
+
+def _actions(column: pa.Array, kind: str, rules: Rules, bad: _Bad, null_is_none: bool) -> np.ndarray:
+    """int32 [N]: bit masks."""
+    n = len(column)
+    nulls = column.is_null().to_numpy(zero_copy_only=False)
+    if not null_is_none:
+        bad.where(nulls, "null_action")
+    if kind.startswith("list"):
+        flat = _plain(column.flatten())
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+        row = np.repeat(np.arange(n), lengths)
+    else:
+        flat, row = column.drop_null(), np.flatnonzero(~nulls)
+    if kind.endswith("int"):
+        values = _ints(flat)
+        unknown = (values < 0) | (values >= len(rules.actions))
+        values = np.where(unknown, 0, values)
+    else:
+        values, unknown = _named(flat, rules.actions)
+    inner_null = flat.is_null().to_numpy(zero_copy_only=False)
+    for which, reason in ((inner_null, "null_action"), (unknown & ~inner_null, "unknown_action")):
+        if which.any():
+            rows = np.zeros(n, bool)
+            rows[row[which]] = True
+            bad.where(rows, reason)
+    bits = np.left_shift(np.int32(1), values.astype(np.int32))
+    mask = np.zeros(n, np.int32)
+    if kind.startswith("list"):
+        np.bitwise_or.at(mask, row, bits)
+    else:
+        mask[row] = bits
+    return mask
+
+
+def _values(batch: pa.RecordBatch | pa.Table, source: Source, row: int) -> tuple[str, str]:
+    """(the row's user, its raw values by meaning as JSON)."""
+    values = {}
+    for meaning, name in source.names.items():
+        scalar = batch.column(name)[row]
+        try:
+            values[meaning] = scalar.as_py()
+        except UnicodeDecodeError:
+            values[meaning] = repr(_plain(batch.column(name).slice(row, 1)).cast(pa.binary())[0].as_py())
+    user = values["user_id"]
+    return "" if user is None else str(user), json.dumps(values, default=str, ensure_ascii=False)

@@ -1,0 +1,235 @@
+"""What logs must look like, and what is found in a file: columns by meaning, their Arrow kinds, the first check.
+
+Checked here, from the footer alone and before anything is written: the file opens, the columns are there under
+their (mapped) names, their types fit, and the times are not of another unit altogether. What single rows hold is
+checked on reading (vista/data/importer.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from vista.data import paths
+from vista.errors import DataError
+
+MIN_TIME_MS = 631_152_000_000
+"""1990-01-01; seconds taken for milliseconds fall in 1970."""
+
+CLOCK_SKEW_MS = 86_400_000
+"""Events may be this much later than the clock of the run (one day)."""
+
+FOOTER_BYTES = 65_536
+
+
+class UnreadableFile(DataError):
+    """A file cannot be opened as Parquet, or some of its pages cannot be read."""
+
+
+class MissingColumn(DataError):
+    """A file lacks a column that is needed."""
+
+
+class WrongType(DataError):
+    """A column has a type that does not fit its meaning, or another one than the other files or the table."""
+
+
+class WrongTime(DataError):
+    """All times of a file lie outside the bounds: another unit, most likely."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column by meaning. ``kinds`` are those of :func:`kind_of` that fit."""
+
+    name: str
+    kinds: tuple[str, ...]
+    required: bool
+    says: str
+
+
+EVENTS: tuple[Column, ...] = (
+    Column("user_id", ("int", "string"), True, "int64 or string"),
+    Column("item_id", ("int", "string"), True, "int64 or string"),
+    Column(
+        "action",
+        ("int", "string", "list of int", "list of string"),
+        True,
+        "an int below 31, a string, or a list",
+    ),
+    Column("surface", ("int", "string"), False, "int or string"),
+    Column("timestamp_ms", ("int", "timestamp"), True, "int64 milliseconds, or an Arrow timestamp"),
+    Column("request_id", ("int", "string"), False, "int64 or string"),
+)
+IMPRESSIONS: tuple[Column, ...] = (
+    Column("request_id", ("int", "string"), True, "int64 or string"),
+    Column("user_id", ("int", "string"), True, "int64 or string"),
+    Column("item_id", ("int", "string"), True, "int64 or string"),
+    Column("position", ("int",), True, "int, 0 at the top"),
+    Column(
+        "actions", ("int", "string", "list of int", "list of string"), True, "a list, empty where not engaged"
+    ),
+    Column("timestamp_ms", ("int", "timestamp"), False, "int64 milliseconds, or an Arrow timestamp"),
+)
+ALIASES = {"action": "actions", "actions": "action", "timestamp_ms": "timestamp"}
+"""A column that is not mapped and not there under its name may be there under this one."""
+
+
+def kind_of(type_: pa.DataType) -> str | None:
+    """``int``, ``string``, ``timestamp``, ``list of int``, ``list of string``, or None for what never fits.
+
+    Dictionaries count as their values; uint64 does not fit, as half of it is outside int64.
+    """
+    if pa.types.is_dictionary(type_):
+        return kind_of(type_.value_type)
+    if pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_):
+        inner = kind_of(type_.value_type)
+        return f"list of {inner}" if inner in ("int", "string") else None
+    if pa.types.is_integer(type_) and not pa.types.is_uint64(type_):
+        return "int"
+    if pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
+        return "string"
+    return "timestamp" if pa.types.is_timestamp(type_) else None
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input file as its footer describes it; plain values, JSON-able, so it can be sent to a worker.
+
+    Attributes:
+        path: URI. bytes, digest: its identity (digest: XXH3-128 of size and footer).
+        rows: in all. groups: rows of each row group.
+        names: meaning to column name in the file, for the columns that are there.
+        kinds: meaning to kind.
+    """
+
+    path: str
+    bytes: int
+    digest: str
+    rows: int
+    groups: tuple[int, ...]
+    names: dict[str, str]
+    kinds: dict[str, str]
+
+
+def check_mapping(mapping: Mapping[str, str], columns: tuple[Column, ...]) -> None:
+    """Raises DataError where a mapping names a meaning that there is not."""
+    known = [c.name for c in columns]
+    unknown = sorted(set(mapping) - set(known) - {ALIASES[k] for k in known if k in ALIASES})
+    if unknown:
+        raise DataError(
+            f"column mapping: expected names among {', '.join(known)}, found {', '.join(unknown)}; "
+            f"see vista ingest --help"
+        )
+
+
+def open_source(path: str) -> pq.ParquetFile:
+    """Raises UnreadableFile."""
+    try:
+        return pq.ParquetFile(paths.open_input(path))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UnreadableFile(
+            f"{path}: expected a readable Parquet file, found: {reason}; replace or leave out the file, or run vista "
+            f"ingest --skip-bad-files"
+        ) from error
+
+
+def identity(path: str) -> tuple[int, str]:
+    """(bytes, XXH3-128 hex of size and the last 64 KiB): a Parquet footer holds the size, place and bounds of every
+    column chunk, so files of different content practically never share it."""
+    size = paths.size(path)
+    with paths.open_input(path) as file:
+        file.seek(max(0, size - FOOTER_BYTES))
+        tail = file.read()
+    return size, xxhash.xxh3_128_hexdigest(size.to_bytes(8, "big") + bytes(tail))
+
+
+def inspect(
+    path: str,
+    columns: tuple[Column, ...],
+    mapping: Mapping[str, str],
+    time_bounds: tuple[int, int] | None = None,
+) -> Source:
+    """Read a file's footer and check what it promises.
+
+    Args:
+        columns: :data:`EVENTS` or :data:`IMPRESSIONS`.
+        mapping: meaning to column name, where they differ.
+        time_bounds: least and largest time in milliseconds that a file may lie wholly outside of not.
+
+    Raises:
+        UnreadableFile, MissingColumn, WrongType, WrongTime: naming file, column, expected, found, next command.
+    """
+    with open_source(path) as file:
+        metadata, schema = file.metadata, file.schema_arrow
+        size, digest = identity(path)
+        names: dict[str, str] = {}
+        kinds: dict[str, str] = {}
+        for column in columns:
+            name = mapping.get(column.name) or mapping.get(ALIASES.get(column.name, ""))
+            mapped = name is not None
+            if name is None:
+                name = column.name
+                if name not in schema.names and ALIASES.get(name) in schema.names:
+                    name = ALIASES[name]
+            if schema.names.count(name) != 1:
+                if column.required or mapped:
+                    raise MissingColumn(
+                        f"{path}: expected one column {name!r} ({column.says}), found {schema.names}; "
+                        f"name the right one with vista ingest --column {column.name}=NAME"
+                    )
+                continue
+            kind = kind_of(schema.field(name).type)
+            if kind not in column.kinds:
+                raise WrongType(
+                    f"{path}: column {name!r}: expected {column.says}, found {schema.field(name).type}; cast the "
+                    f"column, or name another with vista ingest --column {column.name}=NAME"
+                )
+            names[column.name], kinds[column.name] = name, kind
+        groups = tuple(metadata.row_group(g).num_rows for g in range(metadata.num_row_groups))
+        if time_bounds is not None and "timestamp_ms" in names and kinds["timestamp_ms"] == "int":
+            _check_times(path, names["timestamp_ms"], metadata, time_bounds)
+    return Source(str(path), size, digest, metadata.num_rows, groups, names, kinds)
+
+
+def column_bounds(metadata: pq.FileMetaData, name: str) -> tuple[int, int] | None:
+    """Least and largest value of an int column (or of a list's ints) by the footer; None where it does not tell."""
+    low = high = None
+    for g in range(metadata.num_row_groups):
+        group = metadata.row_group(g)
+        for c in range(group.num_columns):
+            chunk = group.column(c)
+            if chunk.path_in_schema.split(".", 1)[0] != name or not group.num_rows:
+                continue
+            stats = chunk.statistics
+            if stats is None or not stats.has_min_max:
+                if stats is not None and stats.has_null_count and stats.null_count == chunk.num_values:
+                    continue
+                return None
+            low = stats.min if low is None else min(low, stats.min)
+            high = stats.max if high is None else max(high, stats.max)
+    return None if low is None or high is None else (int(low), int(high))
+
+
+def _check_times(path: str, name: str, metadata: pq.FileMetaData, bounds: tuple[int, int]) -> None:
+    found = column_bounds(metadata, name)
+    if found is None or (found[1] >= bounds[0] and found[0] <= bounds[1]):
+        return
+    guess = ""
+    for unit, factor in (("seconds", 1_000), ("microseconds", 1e-3), ("nanoseconds", 1e-6)):
+        if bounds[0] <= found[0] * factor and found[1] * factor <= bounds[1]:
+            guess = f" These look like {unit}."
+    raise WrongTime(
+        f"{path}: column {name!r}: expected milliseconds between {_date(bounds[0])} and {_date(bounds[1])}, found "
+        f"{found[0]} to {found[1]}.{guess} Convert the column, or set vista ingest --min-time and --max-time"
+    )
+
+
+def _date(ms: int) -> str:
+    return f"{ms} ({datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d})"
