@@ -14,10 +14,12 @@ import pyarrow as pa
 import xxhash
 
 from vista import bundle
+from vista.clusters import fit_clusters
 from vista.data.events import Events
 from vista.data.examples import PopularItems
 from vista.data.items import ItemTable
 from vista.data.loader import Source
+from vista.errors import DataError
 
 if TYPE_CHECKING:
     from vista.model import VistaModel
@@ -63,12 +65,16 @@ class Catalogue:
         return digest.hexdigest()
 
     def fit(self, model: VistaModel) -> None:
-        """Give the model's slots clusters of items that are used together, where it has clusters."""
+        """Give the model's slots clusters of items that are used together, where it has clusters.
+
+        Histories too short to tell leave clusters by hash, which is what unknown items get anyway.
+        """
         if not model.config.slots.enabled or not model.config.slots.clusters or not len(self.sample):
             return
-        from vista.clusters import fit_clusters
-
-        items, cluster = fit_clusters(self.sample, model.config.slots.clusters, seed=model.config.seed)
+        try:
+            items, cluster = fit_clusters(self.sample, model.config.slots.clusters, seed=model.config.seed)
+        except DataError:
+            return
         model.slots.set_clusters(items, cluster)
 
 

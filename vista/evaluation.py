@@ -200,7 +200,7 @@ def _retrieval_ranks(
 
 
 def measures(
-    scored: Scored, actions: tuple[str, ...], draws: int = 1_000, seed: int = 0
+    scored: Scored, actions: tuple[str, ...], draws: int = 1_000, seed: int = 0, thin: float = 1.0
 ) -> dict[str, Measure]:
     """All metrics of the predictions; a slate's score is the sum of its action probabilities, as in
     serving."""
@@ -221,9 +221,10 @@ def measures(
         tables = {"mrr": 1 / scored.rank} | {f"recall@{k}": (scored.rank <= k) * 1.0 for k in RETRIEVED}
         for name, values in tables.items():
             found[f"retrieval.{name}"] = Measure(*metrics.bootstrap(users, values, draws=draws, seed=seed))
+    kept = scored.shown | (np.random.default_rng([seed, 13]).random(len(scored.shown)) < thin)
     labels = action_labels(torch.from_numpy(scored.action), len(actions)).numpy()
     for a, name in enumerate(actions):
-        p, y = scored.probability[:, a], labels[:, a]
+        p, y = scored.probability[kept, a], labels[kept, a]
         found[f"action.{name}.auc"] = Measure(metrics.auc(p, y))
         found[f"action.{name}.normalised_entropy"] = Measure(metrics.normalised_entropy(p, y))
         found[f"action.{name}.calibration"] = Measure(metrics.calibration(p, y))
@@ -267,7 +268,7 @@ def evaluate_model(
             "or more, found none; give `vista evaluate` an earlier --after-ms"
         )
     return Evaluation(
-        measures(scored, model.config.actions, draws, seed),
+        measures(scored, model.config.actions, draws, seed, examples.negatives / judged.negatives),
         len(scored.owner),
         len(np.unique(scored.owner)),
         len(scored.action),
