@@ -1,0 +1,136 @@
+"""Rate of stage 1 on histories of very different lengths, beside one perfectly full batch and a plain product.
+
+Sides, per core and in turn: ``heavy`` summarises users whose lengths are lognormal (sigma 1.5: a few hold most of the
+events); ``full`` as many users with as many events, all of one length that is a multiple of C, so that there is
+neither a tail nor padding nor a user larger than another; ``matmul`` multiplies ``[rows, D] x [D, 4 D]``, the widest
+projection of a layer. Work is counted as multiplications and additions of the layers as they are defined, seeds
+included, padding excluded.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tools.bench.harness import Figure, Result, in_turn, median, ratio
+from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, SummarizerConfig
+from vista.data.events import Events
+from vista.embedding import EventEncoder, ItemEncoder
+from vista.summarizer import Summarizer
+
+
+def built(
+    width: int, layers: int, heads: int, chunk: int, seeds: int, slots: bool, device: str
+) -> Summarizer:
+    """A summarizer with weights of seed 0; without slots unless asked."""
+    config = ModelConfig(
+        width=width,
+        embedding=EmbeddingConfig(rows=65_536),
+        slots=SlotConfig() if slots else SlotConfig(buckets=0, clusters=0),
+        summarizer=SummarizerConfig(layers=layers, heads=heads, chunk=chunk, seeds=seeds),
+    )
+    torch.manual_seed(0)
+    events = EventEncoder(config, ItemEncoder(config))
+    model = Summarizer(config, events)
+    for part in (model, events, events.items, model.slots):
+        part.to(device)
+    return model
+
+
+def histories(lengths: np.ndarray, seed: int = 0) -> Events:
+    """Random events, a minute apart."""
+    random = np.random.default_rng(seed)
+    n = int(lengths.sum())
+    time = 1_600_000_000_000 + np.arange(n) * 60_000
+    return Events.of(lengths, item=random.integers(0, 50_000, n), action=random.integers(1, 8, n), time=time)
+
+
+def lengths_of(users: int, mean: int, seed: int = 0) -> np.ndarray:
+    """Lognormal lengths, sigma 1.5, that add up to ``users * mean``; every user has an event."""
+    draw = np.random.default_rng(seed).lognormal(0.0, 1.5, users)
+    lengths = np.maximum((draw / draw.sum() * users * mean).astype(np.int64), 1)
+    lengths[np.argmax(lengths)] += users * mean - lengths.sum()
+    return lengths
+
+
+def operations(model: Summarizer, events: int, users: int) -> float:
+    """Floating point operations of the layers: events and seeds."""
+    s, d = model.config.summarizer, model.config.width
+    head = d // s.heads
+    row = 2 * d * d * 11  # q, k, v, gate: 4; out: 1; SGLU: 6
+    state, read = 2 * d * head, 2 * d * head
+    inner = events * (s.layers - 1) * (row + state + read)
+    last = events * (2 * d * d * 2 + state)
+    return inner + last + users * s.seeds * s.layers * (row + read)
+
+
+def run(
+    quick: bool,
+    users: int | None = None,
+    mean: int | None = None,
+    width: int = 256,
+    layers: int = 3,
+    heads: int = 4,
+    chunk: int = 256,
+    seeds: int = 64,
+    device: str = "cpu",
+) -> Result:
+    users = users or (24 if quick else 64)
+    mean = mean or (512 if quick else 1_024)
+    model = built(width, layers, heads, chunk, seeds, False, device)
+    slotted = built(width, layers, heads, chunk, seeds, True, device)
+    spread = lengths_of(users, mean)
+    heavy, full = histories(spread), histories(np.full(users, mean))
+    a = torch.randn(model.step_rows, width, device=device)
+    b = torch.randn(width, 4 * width, device=device)
+    flops = 2.0 * model.step_rows * width * 4 * width
+    products = max(1, round(operations(model, len(full), users) / flops / 4))
+
+    def done() -> None:
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    def summarize(which: Summarizer, events: Events) -> None:
+        which.summarize(events)
+        done()
+
+    def matmul() -> None:
+        for _ in range(products):
+            a @ b
+        done()
+
+    seconds = in_turn(
+        {
+            "heavy": lambda: summarize(model, heavy),
+            "full": lambda: summarize(model, full),
+            "slots": lambda: summarize(slotted, heavy),
+            "matmul": matmul,
+        },
+        repeats=3 if quick else 7,
+    )
+    work = operations(model, len(heavy), users)
+    rate, plain = work / seconds["heavy"] / 1e9, products * flops / seconds["matmul"] / 1e9
+    return Result(
+        params=dict(
+            users=users,
+            mean=mean,
+            longest=int(spread.max()),
+            median=float(np.median(spread)),
+            width=width,
+            layers=layers,
+            heads=heads,
+            chunk=chunk,
+            seeds=seeds,
+            device=device,
+            threads=torch.get_num_threads(),
+        ),
+        figures={
+            "of_full_batch": ratio(seconds["full"], seconds["heavy"], target=0.9),
+            "of_matmul": ratio(rate, plain, target=0.6),
+            "events_per_second": median(len(heavy) / seconds["heavy"], "events/s"),
+            "gflops": median(rate, "GFLOP/s"),
+            "matmul_gflops": median(plain, "GFLOP/s"),
+            "with_slots": ratio(seconds["heavy"], seconds["slots"]),
+            "events": Figure(float(len(heavy)), "events"),
+        },
+    )
