@@ -13,20 +13,18 @@ the start; a resumed run takes them from there), ``spill/`` (removed when the ru
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 import apache_beam as beam
 
 from beam_jobs import pipeline
-from beam_jobs.errors import BucketFailed, ExitCode, IncompleteRun, OptionsError
+from beam_jobs.errors import BucketFailed, ExitCode, IncompleteRun
+from beam_jobs.ingest_plan import IngestOptions, Plan, make_plan, read_tasks
 from beam_jobs.ingest_tasks import (
     OldFile,
     ReadTask,
@@ -37,223 +35,18 @@ from beam_jobs.ingest_tasks import (
     read_logs,
     spill_names,
 )
-from beam_jobs.ingest_vocabulary import ScanColumns, vocabularies
 from beam_jobs.progress import progress_bar
 from beam_jobs.run_record import DeadLetter, RunDirectory, RunRecord, write_atomically
 from beam_jobs.spill import Piece
-from vista.data import paths, schema
+from vista.data import schema
 from vista.data.importer import Rules
 from vista.data.rows import HISTORY, IMPRESSIONS
-from vista.data.schema import Source, UnreadableFile, WrongType
+from vista.data.schema import Source
 from vista.data.tables import Addition, Warehouse
 from vista.errors import DataError
 
 JOB = "ingest"
 ITEM_SHARD_ROWS = 20_000_000
-
-
-@dataclass(frozen=True)
-class IngestOptions:
-    """What to ingest, and where to.
-
-    Attributes:
-        events: files, folders or globs. impressions: likewise, or none.
-        items: Parquet files with ``item_id`` and ``name``; gives numbered items their names, and lists items that no
-            event has touched.
-        warehouse: folder of the tables. catalog: properties of another PyIceberg catalog instead.
-        run_dir: where the run keeps its record, and its chunks while it works; all workers see it.
-        columns, impression_columns: meaning to column name, where they differ.
-        num_buckets: of a new warehouse; an existing one keeps its own (0 takes it, or 16).
-        actions, surfaces: the whole vocabulary, in order; None finds them in the logs. A value that is not in a
-            given vocabulary is a dead letter.
-        min_time_ms, max_time_ms: bounds on times; by default 1990 and a day after the start of the run.
-        skip_bad_files: go on without files that cannot be read; they are counted and listed.
-        again: read files that are in the ledger already; their rows are dropped one by one.
-        max_rows: rows that a task holds while sorting, about 200 bytes each. chunk_rows: while reading.
-        attempts: how often a failed task is handed to the runner.
-    """
-
-    events: tuple[str, ...]
-    warehouse: str
-    run_dir: str
-    impressions: tuple[str, ...] = ()
-    items: tuple[str, ...] = ()
-    catalog: Mapping[str, str] = field(default_factory=dict)
-    columns: Mapping[str, str] = field(default_factory=dict)
-    impression_columns: Mapping[str, str] = field(default_factory=dict)
-    num_buckets: int = 0
-    actions: tuple[str, ...] | None = None
-    surfaces: tuple[str, ...] | None = None
-    min_time_ms: int = schema.MIN_TIME_MS
-    max_time_ms: int | None = None
-    skip_bad_files: bool = False
-    again: bool = False
-    max_rows: int = 4_000_000
-    chunk_rows: int = 1_000_000
-    attempts: int = 2
-
-    def __post_init__(self) -> None:
-        for name, low in (("max_rows", 1), ("chunk_rows", 1), ("attempts", 1), ("num_buckets", 0)):
-            if getattr(self, name) < low:
-                raise OptionsError(
-                    f"--{name.replace('_', '-')}: expected at least {low}, found {getattr(self, name)}; "
-                    f"see vista ingest --help"
-                )
-        if not self.events and not self.impressions:
-            raise OptionsError("expected files of events or impressions, found none; see vista ingest --help")
-        if self.max_time_ms is not None and self.max_time_ms <= self.min_time_ms:
-            raise OptionsError(
-                f"--max-time: expected more than --min-time {self.min_time_ms}, found {self.max_time_ms}; "
-                f"see vista ingest --help"
-            )
-
-    def identity(self) -> dict[str, Any]:
-        """What decides the result."""
-        values = dataclasses.asdict(self)
-        return {k: v for k, v in values.items() if k not in ("run_dir", "max_rows", "chunk_rows", "attempts")}
-
-
-# Plan ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run decided at its start; ``plan.json``.
-
-    Attributes:
-        run: name of the run in file names and snapshots. commit: number of its commit.
-        events, impressions, items: files to read. known: how many were in the ledger already.
-        bad_files: (path, why) of files that were skipped.
-    """
-
-    run: str
-    commit: int
-    min_time_ms: int
-    max_time_ms: int
-    user_kind: str
-    num_buckets: int
-    kinds: dict[str, str]
-    events: tuple[Source, ...]
-    impressions: tuple[Source, ...]
-    items: tuple[Source, ...]
-    known: int
-    bad_files: tuple[tuple[str, str], ...]
-    actions: tuple[str, ...] = ()
-    surfaces: tuple[str, ...] = ()
-
-    @property
-    def rows(self) -> int:
-        return sum(s.rows for s in (*self.events, *self.impressions))
-
-    def to_json(self) -> bytes:
-        return (json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode()
-
-    @staticmethod
-    def from_json(text: str) -> Plan:
-        values = json.loads(text)
-        for name in ("events", "impressions", "items"):
-            values[name] = tuple(Source(**{**s, "groups": tuple(s["groups"])}) for s in values[name])
-        values["bad_files"] = tuple((a, b) for a, b in values["bad_files"])
-        values["actions"], values["surfaces"] = tuple(values["actions"]), tuple(values["surfaces"])
-        return Plan(**values)
-
-
-ITEM_COLUMNS = (
-    schema.Column("item_id", ("int", "string"), True, "int64 or string"),
-    schema.Column("name", ("string",), False, "string"),
-)
-
-
-def inspect_all(
-    patterns: Sequence[str],
-    columns: tuple[schema.Column, ...],
-    mapping: Mapping[str, str],
-    bounds: tuple[int, int],
-    skip_bad_files: bool,
-) -> tuple[list[Source], list[tuple[str, str]]]:
-    """Check the footers of all files: (good ones, [(path, why)] of unreadable ones).
-
-    Raises:
-        UnreadableFile: names all of them, unless they are skipped.
-        DataError: no file, or the first fault of a column.
-    """
-    schema.check_mapping(mapping, columns)
-    files = paths.expand(patterns) if patterns else []
-    good: list[Source] = []
-    bad: list[tuple[str, str]] = []
-
-    def look(path: str) -> Source | UnreadableFile:
-        try:
-            return schema.inspect(path, columns, mapping, bounds)
-        except UnreadableFile as error:
-            return error
-
-    with ThreadPoolExecutor(8) as pool:
-        for path, found in zip(files, pool.map(look, files), strict=True):
-            if isinstance(found, UnreadableFile):
-                bad.append((path, str(found)))
-            else:
-                good.append(found)
-    if bad and not skip_bad_files:
-        listed = "\n  ".join(why for _, why in bad[:20])
-        more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
-        raise UnreadableFile(
-            f"{len(bad)} of {len(files)} files cannot be read; nothing was written:\n  {listed}{more}"
-        )
-    return good, bad
-
-
-def common_kinds(sources: Iterable[Source], fixed: Mapping[str, str]) -> dict[str, str]:
-    """The kind of each meaning (user, item, action, surface) over all files, equal to what the table has.
-
-    Raises:
-        WrongType: two files, or a file and the table, differ.
-    """
-    kinds = dict(fixed)
-    where = {meaning: "the table" for meaning in kinds}
-    for source in sources:
-        for name, kind in source.kinds.items():
-            meaning = "action" if name == "actions" else name
-            if meaning not in ("user_id", "item_id", "action", "surface"):
-                continue
-            kind = kind.removeprefix("list of ")
-            if kinds.setdefault(meaning, kind) != kind:
-                raise WrongType(
-                    f"{source.path}: column {source.names[name]!r} ({meaning}): expected {kinds[meaning]} as in "
-                    f"{where[meaning]}, found {kind}; cast the column and run vista ingest again"
-                )
-            where.setdefault(meaning, source.path)
-    return kinds
-
-
-def read_tasks(sources: Sequence[Source], tag: str, chunk_rows: int) -> list[ReadTask]:
-    """Row groups dealt out in order: tasks of about ``chunk_rows`` rows, across files where those are small."""
-    tasks: list[ReadTask] = []
-    parts: list[tuple[Source, tuple[int, ...], int]] = []
-    rows = 0
-
-    def close() -> None:
-        nonlocal parts, rows
-        if parts:
-            tasks.append(ReadTask(len(tasks), tag, tuple(parts)))
-        parts, rows = [], 0
-
-    for source in sources:
-        groups: list[int] = []
-        first = row = 0
-        for g, size in enumerate(source.groups):
-            if rows and rows + size > chunk_rows:
-                if groups:
-                    parts.append((source, tuple(groups), first))
-                close()
-                groups, first = [], row
-            groups.append(g)
-            rows += size
-            row += size
-        if groups:
-            parts.append((source, tuple(groups), first))
-    close()
-    return tasks
 
 
 # Pipeline ------------------------------------------------------------------------------------------------
@@ -372,7 +165,7 @@ def run(
         return record
     with run_dir.hold():
         warehouse = Warehouse(where)
-        plan = _plan(options, warehouse, run_dir, record, beam_args)
+        plan = make_plan(options, warehouse, run_dir, record, beam_args)
         committed = warehouse.exists() and warehouse.has_commit(plan.run)
         if not committed:
             plan = _prepare(options, warehouse, run_dir, plan)
@@ -397,80 +190,6 @@ def run(
             exit_code=int(ExitCode.DEAD_LETTERS if lost else ExitCode.DONE),
         )
         return run_dir.finish(facts)
-
-
-def _plan(
-    options: IngestOptions,
-    warehouse: Warehouse,
-    run_dir: RunDirectory,
-    record: RunRecord,
-    beam_args: Sequence[str],
-) -> Plan:
-    """The plan of an earlier attempt, or a new one."""
-    path = run_dir.path / "plan.json"
-    if path.exists():
-        return Plan.from_json(path.read_text())
-    latest = record.started_ms + schema.CLOCK_SKEW_MS if options.max_time_ms is None else options.max_time_ms
-    bounds = (options.min_time_ms, latest)
-    skip = options.skip_bad_files
-    events, bad = inspect_all(options.events, schema.EVENTS, options.columns, bounds, skip)
-    shown, bad_shown = inspect_all(
-        options.impressions, schema.IMPRESSIONS, options.impression_columns, bounds, skip
-    )
-    items, bad_items = inspect_all(options.items, ITEM_COLUMNS, {}, bounds, skip)
-    there = warehouse.exists()
-    fixed: dict[str, str] = {}
-    if there:
-        warehouse.open()
-        warehouse.recover()
-        fixed = {k: v for k in ("item_id", "action", "surface") if (v := warehouse.fact(f"kind-{k}"))}
-        fixed["user_id"] = "int" if warehouse.user_kind == "int64" else "string"
-        if options.num_buckets not in (0, warehouse.num_buckets):
-            raise OptionsError(
-                f"{warehouse.name}: expected --num-buckets {warehouse.num_buckets} (fixed when the tables were made), "
-                f"found {options.num_buckets}; leave the option out of vista ingest"
-            )
-    kinds = common_kinds([*events, *shown], fixed)
-    common_kinds(items, {k: v for k, v in kinds.items() if k == "item_id"})
-    if "user_id" not in kinds:
-        raise UnreadableFile(
-            f"{len(bad) + len(bad_shown)} files, none of which can be read; nothing was written. See {options.events}"
-        )
-    known = 0
-    if there and not options.again:
-        ledger = warehouse.read_sources()
-        seen = set(zip(ledger["bytes"].to_pylist(), ledger["digest"].to_pylist(), strict=True))
-        before = len(events) + len(shown) + len(items)
-        events, shown, items = (
-            [s for s in group if (s.bytes, s.digest) not in seen] for group in (events, shown, items)
-        )
-        known = before - len(events) - len(shown) - len(items)
-    plan = Plan(
-        run=record.run_id,
-        commit=warehouse.commit_number + 1 if there else 1,
-        min_time_ms=bounds[0],
-        max_time_ms=bounds[1],
-        user_kind="int64" if kinds["user_id"] == "int" else "string",
-        num_buckets=warehouse.num_buckets if there else options.num_buckets or 16,
-        kinds=kinds,
-        events=tuple(events),
-        impressions=tuple(shown),
-        items=tuple(items),
-        known=known,
-        bad_files=(*bad, *bad_shown, *bad_items),
-    )
-    scan = ScanColumns(str(run_dir.path), options.skip_bad_files)
-    actions, surfaces = vocabularies(
-        plan.events,
-        plan.impressions,
-        (warehouse.actions, warehouse.surfaces) if there else ((), ()),
-        (options.actions, options.surfaces),
-        scan,
-        beam_args,
-    )
-    plan = dataclasses.replace(plan, actions=actions, surfaces=surfaces)
-    write_atomically(path, plan.to_json())
-    return plan
 
 
 def _prepare(options: IngestOptions, warehouse: Warehouse, run_dir: RunDirectory, plan: Plan) -> Plan:

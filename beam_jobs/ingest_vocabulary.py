@@ -20,7 +20,7 @@ from beam_jobs import pipeline
 from beam_jobs.run_record import write_atomically
 from vista.data.importer import MAX_ACTION
 from vista.data.schema import Source, UnreadableFile, column_bounds, open_source
-from vista.data.tables import MAX_ACTIONS
+from vista.data.table_schemas import MAX_ACTIONS
 from vista.errors import DataError
 
 MAX_SURFACES = 1_000_000

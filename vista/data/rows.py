@@ -299,7 +299,7 @@ def batches_of(
                 last_time = int(data["time"][-1])
             last_user = found[-1]
             if users is not None:
-                wanted = np.isin(found, users) if found.dtype != object else _member(found, users)
+                wanted = member(found, users)
                 if not wanted.any():
                     continue
                 if not wanted.all():
@@ -319,8 +319,8 @@ def _check_times(uri: str, rows: Rows, before: int | None) -> None:
         )
 
 
-def _member(found: np.ndarray, users: np.ndarray) -> np.ndarray:
-    """bool: which of ``found`` are in sorted ``users``, for objects."""
+def member(found: np.ndarray, users: np.ndarray) -> np.ndarray:
+    """bool: which of ``found`` are among ``users`` (sorted)."""
     at = np.searchsorted(users, found)
     inside = at < len(users)
     result = np.zeros(len(found), bool)

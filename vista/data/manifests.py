@@ -1,0 +1,111 @@
+"""Which sorted files a snapshot of a table has, and which commit brought the rows of each."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pyiceberg.conversions import from_bytes
+from pyiceberg.manifest import DataFileContent
+from pyiceberg.table import Table
+from pyiceberg.types import LongType
+
+from vista.errors import DataError
+
+PREFIX = "vista."
+"""Of our keys in table properties and snapshot summaries."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One sorted file of one bucket; plain values, so it can be sent to a worker.
+
+    Attributes:
+        commit: number of the commit that added its rows; 0 where another engine wrote the file.
+        min_time, max_time: bounds in milliseconds, None where the table has none.
+    """
+
+    path: str
+    bucket: int
+    rows: int
+    bytes: int
+    min_time: int | None = None
+    max_time: int | None = None
+    commit: int = 0
+
+
+def summary_of(snapshot: Any) -> dict[str, str]:
+    """Our and other engines' free entries of a snapshot's summary."""
+    return {} if snapshot.summary is None else dict(snapshot.summary.additional_properties)
+
+
+def entries(table: Table, snapshot_id: int) -> Iterator[Any]:
+    snapshot = table.snapshot_by_id(snapshot_id)
+    if snapshot is None:
+        raise DataError(
+            f"{'.'.join(table.name())}: expected snapshot {snapshot_id}, found none (expired?); "
+            f"start from a full run of vista summarize"
+        )
+    for manifest in snapshot.manifests(table.io):
+        yield from manifest.fetch_manifest_entry(table.io, discard_deleted=True)
+
+
+def files_of(table: Table, snapshot_id: int) -> list[DataFile]:
+    name = ".".join(table.name())
+    schema, spec = table.schema(), table.spec()
+    partitioned = [f.name for f in spec.fields]
+    by_bucket = "bucket" in schema.column_names
+    place = partitioned.index("bucket") if "bucket" in partitioned else None
+    if by_bucket and place is None:
+        raise DataError(
+            f"{name}: expected a partition by bucket (identity), found {partitioned}; bring its rows in with vista "
+            f"ingest"
+        )
+    time_id = schema.find_field("time").field_id if "time" in schema.column_names else -1
+    files = []
+    for entry in entries(table, snapshot_id):
+        f = entry.data_file
+        if f.content != DataFileContent.DATA:
+            raise DataError(
+                f"{name}: expected data files alone, found the delete file {f.file_path}; compact the table with the "
+                f"engine that wrote it, then run vista ingest --adopt"
+            )
+        low, high = (f.lower_bounds or {}).get(time_id), (f.upper_bounds or {}).get(time_id)
+        files.append(
+            DataFile(
+                path=f.file_path,
+                bucket=0 if place is None else int(f.partition[place]),
+                rows=int(f.record_count),
+                bytes=int(f.file_size_in_bytes),
+                min_time=None if low is None else from_bytes(LongType(), low),
+                max_time=None if high is None else from_bytes(LongType(), high),
+                commit=_commit_in_name(f.file_path),
+            )
+        )
+    return files
+
+
+def _commit_in_name(path: str) -> int:
+    head = posixpath.basename(path).split("-", 1)[0]
+    return int(head) if len(head) == 8 and head.isdigit() else 0
+
+
+def commit_of(table: Table, snapshot_id: int) -> tuple[int, bool]:
+    """(number of the last commit in a snapshot, 0 where another engine made it; whether the snapshot is still there).
+
+    Raises:
+        DataError: nothing is known of the snapshot.
+    """
+    snapshot = table.snapshot_by_id(snapshot_id)
+    if snapshot is not None:
+        return int(summary_of(snapshot).get(PREFIX + "commit", 0)), True
+    remembered = json.loads(table.properties.get(PREFIX + "expired", "{}"))
+    if str(snapshot_id) in remembered:
+        return int(remembered[str(snapshot_id)]), False
+    raise DataError(
+        f"{'.'.join(table.name())}: expected snapshot {snapshot_id}, found none (expired?); "
+        f"start from a full run of vista summarize"
+    )
