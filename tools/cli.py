@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from typing import Annotated
@@ -33,13 +34,18 @@ def _options(
     context.obj = {"debug": debug, "threads": threads}
 
 
+# an int64 user may be negative, so a word like -17 is a user and no option
+_TAKE_NEGATIVE = {"ignore_unknown_options": True}
 for _name, _section in VERBS.items():
-    app.command(_name, rich_help_panel=_section)(load(_name))
+    _settings = _TAKE_NEGATIVE if _name in ("lookup", "recommend", "forget") else {}
+    app.command(_name, rich_help_panel=_section, context_settings=_settings)(load(_name))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits with the code of docs/operations.md."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # Beam warns of Google's libraries at import, wanted or not
+    logging.getLogger().addFilter(lambda record: "apitools not found" not in record.getMessage())
     try:
         code = app(args=arguments, standalone_mode=False)
     except typer.Exit as done:

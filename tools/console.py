@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -104,3 +105,8 @@ def status(label: str) -> Iterator[None]:
         return
     with err.status(label):
         yield
+
+
+def when(ms: int) -> str:
+    """A time in milliseconds as UTC text."""
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")

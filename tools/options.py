@@ -68,6 +68,15 @@ def split_beam(words: Sequence[str] | None) -> tuple[list[str], list[str]]:
     return words[:at], words[at:]
 
 
+def pairs(given: Sequence[str] | None, option: str) -> dict[str, str]:
+    """``NAME=VALUE`` words of a repeated option as a dict."""
+    found = [word.partition("=") for word in given or []]
+    wrong = [name for name, equals, _ in found if not equals]
+    if wrong:
+        raise typer.BadParameter(f"{option} takes NAME=VALUE, found {wrong[0]!r}")
+    return {name: value for name, _, value in found}
+
+
 def parse_users(words: Sequence[str], kind: str) -> list[int] | list[str]:
     """User ids from the command line, as the store's or the tables' kind (``int64`` or ``string``) has them."""
     if kind == "string":

@@ -6,9 +6,16 @@ import importlib
 from collections.abc import Callable
 
 VERBS: dict[str, str] = {
+    "demo": "Start",
     "generate": "Data",
+    "ingest": "Data",
     "train": "Model",
+    "evaluate": "Model",
     "summarize": "Cache",
+    "refresh": "Cache",
+    "lookup": "Serve",
+    "recommend": "Serve",
+    "status": "Look",
     "bench": "Look",
 }
 """Verb to the section of ``vista --help`` it stands in, in the order shown."""

@@ -21,6 +21,7 @@ from tools.options import (
     WarehouseOption,
     WorkersOption,
     beam_arguments,
+    pairs,
 )
 
 
@@ -60,19 +61,10 @@ def command(
         store=str(store or at.store),
         run_dir=str(run_dir or at.new_run("summarize")),
         line=line,
-        codecs=codecs(codec),
+        codecs=pairs(codec, "--codec"),
         snapshot=snapshot,
         max_events_in_memory=memory_events,
         threads=threads,
         device=device,
     )
     return runs.report(summarize.run(options, beam_arguments(beam, mode, workers)), json)
-
-
-def codecs(given: list[str] | None) -> dict[str, str]:
-    """``GROUP=CODEC`` words as a dict."""
-    pairs = [word.partition("=") for word in given or []]
-    wrong = [name for name, equals, _ in pairs if not equals]
-    if wrong:
-        raise typer.BadParameter(f"--codec takes GROUP=CODEC, found {wrong[0]!r}")
-    return {name: value for name, _, value in pairs}

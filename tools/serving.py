@@ -1,0 +1,34 @@
+"""A recommender from what lies on disk: store, bundle and item index of one model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tools import console
+
+if TYPE_CHECKING:
+    from vista.bundle import Bundle
+    from vista.retrieval import ItemIndex
+
+
+def open_index(bundle: Bundle, path: Path, kind: str = "exact") -> ItemIndex:
+    """The index of the bundle's catalogue at ``path``; built and saved where there is none of this model."""
+    import numpy as np
+
+    from vista.errors import VistaError
+    from vista.retrieval import ItemIndex
+
+    if (path / "index.json").exists():
+        try:
+            index = ItemIndex.load(path, bundle.fingerprint)
+            if index.kind == kind:
+                return index
+        except VistaError as error:
+            console.note(f"{path}: building the index again ({error})")
+    with console.status("building the item index"):
+        index = ItemIndex.build(
+            bundle.model, np.array(bundle.items()["item_id"]), kind, fingerprint=bundle.fingerprint
+        )
+        index.save(path)
+    return index

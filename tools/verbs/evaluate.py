@@ -1,0 +1,45 @@
+"""``vista evaluate``: how good a model is on the newest, held-out requests."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tools import console
+from tools.home import Home
+from tools.options import HOME, HomeOption, JsonOption, ModelOption, WarehouseOption
+
+
+def command(
+    home: HomeOption = HOME,
+    warehouse: WarehouseOption = None,
+    model: ModelOption = None,
+    after: Annotated[
+        int | None,
+        typer.Option(help="Judge requests from this time on, ms.  [default: what training held out]"),
+    ] = None,
+    slates: Annotated[int, typer.Option(min=1, help="Requests judged.")] = 5_000,
+    seed: Annotated[int, typer.Option(help="Of the sample and the intervals.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Ranking, retrieval and calibration metrics with 95 % intervals over users; split by time."""
+    import torch
+
+    from vista.data.tables import Warehouse
+    from vista.evaluation import evaluate
+
+    at = Home(home)
+    torch.set_num_threads(1)
+    tables = Warehouse(warehouse or at.warehouse).open()
+    with console.status("evaluating"):
+        found = evaluate(model or at.model, tables, after_ms=after, slates=slates, seed=seed)
+    if json:
+        return console.json_line(found)
+    rows = [(name, m["value"], m["low"], m["high"]) for name, m in found["measures"].items()]
+    title = (
+        f"{found['slates']:,} requests of {found['users']:,} users after {console.when(found['after_ms'])}"
+    )
+    console.table(title, ("metric", "value", "low", "high"), rows)
+    if found["sampled"]:
+        console.note("no impressions were logged: candidates were sampled by popularity within the surface")

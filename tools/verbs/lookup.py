@@ -1,0 +1,68 @@
+"""``vista lookup``: what the store holds for some users."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tools import console
+from tools.home import Home
+from tools.options import HOME, HomeOption, JsonOption, LineOption, StoreOption, parse_users
+
+
+def command(
+    users: Annotated[list[str], typer.Argument(help="User ids.")],
+    home: HomeOption = HOME,
+    store: StoreOption = None,
+    line: LineOption = "main",
+    as_of: Annotated[
+        int | None, typer.Option(help="Milliseconds: the newest kept generation that is not later.")
+    ] = None,
+    max_age_days: Annotated[float | None, typer.Option(help="Older summaries are STALE.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write tokens [B, S, D], status and times to this .npz file.")
+    ] = None,
+    json: JsonOption = False,
+) -> int:
+    """Summary tokens of users, with a status for each. Exit code 3 if one is missing or corrupt."""
+    import numpy as np
+
+    from cache_store import Status, Store
+
+    age = None if max_age_days is None else int(max_age_days * 86_400_000)
+    with Store.open(store or Home(home).store, line=line, max_age_ms=age) as opened:
+        ids = parse_users(users, opened.format.user_kind)
+        start = time.perf_counter()
+        found = opened.lookup(ids, as_of=as_of)
+        seconds = time.perf_counter() - start
+    norms = np.sqrt((found.tokens.astype(np.float64) ** 2).mean((1, 2)))
+    rows = [
+        {
+            "user": user,
+            "status": Status(int(status)).name,
+            "events": int(count),
+            "last_event": console.when(int(last)) if count else None,
+            "summarized": console.when(int(made)) if count else None,
+            "token_rms": float(norm),
+        }
+        for user, status, count, last, made, norm in zip(
+            ids, found.status, found.event_count, found.last_event_ms, found.summarized_ms, norms, strict=True
+        )
+    ]
+    if out is not None:
+        arrays = {
+            k: getattr(found, k)
+            for k in ("tokens", "status", "event_count", "last_event_ms", "summarized_ms")
+        }
+        np.savez(out, users=np.asarray(ids), **arrays)
+    shape = list(found.tokens.shape)
+    if json:
+        console.json_line({"generation": found.generation, "shape": shape, "seconds": seconds, "users": rows})
+    else:
+        columns = list(rows[0]) if rows else []
+        title = f"generation {found.generation}, tokens {shape}, read in {seconds * 1e3:.2f} ms"
+        console.table(title, columns, [list(row.values()) for row in rows])
+    return 3 if np.isin(found.status, (Status.MISSING, Status.CORRUPT)).any() else 0

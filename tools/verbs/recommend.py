@@ -1,0 +1,101 @@
+"""``vista recommend``: retrieve and rank for some users, over one context."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from tools import console, histories
+from tools.home import Home
+from tools.options import (
+    HOME,
+    HomeOption,
+    JsonOption,
+    LineOption,
+    ModelOption,
+    StoreOption,
+    WarehouseOption,
+    parse_users,
+)
+from tools.serving import open_index
+
+
+def command(
+    users: Annotated[list[str], typer.Argument(help="User ids.")],
+    home: HomeOption = HOME,
+    warehouse: WarehouseOption = None,
+    model: ModelOption = None,
+    store: StoreOption = None,
+    line: LineOption = "main",
+    k: Annotated[int, typer.Option("-k", "--top", min=1, help="Items per user.")] = 10,
+    candidates: Annotated[int, typer.Option(min=1, help="Retrieved per user, then ranked.")] = 600,
+    index: Annotated[str, typer.Option(help="exact, hnsw or ivf.")] = "exact",
+    exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out recent items.")] = False,
+    now: Annotated[
+        int | None,
+        typer.Option(help="Time of the request, ms.  [default: just after each user's newest event]"),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """The best items for users: summary from the store, recent events from the tables."""
+    import numpy as np
+    import torch
+
+    from cache_store import Status, Store
+    from vista import bundle as bundles
+    from vista.data.tables import Warehouse
+    from vista.serving import MAX_RECENT, Recommender
+
+    at = Home(home)
+    torch.set_num_threads(1)
+    bundle = bundles.load(model or at.model)
+    tables = Warehouse(warehouse or at.warehouse).open()
+    ids = parse_users(users, tables.user_kind)
+    recent = histories.newest(tables, ids, MAX_RECENT)
+    ends = recent.offsets[1:] - 1
+    last = np.where(recent.lengths > 0, recent.time[np.maximum(ends, 0)] + 1 if len(recent) else 0, 0)
+    at_ms = np.where(last > 0, last, int(time.time() * 1000)) if now is None else np.full(len(ids), now)
+    with Store.open(store or at.store, line=line, fingerprint=bundle.fingerprint) as opened:
+        serve = Recommender(
+            opened.lookup,
+            bundle.model,
+            open_index(bundle, at.index, index),
+            fingerprint=bundle.fingerprint,
+        )
+        asked = np.asarray(ids, dtype=object if tables.user_kind == "string" else np.int64)
+        start = time.perf_counter()
+        found = serve.recommend(asked, recent, at_ms, k, candidates=candidates, exclude_seen=exclude_seen)
+        seconds = time.perf_counter() - start
+    catalogue = bundle.items()
+    names = dict(zip(catalogue["item_id"].to_pylist(), catalogue["name"].to_pylist(), strict=True))
+    answers = []
+    for u, user in enumerate(ids):
+        item, score, probability = found.of(u)
+        answers.append(
+            {
+                "user": user,
+                "status": Status(int(found.status[u])).name,
+                "items": [
+                    {
+                        "item": int(i),
+                        "name": names.get(int(i)),
+                        "score": float(s),
+                        "probability": dict(zip(found.actions, map(float, p), strict=True)),
+                    }
+                    for i, s, p in zip(item, score, probability, strict=True)
+                ],
+            }
+        )
+    if json:
+        console.json_line({"generation": found.generation, "seconds": seconds, "users": answers})
+        return
+    for answer in answers:
+        rows = [
+            (n + 1, row["name"] or row["item"], row["score"], *row["probability"].values())
+            for n, row in enumerate(answer["items"])
+        ]
+        columns = ("", "item", "score", *(f"p({a})" for a in found.actions))
+        console.table(f"user {answer['user']} (summary {answer['status']})", columns, rows)
+    console.note(f"{len(ids)} users in {seconds * 1e3:.1f} ms, summaries of generation {found.generation}")

@@ -1,0 +1,88 @@
+"""``vista refresh``: what came since the live generation, published as a delta over it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tools import console, runs
+from tools.home import Home
+from tools.options import (
+    HOME,
+    BeamArguments,
+    HomeOption,
+    JsonOption,
+    LineOption,
+    ModelOption,
+    ModeOption,
+    RunOption,
+    StoreOption,
+    WarehouseOption,
+    WorkersOption,
+    beam_arguments,
+    parse_users,
+)
+
+
+def command(
+    beam: BeamArguments = None,
+    home: HomeOption = HOME,
+    warehouse: WarehouseOption = None,
+    model: ModelOption = None,
+    store: StoreOption = None,
+    run_dir: RunOption = None,
+    line: LineOption = "main",
+    since: Annotated[int | None, typer.Option(help="Go on from this snapshot, not the parent's own.")] = None,
+    user: Annotated[
+        list[str] | None,
+        typer.Option("--user", help="Only this user, from its whole history. May be repeated."),
+    ] = None,
+    max_age_days: Annotated[
+        float | None, typer.Option(help="Also recompute users summarised longer ago than this.")
+    ] = None,
+    max_depth: Annotated[
+        int, typer.Option(min=1, help="Deltas over a full generation before compaction.")
+    ] = 6,
+    memory_events: Annotated[
+        int, typer.Option("--memory-events", min=1, help="Events one worker holds at a time.")
+    ] = 262_144,
+    follow: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Keep looking for new files this often, a delta each time; ^C ends."
+        ),
+    ] = None,
+    mode: ModeOption = "in_memory",
+    workers: WorkersOption = 1,
+    threads: Annotated[int, typer.Option("--worker-threads", min=1, help="Torch threads per worker.")] = 1,
+    json: JsonOption = False,
+) -> int:
+    """Resume the users that changed from their stored states and publish a delta generation."""
+    from beam_jobs import refresh
+    from vista.data.tables import Warehouse
+
+    at = Home(home)
+    tables = warehouse or at.warehouse
+    kind = Warehouse(tables).open().user_kind
+    options = refresh.RefreshOptions(
+        warehouse=str(tables),
+        bundle=str(model or at.model),
+        store=str(store or at.store),
+        run_dir=str(run_dir or (at.runs / "follow" if follow else at.new_run("refresh"))),
+        line=line,
+        since=since,
+        users=tuple(parse_users(user, kind)) if user else None,
+        max_age_ms=None if max_age_days is None else int(max_age_days * 86_400_000),
+        max_depth=max_depth,
+        max_events_in_memory=memory_events,
+        threads=threads,
+    )
+    arguments = beam_arguments(beam, mode, workers)
+    if follow is None:
+        return runs.report(refresh.run(options, arguments), json)
+    code = 0
+    for record in refresh.follow(options, arguments, every_s=follow):
+        code = max(code, runs.report(record, json))
+        console.note(f"looking again every {follow:g} s; ^C ends")
+    return code

@@ -1,0 +1,96 @@
+"""``vista status``: what is there, what is live, how old it is."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from tools import console
+from tools.home import Home
+from tools.options import HOME, HomeOption, JsonOption, ModelOption, StoreOption, WarehouseOption
+
+
+def command(
+    home: HomeOption = HOME,
+    warehouse: WarehouseOption = None,
+    model: ModelOption = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Tables, model and store at a glance; every line of the store with its live generation."""
+    at = Home(home)
+    found: dict[str, Any] = {
+        "warehouse": _warehouse(warehouse or at.warehouse),
+        "model": _model(model or at.model),
+        "store": _store(store or at.store),
+    }
+    if json:
+        return console.json_line(found)
+    for part in ("warehouse", "model"):
+        console.fields(part, found[part] or {"": "none; see `vista --help`"})
+    if not found["store"]:
+        return console.fields("store", {"": "none; `vista summarize` makes one"})
+    rows = [list(row.values()) for row in found["store"]["generations"]]
+    columns = list(found["store"]["generations"][0]) if rows else []
+    console.table(f"store {found['store']['path']}: generations", columns, rows)
+    console.fields("live generation by line", found["store"]["lines"])
+
+
+def _warehouse(path: Any) -> dict[str, Any] | None:
+    from vista.data.tables import Warehouse
+
+    tables = Warehouse(path)
+    if not tables.exists():
+        return None
+    tables.open()
+    files = [f for bucket in tables.bucket_files().values() for f in bucket]
+    return {
+        "path": str(path),
+        "snapshot": tables.snapshot(),
+        "buckets": tables.num_buckets,
+        "users_are": tables.user_kind,
+        "events": sum(f.rows for f in files),
+        "files": len(files),
+        "bytes": sum(f.bytes for f in files),
+        "items": len(tables.read_items()),
+        "actions": ", ".join(tables.actions),
+        "surfaces": ", ".join(tables.surfaces),
+    }
+
+
+def _model(path: Any) -> dict[str, Any] | None:
+    from vista import bundle
+
+    if not (path / "bundle.json").exists():
+        return None
+    meta, fingerprint = bundle.read_meta(path)
+    return {"path": str(path), "fingerprint": fingerprint, **meta.metrics}
+
+
+def _store(path: Any) -> dict[str, Any] | None:
+    from cache_store import Store, lines
+
+    if not (path / "FORMAT").exists():
+        return None
+    store = Store(path)
+    now = time.time() * 1000
+    return {
+        "path": str(path),
+        "lines": {name: lines.live(store.layout, name).live for name in store.layout.line_names()},
+        "generations": [
+            {
+                "generation": m.generation,
+                "kind": m.kind,
+                "parent": m.parent,
+                "fingerprint": m.fingerprint[:12],
+                "users": m.records,
+                "tombstones": m.tombstones,
+                "dead letters": m.dead_letters,
+                "bytes": m.bytes,
+                "last event": console.when(m.watermark_ms),
+                "published": console.when(m.published_ms),
+                "age h": round((now - m.published_ms) / 3_600_000, 2),
+            }
+            for m in store.generations()
+        ],
+    }
