@@ -15,39 +15,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vista.context_kv import ContextKV
 from vista.layer import attention_bias
 from vista.ops import crossing
 from vista.ranker import Ranker
 
 
-def one_sequence(
-    ranker: Ranker, request: dict, item: Tensor | np.ndarray, vectors: Tensor | None = None
-) -> Tensor:
-    """Logits [B, A] of B candidates of one user.
+def one_sequence(ranker: Ranker, request: dict, item: Tensor | np.ndarray) -> Tensor:
+    """Logits [B, A] of ``item`` (int64 [B]) for one user; ``request`` holds the arguments of ``context``."""
+    return rank_sequence(ranker, request, ranker.context(**request).query, item)
 
-    Args:
-        request: arguments of ``Ranker.context`` for one user.
-        item: int64 [B]. vectors: [B, D] as for ``Ranker.rank``.
-    """
-    item = torch.as_tensor(item)
-    ctx = ranker.context(**request)  # the retrieval query and what is read without attention come from it
-    c = ranker.embed(
-        request["tokens"], request["status"], request["recent"], request["now_ms"], request["last_event_ms"]
+
+def rank_sequence(ranker: Ranker, request: dict, query: Tensor, item: Tensor | np.ndarray) -> Tensor:
+    """The ranking forward alone; ``query`` [1, Q, D] comes along with the candidates from retrieval."""
+    item = torch.as_tensor(item, device=query.device)
+    c = ranker.embed(*(request[n] for n in ("tokens", "status", "recent", "now_ms", "last_event_ms")))
+    t = c.x.shape[1]
+    none = c.x.new_zeros(len(ranker.layers), 1, t, 0)  # read() looks at no keys
+    ctx = ContextKV(
+        none, none, c.mask, query, c.slots, c.elapsed_ms, c.recent_item, c.recent_age_ms, c.summarized
     )
-    return rank_with(ranker, ctx, c.x, item, ranker.items.vector(item) if vectors is None else vectors)
-
-
-def rank_with(ranker: Ranker, ctx, x: Tensor, item: Tensor, vectors: Tensor) -> Tensor:
-    """The ranking forward alone: context tokens x [1, T, D] before the first layer, and the candidates."""
+    vectors = ranker.items.vector(item)
     known = ranker.read(ctx, item, vectors, crossing.Plan.of([0, len(item)], item.device))
-    x = torch.cat([x, ranker.candidates(vectors, known)[None]], 1)
-    bias = sequence_bias(ctx.mask, ctx.length - 1 - ctx.recent_item.shape[1], len(item))
+    x = torch.cat([c.x, ranker.candidates(vectors, known)[None]], 1)
+    bias = sequence_bias(c.mask, c.summary, len(item))
     for layer in ranker.layers:
         h = layer.before_attention(x)
         q, k, v = (layer.split(part(h)).transpose(1, 2) for part in (layer.query, layer.key, layer.value))
         read = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         x = layer.finish(x, read.transpose(1, 2))
-    return ranker.logits(x[0, ctx.length :], known)
+    return ranker.logits(x[0, t:], known)
 
 
 def sequence_bias(mask: Tensor, s: int, candidates: int) -> Tensor:

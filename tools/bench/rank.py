@@ -1,9 +1,9 @@
 """What deduplication is worth in stage 2: the same weights and outputs, the request's data once or per row.
 
 Serving: one request, 1,000 candidates. *expanded* computes a context per candidate row, as a model does
-whose rows carry their user's data; *copied* computes it once and copies its keys and values to every
-candidate; ours does neither. The expanded side runs in chunks of 128 rows, which was its fastest. Training: forward and backward of the ranking loss at 16 candidates per user,
-and at fewer and more, to see where the gain ends.
+whose rows carry their user's data (in chunks of 128 rows, which was its fastest); *copied* computes it once
+and copies its keys and values to every candidate; ours does neither. Training: forward and backward of the
+ranking loss at 16 candidates per user, and at fewer and more, to see where the gain ends.
 """
 
 from __future__ import annotations
