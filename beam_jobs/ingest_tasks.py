@@ -105,32 +105,38 @@ def read_logs(task: ReadTask, settings: Settings) -> list[Routed]:
     letters: list[pa.Table] = []
     rows = 0
     for source, groups, first_row in task.parts:
-        expected = sum(source.groups[g] for g in groups)
-        seen = 0
-        try:
-            with open_source(source.path) as file:
-                wanted = list(dict.fromkeys(source.names.values()))
-                for batch in file.iter_batches(settings.chunk_rows, list(groups), wanted, use_threads=False):
-                    checked = check(batch, source, settings.rules, first_row + seen)
-                    seen += batch.num_rows
-                    chunks.add(checked)
-                    letters.append(_letters(checked.letters, source.path))
-        except (UnreadableFile, OSError, ValueError, pa.ArrowException) as error:
-            if not settings.skip_bad_files:
-                raise UnreadableFile(
-                    f"{source.path}: expected {expected} readable rows from row {first_row}, found {seen}, then: "
-                    f"{error}; replace the file, or run vista ingest --skip-bad-files"
-                ) from error
-            lost = DeadLetter(
-                "ingest",
-                "unreadable_rows",
-                str(error),
-                source=source.path,
-                row=first_row + seen,
-                rows=expected - seen,
-            )
-            letters.append(pa.Table.from_pylist([asdict(lost)], schema=DEAD_LETTER_SCHEMA))
-        rows += expected
+        # Where bad pages are skipped, row groups are read one by one: a bad one costs its own rows alone.
+        for some in [(g,) for g in groups] if settings.skip_bad_files else [groups]:
+            expected = sum(source.groups[g] for g in some)
+            seen = 0
+            try:
+                with open_source(source.path) as file:
+                    wanted = list(dict.fromkeys(source.names.values()))
+                    for batch in file.iter_batches(
+                        settings.chunk_rows, list(some), wanted, use_threads=False
+                    ):
+                        checked = check(batch, source, settings.rules, first_row + seen)
+                        seen += batch.num_rows
+                        chunks.add(checked)
+                        letters.append(_letters(checked.letters, source.path))
+            except (UnreadableFile, OSError, ValueError, pa.ArrowException) as error:
+                why = str(error).split("\n", 1)[0]
+                if not settings.skip_bad_files:
+                    raise UnreadableFile(
+                        f"{source.path}: expected {expected} readable rows from row {first_row}, found {seen}, then: "
+                        f"{why}; replace the file, or run vista ingest --skip-bad-files"
+                    ) from error
+                lost = DeadLetter(
+                    "ingest",
+                    "unreadable_rows",
+                    why,
+                    source=source.path,
+                    row=first_row + seen,
+                    rows=expected - seen,
+                )
+                letters.append(pa.Table.from_pylist([asdict(lost)], schema=DEAD_LETTER_SCHEMA))
+            rows += expected
+            first_row += expected
     routed = chunks.finish()
     dead = pa.concat_tables(letters) if letters else DEAD_LETTER_SCHEMA.empty_table()
     settings.directory.write_dead_letters(task.name, dead)
