@@ -2,9 +2,10 @@
 
     files ──read_bucket──▶ UserBatch ──summarize_stream──▶ SummaryBatch ──ShardWriter──▶ shard + states
 
-Everything streams; what is held at a time is bounded by ``Settings.max_events``. A user whose computation
-fails is a dead letter. The rest of its bucket comes out as if that user had no events: a failing window is
-searched for the users that fail alone, and the bucket starts again without them.
+Everything streams; what is held at a time is bounded by ``Settings.max_events``. A user whose computation fails,
+by an error or by tokens that are not finite, is a dead letter. The rest of its bucket comes out as if that user had
+no events: the users of a failing window are searched for those that fail alone (one user's NaN may reach those that
+are computed beside it), and the bucket starts again without them.
 """
 
 from __future__ import annotations
@@ -115,9 +116,9 @@ class MustRecompute(Exception):
 
 
 class UserFailed(Exception):
-    """Users whose computation fails on their own, with the reason of each. Never leaves this module."""
+    """Users whose computation fails on their own, with reason and detail of each. Never leaves this module."""
 
-    def __init__(self, reasons: dict[Any, str]):
+    def __init__(self, reasons: dict[Any, tuple[str, str]]):
         super().__init__(f"{len(reasons)} users")
         self.reasons = reasons
 
@@ -191,7 +192,7 @@ def do_bucket(task: BucketTask, settings: Settings, source: Source) -> dict[str,
 
 def _build(task: BucketTask, settings: Settings, source: Source, run: RunDirectory) -> dict[str, Any]:
     model = worker_model(settings.bundle, settings.fingerprint, settings.device)
-    failed: dict[Any, str] = {}
+    failed: dict[Any, tuple[str, str]] = {}
     started = time.perf_counter()
     while True:
         meter = Meter()
@@ -243,7 +244,7 @@ def _stream(
     run: RunDirectory,
     model: VistaModel,
     writer: ShardWriter,
-    failed: dict[Any, str],
+    failed: dict[Any, tuple[str, str]],
     meter: Meter,
 ) -> list[DeadLetter]:
     """Everything of the bucket through the model into ``writer``; returns its dead letters.
@@ -251,7 +252,7 @@ def _stream(
     Raises:
         UserFailed: users to start again without. MustRecompute: users to read from their first event.
     """
-    letters = {user: ("model_error", reason) for user, reason in failed.items()}
+    letters = dict(failed)
     meter.counts |= {"users": 0, "events": 0, "written": 0}
     with meter.step("read"):
         batches, states_of = source(meter)
@@ -261,16 +262,10 @@ def _stream(
         users = result.users
         if result.late.any():
             raise MustRecompute([plain(users[i]) for i in np.flatnonzero(result.late)])
-        finite = np.ones(len(users), bool)
-        for name, tokens in result.tokens.items():
-            bad = ~np.isfinite(np.asarray(tokens)).reshape(len(users), -1).all(axis=1)
-            for i in np.flatnonzero(bad & finite):
-                letters[plain(users[i])] = ("not_finite", f"summary tokens {name!r} hold NaN or infinity")
-            finite &= ~bad
         with meter.step("write"):
-            refused = _write(writer, result, finite, settings.now_ms)
+            refused = _write(writer, result, settings.now_ms)
         letters |= {user: ("unstorable", reason) for user, reason in refused.items()}
-        meter.add("written", int(finite.sum()) - len(refused))
+        meter.add("written", len(users) - len(refused))
         meter.watermark_ms = max(meter.watermark_ms, int(np.max(result.last_event_ms, initial=0)))
         feed.answered(len(users))
         if time.monotonic() - said > PROGRESS_EVERY_S:
@@ -286,7 +281,7 @@ class _Feed:
     """Counts and times the batches on their way to the model, leaves out failed users, and knows who was fed
     but not answered yet."""
 
-    def __init__(self, batches: Iterator[UserBatch], meter: Meter, failed: dict[Any, str]):
+    def __init__(self, batches: Iterator[UserBatch], meter: Meter, failed: dict[Any, tuple[str, str]]):
         self._batches, self._meter, self._failed = batches, meter, failed
         self._waiting: list[Any] = []
         self._continues = False
@@ -323,12 +318,14 @@ class _Feed:
 def _answers(
     model: VistaModel, feed: _Feed, states_of: StatesOf, settings: Settings, source: Source, meter: Meter
 ) -> Iterator[SummaryBatch]:
-    """``summarize_stream`` with its time on the meter, and errors traced to the users that cause them."""
+    """``summarize_stream`` with its time on the meter, and with failures traced to the users that cause them."""
     stream = summarize_stream(model, iter(feed), states_of, settings.max_events)
     while True:
         before, read, cpu = time.perf_counter(), meter.seconds["read"], time.thread_time()
         try:
             answer = next(stream, None)
+            if answer is not None:
+                _check_finite(answer)
         except (MemoryError, torch.OutOfMemoryError, OSError):
             raise
         except Exception:
@@ -348,38 +345,60 @@ def _answers(
         yield answer
 
 
-def _failing_alone(users: list[Any], model: VistaModel, settings: Settings, source: Source) -> dict[Any, str]:
-    """Those of ``users`` that fail without the others, with the error of each, by halving."""
+class NotFinite(ArithmeticError):
+    """Summary tokens hold NaN or infinity."""
+
+
+def _check_finite(answer: SummaryBatch) -> None:
+    for name, tokens in answer.tokens.items():
+        # The sum is finite if all are; only where it is not, look closer (a sum of finite ones may overflow).
+        if not np.isfinite(tokens.sum(dtype=np.float64)) and not np.isfinite(tokens).all():
+            raise NotFinite(f"summary tokens {name!r} hold NaN or infinity")
+
+
+def _failing_alone(
+    users: list[Any], model: VistaModel, settings: Settings, source: Source
+) -> dict[Any, tuple[str, str]]:
+    """Those of ``users`` that fail without the others, with reason and detail of each, by halving."""
+    if not users:
+        return {}
     try:
         batches, states_of = source(Meter(), users=users)
-        for _ in summarize_stream(model, batches, states_of, settings.max_events):
-            pass
+        for answer in summarize_stream(model, batches, states_of, settings.max_events):
+            _check_finite(answer)
         return {}
+    except NotFinite as error:
+        found = ("not_finite", str(error))
     except Exception as error:
-        if len(users) == 1:
-            return {users[0]: f"{type(error).__name__}: {error}"}
+        found = ("model_error", f"{type(error).__name__}: {error}")
+    if len(users) == 1:
+        return {users[0]: found}
     half = len(users) // 2
     return _failing_alone(users[:half], model, settings, source) | _failing_alone(
         users[half:], model, settings, source
     )
 
 
-def _write(writer: ShardWriter, result: SummaryBatch, keep: np.ndarray, now_ms: int) -> dict[Any, str]:
-    """Add the users at ``keep`` to the shard; returns those that no record can hold, with the reason."""
+def _write(writer: ShardWriter, result: SummaryBatch, now_ms: int) -> dict[Any, str]:
+    """Add a batch to the shard; returns the users whose tokens no record can hold, with the reason."""
     refused: dict[Any, str] = {}
-    while (rows := np.flatnonzero(keep)).size:
-        users = result.users if len(rows) == len(keep) else take(result.users, rows)
+    rows = np.arange(len(result.users))
+    while len(rows):
+        users = result.users if not refused else take(result.users, rows)
         try:
             writer.add(
                 users,
-                {name: np.asarray(tokens)[rows] for name, tokens in result.tokens.items()},
+                {
+                    name: np.asarray(tokens)[rows] if refused else tokens
+                    for name, tokens in result.tokens.items()
+                },
                 np.asarray(result.event_count)[rows],
                 np.asarray(result.last_event_ms)[rows],
-                np.full(len(rows), now_ms, np.int64),
+                now_ms,
             )
         except Unstorable as error:  # nothing of the batch was added
             refused |= {plain(user): str(error) for user in error.users}
-            keep = keep & np.array([plain(user) not in refused for user in result.users], bool)
+            rows = np.array([i for i in rows if plain(result.users[i]) not in refused], np.int64)
             continue
         states = [result.states[i] for i in rows]
         if states[0] is not None:

@@ -121,6 +121,7 @@ def to_generation(
         BucketFailed, IncompleteRun, StoreError: nothing was published.
     """
     if find_run(store.layout, record.run_id) is None:
+        store.stage(record.run_id)
         receipts = run_tasks(run, tasks, settings, source, beam_args, attempts=attempts, progress=progress)
         check_complete(run, tasks, receipts)
         letters = run.gather_dead_letters()

@@ -237,7 +237,7 @@ def _delta(
     settings = Settings(
         job=JOB,
         run_dir=str(directory.path),
-        staging=str(store.stage(record.run_id)),
+        staging=str(store.layout.run(record.run_id)),
         bundle=str(options.bundle),
         fingerprint=str(record.fingerprint),
         schema=parent.schema,

@@ -218,7 +218,9 @@ class RunDirectory:
                     f"repeat the old options to continue, or name another run directory to start anew"
                 )
             return run, record
-        if run.path.exists() and any(name for name in os.listdir(run.path) if name != "run.lock"):
+        if run.path.exists() and any(
+            name != "run.lock" and not name.startswith(".") for name in os.listdir(run.path)
+        ):
             raise RunRecordDamaged(
                 f"{run.path}: expected run.json or an empty directory, found other files; "
                 f"name another run directory"
@@ -258,6 +260,8 @@ class RunDirectory:
             for name, receipt in sorted(receipts.items())
         ]
         letters = self.gather_dead_letters()
+        for left in self.path.rglob(".*.tmp"):  # of writers that were killed
+            left.unlink(missing_ok=True)
         peak = max([peak_memory_bytes(), *(r.get("peak_memory_bytes", 0) for r in rows)])
         done = dataclasses.replace(
             record,

@@ -144,7 +144,7 @@ def full_generation(
     settings = Settings(
         job=record.job,
         run_dir=str(directory.path),
-        staging=str(store.stage(record.run_id)),
+        staging=str(store.layout.run(record.run_id)),
         bundle=str(options.bundle),
         fingerprint=str(record.fingerprint),
         schema=schema_of(model, warehouse.user_kind, options.codecs),

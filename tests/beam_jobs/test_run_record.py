@@ -11,7 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs.errors import RunInProgress, RunOptionsDiffer, RunRecordDamaged
-from beam_jobs.run_record import DeadLetter, RunDirectory, RunRecord, peak_memory_bytes, unit_name, write_atomically
+from beam_jobs.run_record import (
+    DeadLetter,
+    RunDirectory,
+    RunRecord,
+    peak_memory_bytes,
+    unit_name,
+    write_atomically,
+)
 
 
 def start(path, **identity):
