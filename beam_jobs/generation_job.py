@@ -23,7 +23,7 @@ from beam_jobs.bucket_task import BucketTask, Settings, Source, do_bucket
 from beam_jobs.errors import BucketFailed, ExitCode, IncompleteRun
 from beam_jobs.progress import progress_bar
 from beam_jobs.run_record import RunDirectory, RunRecord
-from cache_store.publish import DEAD_LETTERS, find_run
+from cache_store.publish import DEAD_LETTERS, MAX_DEPTH, find_run
 from cache_store.store import Store
 
 Receipts = dict[str, dict[str, Any]]
@@ -110,12 +110,14 @@ def to_generation(
     kind: str,
     parent: str | None,
     watermark_ms: int,
+    max_depth: int = MAX_DEPTH,
 ) -> RunRecord:
     """Do the tasks, check law 8, publish, and finish the record.
 
     Args:
         started: ``time.perf_counter()`` at the start of the job.
         watermark_ms: of the parent; the generation's is this or its latest event.
+        max_depth: deltas over a full generation at most.
 
     Raises:
         BucketFailed, IncompleteRun, StoreError: nothing was published.
@@ -143,6 +145,7 @@ def to_generation(
         dead_letters=letters,
         num_shards=settings.num_shards,
         published_ms=int(time.time() * 1000),
+        max_depth=max_depth,
     )
     manifest = find_run(store.layout, record.run_id)
     facts = dataclasses.replace(

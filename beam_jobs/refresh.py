@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from beam_jobs.changed_users import RefreshSource, as_users
 from beam_jobs.errors import OptionsError
 from beam_jobs.run_record import RunDirectory, RunRecord
 from beam_jobs.summarize import SummarizeOptions, schema_of
-from cache_store.errors import NothingPublished
+from cache_store.errors import FormatUnknown, NothingPublished
 from cache_store.keys import bucket_of
 from cache_store.layout import Layout
 from cache_store.manifest import Manifest
@@ -47,7 +47,7 @@ class RefreshOptions:
     Attributes:
         warehouse, bundle, store, line, max_events_in_memory, threads, now_ms, attempts, device, progress: as in
             :class:`SummarizeOptions`.
-        run_dir: folder of this run; with ``follow_s`` the folder of a run per published delta.
+        run_dir: folder of this run; for :func:`follow` the folder of its runs.
         snapshot: history snapshot to go up to; the current one by default.
         since: history snapshot to go on from, if not the parent's own; it must not be newer than that.
         users: only these, from their whole history; the generation keeps its parent's table snapshot, so that
@@ -125,6 +125,57 @@ def run(options: RefreshOptions, beam_args: Sequence[str] = ()) -> RunRecord:
         return _run(options, list(beam_args), started)
 
 
+def follow(
+    options: RefreshOptions,
+    beam_args: Sequence[str] = (),
+    *,
+    every_s: float,
+    wait: Callable[[float], bool] | None = None,
+) -> Iterator[RunRecord]:
+    """Refresh whenever the tables have a new snapshot; yields the record of every refresh that published.
+
+    Runs get folders 000001, 000002, ... under ``options.run_dir``; one that was cut short is continued first.
+
+    Args:
+        every_s: seconds between looks at the tables.
+        wait: called with ``every_s`` after each look; False ends the loop. Sleeps by default.
+
+    Raises:
+        as :func:`run`; call it again to go on.
+    """
+    wait = wait or _sleep
+    folder = Path(options.run_dir)
+    seen: int | None = None
+    while True:
+        done = [int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit()]
+        number = max(done, default=0)
+        open_run = number > 0 and RunRecord.load(folder / f"{number:06d}").exit_code is None
+        if not open_run:
+            number += 1
+        now = Warehouse(options.warehouse).open().snapshot()
+        if open_run or (now != seen and _is_behind(options, now)):
+            record = run(dataclasses.replace(options, run_dir=str(folder / f"{number:06d}")), beam_args)
+            seen = record.table_snapshot
+            if record.counts["users"]:
+                yield record
+        if not wait(every_s):
+            return
+
+
+def _is_behind(options: RefreshOptions, snapshot: int | None) -> bool:
+    """Whether the live generation was made from another snapshot, or there is none."""
+    try:
+        with Store.open(options.store, line=options.line, verify=False) as store:
+            return store.manifest.table_snapshot != snapshot
+    except (NothingPublished, FormatUnknown):
+        return True
+
+
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return True
+
+
 def _run(options: RefreshOptions, beam_args: list[str], started: float) -> RunRecord:
     meta, fingerprint = bundles.read_meta(options.bundle)
     warehouse = Warehouse(options.warehouse).open()
@@ -156,6 +207,11 @@ def _choose(options: RefreshOptions, record: RunRecord, warehouse: Warehouse) ->
     except NoParent as why:
         note = f"full instead of delta: {why}"
         return dataclasses.replace(record, facts={"parent": None}, notes=[*record.notes, note])
+    if parent.depth >= options.max_depth:
+        with Store.open(options.store, line=options.line) as store:
+            name = store.compact()
+        note = f"compacted {parent.depth + 1} generations into {name}"
+        return dataclasses.replace(record, facts={"parent": name}, notes=[*record.notes, note])
     return dataclasses.replace(record, facts={"parent": parent.generation})
 
 
@@ -268,6 +324,7 @@ def _delta(
         kind="delta",
         parent=name,
         watermark_ms=parent.watermark_ms,
+        max_depth=options.max_depth,
     )
 
 

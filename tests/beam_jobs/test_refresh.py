@@ -271,3 +271,44 @@ def test_only_buckets_with_changes_hold_records_in_the_delta(world):
     refresh.run(world.refresh())
     with world.store() as store:
         assert sorted(s.records for s in store.manifest.shards) == [0, 0, 1]
+
+
+def test_following_publishes_a_delta_for_each_new_snapshot_and_compacts_a_deep_chain(small_world):
+    world = small_world
+    users, _ = all_events(world)
+    looks = iter([[], users[:3], [], users[2:5], users[:1], np.array([999])])
+
+    def wait(seconds: float) -> bool:
+        assert seconds == 60
+        new = next(looks, None)
+        if new is not None and len(new):
+            add(world, int(new[0]) + 1, new, start=LATER + int(new[-1]))
+        return new is not None
+
+    options = world.refresh(run="follow", max_depth=2)
+    records = list(refresh.follow(options, every_s=60, wait=wait))
+    assert [r.counts["users"] for r in records] == [12, 3, 3, 1, 1]
+    assert [Path(r.path).name for r in records] == [f"{i:06d}" for i in range(1, 6)]
+    assert records[0].notes[0].startswith("full instead of delta")
+    assert records[3].notes == ["compacted 3 generations into 00000004"]
+    with world.store() as store:
+        assert store.manifest.depth == 2
+    assert_equals_full(world)
+
+
+def test_following_first_continues_a_refresh_that_was_cut_short(small_world):
+    world = small_world
+    summarize.run(world.summarize())
+    users, _ = all_events(world)
+    add(world, 1, users[:3])
+    options = world.refresh(run="follow")
+    added = world.tables.bucket_files(since=first_snapshot(world))
+    victim = Path(added[max(added)][0].path.removeprefix("file://"))
+    whole = victim.read_bytes()
+    victim.write_bytes(b"")
+    with pytest.raises(BucketFailed):
+        list(refresh.follow(options, every_s=1, wait=lambda _: False))
+    victim.write_bytes(whole)
+    records = list(refresh.follow(options, every_s=1, wait=lambda _: False))
+    assert [Path(r.path).name for r in records] == ["000001"]
+    assert_equals_full(world)
