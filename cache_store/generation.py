@@ -11,7 +11,6 @@ import xxhash
 from cache_store import index, pages
 from cache_store.errors import Damaged
 from cache_store.keys import from_keys
-from cache_store.layout import shard_name, state_name
 from cache_store.manifest import Manifest
 from cache_store.mapping import FileRange
 from cache_store.record import HEADER, HEADER_BYTES, PAGE, PAGE_HEADER, RecordSchema, model_word
@@ -70,15 +69,16 @@ class Generation:
 
     Attributes:
         manifest: as read from the folder.
+        seal: READY as it was when the manifest was read.
         row_bytes: bytes of one gathered row: 16 bytes that belong to LMDB, then the record, then nothing of use.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, verify: bool) -> None:
-        self.folder, self.manifest, self._verify = folder, manifest, verify
-        schema, n = manifest.schema, manifest.num_shards
+    def __init__(self, folder: Path, manifest: Manifest, verify: bool, seal: bytes = b"") -> None:
+        self.folder, self.manifest, self.seal, self._verify = folder, manifest, seal, verify
+        schema = manifest.schema
         self.schema = schema
         self.model = model_word(manifest.fingerprint)
-        self.table = Table(folder, manifest, [shard_name(k, n) for k in range(n)], verify)
+        self.table = Table(folder, manifest, [s.record_stem for s in manifest.shards], verify)
         self.row_bytes = row_bytes(schema)
         if schema.paged:
             self._pages = self.table.files.data.view(f"V{PAGE}")
@@ -93,8 +93,7 @@ class Generation:
     @cached_property
     def states(self) -> Table | None:
         """The state files, mapped on first use; None where the generation has none."""
-        n = self.manifest.num_shards
-        stems = [state_name(k, n) for k in range(n)]
+        stems = [s.state_stem for s in self.manifest.shards]
         if f"{stems[0]}.mdb" not in self.manifest.files:
             return None
         return Table(self.folder, self.manifest, stems, self._verify)

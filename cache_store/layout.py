@@ -6,15 +6,16 @@
       lines/NAME                      pointers of other lines
       SEQUENCE                        last generation number given away; numbers are never used twice
       LOCK                            flock of whoever changes the store: publish, compact, prune, forget, promote
-      leases/PID-ID.json              generations that a reader has pinned
+      leases/PID-ID.json              generations that a reader has in use
       staging/RUN/                    shards under construction; becomes a generation by one rename
       generations/00000007/
         manifest.json
         shard-00003-of-00016.mdb      LMDB, one record per user
         shard-00003-of-00016.idx      where each record lies in it
         state-00003-of-00016.mdb/.idx resumable states, read by refresh only
-        dead-letters.parquet          optional
+        dead-letters.parquet          optional; users that failed, why
         READY                         digest of manifest.json
+      generations/.deleting-00000003/ on its way out; nothing refers to it any more
 
 Order of a publication: every shard is built under a temporary name, checked, fsynced and renamed; then
 manifest.json; then READY; then the folder is fsynced and renamed into ``generations/``; then the pointer is
@@ -24,6 +25,7 @@ replaced; then its folder is fsynced. A crash at any point leaves the earlier ge
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -35,14 +37,15 @@ from pathlib import Path
 
 import xxhash
 
-from cache_store.errors import Damaged, FormatUnknown, ReadOnlyStorage, StorageFull, StoreError
+from cache_store.errors import Damaged, FormatUnknown, ReadOnlyStorage, StorageFull, StoreBusy, StoreError
 
 FORMAT_LINE = "vista-store 1"
 FEATURES: frozenset[str] = frozenset()
 """Feature flags that this version understands."""
 
 MAIN = "main"
-_GENERATION = re.compile(r"[0-9]{8,}")
+GENERATION = re.compile(r"[0-9]{8,}")
+DELETING = ".deleting-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -137,7 +140,7 @@ class Layout:
         """Folders of generations, ascending; published or orphaned."""
         if not self.generations.is_dir():
             return []
-        found = [p.name for p in self.generations.iterdir() if _GENERATION.fullmatch(p.name)]
+        found = [p.name for p in self.generations.iterdir() if GENERATION.fullmatch(p.name)]
         return sorted(found, key=int)
 
     def read_format(self) -> StoreFormat:
@@ -167,14 +170,14 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
-def shard_name(shard: int, num_shards: int) -> str:
-    """Stem of a shard's files."""
-    return f"shard-{shard:05d}-of-{num_shards:05d}"
+def shard_name(shard: int, num_shards: int, revision: int = 0) -> str:
+    """Stem of a shard's files; ``forget`` writes a new revision, for no file is ever overwritten."""
+    return f"shard-{shard:05d}-of-{num_shards:05d}" + (f".r{revision}" if revision else "")
 
 
-def state_name(shard: int, num_shards: int) -> str:
+def state_name(shard: int, num_shards: int, revision: int = 0) -> str:
     """Stem of a shard's state files."""
-    return f"state-{shard:05d}-of-{num_shards:05d}"
+    return f"state-{shard:05d}-of-{num_shards:05d}" + (f".r{revision}" if revision else "")
 
 
 def temporary(path: Path) -> Path:
@@ -244,3 +247,24 @@ def storage_errors(what: str) -> Iterator[None]:
                 f"and run the same command again"
             ) from error
         raise
+
+
+@contextmanager
+def exclusive(layout: Layout, what: str, wait: bool = True) -> Iterator[None]:
+    """Hold the store's lock: one process changes generations or pointers at a time. Released by death, too.
+
+    Raises:
+        StoreBusy: another process holds it and ``wait`` is False. ReadOnlyStorage
+    """
+    with storage_errors(what):
+        fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise StoreBusy(
+                f"{layout.root}: {what} must wait for another process; try again later"
+            ) from error
+        yield
+    finally:
+        os.close(fd)

@@ -3,10 +3,11 @@
 A pointer file:
 
     00000007                live
-    00000006                before it, newest first, at most HISTORY
+    00000006                live before it and still kept, newest first
     check 3f2a…             XXH3-64 (16 hex digits) of the lines above and the line's name
 
-It is replaced as a whole, so going live and going back are one atomic step each.
+It is replaced as a whole, so going live and going back are one atomic step each. What it names is what ``rollback``
+may go back to and what as-of reads choose from; ``prune`` shortens it before it deletes.
 """
 
 from __future__ import annotations
@@ -15,11 +16,9 @@ from dataclasses import dataclass
 
 import xxhash
 
-from cache_store.errors import Damaged, NothingPublished
-from cache_store.layout import _GENERATION, Layout, storage_errors, write_file
-
-HISTORY = 16
-"""Earlier live generations that a pointer remembers."""
+from cache_store import manifest as manifests
+from cache_store.errors import Damaged, GenerationUnknown, NothingPublished
+from cache_store.layout import GENERATION, Layout, exclusive, storage_errors, write_file
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,7 @@ class Pointer:
 
     def then(self, generation: str) -> Pointer:
         """The pointer after ``generation`` goes live."""
-        rest = [g for g in (self.live, *self.earlier) if g != generation]
-        return Pointer(generation, tuple(rest[:HISTORY]))
+        return Pointer(generation, tuple(g for g in (self.live, *self.earlier) if g != generation))
 
     def text(self, line: str) -> str:
         body = "".join(f"{g}\n" for g in (self.live, *self.earlier))
@@ -63,7 +61,7 @@ def read_pointer(layout: Layout, line: str) -> Pointer | None:
     names = body.split()
     if not separator or check != _check(body, line) + "\n" or not names:
         raise Damaged(f"{path}: check fails; {remedy}")
-    if not all(_GENERATION.fullmatch(n) for n in names):
+    if not all(GENERATION.fullmatch(n) for n in names):
         raise Damaged(f"{path}: names no generation; {remedy}")
     return Pointer(names[0], tuple(names[1:]))
 
@@ -93,3 +91,47 @@ def write_pointer(layout: Layout, line: str, pointer: Pointer) -> None:
     with storage_errors(str(path)):
         path.parent.mkdir(exist_ok=True)
         write_file(path, pointer.text(line).encode())
+
+
+def rollback(layout: Layout, line: str, to: str | None = None) -> str:
+    """Make an earlier generation of a line live again; those above it leave the line. Its name.
+
+    Raises:
+        NothingPublished: there is none to go back to. GenerationUnknown: ``to`` is none of them.
+        Damaged: it cannot be read. ReadOnlyStorage, StorageFull
+    """
+    with exclusive(layout, f"rolling back line {line!r}"):
+        pointer = live(layout, line)
+        if not pointer.earlier:
+            raise NothingPublished(f"{layout.root}: line {line!r} has no generation before {pointer.live}")
+        target = to or pointer.earlier[0]
+        if target not in pointer.earlier:
+            raise GenerationUnknown(
+                f"{layout.root}: line {line!r} cannot go back to {target}; it can to {list(pointer.earlier)}"
+            )
+        manifests.read(layout.generation(target))
+        write_pointer(layout, line, Pointer(target, pointer.earlier[pointer.earlier.index(target) + 1 :]))
+    return target
+
+
+def promote(layout: Layout, line: str, onto: str, generation: str | None = None) -> str:
+    """Make the live generation of ``line``, or a named one, the live one of ``onto``. Its name.
+
+    Also repairs a damaged pointer, whose earlier generations are then forgotten by the line.
+
+    Raises:
+        NothingPublished, GenerationUnknown, Damaged, ReadOnlyStorage, StorageFull
+    """
+    with exclusive(layout, f"promoting to line {onto!r}"):
+        name = generation or live(layout, line).live
+        if name not in layout.generation_names():
+            raise GenerationUnknown(
+                f"{layout.root}: no generation {name}; kept: {layout.generation_names()}; run `vista status`"
+            )
+        manifests.read(layout.generation(name))
+        try:
+            before = read_pointer(layout, onto)
+        except Damaged:
+            before = None
+        write_pointer(layout, onto, before.then(name) if before else Pointer(name))
+    return name

@@ -155,9 +155,21 @@ _PLAIN: Sequence[str] = (
 )  # fmt: skip
 
 
-def seal(text: str) -> bytes:
-    """What READY holds for a manifest text."""
-    return (xxhash.xxh3_128_hexdigest(text.encode()) + "\n").encode()
+def seal(*texts: str) -> bytes:
+    """What READY holds for a manifest text; for two while one replaces the other."""
+    return "".join(xxhash.xxh3_128_hexdigest(text.encode()) + "\n" for text in texts).encode()
+
+
+def read_seal(folder: Path) -> bytes:
+    """READY of a generation; it changes if the generation does.
+
+    Raises:
+        Damaged: there is none.
+    """
+    try:
+        return (folder / "READY").read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Damaged(f"{folder}: READY is missing; run `vista rollback`") from error
 
 
 def read(folder: Path) -> Manifest:
@@ -169,14 +181,15 @@ def read(folder: Path) -> Manifest:
     """
     path = folder / "manifest.json"
     try:
-        raw, ready = path.read_bytes(), (folder / "READY").read_bytes()
+        raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise Damaged(f"{folder}: {Path(error.filename).name} is missing; run `vista rollback`") from error
+        raise Damaged(f"{path}: missing; run `vista rollback`") from error
+    ready = read_seal(folder)
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
         raise Damaged(f"{path}: not UTF-8; run `vista rollback`") from error
-    if seal(text) != ready:
+    if len(ready) not in (33, 66) or seal(text) not in (ready[:33], ready[33:]):
         raise Damaged(f"{path}: does not have the digest that READY states; run `vista rollback`")
     manifest = Manifest.parse(text, path)
     if manifest.generation != folder.name:

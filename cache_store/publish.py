@@ -11,11 +11,9 @@ by run id and only does 4. Killed after 4: the same run finds itself live and do
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +27,9 @@ from cache_store.errors import (
     Incomplete,
     PublishConflict,
     SchemaError,
-    StoreBusy,
     StoreError,
 )
-from cache_store.layout import Layout, digest_file, fsync_folder, storage_errors, write_file
+from cache_store.layout import Layout, digest_file, exclusive, fsync_folder, storage_errors, write_file
 from cache_store.manifest import DELTA, FULL, Manifest
 from cache_store.record import RecordSchema
 from cache_store.sorted_file import FileFact
@@ -42,27 +39,6 @@ MAX_DEPTH = 8
 """Deltas that may lie above a full generation, unless told otherwise; every one costs a miss a search."""
 
 DEAD_LETTERS = "dead-letters.parquet"
-
-
-@contextmanager
-def exclusive(layout: Layout, what: str, wait: bool = True) -> Iterator[None]:
-    """Hold the store's lock: one process changes generations or pointers at a time. Released by death, too.
-
-    Raises:
-        StoreBusy: another process holds it and ``wait`` is False. ReadOnlyStorage
-    """
-    with storage_errors(what):
-        fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise StoreBusy(
-                f"{layout.root}: {what} must wait for another process; try again later"
-            ) from error
-        yield
-    finally:
-        os.close(fd)
 
 
 def publish(

@@ -155,10 +155,10 @@ class Codec:
         codes = np.empty((*packed.shape, 2), np.float32)
         codes[..., 0] = packed & 15
         codes[..., 1] = packed >> 4
-        values = codes.reshape(n, -1, GROUP)
+        values = codes.reshape(n, packed.shape[1], GROUP)
         values *= record["scale"].astype(np.float32)[:, :, None]
         values += record["offset"].astype(np.float32)[:, :, None]
-        out[...] = values.reshape(n, -1)[:, :size].reshape(out.shape)
+        out[...] = values.reshape(n, packed.shape[1] * GROUP)[:, :size].reshape(out.shape)
 
     def _encode_log8(self, tokens: np.ndarray, into: np.ndarray) -> None:
         into["codes"] = _LOG8_ENCODE[(tokens.view(np.uint32) >> 16) & 0x7FFF]

@@ -46,7 +46,8 @@ class Lookup:
         event_count: int64 [B]; 0 where missing or corrupt, as the two times.
         last_event_ms: int64 [B], time of the last event that the summary has seen.
         summarized_ms: int64 [B].
-        generation: name of the newest generation of the chain that was read.
+        generation: name of the newest generation of the chain that was read; "" where none was old enough for an
+            as-of read; object [B] of such names where each row has a time of its own.
     """
 
     tokens: np.ndarray
@@ -54,7 +55,7 @@ class Lookup:
     event_count: np.ndarray
     last_event_ms: np.ndarray
     summarized_ms: np.ndarray
-    generation: str
+    generation: str | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,22 @@ class Snapshot:
         if found.inverse is not None:
             np.take(target, found.inverse, axis=0, out=out, mode="clip")
         return RawLookup(out, *self._facts(status, header, found.inverse, now_ms, max_age_ms), self.name)
+
+    def nothing(self, users: Users, out: np.ndarray | None, fill: np.ndarray | None) -> Lookup:
+        """What a lookup gives where no generation may be read: every row MISSING."""
+        n = len(as_users(users, self.schema.user_kind))
+        out = _buffer(out, (n, self.schema.tokens, self.schema.width), np.float32)
+        out[...] = 0.0 if fill is None else fill
+        status, header = np.full(n, Status.MISSING, np.uint8), np.zeros(n, HEADER)
+        return Lookup(out, *self._facts(status, header, None, None, None), "")
+
+    def nothing_raw(self, users: Users, out: np.ndarray | None) -> RawLookup:
+        """As :meth:`nothing`, for raw lookups."""
+        n = len(as_users(users, self.schema.user_kind))
+        out = _buffer(out, (n, self.row_bytes), np.uint8)
+        out[...] = 0
+        status, header = np.full(n, Status.MISSING, np.uint8), np.zeros(n, HEADER)
+        return RawLookup(out, *self._facts(status, header, None, None, None), "")
 
     def states(self, users: Users) -> list[bytes | None]:
         """State of each user from the newest generation of the chain that says anything of it, or None.

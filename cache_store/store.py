@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,22 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from cache_store import lines, publish
+from cache_store import compact, forget, lines, prune, publish, verify
 from cache_store import manifest as manifests
-from cache_store.errors import (
-    FingerprintMismatch,
-    FormatUnknown,
-    GenerationUnknown,
-    MissingUsers,
-    SchemaError,
-    StoreClosed,
-    StoreError,
-)
-from cache_store.generation import Generation
+from cache_store.errors import FormatUnknown, MissingUsers, SchemaError, StoreError
+from cache_store.fold import fold
+from cache_store.forget import ForgetReport
 from cache_store.keys import Users, as_users
 from cache_store.layout import MAIN, Layout, StoreFormat, fsync_folder, storage_errors, write_file
 from cache_store.manifest import Manifest
+from cache_store.prune import PruneReport
 from cache_store.reader import Lookup, RawLookup, Snapshot, Status
+from cache_store.verify import VerifyReport
+from cache_store.views import Views
 from cache_store.writer import ShardReceipt
 
 Clock = Callable[[], int]
@@ -56,6 +52,7 @@ class Store:
         max_age_ms: int | None = None,
         verify: bool = True,
         clock: Clock | None = None,
+        lease: bool = True,
     ) -> None:
         self.layout = Layout(path)
         self.line, self.fingerprint, self.max_age_ms, self.verify_reads = (
@@ -69,10 +66,8 @@ class Store:
         if isinstance(missing, str) and missing not in ("zeros", "raise"):
             raise StoreError(f"missing: expected 'zeros', 'raise' or an array [S, D], found {missing!r}")
         self._missing = missing if isinstance(missing, str) else np.asarray(missing, np.float32)
-        self._lock = threading.RLock()
-        self._generations: dict[str, Generation] = {}
-        self._snapshot: Snapshot | None = None
-        self._closed = False
+        self._views = Views(self.layout, line, fingerprint, verify, lease, self._clock)
+        self._pinned: Snapshot | None = None
 
     @staticmethod
     def create(
@@ -120,6 +115,7 @@ class Store:
         max_age_ms: int | None = None,
         verify: bool = True,
         clock: Clock | None = None,
+        lease: bool = True,
     ) -> Store:
         """Open the live generation of a line for reading.
 
@@ -132,9 +128,11 @@ class Store:
             verify: check every record on read (check word of the index, header, payload hash), and every index when a
                 generation is opened. False still recognises another user's or another model's record.
             clock: milliseconds now; the wall clock by default.
+            lease: tell ``prune`` what is in use (a small file under ``leases/``).
 
         Raises:
             FormatUnknown, Damaged
+            SchemaError: ``missing`` does not broadcast to [S, D].
             NothingPublished: the line has no live generation.
             FingerprintMismatch: it was made by another model.
         """
@@ -152,21 +150,37 @@ class Store:
 
     # Reading
 
-    def lookup(self, users: Users, out: np.ndarray | None = None, as_of: int | None = None) -> Lookup:
+    def lookup(
+        self,
+        users: Users,
+        out: np.ndarray | None = None,
+        as_of: int | Sequence[int] | np.ndarray | None = None,
+    ) -> Lookup:
         """Tokens of B users in their order; a user given twice is read once.
 
         Args:
             users: int64 [B] or B strings.
             out: float32 [B, S, D], C-contiguous, to be filled; None makes a new one.
-            as_of: milliseconds; read the newest kept generation of the line whose watermark is not later.
+            as_of: milliseconds, one time or int64 [B]. Each row reads the newest kept generation of the line whose
+                watermark is not later than its time, so that no row sees its own future (law 10); rows older than
+                every kept generation are MISSING. Chosen among the generations known at the last refresh.
 
         Raises:
             MissingUsers: the policy is ``raise`` and some users are missing.
-            KeyKind, SchemaError, StoreClosed, NothingPublished
+            KeyKind, SchemaError, StoreClosed
         """
-        snapshot = self._snapshot_for(as_of)
-        fill = self._fill(snapshot)
-        found = snapshot.lookup(users, out, fill, self._clock(), self.max_age_ms)
+        now = self._clock()
+        live = self._current(now)
+        if as_of is None:
+            found = live.lookup(users, out, self._fill, now, self.max_age_ms)
+        elif np.ndim(as_of) == 0:
+            snapshot = self._views.as_of(int(as_of))  # type: ignore[arg-type]
+            if snapshot is None:
+                found = live.nothing(users, out, self._fill)
+            else:
+                found = snapshot.lookup(users, out, self._fill, now, self.max_age_ms)
+        else:
+            found = self._lookup_as_of_rows(users, out, np.asarray(as_of, np.int64), live, now)
         self._raise_missing(users, found.status)
         return found
 
@@ -175,11 +189,19 @@ class Store:
 
         Args:
             out: uint8 [B, row_bytes] (:attr:`row_bytes`), C-contiguous; None makes a new one.
+            as_of: one time, as in :meth:`lookup`.
 
         Raises:
             As :meth:`lookup`.
         """
-        found = self._snapshot_for(as_of).lookup_raw(users, out, self._clock(), self.max_age_ms)
+        now = self._clock()
+        snapshot: Snapshot | None = self._current(now)
+        if as_of is not None:
+            empty, snapshot = snapshot, self._views.as_of(int(as_of))
+            if snapshot is None and empty is not None:
+                found = empty.nothing_raw(users, out)
+        if snapshot is not None:
+            found = snapshot.lookup_raw(users, out, now, self.max_age_ms)
         self._raise_missing(users, found.status)
         return found
 
@@ -189,7 +211,7 @@ class Store:
         Raises:
             Damaged: a state fails its check. KeyKind, StoreClosed
         """
-        return self._current().states(users)
+        return self._current(self._clock()).states(users)
 
     def users(self, bucket: int) -> np.ndarray:
         """Users of one bucket in key order, int64 [n] or object [n] of str: those that a lookup would find.
@@ -197,48 +219,53 @@ class Store:
         Raises:
             Damaged, StoreClosed
         """
-        merged: dict[Any, bool] = {}
-        for generation in reversed(self._current().chain):
-            ids, gone = generation.users(bucket)
-            merged.update(zip(ids.tolist(), (~gone).tolist(), strict=True))
-        alive = as_users([u for u, here in merged.items() if here], self.format.user_kind)
-        if alive.dtype == object:
-            return alive[np.argsort([u.encode() for u in alive])] if len(alive) else alive
-        return np.sort(alive)
+        if not 0 <= bucket < self.format.num_shards:
+            raise StoreError(f"bucket: expected 0 to {self.format.num_shards - 1}, found {bucket}")
+        return fold(self._current(self._clock()).chain, bucket).users
 
     @property
     def manifest(self) -> Manifest:
-        """Of the newest generation of the pinned chain."""
-        return self._current().chain[0].manifest
+        """Of the newest generation of the chain that is read."""
+        return self._current(self._clock()).chain[0].manifest
 
     @property
     def row_bytes(self) -> int:
         """Bytes of a row of :meth:`lookup_raw`."""
-        return self._current().row_bytes
+        return self._current(self._clock()).row_bytes
 
     def refresh(self) -> str:
         """Move to the live generation; its name. Lookups in other threads finish on the one they began with.
 
+        A pinned store stays where it is.
+
         Raises:
             As :meth:`open`; the store then stays at the generation it had.
         """
-        with self._lock:
-            if self._closed:
-                raise StoreClosed(f"{self.layout.root}: the store was closed; open it again")
-            name = lines.live(self.layout, self.line).live
-            if self._snapshot is None or self._snapshot.name != name:
-                self._snapshot = self._resolve(name)
-                kept = set(self._snapshot.names)
-                self._generations = {n: g for n, g in self._generations.items() if n in kept}
-            return name
+        if self._pinned is not None:
+            return self._pinned.name
+        snapshot = self._views.refresh()
+        if self._fill is not None:
+            try:
+                np.broadcast_to(self._fill, (snapshot.schema.tokens, snapshot.schema.width))
+            except ValueError as error:
+                raise SchemaError(
+                    f"missing: expected an array that broadcasts to {(snapshot.schema.tokens, snapshot.schema.width)}, "
+                    f"found shape {self._fill.shape}"
+                ) from error
+        return snapshot.name
 
     @contextmanager
-    def pin(self) -> Iterator[Snapshot]:
-        """The chain that this store reads now, for several lookups that must see one generation."""
-        yield self._current()
+    def pin(self) -> Iterator[Store]:
+        """This store as it reads now, for several lookups that must see one generation while others refresh."""
+        snapshot = self._current(self._clock())
+        frozen = object.__new__(Store)
+        vars(frozen).update(vars(self))
+        frozen._pinned = snapshot
+        with self._views.pinned(snapshot):
+            yield frozen
 
     def generations(self) -> list[Manifest]:
-        """Manifests of all kept generations of the store, ascending; unreadable ones are left out."""
+        """Manifests of all kept generations of the store, ascending; unreadable ones are left out (see ``verify``)."""
         out = []
         for name in self.layout.generation_names():
             try:
@@ -246,6 +273,14 @@ class Store:
             except StoreError:
                 continue
         return out
+
+    def lines(self) -> dict[str, str]:
+        """Every line with its live generation.
+
+        Raises:
+            Damaged
+        """
+        return {line: lines.live(self.layout, line).live for line in self.layout.line_names()}
 
     # Changing
 
@@ -300,10 +335,72 @@ class Store:
             published_ms=self._clock() if published_ms is None else published_ms, max_depth=max_depth, force=force,
         )  # fmt: skip
 
+    def compact(self) -> str:
+        """Fold the live chain of this line into one full generation and move to it; its name.
+
+        Raises:
+            PublishConflict: something was published meanwhile. Damaged, StorageFull, ReadOnlyStorage
+        """
+        self.refresh()
+        compact.compact(self.layout, self.line, self._current(self._clock()), self._clock())
+        return self.refresh()
+
+    def prune(self, keep: int = 2, staging_ms: int = prune.STAGING_MS, dry_run: bool = False) -> PruneReport:
+        """Delete generations that no line keeps and no reader has in use, and the remains of crashes.
+
+        Args:
+            keep: earlier generations kept per line beside the live one.
+            staging_ms: staging folders untouched for so long are removed.
+
+        Raises:
+            Damaged, ReadOnlyStorage, StoreError
+        """
+        return prune.prune(self.layout, keep, self._clock, staging_ms, dry_run)
+
+    def rollback(self, to: str | None = None) -> str:
+        """Make an earlier generation of this line live again, in one step, and move to it; its name.
+
+        Args:
+            to: one of the line's earlier generations; None takes the newest of them.
+
+        Raises:
+            NothingPublished: there is none to go back to. GenerationUnknown, Damaged, ReadOnlyStorage
+        """
+        lines.rollback(self.layout, self.line, to)
+        return self.refresh()
+
+    def promote(self, line: str | None = None, *, onto: str = MAIN, generation: str | None = None) -> str:
+        """Make a line's live generation (or a named one) the live one of ``onto``, in one step; its name.
+
+        ``rollback`` on ``onto`` takes it back in one step.
+
+        Raises:
+            NothingPublished, GenerationUnknown, Damaged, ReadOnlyStorage
+        """
+        return lines.promote(self.layout, line or self.line, onto, generation)
+
+    def forget(self, users: Users) -> ForgetReport:
+        """Remove users from every generation of every line. Other readers stop serving them at their next refresh.
+
+        Raises:
+            Damaged: a generation cannot be read; all others are done. KeyKind, StorageFull, ReadOnlyStorage
+        """
+        report = forget.forget(self.layout, users)
+        if self.layout.pointer(self.line).exists():
+            self.refresh()
+        return report
+
+    def verify(self, generation: str | None = None) -> VerifyReport:
+        """Read everything once and compare it with what it should be; changes nothing.
+
+        Raises:
+            FormatUnknown
+        """
+        return verify.verify(self.layout, generation)
+
     def close(self) -> None:
-        """Let go of the files; the store cannot be read any more."""
-        with self._lock:
-            self._closed, self._snapshot, self._generations = True, None, {}
+        """Let go of the files and the lease; the store cannot be read any more."""
+        self._views.close()
 
     def __enter__(self) -> Store:
         return self
@@ -314,67 +411,39 @@ class Store:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(vars(self))
-        snapshot = state.pop("_snapshot")
-        del state["_lock"], state["_generations"]
-        state["_pinned"] = snapshot.name if snapshot else None
-        return state
+        return {**vars(self), "_pinned": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        pinned = state.pop("_pinned")
-        vars(self).update(state)
-        self._lock, self._generations, self._snapshot = threading.RLock(), {}, None
-        if pinned is not None:
-            self._snapshot = self._resolve(pinned)
+    def _current(self, now_ms: int) -> Snapshot:
+        return self._pinned or self._views.current(now_ms)
 
-    def _current(self) -> Snapshot:
-        snapshot = self._snapshot
-        if snapshot is None:
-            if self._closed:
-                raise StoreClosed(f"{self.layout.root}: the store was closed; open it again")
-            self.refresh()
-            snapshot = self._snapshot
-            if snapshot is None:
-                raise StoreClosed(f"{self.layout.root}: the store was closed; open it again")
-        return snapshot
+    def _lookup_as_of_rows(
+        self, users: Users, out: np.ndarray | None, times: np.ndarray, live: Snapshot, now: int
+    ) -> Lookup:
+        ids = as_users(users, self.format.user_kind)
+        if times.shape != (len(ids),):
+            raise SchemaError(f"as_of: expected one time or {len(ids)}, found shape {times.shape}")
+        distinct, which = np.unique(times, return_inverse=True)
+        snapshots = [self._views.as_of(int(t)) for t in distinct]
+        names = np.array([s.name if s else "" for s in snapshots], object)
+        whole = live.nothing(ids, out, self._fill)
+        row_names = names[which] if len(ids) else np.zeros(0, object)
+        for name in sorted(set(row_names.tolist()) - {""}):
+            rows = np.flatnonzero(row_names == name)
+            snapshot = next(s for s in snapshots if s is not None and s.name == name)
+            part = snapshot.lookup(ids[rows], None, self._fill, now, self.max_age_ms)
+            for column in ("tokens", "status", "event_count", "last_event_ms", "summarized_ms"):
+                getattr(whole, column)[rows] = getattr(part, column)
+        return dataclasses.replace(whole, generation=row_names)
 
-    def _snapshot_for(self, as_of: int | None) -> Snapshot:
-        if as_of is None:
-            return self._current()
-        raise NotImplementedError
-
-    def _resolve(self, name: str) -> Snapshot:
-        """Open a generation and all below it."""
-        chain: list[Generation] = []
-        wanted: str | None = name
-        while wanted is not None:
-            generation = self._generations.get(wanted)
-            if generation is None:
-                folder = self.layout.generation(wanted)
-                if not folder.is_dir():
-                    raise GenerationUnknown(
-                        f"{self.layout.root}: no generation {wanted}; run `vista rollback`"
-                    )
-                manifest = manifests.read(folder)
-                if self.fingerprint is not None and manifest.fingerprint != self.fingerprint:
-                    raise FingerprintMismatch(
-                        f"{folder}: made by model {manifest.fingerprint}, asked for {self.fingerprint}; run "
-                        f"`vista summarize` with this model, or open its line"
-                    )
-                generation = Generation(folder, manifest, self.verify_reads)
-                self._generations[wanted] = generation
-            chain.append(generation)
-            wanted = generation.manifest.parent
-        return Snapshot(chain, self.verify_reads)
-
-    def _fill(self, snapshot: Snapshot) -> np.ndarray | None:
+    @property
+    def _fill(self) -> np.ndarray | None:
         return None if isinstance(self._missing, str) else self._missing
 
     def _raise_missing(self, users: Users, status: np.ndarray) -> None:
         if isinstance(self._missing, str) and self._missing == "raise" and (status == Status.MISSING).any():
             ids = as_users(users, self.format.user_kind)[status == Status.MISSING].tolist()
             raise MissingUsers(
-                f"{len(ids)} users are not in generation {self.manifest.generation}, first {ids[0]!r}; run "
-                f"`vista refresh`, or open the store with missing='zeros' or a cold-start token",
+                f"{len(ids)} users are not in the store, first {ids[0]!r}; run `vista refresh`, or open the store "
+                f"with missing='zeros' or a cold-start token",
                 ids,
             )

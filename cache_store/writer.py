@@ -25,7 +25,7 @@ import xxhash
 from cache_store.errors import Damaged, SchemaError, WrongBucket
 from cache_store.keys import Users, as_users, hash_of, keys_of, second_hash_of
 from cache_store.layout import shard_name, state_name, storage_errors, write_file
-from cache_store.record import HEADER_BYTES, RecordSchema, as_rows, model_word, tombstones
+from cache_store.record import HEADER, HEADER_BYTES, TOMBSTONE, RecordSchema, as_rows, model_word, tombstones
 from cache_store.sorted_file import FileFact, SortedFile
 
 RECEIPT = ".receipt.json"
@@ -43,6 +43,7 @@ class ShardReceipt:
         records, tombstones, states: counts of users.
         content: digest of keys, payloads, event counts and last event times, in key order; no clocks.
         files: facts by file name.
+        revision: how often ``forget`` has rewritten the shard.
     """
 
     shard: int
@@ -55,6 +56,17 @@ class ShardReceipt:
     content: str
     state_content: str
     files: dict[str, FileFact] = field(default_factory=dict)
+    revision: int = 0
+
+    @property
+    def record_stem(self) -> str:
+        """File name of the records, without its ending."""
+        return shard_name(self.shard, self.num_shards, self.revision)
+
+    @property
+    def state_stem(self) -> str:
+        """File name of the states, without its ending."""
+        return state_name(self.shard, self.num_shards, self.revision)
 
     def as_dict(self) -> dict[str, Any]:
         out = dict(vars(self))
@@ -105,6 +117,7 @@ class ShardWriter:
         schema: groups, codecs and the kind of ids.
         fingerprint: of the model that made the tokens; every record carries it.
         with_states: also write the state file.
+        revision: above 0, the shard replaces an earlier revision in a published generation (``forget``).
     """
 
     def __init__(
@@ -116,21 +129,28 @@ class ShardWriter:
         with_states: bool = False,
         *,
         fingerprint: str,
+        revision: int = 0,
     ) -> None:
         if not 0 <= shard < num_shards:
             raise WrongBucket(f"shard {shard}: expected 0 to {num_shards - 1}")
         self.folder, self.shard, self.num_shards, self.schema = Path(folder), shard, num_shards, schema
-        self.fingerprint = fingerprint
+        self.fingerprint, self.revision = fingerprint, revision
         self._model = model_word(fingerprint)
         second = schema.user_kind == "string"
         with storage_errors(str(self.folder)):
             self.folder.mkdir(parents=True, exist_ok=True)
         self._records = SortedFile(
-            self.folder, shard_name(shard, num_shards), lengths=False, second=second, empty_is=HEADER_BYTES
+            self.folder,
+            shard_name(shard, num_shards, revision),
+            lengths=False,
+            second=second,
+            empty_is=HEADER_BYTES,
         )
         self._states = None
         if with_states:
-            self._states = SortedFile(self.folder, state_name(shard, num_shards), lengths=True, second=second)
+            self._states = SortedFile(
+                self.folder, state_name(shard, num_shards, revision), lengths=True, second=second
+            )
         self._content, self._state_content = xxhash.xxh3_128(), xxhash.xxh3_128()
         self._record_count = self._tombstone_count = 0
         self._block = max(1, _BLOCK_BYTES // schema.record_bytes)
@@ -167,20 +187,38 @@ class ShardWriter:
             records = self.schema.encode(
                 part, hashes[s], second[s], self._model, count[s], last[s], summarized[s]
             )  # fmt: skip
-            self.append_records(users[s], hashes[s], second[s], records)
+            self._append(users[s], hashes[s], second[s], list(as_rows(records)), records["header"])
 
-    def append_records(
-        self, users: np.ndarray, hashes: np.ndarray, second: np.ndarray, records: np.ndarray
+    def add_sealed(self, users: np.ndarray, rows: Sequence[Any]) -> None:
+        """Append values as another shard of the same schema and model holds them, tombstones too; nothing is encoded.
+
+        Args:
+            rows: n buffers, each a whole record or a tombstone, already checked by the caller.
+
+        Raises:
+            As :meth:`add`.
+        """
+        users, hashes, second = self._identify(users)
+        headers = np.frombuffer(b"".join(bytes(r[:HEADER_BYTES]) for r in rows), HEADER)
+        self._append(users, hashes, second, rows, headers)
+
+    def _append(
+        self,
+        users: np.ndarray,
+        hashes: np.ndarray,
+        second: np.ndarray,
+        rows: Sequence[Any],
+        headers: np.ndarray,
     ) -> None:
-        """Append sealed records (structured [n]) as they are; compaction and forget copy with this."""
         keys = keys_of(users)
-        rows = as_rows(records)
-        self._records.append(keys, list(rows), hashes, second)
-        self._record_count += len(users)
-        header = records["header"]
+        self._records.append(keys, rows, hashes, second)
+        gone = (headers["flags"] & TOMBSTONE) != 0
+        self._tombstone_count += int(gone.sum())
+        self._record_count += int((~gone).sum())
         facts = np.zeros(len(users), _CONTENT)
+        facts["tombstone"] = gone
         for name in ("payload_hash", "event_count", "last_event_ms"):
-            facts[name] = header[name]
+            facts[name] = np.where(gone, 0, headers[name])
         _digest(self._content, keys, facts, users.dtype == object)
 
     def add_tombstones(self, users: Users, summarized_ms: int = 0) -> None:
@@ -190,16 +228,14 @@ class ShardWriter:
             OutOfOrder, WrongBucket, KeyKind, StorageFull, ReadOnlyStorage
         """
         users, hashes, second = self._identify(users)
-        keys = keys_of(users)
-        header = tombstones(hashes, second, self._model, summarized_ms)
-        self._records.append(keys, list(as_rows(header)), hashes, second)
-        self._tombstone_count += len(users)
-        facts = np.zeros(len(users), _CONTENT)
-        facts["tombstone"] = 1
-        _digest(self._content, keys, facts, users.dtype == object)
+        headers = tombstones(hashes, second, self._model, summarized_ms)
+        self._append(users, hashes, second, list(as_rows(headers)), headers)
 
-    def add_states(self, users: Users, states: Sequence[bytes]) -> None:
+    def add_states(self, users: Users, states: Sequence[bytes], checks: Sequence[int] | None = None) -> None:
         """Append resumable states, in an ascending order of their own.
+
+        Args:
+            checks: check words that came with the states, where they are copied; None computes them.
 
         Raises:
             SchemaError: the writer was made without states, or the lengths differ.
@@ -212,7 +248,8 @@ class ShardWriter:
             raise SchemaError(f"add_states: {len(users)} users, {len(states)} states")
         keys = keys_of(users)
         digest = xxhash.xxh3_64_intdigest
-        checks = [digest(s, seed=h) for s, h in zip(states, hashes.tolist(), strict=True)]
+        if checks is None:
+            checks = [digest(s, seed=h) for s, h in zip(states, hashes.tolist(), strict=True)]
         values = [c.to_bytes(8, "little") + s for c, s in zip(checks, states, strict=True)]
         self._states.append(keys, values, hashes, second)
         facts = np.zeros(len(users), _CONTENT)
@@ -231,8 +268,11 @@ class ShardWriter:
         receipt = ShardReceipt(
             self.shard, self.num_shards, self.fingerprint, self.schema.as_dict(), self._record_count,
             self._tombstone_count, self._states.count if self._states else 0, self._content.hexdigest(),
-            self._state_content.hexdigest(),
+            self._state_content.hexdigest(), revision=self.revision,
         )  # fmt: skip
+        if self.revision:
+            receipt.files.update(self._finish_files())
+            return receipt
         before = finished(self.folder, self.shard, self.num_shards)
         if before is not None and {**vars(before), "files": {}} == vars(receipt):
             self.abandon()
@@ -240,11 +280,12 @@ class ShardWriter:
         path = receipt_path(self.folder, self.shard, self.num_shards)
         with storage_errors(str(path)):
             path.unlink(missing_ok=True)
-            receipt.files.update(self._records.finish())
-            if self._states:
-                receipt.files.update(self._states.finish())
+            receipt.files.update(self._finish_files())
             write_file(path, (json.dumps(receipt.as_dict(), sort_keys=True) + "\n").encode())
         return receipt
+
+    def _finish_files(self) -> dict[str, FileFact]:
+        return {**self._records.finish(), **(self._states.finish() if self._states else {})}
 
     def abandon(self) -> None:
         """Drop what was not finished."""

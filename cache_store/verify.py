@@ -1,0 +1,264 @@
+"""Reading everything once and comparing it with what it should be; a problem names file, user and remedy.
+
+Pointers, seals, manifests, sizes, digests, every record and state, law 8, files nobody knows. Nothing is changed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from cache_store import lines
+from cache_store import manifest as manifests
+from cache_store.errors import StoreError
+from cache_store.fold import blocks
+from cache_store.generation import Generation, Table, headers_of
+from cache_store.keys import from_keys, hash_of, second_hash_of
+from cache_store.layout import DELETING, Layout, digest_file
+from cache_store.prune import foreign_files
+from cache_store.record import HEADER, HEADER_BYTES, PAGE_HEADER, TOMBSTONE, header_check, payload_hashes
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        file: path within the store. user: the user concerned, or None.
+        what: expected and found. remedy: the next command.
+    """
+
+    file: str
+    what: str
+    remedy: str
+    generation: str | None = None
+    shard: int | None = None
+    user: int | str | None = None
+
+    def __str__(self) -> str:
+        who = f" user {self.user!r}:" if self.user is not None else ""
+        return f"{self.file}:{who} {self.what}; {self.remedy}"
+
+
+@dataclass
+class VerifyReport:
+    """What was looked at, and every problem found."""
+
+    generations: list[str] = field(default_factory=list)
+    records: int = 0
+    states: int = 0
+    bytes: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+_REBUILD = "run `vista rollback` if an earlier generation is good, then `vista summarize` for a new full one"
+
+
+def verify(layout: Layout, generation: str | None = None) -> VerifyReport:
+    """Check the whole store, or one generation with the pointers.
+
+    Raises:
+        FormatUnknown: this version cannot judge the store.
+    """
+    layout.read_format()
+    report = VerifyReport()
+    _pointers(layout, report)
+    for name in [generation] if generation is not None else layout.generation_names():
+        report.generations.append(name)
+        report.problems.extend(_generation(layout, name, report))
+    if generation is None and layout.generations.is_dir():
+        for path in sorted(layout.generations.glob(f"{DELETING}*")):
+            what, remedy = "a half-deleted generation", "run `vista prune`"
+            report.problems.append(Problem(_name(layout, path), what, remedy))
+    return report
+
+
+def _name(layout: Layout, path: Path) -> str:
+    return str(path.relative_to(layout.root))
+
+
+def _pointers(layout: Layout, report: VerifyReport) -> None:
+    present = set(layout.generation_names())
+    for line in layout.line_names():
+        path = _name(layout, layout.pointer(line))
+        try:
+            pointer = lines.live(layout, line)
+        except StoreError as error:
+            report.problems.append(Problem(path, str(error), f"run `vista promote --line {line} GENERATION`"))
+            continue
+        for name in (pointer.live, *pointer.earlier):
+            if name not in present:
+                what = f"names generation {name}, which is not there"
+                remedy = "run `vista rollback`" if name == pointer.live else "run `vista prune`"
+                report.problems.append(Problem(path, what, remedy, name))
+
+
+def _generation(layout: Layout, name: str, report: VerifyReport) -> Iterator[Problem]:
+    folder = layout.generation(name)
+    try:
+        manifest = manifests.read(folder)
+    except StoreError as error:
+        yield Problem(_name(layout, folder), str(error), _REBUILD, name)
+        return
+    written = manifest.records + manifest.tombstones
+    if manifest.expected != written + manifest.dead_letters + manifest.forgotten:
+        what = (
+            f"expected {manifest.expected} users, states {written} written, {manifest.dead_letters} dead-lettered, "
+            f"{manifest.forgotten} forgotten"
+        )
+        yield Problem(_name(layout, folder / "manifest.json"), what, _REBUILD, name)
+    if json.loads((folder / "manifest.json").read_text()).get("digest") != manifest.digest:
+        what = "the stated digest is not that of the stated shards"
+        yield Problem(_name(layout, folder / "manifest.json"), what, _REBUILD, name)
+    if manifest.parent is not None and not layout.generation(manifest.parent).is_dir():
+        yield Problem(_name(layout, folder), f"its parent {manifest.parent} is not there", _REBUILD, name)
+    for path in foreign_files(folder):
+        yield Problem(_name(layout, path), "not a file of this generation", "run `vista prune`", name)
+    bad = set()
+    for file, fact in sorted(manifest.files.items()):
+        path = folder / file
+        problem = _file(path, fact.bytes, fact.digest)
+        report.bytes += fact.bytes
+        if problem:
+            bad.add(file)
+            shard = int(file[6:11]) if file[:6] in ("shard-", "state-") else None
+            yield Problem(_name(layout, path), problem, _REBUILD, name, shard)
+    try:
+        generation = Generation(folder, manifest, verify=False)
+    except StoreError as error:
+        if not bad:
+            yield Problem(_name(layout, folder), str(error), _REBUILD, name)
+        return
+    for k, receipt in enumerate(manifest.shards):
+        yield from _contents(layout, generation, k, generation.table, receipt.record_stem, report)
+        if f"{receipt.state_stem}.mdb" in manifest.files:
+            try:
+                states = generation.states
+            except StoreError as error:
+                if not bad:
+                    yield Problem(_name(layout, folder), str(error), _REBUILD, name, k)
+                break
+            if states is not None:
+                yield from _contents(layout, generation, k, states, receipt.state_stem, report)
+
+
+def _file(path: Path, size: int, digest: str) -> str:
+    if not path.is_file():
+        return "missing"
+    found = path.stat().st_size
+    if found != size:
+        return f"expected {size} bytes, found {found}"
+    now = digest_file(path)
+    return f"expected digest {digest}, found {now}" if now != digest else ""
+
+
+def _contents(
+    layout: Layout, generation: Generation, k: int, table: Table, stem: str, report: VerifyReport
+) -> Iterator[Problem]:
+    """Every record or state of one shard against its index, its own check and its payload hash."""
+    manifest = generation.manifest
+    file = _name(layout, generation.folder / f"{stem}.mdb")
+    states = table is not generation.table
+    try:
+        entries = generation.keys(k, states=states)
+        users = from_keys(entries.keys, manifest.schema.user_kind)
+    except (StoreError, UnicodeDecodeError, ValueError) as error:
+        yield Problem(file, str(error), _REBUILD, manifest.generation, k)
+        return
+    hashes = hash_of(users)
+    second = second_hash_of(users) if users.dtype == object else None
+    shard = np.full(len(users), k)
+    entry = table.index.find(shard, hashes, second)
+    remedy = "run `vista summarize --users` for this user, or `vista rollback`"
+    for i in np.flatnonzero(entry < 0).tolist():
+        yield Problem(file, "not in the index", remedy, manifest.generation, k, _plain(users[i]))
+    known = np.flatnonzero(entry >= 0)
+    check = np.zeros(len(users), np.uint64)
+    check[known] = table.index.check(shard[known], entry[known])
+    judge = _judge_states if states else _judge_records
+    wrong = judge(generation, k, table, hashes, entries.offset, entries.length, check)
+    for i in np.flatnonzero(wrong & (entry >= 0)).tolist():
+        what = f"{'state' if states else 'record'} fails its check"
+        yield Problem(file, what, remedy, manifest.generation, k, _plain(users[i]))
+    receipt = manifest.shards[k]
+    if states:
+        report.states += len(users)
+        counts = [("states", len(users), receipt.states)]
+    else:
+        gone = int((entries.length == HEADER_BYTES).sum())
+        report.records += len(users) - gone
+        counts = [("records", len(users) - gone, receipt.records), ("tombstones", gone, receipt.tombstones)]
+    for what, found, expected in counts:
+        if found != expected:
+            text = f"expected {expected} {what}, found {found}"
+            yield Problem(file, text, _REBUILD, manifest.generation, k)
+
+
+def _judge_records(
+    generation: Generation,
+    k: int,
+    table: Table,
+    hashes: np.ndarray,
+    offset: np.ndarray,
+    length: np.ndarray,
+    check: np.ndarray,
+) -> np.ndarray:
+    """bool [n]: records that are not what the index and their own header say."""
+    data, size = table.shard_data(k), generation.schema.record_bytes
+    wrong = np.zeros(len(hashes), bool)
+    gone = length == HEADER_BYTES
+    wrong[~gone & (length != size)] = True
+    for rows in np.array_split(np.flatnonzero(gone), max(1, int(gone.sum()) // 4096)):
+        if len(rows):
+            head = data[offset[rows][:, None] + np.arange(HEADER_BYTES)].view(HEADER)[:, 0]
+            wrong[rows] = ~_good(head, hashes[rows], check[rows], generation.model, TOMBSTONE)
+    full = np.flatnonzero(~gone & ~wrong)
+    for part in blocks(len(full), size):
+        rows = full[part]
+        gathered = np.empty((len(rows), generation.row_bytes), np.uint8)
+        generation.gather(table.files.starts[k] + offset[rows], gathered)
+        ok = _good(headers_of(gathered), hashes[rows], check[rows], generation.model, 0)
+        records = gathered[:, PAGE_HEADER : PAGE_HEADER + size]
+        ok &= headers_of(gathered)["payload_hash"] == payload_hashes(records)
+        wrong[rows] = ~ok
+    return wrong
+
+
+def _good(head: np.ndarray, hashes: np.ndarray, check: np.ndarray, model: int, flags: int) -> np.ndarray:
+    ok = (head["check"] == check) & (head["check"] == header_check(head)) & (head["key_hash"] == hashes)
+    return ok & (head["model"] == model) & (head["flags"] == flags)
+
+
+def _judge_states(
+    generation: Generation,
+    k: int,
+    table: Table,
+    hashes: np.ndarray,
+    offset: np.ndarray,
+    length: np.ndarray,
+    check: np.ndarray,
+) -> np.ndarray:
+    """bool [n]: states that are not what the index says."""
+    data = table.shard_data(k)
+    digest = xxhash.xxh3_64_intdigest
+    wrong = np.zeros(len(hashes), bool)
+    for i, (at, size, word, h) in enumerate(
+        zip(offset.tolist(), length.tolist(), check.tolist(), hashes.tolist(), strict=True)
+    ):
+        value = data[at : at + size]
+        stated = int.from_bytes(value[:8].tobytes(), "little")
+        wrong[i] = size < 8 or stated != word or digest(value[8:], seed=h) != word
+    return wrong
+
+
+def _plain(user: object) -> int | str:
+    return user if isinstance(user, str) else int(user)  # type: ignore[call-overload]

@@ -1,0 +1,244 @@
+"""Which generation a reader sees: the live one of its line as of the last refresh, or an earlier one by watermark.
+
+Resolving follows the pointer once, takes a lease, looks at the pointer again, and opens the whole chain. A chain is
+replaced as one object, so threads finish their batch on what they began with. After a fork the child takes a lease
+and a lock of its own; mappings are shared.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from cache_store import lines
+from cache_store import manifest as manifests
+from cache_store.errors import Damaged, FingerprintMismatch, GenerationUnknown, StoreClosed, StoreError
+from cache_store.generation import Generation
+from cache_store.layout import Layout
+from cache_store.leases import Lease
+from cache_store.reader import Snapshot
+
+AS_OF_OPEN = 32
+"""Chains kept open for as-of reads, least recently used first out."""
+
+_ATTEMPTS = 100
+
+
+class Views:
+    """Snapshots of one line for one reader.
+
+    Args:
+        fingerprint: generations of another model are refused; None takes any.
+        verify: passed to generations and snapshots.
+        lease: take leases.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        line: str,
+        fingerprint: str | None,
+        verify: bool,
+        lease: bool,
+        clock: Callable[[], int],
+    ) -> None:
+        self.layout, self.line, self.fingerprint, self.verify = layout, line, fingerprint, verify
+        self._clock, self._wants_lease = clock, lease
+        self._snapshot: Snapshot | None = None
+        self._closed = False
+        self._start()
+
+    def _start(self) -> None:
+        """State that belongs to one process."""
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._lease: Lease | None = None
+        self._pins: Counter[str] = Counter()
+        self._generations: dict[str, Generation] = {}
+        self._history: tuple[str, ...] = ()
+        self._watermarks: dict[str, int] = {}
+        self._earlier: OrderedDict[str, Snapshot] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, object]:
+        names = ("layout", "line", "fingerprint", "verify", "_clock", "_wants_lease", "_closed")
+        pinned = self._snapshot.name if self._snapshot else None
+        return {name: vars(self)[name] for name in names} | {"pinned": pinned}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        pinned = state.pop("pinned")
+        vars(self).update(state)
+        self._snapshot = None
+        self._start()
+        if isinstance(pinned, str):
+            self._snapshot = self._take(pinned)
+            self._history = self._names()
+
+    def current(self, now_ms: int) -> Snapshot:
+        """The chain as of the last refresh.
+
+        Raises:
+            StoreClosed
+        """
+        if self._pid != os.getpid():
+            self._after_fork()
+        snapshot = self._snapshot
+        if snapshot is None:
+            if self._closed:
+                raise StoreClosed(f"{self.layout.root}: the store was closed; open it again")
+            return self.refresh()
+        if self._lease is not None:
+            self._lease.renew(now_ms)
+        return snapshot
+
+    def refresh(self) -> Snapshot:
+        """Move to the live generation of the line.
+
+        Raises:
+            NothingPublished, Damaged, FormatUnknown, FingerprintMismatch, StoreClosed: the view stays where it was.
+        """
+        if self._pid != os.getpid():
+            self._after_fork()
+        with self._lock:
+            if self._closed:
+                raise StoreClosed(f"{self.layout.root}: the store was closed; open it again")
+            for attempt in range(_ATTEMPTS):
+                pointer = lines.live(self.layout, self.line)
+                self._hold(pointer.live)
+                if lines.live(self.layout, self.line).live != pointer.live:
+                    continue  # it moved before the lease could protect it
+                try:
+                    snapshot = self._resolve(pointer.live)
+                except StoreError:
+                    # Pruned, or sealed anew by forget, while being opened? Then there is something newer to open.
+                    if attempt < 3 or lines.read_pointer(self.layout, self.line) != pointer:
+                        continue
+                    self._hold()
+                    raise
+                self._snapshot = snapshot
+                self._history = (pointer.live, *pointer.earlier)
+                self._earlier.clear()
+                kept = set(snapshot.names)
+                self._generations = {n: g for n, g in self._generations.items() if n in kept}
+                self._hold()
+                return snapshot
+            raise Damaged(
+                f"{self.layout.root}: line {self.line!r} changes faster than it can be opened; try again"
+            )
+
+    def as_of(self, time_ms: int) -> Snapshot | None:
+        """The newest kept generation of the line whose watermark is not after ``time_ms``, or None."""
+        with self._lock:
+            for _ in range(_ATTEMPTS):
+                name = next((n for n in self._history if self._watermark(n) <= time_ms), None)
+                if name is None:
+                    return None
+                if self._snapshot is not None and self._snapshot.name == name:
+                    return self._snapshot
+                if name in self._earlier:
+                    self._earlier.move_to_end(name)
+                    return self._earlier[name]
+                try:
+                    snapshot = self._take(name)
+                except StoreError:
+                    kept = self._names()
+                    if kept == self._history:
+                        raise
+                    self._history = kept  # pruned since the last refresh: choose among what is still kept
+                    continue
+                self._earlier[name] = snapshot
+                while len(self._earlier) > AS_OF_OPEN:
+                    self._earlier.popitem(last=False)
+                self._hold()
+                return snapshot
+            raise Damaged(
+                f"{self.layout.root}: line {self.line!r} changes faster than it can be read; try again"
+            )
+
+    @contextmanager
+    def pinned(self, snapshot: Snapshot) -> Iterator[None]:
+        """Keep a snapshot's generations under lease whatever is refreshed meanwhile."""
+        with self._lock:
+            self._pins[snapshot.name] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._pins[snapshot.name] -= 1
+                self._pins += Counter()
+                if not self._closed:
+                    self._hold()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed, self._snapshot = True, None
+            self._generations, self._history = {}, ()
+            self._earlier.clear()
+            if self._lease is not None:
+                self._lease.drop()
+                self._lease = None
+
+    def _after_fork(self) -> None:
+        # The parent's lock may have been held by a thread that does not exist here; mappings are still good.
+        snapshot, history = self._snapshot, self._history
+        self._start()
+        self._history = history
+        if snapshot is not None:
+            self._generations = {g.manifest.generation: g for g in snapshot.chain}
+            self._hold()
+
+    def _take(self, name: str) -> Snapshot:
+        self._hold(name)
+        return self._resolve(name)
+
+    def _hold(self, *more: str) -> None:
+        if not self._wants_lease:
+            return
+        now = self._clock()
+        if self._lease is None:
+            self._lease = Lease(self.layout, now)
+        names = {*more, *self._pins, *self._earlier}
+        if self._snapshot is not None:
+            names.add(self._snapshot.name)
+        self._lease.hold(names, now)
+
+    def _names(self) -> tuple[str, ...]:
+        pointer = lines.read_pointer(self.layout, self.line)
+        return (pointer.live, *pointer.earlier) if pointer else ()
+
+    def _watermark(self, name: str) -> int:
+        if name not in self._watermarks:
+            try:
+                self._watermarks[name] = manifests.read(self.layout.generation(name)).watermark_ms
+            except Damaged:
+                if self.layout.generation(name).is_dir():
+                    raise
+                return 1 << 63  # pruned: never chosen
+        return self._watermarks[name]
+
+    def _resolve(self, name: str) -> Snapshot:
+        """Open a generation and all below it, reusing what is open and unchanged."""
+        chain: list[Generation] = []
+        wanted: str | None = name
+        while wanted is not None:
+            folder = self.layout.generation(wanted)
+            if not folder.is_dir():
+                raise GenerationUnknown(f"{self.layout.root}: no generation {wanted}; run `vista rollback`")
+            seal = manifests.read_seal(folder)
+            held = self._generations.get(wanted)
+            if held is None or held.seal != seal:  # forget seals a generation anew
+                manifest = manifests.read(folder)
+                if self.fingerprint is not None and manifest.fingerprint != self.fingerprint:
+                    raise FingerprintMismatch(
+                        f"{folder}: made by model {manifest.fingerprint}, asked for {self.fingerprint}; run "
+                        f"`vista summarize` with this model, or open its line"
+                    )
+                held = Generation(folder, manifest, self.verify, seal)
+                self._generations[wanted] = held
+            chain.append(held)
+            wanted = held.manifest.parent
+        if self._snapshot is not None and [id(g) for g in self._snapshot.chain] == [id(g) for g in chain]:
+            return self._snapshot
+        return Snapshot(chain, self.verify)
