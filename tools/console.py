@@ -26,6 +26,8 @@ from rich.table import Table
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
+if not out.is_terminal:
+    out.width = 140  # a file or a pipe has no width of its own
 
 
 def plain(value: Any) -> Any:

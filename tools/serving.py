@@ -28,7 +28,7 @@ def open_index(bundle: Bundle, path: Path, kind: str = "exact") -> ItemIndex:
             console.note(f"{path}: building the index again ({error})")
     with console.status("building the item index"):
         index = ItemIndex.build(
-            bundle.model, np.array(bundle.items()["item_id"]), kind, fingerprint=bundle.fingerprint
+            bundle.model, np.array(bundle.items()["item_id"], copy=True), kind, fingerprint=bundle.fingerprint
         )
         index.save(path)
     return index

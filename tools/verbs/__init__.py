@@ -13,9 +13,14 @@ VERBS: dict[str, str] = {
     "evaluate": "Model",
     "summarize": "Cache",
     "refresh": "Cache",
+    "compact": "Store",
+    "prune": "Store",
+    "rollback": "Store",
+    "promote": "Store",
     "lookup": "Serve",
     "recommend": "Serve",
     "status": "Look",
+    "verify": "Look",
     "bench": "Look",
 }
 """Verb to the section of ``vista --help`` it stands in, in the order shown."""

@@ -64,5 +64,5 @@ def command(
     else:
         columns = list(rows[0]) if rows else []
         title = f"generation {found.generation}, tokens {shape}, read in {seconds * 1e3:.2f} ms"
-        console.table(title, columns, [list(row.values()) for row in rows])
+        console.table(title, columns, [[str(row["user"]), *list(row.values())[1:]] for row in rows])
     return 3 if np.isin(found.status, (Status.MISSING, Status.CORRUPT)).any() else 0

@@ -1,0 +1,31 @@
+"""``vista promote``: take the generation of one line live on another."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tools import console
+from tools.home import Home
+from tools.options import HOME, HomeOption, JsonOption, StoreOption
+
+
+def command(
+    generation: Annotated[
+        str | None, typer.Argument(help="Generation.  [default: the live one of --from-line]")
+    ] = None,
+    home: HomeOption = HOME,
+    store: StoreOption = None,
+    from_line: Annotated[str, typer.Option("--from-line", help="Line it was built in.")] = "main",
+    line: Annotated[str, typer.Option("--line", help="Line it becomes live on.")] = "main",
+    json: JsonOption = False,
+) -> None:
+    """Make a generation live on a line, in one atomic step; `vista rollback` takes it back."""
+    from cache_store import Store
+
+    if generation is None and from_line == line:
+        raise typer.BadParameter("name a generation, or a --from-line other than --line")
+    opened = Store(store or Home(home).store, line=from_line)
+    found = {"line": line, "live": opened.promote(onto=line, generation=generation)}
+    console.json_line(found) if json else console.fields("promoted", found)

@@ -1,0 +1,29 @@
+"""``vista rollback``: make an earlier generation of a line live again."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tools import console
+from tools.home import Home
+from tools.options import HOME, HomeOption, JsonOption, LineOption, StoreOption
+
+
+def command(
+    home: HomeOption = HOME,
+    store: StoreOption = None,
+    line: LineOption = "main",
+    to: Annotated[
+        str | None, typer.Option(help="Generation.  [default: the one before the live one]")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Go back to an earlier generation of a line, in one atomic step."""
+    from cache_store import Store, lines
+
+    opened = Store(store or Home(home).store, line=line)
+    before = lines.live(opened.layout, line).live
+    found = {"line": line, "was": before, "live": opened.rollback(to)}
+    console.json_line(found) if json else console.fields("rolled back", found)
