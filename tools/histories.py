@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cache_store.keys import as_users, bucket_of
-
 if TYPE_CHECKING:
     from vista.data.events import Events
     from vista.data.tables import Warehouse
@@ -21,6 +19,7 @@ def newest(warehouse: Warehouse, users: Sequence[int] | Sequence[str] | np.ndarr
 
     Reads only the buckets of these users, and of those only the row groups that hold them.
     """
+    from cache_store.keys import as_users, bucket_of
     from vista.data.events import Events
     from vista.data.tables import read_bucket
 

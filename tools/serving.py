@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 def open_index(bundle: Bundle, path: Path, kind: str = "exact") -> ItemIndex:
     """The index of the bundle's catalogue at ``path``; built and saved where there is none of this model."""
-    import numpy as np
-
     from vista.errors import VistaError
     from vista.retrieval import ItemIndex
 
@@ -28,7 +26,7 @@ def open_index(bundle: Bundle, path: Path, kind: str = "exact") -> ItemIndex:
             console.note(f"{path}: building the index again ({error})")
     with console.status("building the item index"):
         index = ItemIndex.build(
-            bundle.model, np.array(bundle.items()["item_id"], copy=True), kind, fingerprint=bundle.fingerprint
+            bundle.model, bundle.items()["item_id"].to_numpy().copy(), kind, fingerprint=bundle.fingerprint
         )
         index.save(path)
     return index
