@@ -26,7 +26,7 @@ from beam_jobs.spill import Piece, groups_of, read_pieces, write_chunk
 from cache_store.keys import bucket_of
 from vista.data import paths, sorting
 from vista.data.importer import Checked, Letter, Rules, check
-from vista.data.items import ItemTable
+from vista.data.items import ItemTable, added_up
 from vista.data.merge import joined, merged
 from vista.data.rows import DTYPES, HISTORY, IMPRESSIONS, Kind, Rows, SortedWriter, batches_of
 from vista.data.schema import Source, UnreadableFile, open_source
@@ -253,8 +253,8 @@ def build_bucket(bucket: int, values: Iterable[Piece | OldFile], settings: Setti
     settings.directory.write_dead_letters(name, dead)
     routed: list[Routed] = []
     total = events.items
-    if total is not None and len(total):
-        item, surface, number = total.rows
+    if total is not None and len(total[0]):
+        item, surface, number = total
         columns = {"item": item, "surface": surface, "events": number}
         part = item_shard(item, settings.item_shards)
         pieces = write_chunk(settings.spill("counts", f"{name}.arrow"), "counts", part, columns)
@@ -268,7 +268,7 @@ def build_bucket(bucket: int, values: Iterable[Piece | OldFile], settings: Setti
 class _Written:
     files: list[str]
     counts: dict[str, int]
-    items: ItemTable | None
+    items: tuple[np.ndarray, np.ndarray, np.ndarray] | None
 
 
 def _write_table(
@@ -324,21 +324,19 @@ class _ItemTally:
         self._rows = 0
 
     def add(self, item: np.ndarray, surface: np.ndarray) -> None:
-        counted = pa.table({"item": item, "surface": surface}).group_by(
-            ["item", "surface"], use_threads=False
-        )
-        table = counted.aggregate([([], "count_all")])
-        self._parts.append(tuple(table[n].to_numpy() for n in ("item", "surface", "count_all")))
-        self._rows += table.num_rows
+        self._parts.append(added_up(item, surface))
+        self._rows += len(self._parts[-1][0])
         if self._rows > self.LIMIT:
-            self._parts = [self.total().rows]
+            self._parts = [self.total()]
             self._rows = len(self._parts[0][0])
 
-    def total(self) -> ItemTable:
-        if not self._parts:
-            return ItemTable.empty()
-        item, surface, events = (np.concatenate(c) for c in zip(*self._parts, strict=True))
-        return ItemTable.of(item, surface, events)
+    def total(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(item, surface, events), each pair once."""
+        if len(self._parts) == 1:
+            return self._parts[0]
+        kinds = (np.int64, np.int32, np.int64)
+        columns = zip(*self._parts, strict=True) if self._parts else ((), (), ())
+        return added_up(*(np.concatenate([np.zeros(0, k), *c]) for k, c in zip(kinds, columns, strict=True)))
 
 
 def _sorted_rows(

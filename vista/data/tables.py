@@ -70,7 +70,7 @@ class Warehouse:
 
     Args:
         where: a folder (local, or any URI that PyIceberg can write), or properties of a PyIceberg catalog
-            (``{"type": "rest", "uri": ...}``) with ``namespace`` (default ``vista``).
+            (``{"type": "rest", "uri": ...}``), with ``name`` and ``namespace`` where they are not ``vista``.
     """
 
     def __init__(self, where: str | Path | Mapping[str, str], namespace: str = NAMESPACE):
@@ -103,7 +103,8 @@ class Warehouse:
         if self._catalog is None:
             if self.path is not None:
                 Path(paths.local_path(self.path)).mkdir(parents=True, exist_ok=True)
-            self._catalog = load_catalog(NAMESPACE, **self._properties)
+            properties = dict(self._properties)
+            self._catalog = load_catalog(properties.pop("name", NAMESPACE), **properties)
         return self._catalog
 
     def create(
