@@ -3,7 +3,8 @@
 Serving: one request, 1,000 candidates. *expanded* computes a context per candidate row, as a model does
 whose rows carry their user's data (in chunks of 128 rows, which was its fastest); *copied* computes it once
 and copies its keys and values to every candidate; ours does neither. Training: forward and backward of the
-ranking loss at 16 candidates per user, and at fewer and more, to see where the gain ends.
+ranking loss at 16 candidates per user, and at fewer and more, to see where the gain ends. Last, what a
+request of 600 candidates costs with more recent events read raw.
 """
 
 from __future__ import annotations
@@ -25,16 +26,17 @@ ITEMS = 100_000
 CHUNK = 128
 
 
-def request(model: VistaModel, users: int, seed: int = 0) -> dict[str, Any]:
+def request(model: VistaModel, users: int, seed: int = 0, recent: int | None = None) -> dict[str, Any]:
     """Arguments of ``Ranker.context`` for ``users`` users with random summaries and full recent windows."""
     rng = np.random.default_rng(seed)
     config = model.config
-    r, n = config.ranker.recent, users * config.ranker.recent
+    r = config.ranker.recent if recent is None else recent
+    n = users * r
     tokens = {}
     for name, size, width, _ in model.groups:
         draw = rng.normal(size=(users, size, width)) if name == "seeds" else rng.random((users, size, width))
         tokens[name] = torch.from_numpy(draw.astype(np.float32))
-    recent = Events.of(
+    events = Events.of(
         [r] * users,
         item=rng.integers(0, ITEMS, n),
         action=rng.integers(0, 4, n),
@@ -44,7 +46,7 @@ def request(model: VistaModel, users: int, seed: int = 0) -> dict[str, Any]:
     return {
         "tokens": tokens,
         "status": None,
-        "recent": recent,
+        "recent": events,
         "now_ms": now,
         "last_event_ms": now - DAY_MS,
     }
@@ -102,6 +104,7 @@ def run(
             }
         )
         _serving(model, result, candidates, 3 if quick else 9)
+        _recent(model, result, 3 if quick else 15, (32, 128) if quick else (32, 128, 256, 512, 1_024))
         _training(model, result, train_users, 3 if quick else 7, (16,) if quick else (1, 2, 4, 8, 16, 64))
         return result
     finally:
@@ -150,6 +153,20 @@ def _serving(model: VistaModel, result: Result, candidates: int, repeats: int) -
     figures["serving_rate"] = median(candidates / fast["deduplicated"], "candidates/s")
     figures["serving_latency"] = median(fast["deduplicated"], "s")
     figures["largest_difference"] = Figure(apart, "logit", target=1e-3, at_least=False)
+
+
+def _recent(model: VistaModel, result: Result, repeats: int, lengths: tuple[int, ...], b: int = 600) -> None:
+    """Seconds of context and ranking by R; the model's own R is no limit, it knows events by age."""
+    items = torch.from_numpy(np.random.default_rng(6).integers(0, ITEMS, b))
+    given = {}
+    for r in lengths:
+        inputs = request(model, 1, recent=r)
+        given[str(r)] = lambda inputs=inputs: model.ranker.rank(
+            model.ranker.context(**inputs), items, np.array([0, b])
+        )
+    with torch.inference_mode():
+        for name, seconds in in_turn(given, repeats).items():
+            result.figures[f"request_at_recent_{name}"] = median(seconds, "s")
 
 
 def _training(model: VistaModel, result: Result, users: int, repeats: int, sweep: tuple[int, ...]) -> None:

@@ -1,0 +1,26 @@
+"""The stage 2 benchmarks run, and what they compare is the same answer."""
+
+from __future__ import annotations
+
+from tools.bench import harness
+
+
+def figures(name: str, **params) -> dict:
+    return harness.run(name, quick=True, **params)["figures"]
+
+
+def test_the_sides_of_bench_rank_give_the_same_logits():
+    found = figures("rank", candidates=50, train_users=4, recent=8, seeds=4)
+    assert found["largest_difference"]["met"]
+    assert {"serving_speedup", "training_speedup"} <= set(found)
+
+
+def test_the_sides_of_bench_cascade_retrieve_the_same_items_and_give_the_same_logits():
+    found = figures("cascade", recent=16, candidates=40, processes=False)
+    assert found["same_items"]["met"] and found["largest_difference"]["met"]
+    assert {"qps_gain", "latency_ratio", "qps_gain_against_recomputed"} <= set(found)
+
+
+def test_bench_flat_serves_summaries_of_every_length_from_a_real_store():
+    found = figures("flat", lengths=(50, 500), candidates=40, repeats=3)
+    assert {"cost_ratio", "request_at_50", "request_at_500"} <= set(found)
