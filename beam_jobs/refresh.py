@@ -203,7 +203,7 @@ def _run(options: RefreshOptions, beam_args: list[str], started: float) -> RunRe
 def _choose(options: RefreshOptions, record: RunRecord, warehouse: Warehouse) -> RunRecord:
     """The record with its parent, or with None and a note where a full generation is needed."""
     try:
-        parent = _parent(options, record, warehouse)
+        parent = parent_of(options, record, warehouse)
     except NoParent as why:
         note = f"full instead of delta: {why}"
         return dataclasses.replace(record, facts={"parent": None}, notes=[*record.notes, note])
@@ -215,7 +215,7 @@ def _choose(options: RefreshOptions, record: RunRecord, warehouse: Warehouse) ->
     return dataclasses.replace(record, facts={"parent": parent.generation})
 
 
-def _parent(options: RefreshOptions, record: RunRecord, warehouse: Warehouse) -> Manifest:
+def parent_of(options: RefreshOptions, record: RunRecord, warehouse: Warehouse) -> Manifest:
     """Manifest of the live generation.
 
     Raises:
@@ -262,7 +262,7 @@ def _delta(
     model = bundles.load(options.bundle, expect=record.fingerprint).model
     folder = Layout(options.store).generation(name)
     parent = read_manifest(folder)
-    files, added = _files(options, record, warehouse, parent)
+    files, added = files_of(options, record, warehouse, parent)
     again = _again(options, record, warehouse, parent, folder)
     if options.users is not None:
         added = {}
@@ -331,7 +331,7 @@ def _delta(
 Files = dict[int, list[DataFile]]
 
 
-def _files(
+def files_of(
     options: RefreshOptions, record: RunRecord, warehouse: Warehouse, parent: Manifest
 ) -> tuple[Files, Files]:
     """All files at the run's snapshot, and those to take as added.

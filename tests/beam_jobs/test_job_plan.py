@@ -1,0 +1,58 @@
+"""A plan tells the truth about what a job then does."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from small_worlds import START, histories
+
+from beam_jobs import refresh, summarize
+from beam_jobs.errors import OptionsError
+from beam_jobs.plan import last_rate, plan
+
+
+def test_a_plan_of_summarize_counts_what_the_run_then_does(world):
+    told = plan(world.summarize(), workers=2)
+    done = summarize.run(world.summarize())
+    assert told.job == "summarize"
+    assert told.events == done.counts["events"]
+    assert told.users == done.counts["users"]  # the sample holds everything here
+    assert told.shards == done.counts["buckets"]
+    with world.store() as store:
+        assert told.record_bytes == store.manifest.schema.record_bytes
+        assert told.written_bytes / 4 < store.manifest.bytes < told.written_bytes * 4
+    assert told.minutes > 0 and told.events_per_second > 0 and told.user_seconds > 0
+    assert plan(world.summarize(), workers=1).minutes > 0
+    assert last_rate(done.path) > 0
+
+
+def test_memory_grows_with_the_knob_alone(world):
+    small, large = (
+        plan(dataclasses.replace(world.summarize(), max_events_in_memory=n)).worker_memory_bytes
+        for n in (10**5, 10**6)
+    )
+    assert 300 * 900_000 < large - small < 500 * 900_000
+
+
+def test_a_plan_of_refresh_counts_the_added_events_alone(world):
+    summarize.run(world.summarize())
+    assert plan(world.refresh()).events == 0
+    rng = np.random.default_rng(0)
+    world.add(np.arange(5, dtype=np.int64) + 2**50, histories(rng, np.full(5, 9), start=START + 10**8))
+    told = plan(world.refresh())
+    done = refresh.run(world.refresh())
+    assert (told.job, told.events, told.users) == ("refresh", 45, 5)
+    assert (done.counts["events"], done.counts["users"]) == (45, 5)
+
+
+def test_a_refresh_that_cannot_go_on_is_planned_in_full(world):
+    told = plan(world.refresh())
+    assert told.job == "summarize"
+    assert "there is no store" in told.notes[0]
+
+
+def test_fewer_than_one_worker_cannot_be_planned(world):
+    with pytest.raises(OptionsError, match="--workers"):
+        plan(world.summarize(), workers=0)
