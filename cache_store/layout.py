@@ -220,7 +220,7 @@ def digest_file(path: Path) -> str:
     """XXH3-128 of a file, 32 hex digits."""
     digest = xxhash.xxh3_128()
     with open(path, "rb", buffering=0) as file:
-        buffer = memoryview(bytearray(1 << 22))
+        buffer = memoryview(bytearray(min(1 << 21, max(1, os.fstat(file.fileno()).st_size))))
         while n := file.readinto(buffer):
             digest.update(buffer[:n])
     return digest.hexdigest()

@@ -17,7 +17,7 @@ import numpy as np
 
 from cache_store import index, pages
 from cache_store.errors import Damaged, OutOfOrder
-from cache_store.layout import digest_file, fsync_file, fsync_folder, storage_errors, temporary
+from cache_store.layout import digest_file, fsync_file, storage_errors, temporary
 
 COMMIT_BYTES = 1 << 26
 """Bytes between commits; bounds the writer's memory. Counted in records, so batch sizes do not change the file."""
@@ -93,6 +93,8 @@ class SortedFile:
     def finish(self) -> dict[str, FileFact]:
         """Commit, check, write the index, fsync and rename both files. Facts by file name.
 
+        The caller fsyncs the folder.
+
         Raises:
             Damaged: what was read back is not what was written. StorageFull, ReadOnlyStorage
         """
@@ -129,7 +131,6 @@ class SortedFile:
                 index_temp.unlink(missing_ok=True)
                 raise
             os.replace(self._temp, self.path)
-            fsync_folder(self.path.parent)
         return facts
 
     def _check(self, data: np.ndarray, entries: pages.Entries) -> None:

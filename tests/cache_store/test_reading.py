@@ -1,0 +1,334 @@
+"""What goes in comes out: by key, in the caller's order, whatever the chain, the codec's layout and the process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from known_stores import PAGED, PAGED_TEXT, SMALL, TEXT, KnownStore
+
+from cache_store import Status, Store
+from cache_store.errors import (
+    FingerprintMismatch,
+    KeyKind,
+    MissingUsers,
+    NothingPublished,
+    SchemaError,
+    StoreClosed,
+    StoreError,
+)
+
+SCHEMAS = pytest.mark.parametrize(
+    "schema", [SMALL, PAGED, TEXT, PAGED_TEXT], ids=["small", "paged", "text", "paged-text"]
+)
+
+
+@SCHEMAS
+def test_a_chain_reads_as_the_newest_word_on_every_user(tmp_path, schema):
+    known = KnownStore(tmp_path / "s", schema, num_shards=3)
+    known.publish({u: 1 for u in range(0, 60, 2)})
+    known.publish({4: 2, 6: None, 7: 2}, "delta")
+    name = known.publish({6: 3, 7: None, 9: 3, 11: None}, "delta")
+    users = [9, 4, 6, 7, 7, 0, 1, 58, 9, 4, 11]
+    with known.open() as store:
+        known.check(store.lookup(known.ids(users)), users, known.truth[name])
+        states = store.states(known.ids(users))
+        truth = known.truth[name]
+        assert states == [f"state {u} {truth[u]}".encode() if u in truth else None for u in users]
+        everyone = np.concatenate([store.users(k) for k in range(3)]).tolist()
+        assert sorted(everyone) == sorted(known.ids(sorted(truth)).tolist())
+        raw = store.lookup_raw(known.ids(users))
+        records = raw.rows[:, 16 : 16 + schema.record_bytes].copy().view(schema.dtype)[:, 0]
+        tokens = np.empty((len(users), schema.tokens, schema.width), np.float32)
+        schema.decode(records, tokens)
+        np.testing.assert_array_equal(tokens, store.lookup(known.ids(users)).tokens)
+
+
+@settings(max_examples=15)
+@given(
+    steps=st.lists(
+        st.dictionaries(st.integers(0, 30), st.one_of(st.none(), st.integers(1, 9)), max_size=12),
+        min_size=1,
+        max_size=4,
+    ),
+    asked=st.lists(st.integers(-2, 33), max_size=40),
+)
+def test_any_chain_equals_a_dictionary(tmp_path_factory, steps, asked):
+    known = KnownStore(tmp_path_factory.mktemp("chain") / "s", SMALL, num_shards=2)
+    name = known.publish({u: v for u, v in steps[0].items() if v is not None}, states=False)
+    for step in steps[1:]:
+        name = known.publish(step, "delta", states=False)
+    with known.open() as store:
+        known.check(store.lookup(known.ids(asked)), asked, known.truth[name])
+        store.compact()
+        known.check(store.lookup(known.ids(asked)), asked, known.truth[name])
+
+
+def test_a_batch_larger_than_a_decode_block_keeps_its_order(tmp_path):
+    known = KnownStore(tmp_path / "s", PAGED, num_shards=2)
+    full = known.publish({u: 1 for u in range(400)})
+    delta = known.publish({u: 2 for u in range(0, 400, 3)}, "delta")
+    users = np.random.default_rng(0).permutation(450)[:420].tolist()
+    with known.open() as store:
+        assert len(users) * store.row_bytes > 1 << 20
+        known.check(store.lookup(users), users, known.truth[delta])
+        known.check(store.lookup(users, as_of=-1), users, {})
+    assert known.truth[full] != known.truth[delta]
+
+
+def test_a_given_buffer_is_filled_and_a_wrong_one_refused(tmp_path):
+    known = KnownStore(tmp_path / "s")
+    known.publish({1: 1, 2: 1})
+    with known.open() as store:
+        out = np.full((3, 2, 4), 7, np.float32)
+        assert store.lookup([2, 9, 2], out=out).tokens is out
+        known.check(store.lookup([2, 9, 2], out=out), [2, 9, 2], {1: 1, 2: 1})
+        rows = np.full((2, store.row_bytes), 7, np.uint8)
+        assert store.lookup_raw([9, 1], out=rows).rows is rows and not rows[0].any() and rows[1].any()
+        for wrong in (np.zeros((2, 2, 4), np.float32), np.zeros((3, 2, 4)), np.zeros((3, 4, 2), np.float32)):
+            with pytest.raises(SchemaError, match="out: expected"):
+                store.lookup([1, 2, 3], out=wrong)
+        with pytest.raises(SchemaError):
+            store.lookup([1, 2, 3], out=np.zeros((3, 2, 8), np.float32)[:, :, ::2])
+
+
+def test_the_missing_policy_decides_what_an_absent_user_gets(tmp_path):
+    known = KnownStore(tmp_path / "s")
+    known.publish({1: 1})
+    cold = np.arange(8, dtype=np.float32).reshape(2, 4)
+    with known.open(missing=cold) as store:
+        found = store.lookup([5, 1])
+        np.testing.assert_array_equal(found.tokens[0], cold)
+        assert found.status.tolist() == [Status.MISSING, Status.FRESH]
+    with known.open(missing="raise") as store:
+        store.lookup([1])
+        with pytest.raises(MissingUsers, match="vista refresh") as caught:
+            store.lookup([5, 1, 6])
+        assert caught.value.users == [5, 6]
+    with pytest.raises(StoreError, match="missing"):
+        known.open(missing="nothing")
+    with pytest.raises(SchemaError, match="broadcasts"):
+        known.open(missing=np.zeros((3, 4), np.float32))
+
+
+def test_age_is_judged_on_read_by_the_given_clock(tmp_path):
+    known = KnownStore(tmp_path / "s")
+    known.publish({1: 1})  # summarised at 500
+    for now, status in ((600, Status.FRESH), (601, Status.STALE)):
+        with Store.open(tmp_path / "s", max_age_ms=100, clock=lambda now=now: now) as store:
+            found = store.lookup([1, 2])
+            assert found.status.tolist() == [status, Status.MISSING]
+            assert found.tokens[0].any() and found.summarized_ms[0] == 500
+            assert store.manifest.published_ms == 900
+
+
+def test_law_9_another_models_tokens_are_refused(tmp_path):
+    known = KnownStore(tmp_path / "s")
+    known.publish({1: 1})
+    with pytest.raises(FingerprintMismatch, match="model-a.*model-b.*vista summarize"):
+        known.open(fingerprint="model-b")
+    assert known.open(fingerprint="model-a").lookup([1]).status[0] == Status.FRESH
+    other = KnownStore(tmp_path / "other", fingerprint="model-b")
+    other.publish({1: 1})
+    # One shard of the other model under this generation's name: every record says whose it is.
+    for name in (p.name for p in (known.path / "generations/00000001").glob("shard-*")):
+        source = other.path / "generations/00000001" / name
+        (known.path / "generations/00000001" / name).write_bytes(source.read_bytes())
+    assert Store.open(tmp_path / "s", verify=False).lookup([1]).status[0] == Status.CORRUPT
+
+
+def test_a_delta_of_another_model_is_refused(tmp_path):
+    known = KnownStore(tmp_path / "s")
+    known.publish({1: 1})
+    known.fingerprint = "model-b"
+    with pytest.raises(FingerprintMismatch, match="model-b.*model-a"):
+        known.publish({1: 2}, "delta")
+
+
+@settings(max_examples=12)
+@given(
+    published=st.lists(st.tuples(st.integers(0, 50), st.booleans()), min_size=1, max_size=6),
+    rows=st.lists(st.tuples(st.integers(0, 6), st.integers(-5, 60)), min_size=1, max_size=20),
+)
+def test_law_10_no_row_sees_its_own_future(tmp_path_factory, published, rows):
+    known = KnownStore(tmp_path_factory.mktemp("asof") / "s")
+    order = []
+    for version, (watermark, delta) in enumerate(published, 1):
+        users = {u: version for u in range(version)} if delta else {u: version for u in range(5)}
+        kind = "delta" if delta and order else "full"
+        order.append(known.publish(users, kind, watermark, states=False))
+    users = [u for u, _ in rows]
+    times = [t for _, t in rows]
+    with known.open() as store:
+        found = store.lookup(users, as_of=times)
+        for row, (user, time) in enumerate(rows):
+            eligible = [n for n in order if known.watermarks[n] <= time]  # brute force over what is kept
+            name = eligible[-1] if eligible else ""
+            assert found.generation[row] == name
+            truth = known.truth.get(name, {})
+            one = store.lookup([user], as_of=time)
+            assert one.generation == name
+            known.check(one, [user], truth)
+            assert (found.tokens[row] == one.tokens[0]).all() and found.status[row] == one.status[0]
+            assert store.lookup_raw([user], as_of=time).status[0] == one.status[0]
+
+
+def test_ids_of_the_wrong_kind_are_refused(tmp_path):
+    KnownStore(tmp_path / "ints").publish({1: 1})
+    KnownStore(tmp_path / "texts", TEXT).publish({1: 1})
+    for path, wrong in (
+        ("ints", ["a"]), ("texts", [1]), ("ints", [1.5]), ("ints", np.zeros((1, 1), np.int64)), ("texts", ["a", 3]),
+        ("texts", [""]), ("texts", ["x" * 512]), ("ints", np.array([1], np.uint64)),
+    ):  # fmt: skip
+        with pytest.raises(KeyKind, match="user id"):
+            Store.open(tmp_path / path).lookup(wrong)
+    assert len(Store.open(tmp_path / "ints").lookup([]).status) == 0
+    assert len(Store.open(tmp_path / "texts").lookup([]).status) == 0
+
+
+def test_a_store_without_a_live_generation_says_what_to_run(tmp_path):
+    KnownStore(tmp_path / "s")
+    with pytest.raises(NothingPublished, match="vista summarize"):
+        Store.open(tmp_path / "s")
+    with pytest.raises(NothingPublished):
+        Store.open(tmp_path / "s", line="shadow")
+
+
+def test_a_closed_store_says_so(tmp_path):
+    known = KnownStore(tmp_path / "s")
+    known.publish({1: 1})
+    with known.open() as store:
+        pass
+    for read in (lambda: store.lookup([1]), store.refresh, lambda: store.states([1])):
+        with pytest.raises(StoreClosed):
+            read()
+
+
+def _child(store, known, connection):
+    """Reads in a process of its own; what it found and where it stands."""
+    users = list(range(12))
+    known.check(store.lookup(users), users, known.truth[store.manifest.generation])
+    before = store.manifest.generation
+    connection.send((os.getpid(), before, store.refresh()))
+    connection.close()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_store_opened_before_a_process_was_made_reads_in_it(tmp_path, method):
+    known = KnownStore(tmp_path / "s")
+    first = known.publish({u: 1 for u in range(10)})
+    store = known.open() if method == "fork" else Store.open(known.path)
+    known.admin = Store(known.path)  # a clock made by a lambda does not pickle
+    second = known.publish({3: 2}, "delta")
+    context = multiprocessing.get_context(method)
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_child, args=(store, known, theirs))
+    process.start()
+    pid, before, after = ours.recv()
+    process.join()
+    assert process.exitcode == 0 and pid != os.getpid()
+    assert (before, after) == (first, second)  # the child moved, the parent did not
+    assert store.manifest.generation == first
+    assert list(known.path.glob("leases/*.json"))  # the child's exit left the parent's lease alone
+
+
+def test_a_store_used_after_fork_while_another_thread_held_its_lock_still_reads(tmp_path):
+    known = KnownStore(tmp_path / "s")
+    known.publish({u: 1 for u in range(10)})
+    store = known.open()
+    store.lookup([1])
+    with store._views._lock:  # as a refreshing thread holds it at the moment of a fork
+        pid = os.fork()
+        if pid == 0:
+            try:
+                known.check(store.lookup([1, 2]), [1, 2], known.truth["00000001"])
+                store.refresh()
+                os._exit(0)
+            finally:
+                os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_pickle_keeps_options_and_generation(tmp_path):
+    known = KnownStore(tmp_path / "s")
+    first = known.publish({1: 1, 2: 1})
+    store = Store.open(known.path, fingerprint="model-a", missing=np.ones((2, 4), np.float32), max_age_ms=1)
+    known.publish({1: 2, 2: 2})
+    copy = pickle.loads(pickle.dumps(store))
+    assert copy.manifest.generation == first
+    found = copy.lookup([1, 5])
+    assert (found.tokens[1] == 1).all() and found.status.tolist() == [Status.STALE, Status.MISSING]
+    assert copy.refresh() != first
+
+
+def test_a_pinned_store_stays_while_its_owner_moves(tmp_path):
+    known = KnownStore(tmp_path / "s")
+    first = known.publish({1: 1})
+    with known.open() as store, store.pin() as pinned:
+        second = known.publish({1: 2})
+        assert store.refresh() == second and pinned.refresh() == first
+        known.check(pinned.lookup([1]), [1], {1: 1})
+        known.check(store.lookup([1]), [1], {1: 2})
+        assert first in known.admin.prune(keep=1).kept
+
+
+def test_law_7_threads_and_processes_never_see_half_a_generation(tmp_path):
+    """Readers count whole batches while a publisher goes through full generations, deltas, compaction and pruning."""
+    known = KnownStore(tmp_path / "s")
+    users = list(range(40))
+    known.publish({u: 1 for u in users})
+    store = Store.open(known.path)
+    stop, faults, seen = threading.Event(), [], set()
+
+    def read():
+        try:
+            while not stop.is_set():
+                store.refresh()
+                found = store.lookup(users)
+                versions = found.tokens[:, 0, 0] - np.arange(40, dtype=np.float32) / 1024
+                assert not found.status.any() and len(set(versions.tolist())) == 1, versions
+                assert len(set((found.event_count - 1).tolist())) == 1
+                seen.add(found.generation)
+        except BaseException as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_read_until_told, args=(str(known.path), theirs))
+    process.start()
+    ours.recv()
+    for t in threads:
+        t.start()
+    for version in range(2, 22):
+        known.publish({u: version for u in users}, "delta" if version % 4 else "full")
+        if version % 7 == 0:
+            known.truth[Store.open(known.path).compact()] = {}
+        if version % 5 == 0:
+            known.admin.prune(keep=1)
+    stop.set()
+    for t in threads:
+        t.join()
+    ours.send("stop")
+    batches, mixed = ours.recv()
+    process.join()
+    assert not faults and seen
+    assert process.exitcode == 0 and batches > 0 and mixed == 0
+
+
+def _read_until_told(path, connection):
+    store, batches, mixed = Store.open(path), 0, 0
+    connection.send("ready")
+    while not connection.poll():
+        store.refresh()
+        found = store.lookup(list(range(40)))
+        versions = found.tokens[:, 0, 0] - np.arange(40, dtype=np.float32) / 1024
+        mixed += bool(found.status.any()) or len(set(versions.tolist())) != 1
+        batches += 1
+    connection.send((batches, mixed))
