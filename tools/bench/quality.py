@@ -1,0 +1,224 @@
+"""What of a lifelong history each kind of summary keeps: rank the touched item among 100 of its surface.
+
+``run(quick, data=...)`` takes an ingested warehouse or Parquet events; without it, the generated set alone is
+judged (interests that sleep for thousands of events and return, items that seldom come twice). Protocol,
+variants and one run are in tools/quality/; what the figures mean and what they were is in docs/quality.md.
+
+``recovered`` = (ours - recent only) / (full - recent only) in MRR, means over seeds; its interval is the
+range over seeds. ``recovered_returns`` and ``recovered_far`` are the same on positives last touched more than
+64 and 1,024 events ago, ``recovered_seeds`` takes seed tokens alone. Keys of the generated set begin with
+``generated_``.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tools.bench.harness import Figure, Result
+from tools.quality.contexts import BASE, Variant, served_bytes, variants
+from tools.quality.protocol import Data, examples, generated, held_out, load, training_batches
+from tools.quality.study import Answers, answer, build, train
+from vista.config import ModelConfig, fingerprint
+
+QUICK = ("recent", "full", "seeds", "ours")
+WHOLE = ("recent", "budget", "distinct", "last1024", "full", "full+counts", "paper", "seeds", "slots", "ours")
+TARGETS = {
+    "recovered": 1.2,
+    "recovered_returns": 1.1,
+    "generated_recovered": 0.9,
+    "generated_recovered_seeds": 0.5,
+    "generated_far_full_over_last1024": 0.05,
+}
+
+
+def run(
+    quick: bool,
+    data: str | None = None,
+    sets: str | None = None,
+    seeds: int = 3,
+    first_seed: int = 0,
+    steps: int = 300,
+    slates: int = 48,
+    window: int = 8_192,
+    positives: int = 1_000,
+    users: int = 150,
+    events: int = 1_200_000,
+    names: str | None = None,
+    keep: str | None = None,
+) -> Result:
+    """Train and judge the variants.
+
+    Args:
+        data: path of a warehouse or of Parquet events. sets: which of ``events,generated``; by default those
+        there are.
+        seeds, first_seed: runs per variant. steps, slates: of training, the same for all. window: events that
+            full attention and summaries read. positives: questions asked.
+        users, events: of the generated set. names: variants, comma separated.
+        keep: folder where every finished run is kept and taken from, so that a long study can be made in
+            pieces.
+    """
+    torch.set_num_threads(1)
+    if quick:
+        seeds, steps, slates, window, positives = 1, min(steps, 40), 32, 2_048, 300
+        users, events = 40, 160_000
+    chosen = tuple(names.split(",")) if names else (QUICK if quick else WHOLE)
+    wanted = (sets or ("events,generated" if data else "generated")).split(",")
+    result = Result(
+        params=dict(
+            data=Path(data).name if data else None, sets=wanted, seeds=seeds, steps=steps, slates=slates,
+            window=window, positives=positives, users=users, events=events, variants=list(chosen),
+        )
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(keep) if keep else Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        for which in wanted:
+            if which == "events":
+                found = load(str(data))
+            else:
+                found = generated(folder / f"generated-{users}-{events}", users, events)
+            runs = Runs(found, folder, steps, slates, window, positives)
+            for seed in range(first_seed, first_seed + seeds):
+                for name in chosen:
+                    runs.run(variants(window)[name], seed)
+            _figures(result, runs, chosen, "" if which == "events" else "generated_")
+    return result
+
+
+class Runs:
+    """Finished runs of one data set, by variant and seed; what was asked is shared by all of them."""
+
+    def __init__(
+        self, data: Data, folder: Path, steps: int, slates: int, window: int, positives: int
+    ) -> None:
+        self.data, self.folder = data, folder
+        self.steps, self.slates, self.window = steps, slates, window
+        per_visit = max(8, slates // 2)
+        self.examples = examples(window, 8, per_visit)
+        self.questions = held_out(data, self.examples, 1_024, positives)
+        self.found: dict[tuple[str, int], dict[str, Any]] = {}
+        self._batches: tuple[int, list] | None = None
+
+    def batches(self, seed: int) -> list:
+        if self._batches is None or self._batches[0] != seed:
+            made = training_batches(self.data, self.examples, 1_024, self.steps, self.slates, seed)
+            self._batches = seed, made
+        return self._batches[1]
+
+    def path(self, variant: Variant, seed: int, base: ModelConfig) -> Path:
+        mark = fingerprint(base)[:8]
+        return self.folder / (
+            f"{self.data.name}-{self.steps}-{self.slates}-{self.window}-{len(self.questions.owner)}-"
+            f"{variant.name}-{mark}-{seed}.json"
+        )
+
+    def run(
+        self,
+        variant: Variant,
+        seed: int,
+        base: ModelConfig = BASE,
+        label: str | None = None,
+        codecs: dict[str, dict[str, str]] | None = None,
+    ) -> dict[str, Any]:
+        """Train and judge, or take what a run before kept.
+
+        Args:
+            codecs: further ways of serving the same model, by name: group to codec.
+        """
+        path = self.path(variant, seed, base)
+        if path.exists():
+            row = json.loads(path.read_text())
+        else:
+            model = build(self.data, variant, base, seed)
+            seconds = train(model, variant, self.batches(seed))
+            default = {name: codec for name, _, _, codec in model.groups}
+            row = {
+                "variant": variant.name,
+                "seed": seed,
+                "bytes": served_bytes(model, variant),
+                "seconds": round(seconds, 1),
+                "ranks": {"": self._judge(model, variant, default)},
+            }
+            for name, way in (codecs or {}).items():
+                row["ranks"][name] = self._judge(model, variant, {**default, **way})
+            path.write_text(json.dumps(row))
+        self.found[label or variant.name, seed] = row
+        return row
+
+    def _judge(self, model, variant: Variant, codecs: dict[str, str]) -> dict[str, list[float]]:
+        got = answer(model, variant, self.questions, codecs)
+        return {"rank": got.rank.tolist(), "auc": np.nan_to_num(got.auc, nan=-1).tolist()}
+
+    def measures(self, label: str, seed: int, way: str = "") -> dict[str, dict[str, float]]:
+        row = self.found[label, seed]["ranks"][way]
+        area = np.array(row["auc"])
+        return Answers(np.array(row["rank"]), np.where(area < 0, np.nan, area)).measures(self.questions)
+
+    def seeds(self, label: str) -> list[int]:
+        return sorted(seed for name, seed in self.found if name == label)
+
+    def mean(self, label: str, part: str, measure: str) -> np.ndarray:
+        """float64 [seeds]."""
+        return np.array([self.measures(label, s)[part][measure] for s in self.seeds(label)])
+
+    def recovered(self, label: str, part: str) -> np.ndarray | None:
+        """(label - recent) / (full - recent) in MRR per seed; None where a side or the slice is missing."""
+        if part not in self.questions.slices() or not self.questions.slices()[part].any():
+            return None
+        common = [s for s in self.seeds(label) if s in self.seeds("recent") and s in self.seeds("full")]
+        if not common:
+            return None
+        side = {
+            n: np.array([self.measures(n, s)[part]["mrr"] for s in common]) for n in (label, "recent", "full")
+        }
+        # The mean difference of full attention is the unit: one seed's own could be near zero.
+        return (side[label] - side["recent"]) / (side["full"] - side["recent"]).mean()
+
+
+def _spread(values: np.ndarray, unit: str, **more: Any) -> Figure:
+    return Figure(float(values.mean()), unit, low=float(values.min()), high=float(values.max()), **more)
+
+
+def _figures(result: Result, runs: Runs, labels: Iterable[str], prefix: str) -> None:
+    parts = [p for p, mask in runs.questions.slices().items() if mask.any()]
+    for label in labels:
+        for part in parts:
+            for measure in ("mrr", "hr@1", "auc"):
+                key = f"{prefix}{measure}_{part}_{label}"
+                result.figures[key] = _spread(runs.mean(label, part, measure), measure)
+        result.figures[f"{prefix}bytes_{label}"] = Figure(
+            runs.found[label, runs.seeds(label)[0]]["bytes"], "bytes"
+        )
+    for name, label, part in (
+        ("recovered", "ours", "all"),
+        ("recovered_returns", "ours", "returns"),
+        ("recovered_far", "ours", "far"),
+        ("recovered_seeds", "seeds", "all"),
+        ("recovered_paper", "paper", "all"),
+        ("recovered_slots", "slots", "all"),
+    ):
+        values = runs.recovered(label, part) if (label, runs_seed(runs, label)) in runs.found else None
+        if values is not None:
+            key = prefix + name
+            result.figures[key] = _spread(values, "of full", target=TARGETS.get(key))
+    if prefix and {"full", "last1024"} <= set(labels) and "far" in parts:
+        gain = runs.mean("full", "far", "mrr") - runs.mean("last1024", "far", "mrr")
+        key = f"{prefix}far_full_over_last1024"
+        result.figures[key] = _spread(gain, "mrr", target=TARGETS[key])
+    counts = {p: int(m.sum()) for p, m in runs.questions.slices().items()}
+    result.notes.append(
+        f"{runs.data.name}: {counts} positives of {len(np.unique(runs.questions.owner))} users"
+    )
+
+
+def runs_seed(runs: Runs, label: str) -> int:
+    """First seed of a label, -1 where it was not run."""
+    found = runs.seeds(label)
+    return found[0] if found else -1

@@ -1,0 +1,151 @@
+"""One run of one variant: train on the shared batches, answer the shared questions."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tools.quality.contexts import BASE, Variant, logits, model_config
+from tools.quality.protocol import Data, Questions
+from vista import metrics
+from vista.config import ModelConfig
+from vista.data.examples import Batch
+from vista.model import VistaModel
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Ranks of the positives among their candidates, 1 is best; float64 [P]. auc: float64 [P], of each
+    slate."""
+
+    rank: np.ndarray
+    auc: np.ndarray
+
+    def measures(self, questions: Questions) -> dict[str, dict[str, float]]:
+        """Slice to MRR, HR@1, AUC and count."""
+        found = {}
+        for name, mask in questions.slices().items():
+            if mask.any():
+                rank = self.rank[mask]
+                found[name] = {
+                    "mrr": float((1 / rank).mean()),
+                    "hr@1": float((rank <= 1).mean()),
+                    "auc": float(np.nanmean(self.auc[mask])),
+                    "positives": int(mask.sum()),
+                }
+        return found
+
+
+def build(data: Data, variant: Variant, base: ModelConfig = BASE, seed: int = 0) -> VistaModel:
+    """A fresh model for the variant, with the clusters and content vectors of the training period."""
+    width = 0 if data.content is None else data.content.shape[1]
+    model = VistaModel(model_config(variant, data.actions, base, width, seed))
+    if data.content is not None:
+        model.items.set_content(data.catalogue.item, data.content)
+        # Where items seldom come twice, their own rows are noise beside what they are about.
+        with torch.no_grad():
+            model.items.weight.mul_(0.1)
+            torch.nn.init.orthogonal_(model.items.project.weight)
+    if model.slots.clusters and model.config.slots.enabled:
+        clusters(data, model)
+    return model
+
+
+_CLUSTERS: dict[tuple[str, int, int], tuple[np.ndarray, np.ndarray]] = {}
+
+
+def clusters(data: Data, model: VistaModel) -> None:
+    """Clusters by content where there is content, else by co-occurrence; fitted once per data set and
+    number."""
+    from vista.clusters import fit_clusters
+
+    count = model.config.slots.clusters
+    key = (data.name, id(data.events), count)
+    if key not in _CLUSTERS:
+        if data.content is not None:
+            rng = np.random.default_rng(0)
+            some = rng.permutation(len(data.content))[: max(64 * count, 4096)]
+            items = data.catalogue.item
+            _CLUSTERS[key] = items, assigned(data.content, data.content[some], count)
+        else:
+            _CLUSTERS[key] = fit_clusters(data.catalogue.sample, count)
+    model.slots.set_clusters(*_CLUSTERS[key])
+
+
+def assigned(vectors: np.ndarray, sample: np.ndarray, count: int) -> np.ndarray:
+    """int32 [I]: nearest of ``count`` spherical k-means centres fitted on ``sample``."""
+    from vista.clusters import kmeans
+
+    place = kmeans(sample, count)
+    centres = np.zeros((count, vectors.shape[1]), np.float32)
+    np.add.at(centres, place, sample)
+    centres /= np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)
+    blocks = [vectors[i : i + 65_536] @ centres.T for i in range(0, len(vectors), 65_536)]
+    return np.concatenate([b.argmax(1) for b in blocks]).astype(np.int32)
+
+
+def train(
+    model: VistaModel,
+    variant: Variant,
+    batches: list[Batch],
+    lr: float = 2e-3,
+    lr_embedding: float = 5e-3,
+    watch: Callable[[int, float], None] | None = None,
+) -> float:
+    """Listwise softmax over each slate's candidates (one positive), one pass over ``batches``; seconds it
+    took."""
+    model.train()
+    tables = [model.items.weight]
+    rest = [p for p in model.parameters() if p is not model.items.weight]
+    optimizer = torch.optim.AdamW(
+        [{"params": tables, "peak": lr_embedding, "weight_decay": 0.0}, {"params": rest, "peak": lr}],
+        lr=lr,
+        betas=(0.9, 0.98),
+        weight_decay=0.01,
+        fused=True,
+    )
+    began = time.process_time()
+    for step, batch in enumerate(batches):
+        rate = min(1.0, (step + 1) / 30) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / len(batches))))
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * rate
+        optimizer.zero_grad(set_to_none=True)
+        scores = logits(model, variant, batch)[0].logsumexp(-1)
+        loss = listwise(scores, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if watch is not None:
+            watch(step, loss.item())
+    return time.process_time() - began
+
+
+def listwise(scores: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Mean over slates of ``-log softmax`` of the positive among the slate's candidates."""
+    slate = torch.from_numpy(np.repeat(np.arange(len(batch)), np.diff(batch.offsets)))
+    width = int(np.diff(batch.offsets).max())
+    table = scores.new_full((len(batch), width), -math.inf)
+    place = torch.arange(len(scores)) - torch.from_numpy(batch.offsets)[slate]
+    table = table.index_put((slate, place), scores)
+    positive = scores[torch.from_numpy(np.flatnonzero(batch.action != 0))]
+    return (table.logsumexp(1) - positive).mean()
+
+
+@torch.no_grad()
+def answer(
+    model: VistaModel, variant: Variant, questions: Questions, codecs: dict[str, str] | None = None
+) -> Answers:
+    """Ranks under the summaries that serving would read: cut exactly, coded where ``codecs`` says so."""
+    model.eval()
+    rank, auc = [], []
+    for batch in questions.batches:
+        scores = logits(model, variant, batch, exact=True, codecs=codecs)[0].logsumexp(-1).numpy()
+        positive = batch.action != 0
+        rank.append(metrics.positive_ranks(scores, positive, batch.offsets)[0])
+        auc.append(metrics.slate_metrics(scores, positive, batch.offsets, ks=())["auc"])
+    return Answers(np.concatenate(rank), np.concatenate(auc))
