@@ -44,7 +44,7 @@ def publish(store: Store, events: list[tuple[int, int]], watermark: int, number:
     )
 
 
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(
     events=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 60)), max_size=30),
     watermarks=st.lists(st.integers(0, 60), min_size=1, max_size=4).map(sorted),
