@@ -1,0 +1,65 @@
+"""``vista plan``: what a summarize or refresh would cost, before it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from tools import console
+from tools.home import Home
+from tools.options import (
+    HOME,
+    HomeOption,
+    JsonOption,
+    LineOption,
+    ModelOption,
+    StoreOption,
+    WarehouseOption,
+)
+
+
+class Job(StrEnum):
+    summarize = "summarize"
+    refresh = "refresh"
+
+
+def command(
+    job: Annotated[Job, typer.Argument(help="Which job.")] = Job.summarize,
+    home: HomeOption = HOME,
+    warehouse: WarehouseOption = None,
+    model: ModelOption = None,
+    store: StoreOption = None,
+    line: LineOption = "main",
+    memory_events: Annotated[
+        int, typer.Option("--memory-events", min=1, help="Events one worker holds at a time.")
+    ] = 262_144,
+    workers: Annotated[int, typer.Option(min=1, help="Workers it would run on.")] = 1,
+    json: JsonOption = False,
+) -> None:
+    """Users, events, bytes, minutes and memory of a job, measured on a sample; changes nothing."""
+    from beam_jobs import plan
+    from beam_jobs.refresh import RefreshOptions
+    from beam_jobs.summarize import SummarizeOptions
+
+    at = Home(home)
+    options = (SummarizeOptions if job is Job.summarize else RefreshOptions)(
+        warehouse=str(warehouse or at.warehouse),
+        bundle=str(model or at.model),
+        store=str(store or at.store),
+        run_dir=str(at.runs / "plan"),
+        line=line,
+        max_events_in_memory=memory_events,
+    )
+    with console.status("measuring"):
+        found = plan.plan(options, workers)
+    if json:
+        return console.json_line(dataclasses.asdict(found))
+    shown = {
+        name.replace("_", " "): value for name, value in dataclasses.asdict(found).items() if name != "notes"
+    }
+    console.fields("plan", shown)
+    for text in found.notes:
+        console.note(text)
