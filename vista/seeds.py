@@ -66,25 +66,30 @@ class QLALayer(nn.Module):
             k, v = (normed @ self.qkvg[:, width : 3 * width]).split(width, dim=-1)
         else:
             q, k, v, g = (normed @ self.qkvg).split(width, dim=-1)
-        k = F.silu(k)
-        states = qla_states(self._heads(k), self._heads(v), step, carry, log_decay)
+        states = qla_states(self._heads(F.silu(k)), self._heads(v), step, carry, log_decay)
         memory = qla_memory(states, step, self.gain, log_decay)
         if last:
             return None, states, memory
-        read = qla_read(self._heads(F.silu(q)), memory, step)
+        read = self._read(self._heads(q), self._heads(k), self._heads(v), memory, step)
         return self._mix(x, read, g), states, memory
 
     def seeds(self, x: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
         """Seeds through the layer: x [G, S, D], memory [H, G, E, E] -> [G, S, D]."""
         q, k, v, g = (_norm(x) @ self.qkvg).split(x.shape[-1], dim=-1)
         read = qla_target(self._heads(F.silu(q)), self._heads(F.silu(k)), self._heads(v), memory)
-        return self._mix(x, read, g)
+        return self._mix(x, _norm(read), g)
+
+    def _read(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, memory: torch.Tensor, step: Step
+    ) -> torch.Tensor:
+        """What events read, [rows, H, E], each head of unit root mean square."""
+        return _norm(qla_read(F.silu(q), memory, step))
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.heads, -1))
 
     def _mix(self, x: torch.Tensor, read: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-        x = x + (_norm(read).flatten(-2) * (1 + gate)) @ self.out
+        x = x + (read.flatten(-2) * (1 + gate)) @ self.out
         a, b = (_norm(x) @ self.up).chunk(2, dim=-1)
         return x + (a * b) @ self.down
 
@@ -96,11 +101,13 @@ class QLAEncoder(nn.Module):
         state_shape: shape of one history's state, (L, H, E, E).
     """
 
+    layer = QLALayer
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         s = config.summarizer
         self.width, self.count = config.width, s.seeds
-        self.layers = nn.ModuleList(QLALayer(config.width, s.heads) for _ in range(s.layers))
+        self.layers = nn.ModuleList(self.layer(config.width, s.heads) for _ in range(s.layers))
         self.seeds = nn.Parameter(torch.randn(s.seeds, config.width) * config.width**-0.5)
         head = config.width // s.heads
         self.state_shape = (s.layers, s.heads, head, head)

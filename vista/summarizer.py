@@ -40,6 +40,7 @@ from vista.embedding import NO_TIME, EventEncoder, gaps
 from vista.errors import ConfigError, DataError
 from vista.packing import PackedStep, Strands, pack
 from vista.reconstruction import ReconstructionDecoder
+from vista.rivals import HybridEncoder, PooledEncoder, SketchEncoder
 from vista.seeds import QLAEncoder
 from vista.slots import SlotMemory, SlotState
 from vista.state import EventKey, StateError, UserState, event_key
@@ -47,7 +48,8 @@ from vista.wavefront import SummaryBatch, summarize_stream
 
 __all__ = ["StateError", "Summarizer", "Summary", "SummaryBatch", "UserState", "summarize_stream"]
 
-KINDS = {"qla": QLAEncoder}
+KINDS = {"qla": QLAEncoder, "hybrid": HybridEncoder, "pooled": PooledEncoder, "sketch": SketchEncoder}
+"""``summarizer.kind``; all under one interface, one call per packed step."""
 
 _STEP_ROWS = 4_096
 

@@ -197,13 +197,14 @@ def qla_states(
     """State sums of every piece of the step.
 
     Args:
-        k: phi already applied. k, v: [rows, H, E]. carry: [H, R, E, E] state sums carried in; row 0 is zero.
+        k: phi already applied. k, v: [rows, H, E]; their widths may differ.
+        carry: [H, R, E, E] state sums carried in; row 0 is zero.
         log_decay: float64 [H], the logarithm of each head's decay per event; 0 keeps everything.
 
     Returns:
         [H, R + P + T, E, E], float32 (float64 for float64 inputs).
     """
-    heads, width = k.shape[1], k.shape[2]
+    heads, size = k.shape[1], carry.shape[2:]
     states = [carry]
     with torch.autocast(k.device.type, enabled=False):
         dtype = carry.dtype
@@ -211,17 +212,17 @@ def qla_states(
         if step.chunks:
             c, p = step.chunk, step.chunks
             rows = p * c
-            keys = k[:rows].view(p, c, heads, width).permute(2, 0, 3, 1)
-            values = v[:rows].view(p, c, heads, width).permute(2, 0, 1, 3)
+            keys = k[:rows].view(p, c, heads, -1).permute(2, 0, 3, 1)
+            values = v[:rows].view(p, c, heads, -1).permute(2, 0, 1, 3)
             keys, values = keys.to(dtype), values.to(dtype)
             if not keeps:
                 age = torch.arange(c - 1, -1, -1, dtype=torch.float64, device=k.device)
                 keys = keys * decayed(log_decay, age, dtype).view(heads, 1, 1, c)
-            own = torch.matmul(keys, values).view(heads, p, width * width)
+            own = torch.matmul(keys, values).view(heads, p, -1)
             reach = decayed(log_decay, step.distance, dtype)
             start = decayed(log_decay, step.behind, dtype).unsqueeze(-1)
             chunk_states = torch.baddbmm(start * carry.flatten(2)[:, step.carried], reach, own)
-            states.append(chunk_states.view(heads, p, width, width))
+            states.append(chunk_states.view(heads, p, *size))
         if step.tails:
             before = torch.cat(states, dim=1) if len(states) > 1 else carry
             fade = decayed(log_decay, step.tail_length, dtype)
@@ -231,7 +232,7 @@ def qla_states(
     return torch.cat(states, dim=1) if len(states) > 1 else carry
 
 
-def _padded(x: torch.Tensor, group: TailGroup) -> torch.Tensor:
+def padded(x: torch.Tensor, group: TailGroup) -> torch.Tensor:
     """[rows, H, E] -> [H, G, L, E]; padding repeats the tail's last row."""
     rows = x[group.first : group.stop] if group.gather is None else x[group.gather]
     return rows.view(-1, group.length, *x.shape[1:]).permute(2, 0, 1, 3)
@@ -245,7 +246,7 @@ def _tail_states(
     keeps: bool,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    keys, values = _padded(k, group).to(dtype), _padded(v, group).to(dtype)
+    keys, values = padded(k, group).to(dtype), padded(v, group).to(dtype)
     if not keeps or group.gather is not None:
         keys = keys * decayed(log_decay, group.age, dtype).unsqueeze(-1)
     return torch.matmul(keys.transpose(-1, -2), values)
@@ -277,7 +278,7 @@ def qla_read(q: torch.Tensor, memory: torch.Tensor, step: Step) -> torch.Tensor:
         out.append(read.permute(1, 2, 0, 3).reshape(rows, heads, width))
     for group in step.groups:
         a, b = (carried + step.chunks + t for t in group.tails)
-        read = torch.matmul(_padded(q, group), memory[:, a:b])
+        read = torch.matmul(padded(q, group), memory[:, a:b])
         read = read.permute(1, 2, 0, 3).reshape(-1, heads, width)
         out.append(read if group.place is None else read[group.place])
     return torch.cat(out) if len(out) > 1 else out[0] if out else torch.zeros_like(q)
