@@ -7,6 +7,7 @@ crash in between is finished by the next call.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -118,7 +119,9 @@ def _keep(
     for lease, names in held.items():
         roots |= {n: f"lease {lease}" for n in names}
     for line, pointer in pointers.items():
-        roots |= {n: f"line {line}, to go back to" for n in pointer.earlier[:keep]}
+        # One that cannot be read is no target for a rollback.
+        readable = (n for n in pointer.earlier if n in present and _readable(layout, n))
+        roots |= {n: f"line {line}, to go back to" for n in itertools.islice(readable, keep)}
     for line, pointer in pointers.items():
         roots[pointer.live] = f"line {line}, live"
     for root, reason in roots.items():
@@ -129,6 +132,14 @@ def _keep(
     for root, reason in roots.items():
         if root in report.kept:
             report.kept[root] = reason
+
+
+def _readable(layout: Layout, name: str) -> bool:
+    try:
+        manifests.read(layout.generation(name))
+    except StoreError:
+        return False
+    return True
 
 
 def _remains(layout: Layout) -> list[Path]:
