@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from beam_jobs import refresh, summarize
+from beam_jobs.bucket_task import worker_model
 from beam_jobs.errors import OptionsError
 from beam_jobs.pipeline import torch_threads
 from beam_jobs.refresh import RefreshOptions
@@ -87,7 +88,7 @@ def plan(options: SummarizeOptions | RefreshOptions, workers: int = 1) -> JobPla
     meta, fingerprint = bundles.read_meta(options.bundle)
     warehouse = Warehouse(options.warehouse).open()
     summarize.check_same_users(meta.user_kind, warehouse)
-    model = bundles.load(options.bundle, device=options.device, expect=fingerprint).model
+    model = worker_model(str(options.bundle), fingerprint, options.device)
     schema = schema_of(model, warehouse.user_kind, options.codecs)
     snapshot = warehouse.snapshot() if options.snapshot is None else options.snapshot
     everything = {} if snapshot is None else warehouse.bucket_files(snapshot)

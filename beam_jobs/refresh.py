@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from beam_jobs import generation_job as job
 from beam_jobs import summarize
-from beam_jobs.bucket_task import BucketTask, Settings, Source
+from beam_jobs.bucket_task import BucketTask, Settings, Source, worker_model
 from beam_jobs.changed_users import RefreshSource, as_users
 from beam_jobs.errors import OptionsError
 from beam_jobs.run_record import RunDirectory, RunRecord
@@ -233,7 +233,7 @@ def parent_of(options: RefreshOptions, record: RunRecord, warehouse: Warehouse) 
         raise NoParent(
             f"generation {parent.generation} was made by model {parent.fingerprint}, not by this one"
         )
-    model = bundles.load(options.bundle, expect=record.fingerprint).model
+    model = worker_model(str(options.bundle), str(record.fingerprint), options.device)
     if not model.summarizer.resumable:
         raise NoParent("this model cannot resume (summarizer.chunk is 0)")
     if parent.schema.as_dict() != schema_of(model, warehouse.user_kind, options.codecs).as_dict():
@@ -259,7 +259,7 @@ def _delta(
     beam_args: list[str],
     started: float,
 ) -> RunRecord:
-    model = bundles.load(options.bundle, expect=record.fingerprint).model
+    model = worker_model(str(options.bundle), str(record.fingerprint), options.device)
     folder = Layout(options.store).generation(name)
     parent = read_manifest(folder)
     files, added = files_of(options, record, warehouse, parent)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from beam_jobs import generation_job as job
-from beam_jobs.bucket_task import BucketTask, FullSource, Settings, Source
+from beam_jobs.bucket_task import BucketTask, FullSource, Settings, Source, worker_model
 from beam_jobs.errors import OptionsError
 from beam_jobs.run_record import RunDirectory, RunRecord
 from cache_store.record import Group, RecordSchema
@@ -137,7 +137,7 @@ def full_generation(
     started: float,
 ) -> RunRecord:
     """Everything at ``record.table_snapshot`` into one full generation; the finished record."""
-    model = bundles.load(options.bundle, expect=record.fingerprint).model
+    model = worker_model(str(options.bundle), str(record.fingerprint), options.device)
     store = open_or_create(options.store, warehouse.user_kind, warehouse.num_buckets)
     files = {} if record.table_snapshot is None else warehouse.bucket_files(record.table_snapshot)
     tasks = [BucketTask(bucket, tuple(files.get(bucket, ()))) for bucket in range(warehouse.num_buckets)]

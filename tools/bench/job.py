@@ -179,10 +179,11 @@ def run(
             (base, base_cpu), (all_s, all_cpu), (empty, empty_cpu) = (
                 np.array(x).T for x in (loop, whole, startup)
             )
+            work_s, work_cpu = all_s - np.median(empty), all_cpu - np.median(empty_cpu)
             suffix = "" if count == 1 else f"_{count}_workers"
             result.figures |= {
-                f"of_model_loop{suffix}": ratio(base, np.maximum(all_s - empty, 1e-9), target=TARGET),
-                f"cpu_of_model_loop{suffix}": ratio(base_cpu, np.maximum(all_cpu - empty_cpu, 1e-9)),
+                f"of_model_loop{suffix}": ratio(base, work_s, target=TARGET),
+                f"cpu_of_model_loop{suffix}": ratio(base_cpu, work_cpu),
                 f"of_model_loop_with_startup{suffix}": ratio(base, all_s),
                 f"startup_s{suffix}": median(empty, "s", at_least=False),
                 f"loop_rate{suffix}": median(rows / base, "events/s"),
