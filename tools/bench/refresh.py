@@ -1,0 +1,118 @@
+"""``refresh`` against the full job: a few new events on some of the users, the rest untouched.
+
+Both sides end with the same summaries (law 2, checked to 1e-5 on float32 records): ``full`` summarises all events into
+a new store, ``refresh`` adds the new ones to a store that holds the old. Timed is the whole run of each, and the time
+that each spends in the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from beam_jobs import refresh, summarize
+from beam_jobs.run_record import RunRecord
+from cache_store.keys import bucket_of
+from cache_store.store import Store
+from tools.bench.harness import Figure, Result, median, ratio
+from tools.bench.job import START_MS, histories, lengths_of, make_bundle, make_tables
+from vista.data.tables import Warehouse
+
+FLOAT32 = {"seeds": "float32", "slots": "float32"}
+
+
+def run(
+    quick: bool,
+    users: int | None = None,
+    mean: int = 4_000,
+    active: float = 0.1,
+    new: float = 0.01,
+    buckets: int = 8,
+    width: int = 64,
+    layers: int = 2,
+    seeds: int = 64,
+    repeats: int | None = None,
+) -> Result:
+    """Measure both sides in turn.
+
+    Args:
+        users: 100 or 800, of ``mean`` events. active: share of them with new events. new: share of new events.
+    """
+    users = users or (100 if quick else 800)
+    repeats = repeats or (1 if quick else 3)
+    result = Result(
+        {"users": users, "mean": mean, "active": active, "new": new, "buckets": buckets, "width": width,
+         "layers": layers, "seeds": seeds, "repeats": repeats}
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        bundle = make_bundle(root / "bundle", width, layers, seeds)
+        tables = make_tables(root / "tables", buckets, users, mean)
+        options = summarize.SummarizeOptions(
+            warehouse=str(root / "tables"), bundle=str(bundle), store=str(root / "base"), run_dir=str(root / "run"),
+            codecs=FLOAT32, progress=False,
+        )  # fmt: skip
+        summarize.run(options)
+        chosen = np.arange(0, users, max(1, round(1 / active)), dtype=np.int64)
+        held = lengths_of(users, mean, seed=1)
+        share = new * held.sum() / held[chosen].sum()  # of each active user's own history
+        added = np.maximum((held[chosen] * share).astype(np.int64), 1)
+        events = histories(added, seed=3, start_ms=START_MS + 10**13)
+        tables.append(chosen, events, bucket_of(chosen, buckets))
+
+        def full() -> RunRecord:
+            for name in ("full", "full-run"):
+                shutil.rmtree(root / name, ignore_errors=True)
+            return summarize.run(
+                dataclasses.replace(options, store=str(root / "full"), run_dir=str(root / "full-run"))
+            )
+
+        def delta() -> RunRecord:
+            for name in ("delta", "delta-run"):
+                shutil.rmtree(root / name, ignore_errors=True)
+            shutil.copytree(root / "base", root / "delta")
+            shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+            shared |= {"store": str(root / "delta"), "run_dir": str(root / "delta-run")}
+            return refresh.run(refresh.RefreshOptions(**shared))
+
+        records: dict[str, list[RunRecord]] = {"full": [], "delta": []}
+        for r in range(repeats):
+            for name, side in (
+                (("full", full), ("delta", delta)) if r % 2 == 0 else (("delta", delta), ("full", full))
+            ):
+                records[name].append(side())
+        worst = difference(root / "delta", root / "full", Warehouse(root / "tables"))
+
+    def of(name: str, step: str) -> np.ndarray:
+        return np.array([record.timings[step] for record in records[name]])
+
+    last = records["delta"][-1]
+    result.params |= {"new_events": last.counts["events"], "changed_users": last.counts["users"]}
+    result.figures = {
+        "model_time_ratio": ratio(of("delta", "model"), of("full", "model"), target=0.03, at_least=False),
+        "wall_ratio": ratio(of("delta", "wall"), of("full", "wall"), target=0.15, at_least=False),
+        "model_cpu_ratio": ratio(of("delta", "model_cpu"), of("full", "model_cpu"), at_least=False),
+        "law_2_difference": Figure(worst, "relative", target=1e-5, at_least=False),
+        "full_s": median(of("full", "wall"), "s", at_least=False),
+        "refresh_s": median(of("delta", "wall"), "s", at_least=False),
+    }
+    return result
+
+
+def difference(found: Path, wanted: Path, tables: Warehouse) -> float:
+    """Largest difference of any user's tokens between two stores, relative to that user's largest value."""
+    worst = 0.0
+    with Store.open(found) as a, Store.open(wanted) as b:
+        for bucket in range(tables.open().num_buckets):
+            users = b.users(bucket)
+            for i in range(0, len(users), 256):
+                x, y = a.lookup(users[i : i + 256]), b.lookup(users[i : i + 256])
+                if not np.array_equal(x.status, y.status) or not np.array_equal(x.event_count, y.event_count):
+                    return float("inf")
+                scale = np.abs(y.tokens).max(axis=(1, 2), keepdims=True, initial=1e-9)
+                worst = max(worst, float((np.abs(x.tokens - y.tokens) / scale).max()))
+    return worst
