@@ -50,6 +50,7 @@ def run(
     positives: int = 1_000,
     users: int = 150,
     events: int = 1_200_000,
+    min_history: int = 512,
     names: str | None = None,
     keep: str | None = None,
 ) -> Result:
@@ -60,7 +61,8 @@ def run(
         there are.
         seeds, first_seed: runs per variant. steps, slates: of training, the same for all. window: events that
             full attention and summaries read. positives: questions asked.
-        users, events: of the generated set. names: variants, comma separated.
+        users, events: of the generated set. min_history: earlier events of the users who are asked. names:
+        variants, comma separated.
         keep: folder where every finished run is kept and taken from, so that a long study can be made in
             pieces.
     """
@@ -84,7 +86,7 @@ def run(
                 found = load(str(data))
             else:
                 found = generated(folder / f"generated-{users}-{events}", users, events)
-            runs = Runs(found, folder, steps, slates, window, positives)
+            runs = Runs(found, folder, steps, slates, window, positives, min_history)
             for seed in range(first_seed, first_seed + seeds):
                 for name in chosen:
                     runs.run(variants(window)[name], seed)
@@ -101,7 +103,7 @@ class Runs:
         self.data, self.folder = data, folder
         self.steps, self.slates, self.window = steps, slates, window
         per_visit = max(8, slates // 2)
-        self.examples = examples(window, 8, per_visit)
+        self.examples = examples(window, 8, per_visit, least)
         self.questions = held_out(data, self.examples, 1_024, positives)
         self.found: dict[tuple[str, int], dict[str, Any]] = {}
         self._batches: tuple[int, list] | None = None

@@ -163,12 +163,12 @@ class History:
         now = np.zeros(batch.events.users, np.int64)
         for v in range(batch.events.users):
             mine = np.flatnonzero(batch.user_of == v)
-            stop = int(batch.cut[mine].max(initial=0))
-            start = max(0, int(batch.cut[mine].min(initial=0)) - limit)
+            stop = int(batch.cut[mine].max())
+            start = max(0, int(batch.cut[mine].min()) - limit)
             starts.append(batch.events.offsets[v] + start)
             stops.append(batch.events.offsets[v] + stop)
             self.cuts.append(batch.cut[mine] - start)
-            now[v] = batch.now_ms[mine].max(initial=0)
+            now[v] = batch.now_ms[mine].max()
         self.limit = limit
         window = batch.events.slices(np.array(starts), np.array(stops))
         self.offsets = window.offsets

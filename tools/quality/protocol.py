@@ -1,4 +1,4 @@
-"""Data and questions: rank the touched item among 100 candidates of its surface.
+"""Data and questions: rank the touched item among 100 candidates, the others drawn evenly from its surface.
 
 Judged are requests after the time split of users with at least ``min_history`` earlier events. A positive is
 a *return* if its group was touched before but not within the last 64 events, and *far* if the last touch lies
@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 
 from vista.catalogue import Catalogue, survey
+from vista.clusters import _contexts
 from vista.data.events import Events
-from vista.data.examples import Batch, ExampleConfig, Visit, collate
+from vista.data.examples import Batch, ExampleConfig, PopularItems, Visit, collate
 from vista.data.generator import ACTIONS, GeneratorOptions, content_vectors, generate
 from vista.data.loader import Arrays, Source, Tables, visit_stream
 from vista.data.tables import Warehouse
@@ -34,7 +36,9 @@ class Data:
         events: U histories, in contract order. users: int64 [U], numbers.
         actions: names. catalogue: items and the time split.
         group_size: items ``i`` and ``j`` are of one group if ``i // group_size == j // group_size``.
-        content: float32 [I, W] of ``catalogue.item``, or None.
+        content: float32 [I, W] of ``catalogue.item``: what an item is about. Given by the generator; for
+            logs, the company it keeps in the training period (random indexing). Every variant gets it, so
+            that a short run need not learn the items before it can show what a summary keeps.
     """
 
     name: str
@@ -42,19 +46,38 @@ class Data:
     events: Events
     actions: tuple[str, ...]
     catalogue: Catalogue
+    content: np.ndarray
     group_size: int = 1
-    content: np.ndarray | None = None
+
+    def candidates(self) -> PopularItems:
+        """Draws candidates evenly from a surface's items."""
+        return PopularItems(*self.catalogue.rows, power=0.0)
 
     @property
     def source(self) -> Source:
         return Arrays(self.users, self.events, of=min(8, max(self.events.users, 1)))
 
 
-def _finish(
-    name: str, users: np.ndarray, events: Events, actions: tuple[str, ...], held_out: float, **more
-) -> Data:
+def _finish(name: str, users: np.ndarray, events: Events, actions: tuple[str, ...], held_out: float) -> Data:
     catalogue = survey(Arrays(users, events), held_out, sample_events=4_000_000, sample_user=1 << 20)
-    return Data(name, users, events, actions, catalogue, **more)
+    return Data(name, users, events, actions, catalogue, company(catalogue))
+
+
+def company(catalogue: Catalogue, width: int = 64, window: int = 8) -> np.ndarray:
+    """float32 [I, width]: what each item occurs near, by the random indexing behind ``vista.clusters``; 0 if
+    never."""
+    events = catalogue.sample
+    items, inverse, count = np.unique(events.item, return_inverse=True, return_counts=True)
+    vector = (
+        torch.randint(0, 2, (len(items), width), generator=torch.Generator().manual_seed(0)).float() * 2 - 1
+    )
+    rare = torch.from_numpy(1.0 / np.sqrt(count)).float()[:, None]
+    share = torch.from_numpy(count / max(count.sum(), 1)).float()
+    for _ in range(2):
+        vector = _contexts(events, torch.from_numpy(inverse), vector * rare, share, window)
+    found = np.zeros((len(catalogue.item), width), np.float32)
+    found[np.searchsorted(catalogue.item, items)] = vector.numpy()
+    return found
 
 
 def from_columns(
@@ -69,7 +92,7 @@ def from_columns(
     order = np.argsort(user, kind="stable")
     users, lengths = np.unique(user, return_counts=True)
     events = Events.of(lengths, **{n: c[order] for n, c in columns.items()}).sorted()
-    return _finish(name, users, events, actions, held_out, **more)
+    return _finish(name, users, events, actions, held_out)
 
 
 def load(path: str | Path, held_out: float = 0.1) -> Data:
@@ -148,9 +171,9 @@ def generated(folder: Path, users: int, events: int, seed: int = 0, held_out: fl
         },
         ACTIONS,
         held_out,
-        group_size=options.niche_items,
     )
-    return replace(data, content=content_vectors(options, data.catalogue.item))
+    vectors = content_vectors(options, data.catalogue.item)
+    return replace(data, content=vectors, group_size=options.niche_items)
 
 
 def last_touch(events: Events, group_size: int) -> np.ndarray:
@@ -213,7 +236,7 @@ def held_out(
             data.source.buckets(),
             config,
             recent,
-            data.catalogue.popular(),
+            data.candidates(),
             (seed, 21),
             after_ms=data.catalogue.split_ms,
         )
@@ -274,7 +297,7 @@ def training_batches(
                 data.source.buckets(),
                 config,
                 recent,
-                data.catalogue.popular(),
+                data.candidates(),
                 (seed, 32, epoch),
                 before_ms=data.catalogue.split_ms,
             )

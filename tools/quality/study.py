@@ -13,6 +13,7 @@ import torch
 from tools.quality.contexts import BASE, Variant, logits, model_config
 from tools.quality.protocol import Data, Questions
 from vista import metrics
+from vista.clusters import kmeans
 from vista.config import ModelConfig
 from vista.data.examples import Batch
 from vista.model import VistaModel
@@ -43,14 +44,12 @@ class Answers:
 
 def build(data: Data, variant: Variant, base: ModelConfig = BASE, seed: int = 0) -> VistaModel:
     """A fresh model for the variant, with the clusters and content vectors of the training period."""
-    width = 0 if data.content is None else data.content.shape[1]
-    model = VistaModel(model_config(variant, data.actions, base, width, seed))
-    if data.content is not None:
-        model.items.set_content(data.catalogue.item, data.content)
-        # Where items seldom come twice, their own rows are noise beside what they are about.
-        with torch.no_grad():
-            model.items.weight.mul_(0.1)
-            torch.nn.init.orthogonal_(model.items.project.weight)
+    model = VistaModel(model_config(variant, data.actions, base, data.content.shape[1], seed))
+    model.items.set_content(data.catalogue.item, data.content)
+    with torch.no_grad():
+        # An item's own row is noise until it was trained, and where items seldom come twice it never is.
+        model.items.weight.mul_(0.3)
+        torch.nn.init.orthogonal_(model.items.project.weight)
     if model.slots.clusters and model.config.slots.enabled:
         clusters(data, model)
     return model
@@ -62,25 +61,18 @@ _CLUSTERS: dict[tuple[str, int, int], tuple[np.ndarray, np.ndarray]] = {}
 def clusters(data: Data, model: VistaModel) -> None:
     """Clusters by content where there is content, else by co-occurrence; fitted once per data set and
     number."""
-    from vista.clusters import fit_clusters
-
     count = model.config.slots.clusters
     key = (data.name, id(data.events), count)
     if key not in _CLUSTERS:
-        if data.content is not None:
-            rng = np.random.default_rng(0)
-            some = rng.permutation(len(data.content))[: max(64 * count, 4096)]
-            items = data.catalogue.item
-            _CLUSTERS[key] = items, assigned(data.content, data.content[some], count)
-        else:
-            _CLUSTERS[key] = fit_clusters(data.catalogue.sample, count)
+        known = np.flatnonzero(np.abs(data.content).sum(1) > 0)
+        some = np.random.default_rng(0).permutation(known)[: max(64 * count, 4_096)]
+        place = assigned(data.content[known], data.content[some], count)
+        _CLUSTERS[key] = data.catalogue.item[known], place
     model.slots.set_clusters(*_CLUSTERS[key])
 
 
 def assigned(vectors: np.ndarray, sample: np.ndarray, count: int) -> np.ndarray:
     """int32 [I]: nearest of ``count`` spherical k-means centres fitted on ``sample``."""
-    from vista.clusters import kmeans
-
     place = kmeans(sample, count)
     centres = np.zeros((count, vectors.shape[1]), np.float32)
     np.add.at(centres, place, sample)
