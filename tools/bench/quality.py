@@ -98,7 +98,7 @@ class Runs:
     """Finished runs of one data set, by variant and seed; what was asked is shared by all of them."""
 
     def __init__(
-        self, data: Data, folder: Path, steps: int, slates: int, window: int, positives: int
+        self, data: Data, folder: Path, steps: int, slates: int, window: int, positives: int, least: int = 512
     ) -> None:
         self.data, self.folder = data, folder
         self.steps, self.slates, self.window = steps, slates, window
