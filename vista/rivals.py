@@ -18,7 +18,7 @@ from torch import nn
 
 from vista.config import ModelConfig
 from vista.ops.qla import Step, padded, qla_states
-from vista.seeds import QLAEncoder, QLALayer
+from vista.seeds import QLAEncoder, QLALayer, log_decays
 
 _EPS = 1e-8
 
@@ -82,30 +82,45 @@ class _Read(nn.Module):
 class SketchEncoder(nn.Module):
     """``A = softmax over prototypes of (P Wq)(X Wk)^T / sqrt(D)``, ``sketch = mean of A X``.
 
+    Beside SequenceO1's: the softmax starts sharper, so a prototype begins as a small region and its centroid
+    says what of it the user touched; and a token also carries its mass, since a mean forgets how often.
+    Masses decay with the half-lives of the heads.
+
     Attributes:
-        state_shape: (S, D), the sum of A X.
+        state_shape: (S, D + H): the sums of A X, and of A with each half-life.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        width = config.width
+        width, heads = config.width, config.summarizer.heads
         self.seeds = nn.Parameter(torch.randn(config.summarizer.seeds, width))
         self.query = nn.Parameter(torch.eye(width) + 0.1 * torch.randn(width, width) * width**-0.5)
         self.key = nn.Parameter(torch.eye(width) + 0.1 * torch.randn(width, width) * width**-0.5)
+        self.sharpness = nn.Parameter(torch.tensor(3.0))
+        self.mass = nn.Parameter(torch.randn(heads + 1, width) * 0.1)
         self.read = _Read(width)
-        self.state_shape = (config.summarizer.seeds, width)
-        self.register_buffer("keep", torch.zeros(1, dtype=torch.float64), persistent=False)
+        self.state_shape = (config.summarizer.seeds, width + heads + 1)
+        log_decay = torch.cat([torch.zeros(1, dtype=torch.float64), log_decays(config)])
+        self.register_buffer("log_decay", log_decay, persistent=False)
 
     def forward(
         self, x: torch.Tensor, step: Step, carry: torch.Tensor, reads: torch.Tensor, kept: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See :meth:`vista.seeds.QLAEncoder.forward`; states float32 [m, S, D]."""
+        """See :meth:`vista.seeds.QLAEncoder.forward`; states float32 [m, S, D + H]."""
         x = _norm(x)
-        score = (x @ self.key) @ (_norm(self.seeds) @ self.query).T * x.shape[-1] ** -0.5
-        spread = score.softmax(-1)
-        states = qla_states(spread.unsqueeze(1), x.unsqueeze(1), step, carry.unsqueeze(0), self.keep)[0]
-        count = step.count.clamp(min=1).to(states.dtype)[reads]
-        return self.read(self.seeds, states[reads] / count[:, None, None]), states[kept]
+        width = x.shape[-1]
+        score = (x @ self.key) @ (_norm(self.seeds) @ self.query).T * (self.sharpness * width**-0.5)
+        spread = score.softmax(-1).unsqueeze(1)
+        sums = qla_states(spread, x.unsqueeze(1), step, carry[None, ..., :width], self.log_decay[:1])[0]
+        before = carry[..., width:].permute(2, 0, 1).unsqueeze(-1)
+        heads = len(self.log_decay)
+        one = x.new_ones(1, 1, 1).expand(len(x), heads, 1)
+        mass = qla_states(spread.expand(-1, heads, -1), one, step, before, self.log_decay)
+        states = torch.cat([sums, mass.squeeze(-1).permute(1, 2, 0)], dim=-1)
+        total = states[reads][..., width:]
+        read = states[reads][..., :width] / total[..., :1].clamp(min=1e-6)
+        seeds = self.seeds + torch.log1p(total).to(self.mass.dtype) @ self.mass
+        return self.read(seeds, read), states[kept]
 
 
 class PooledEncoder(nn.Module):

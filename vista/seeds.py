@@ -32,6 +32,13 @@ def _norm(x: torch.Tensor) -> torch.Tensor:
     return F.rms_norm(x, x.shape[-1:], eps=_EPS)
 
 
+def log_decays(config: ModelConfig) -> torch.Tensor:
+    """Logarithm of each head's decay per event, float64 [H]; 0 where it keeps everything."""
+    s = config.summarizer
+    lives = [s.half_lives_events[h % len(s.half_lives_events)] for h in range(s.heads)]
+    return torch.tensor([-math.log(2.0) / life for life in lives], dtype=torch.float64)
+
+
 class QLALayer(nn.Module):
     """One layer over events and seeds; see the module's docstring."""
 
@@ -111,9 +118,7 @@ class QLAEncoder(nn.Module):
         self.seeds = nn.Parameter(torch.randn(s.seeds, config.width) * config.width**-0.5)
         head = config.width // s.heads
         self.state_shape = (s.layers, s.heads, head, head)
-        lives = [s.half_lives_events[h % len(s.half_lives_events)] for h in range(s.heads)]
-        log_decay = torch.tensor([-math.log(2.0) / life for life in lives], dtype=torch.float64)
-        self.register_buffer("log_decay", log_decay, persistent=False)
+        self.register_buffer("log_decay", log_decays(config), persistent=False)
 
     def forward(
         self, x: torch.Tensor, step: Step, carry: torch.Tensor, reads: torch.Tensor, kept: torch.Tensor
