@@ -1,0 +1,472 @@
+"""Copies of generations elsewhere: ``push`` to a URL, ``pull`` from it; verified by digest, resumable, whole chains.
+
+    URL/
+      FORMAT                            that of the store; only stores of the same facts exchange generations
+      CURRENT, lines/NAME               which folder a line points to; replaced last
+      generations/00000007-IDENTITY/    one generation, never changed
+        (its files)  manifest.json      as in the store
+        PARENT                          folder of the parent generation, or "-"
+        READY                           digest of manifest.json; written last
+
+IDENTITY is the digest of manifest.json and PARENT, so that a folder's name says all of its content and of everything
+below it; two pushes of the same generation write the same bytes. Parents are pushed before their deltas: where READY
+is, the chain below is whole. Nothing reads a folder without READY, and pulling compares every file with its digest.
+
+A pulled generation becomes one of the local store by the ordinary steps (staging, READY, rename, pointer), under a
+number of its own: its content digest is the same, names and parents are local.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import xxhash
+
+from cache_store import lines, publish
+from cache_store import manifest as manifests
+from cache_store.errors import Damaged, FingerprintMismatch, GenerationUnknown, SchemaError, StoreError
+from cache_store.layout import MAIN, Layout, check_name, digest_file, exclusive, fsync_folder, storage_errors
+from cache_store.leases import Lease
+from cache_store.manifest import Manifest
+from cache_store.remote_files import RemoteError, RemoteFiles
+from cache_store.sorted_file import FileFact
+from cache_store.store import Store, wall_clock
+
+_ATTEMPTS = 5
+_NO_PARENT = "-"
+
+
+@dataclass
+class CopyReport:
+    """What a push or a pull did.
+
+    Attributes:
+        generation: local name of the newest generation of the chain. folder: its remote name.
+        chain: remote folders, oldest first.
+        copied, found: files copied, and files that were already there with the right digest.
+        bytes: copied.
+    """
+
+    generation: str = ""
+    folder: str = ""
+    chain: list[str] = field(default_factory=list)
+    copied: int = 0
+    found: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """One generation on the remote side: its folder, manifest text and manifest."""
+
+    folder: str
+    text: str
+    manifest: Manifest
+
+    @property
+    def run_id(self) -> str:
+        """Under which its pull is staged; the same for every attempt, and for nothing else."""
+        return f"pull-{self.folder}"
+
+
+def identity(name: str, text: str, parent: str) -> str:
+    """Remote folder of a generation: its name, and a digest of its manifest and its parent's folder."""
+    digest = xxhash.xxh3_128_hexdigest(f"{parent}\n{text}".encode())
+    return f"{name}-{digest}"
+
+
+def push(
+    store: Store,
+    generation: str | None,
+    url: str,
+    *,
+    line: str | None = None,
+    storage_options: dict[str, Any] | None = None,
+    jobs: int = 4,
+) -> CopyReport:
+    """Copy a generation and every one below it to a URL, then point the remote line at it.
+
+    Killed at any point, it leaves at most folders without READY; the same push goes on with the files that are
+    missing. Users forgotten later leave the remote side with the next push and :func:`sweep`.
+
+    Args:
+        generation: name; None takes the live one of the store's line.
+        line: remote line; None takes the store's.
+        jobs: files copied at a time.
+
+    Raises:
+        RemoteError: the remote side fails. Damaged: a local file is not what its manifest states.
+        FormatUnknown, SchemaError: the URL holds generations of a store with other facts.
+        GenerationUnknown, NothingPublished
+    """
+    layout, remote = store.layout, RemoteFiles(url, storage_options)
+    line = store.line if line is None else line
+    _same_format(layout, remote, create=True)
+    now = wall_clock()
+    lease = Lease(layout, now)
+    try:
+        name = generation or lines.live(layout, store.line).live
+        chain = _hold_chain(layout, lease, name, now)
+        report, parent = CopyReport(generation=name), _NO_PARENT
+        for manifest in reversed(chain):
+            lease.renew(wall_clock())
+            parent = _push_one(layout, remote, manifest, parent, report, jobs)
+            report.chain.append(parent)
+        report.folder = parent
+        remote.write(_pointer_path(line), _pointer_text(line, parent))
+    finally:
+        lease.drop()
+    return report
+
+
+def pull(
+    url: str,
+    store: Store,
+    line: str = MAIN,
+    *,
+    remote_line: str | None = None,
+    generation: str | None = None,
+    fingerprint: str | None = None,
+    storage_options: dict[str, Any] | None = None,
+    jobs: int = 4,
+) -> CopyReport:
+    """Copy a generation and every one below it from a URL and make it the live one of a local line.
+
+    The line ends where the remote line is, also if that went back. Generations that are here already are not copied
+    again. Killed at any point, the local line stays where it was, and the same pull goes on.
+
+    Args:
+        line: local line. remote_line: the remote one, the same by default.
+        generation: remote folder, or its generation number, instead of what the remote line points to.
+        fingerprint: refuse generations of another model; the store's by default.
+
+    Raises:
+        RemoteError: the remote side fails, or the line has nothing. GenerationUnknown: no such remote generation.
+        Damaged: what was copied is not what the manifest states; nothing went live.
+        FingerprintMismatch, FormatUnknown, SchemaError, StorageFull, ReadOnlyStorage
+    """
+    layout, remote = store.layout, RemoteFiles(url, storage_options)
+    _same_format(layout, remote, create=False)
+    tip = (
+        _find(remote, generation)
+        if generation
+        else _read_pointer(remote, line if remote_line is None else remote_line)
+    )
+    chain = list(reversed(list(_remote_chain(remote, tip, layout))))
+    wanted = store.fingerprint if fingerprint is None else fingerprint
+    if wanted is not None and chain[-1].manifest.fingerprint != wanted:
+        raise FingerprintMismatch(
+            f"{remote.name(tip)}: made by model {chain[-1].manifest.fingerprint}, asked for {wanted}; pull the line of "
+            f"that model, or run `vista promote` for the model itself first"
+        )
+    report = CopyReport(folder=tip, chain=[g.folder for g in chain])
+    with storage_errors(f"pulling {url}"):
+        for _ in range(_ATTEMPTS):
+            for g in chain:
+                if _local(layout, g) is None:
+                    _download(layout, remote, g, report, jobs)
+            with exclusive(layout, f"pulling {url}"):
+                name = _enter_chain(layout, chain)
+                if name is None:
+                    continue  # prune was faster than we: copy again what it took
+                pointer = lines.read_pointer(layout, line)
+                if pointer is None or pointer.live != name:
+                    lines.write_pointer(layout, line, pointer.then(name) if pointer else lines.Pointer(name))
+                report.generation = name
+                return report
+    raise RemoteError(
+        f"{layout.root}: generations were removed while pulling; run the same `vista pull` again"
+    )
+
+
+def sweep(url: str, storage_options: dict[str, Any] | None = None) -> list[str]:
+    """Delete remote generations that no remote line needs, unfinished ones included; their folders.
+
+    No push to the same URL may run meanwhile. This is what removes forgotten users from the remote side, after the
+    line's new generations were pushed.
+
+    Raises:
+        RemoteError, Damaged: a pointer or chain that must be followed cannot be read; nothing is deleted then.
+    """
+    remote = RemoteFiles(url, storage_options)
+    keep: set[str] = set()
+    pointers = [MAIN] if remote.read(_pointer_path(MAIN)) is not None else []
+    for line in pointers + [name for name in remote.folders("lines") if not name.startswith(".")]:
+        tip: str | None = _read_pointer(remote, line)
+        while tip is not None and tip not in keep:
+            keep.add(tip)
+            tip = _read_one(remote, tip)[1]
+    doomed = [name for name in remote.folders("generations") if name not in keep]
+    for name in doomed:
+        remote.remove(
+            f"generations/{name}/READY"
+        )  # first, so that half a folder is never taken for a whole one
+        remote.remove(f"generations/{name}")
+    return doomed
+
+
+def _hold_chain(layout: Layout, lease: Lease, name: str, now_ms: int) -> list[Manifest]:
+    """Manifests of a chain, newest first, with a lease that keeps ``prune`` away from all of it."""
+    lease.hold([name], now_ms)
+    chain: list[Manifest] = []
+    wanted: str | None = name
+    while wanted is not None:
+        if not layout.generation(wanted).is_dir():
+            raise GenerationUnknown(f"{layout.root}: no generation {wanted}; run `vista status`")
+        chain.append(manifests.read(layout.generation(wanted)))
+        wanted = chain[-1].parent
+    return chain
+
+
+def _push_one(
+    layout: Layout, remote: RemoteFiles, manifest: Manifest, parent: str, report: CopyReport, jobs: int
+) -> str:
+    """Copy one generation; its remote folder."""
+    text = manifest.text()
+    folder = identity(manifest.generation, text, parent)
+    base, ready = f"generations/{folder}", manifests.seal(text)
+    if remote.read(f"{base}/READY") == ready:
+        report.found += len(manifest.files)
+        return folder
+    source = layout.generation(manifest.generation)
+
+    def copy(item: tuple[str, FileFact]) -> bool:
+        file, fact = item
+        path = f"{base}/{file}"
+        if remote.size(path) == fact.bytes and remote.digest(path) == fact.digest:
+            return False
+        try:
+            remote.upload(source / file, path, fact)
+        except FileNotFoundError as error:
+            raise Damaged(
+                f"{source / file}: gone while it was pushed (forget gives shards new names); run `vista push` again"
+            ) from error
+        return True
+
+    _count(report, manifest.files, _each(copy, list(manifest.files.items()), jobs))
+    remote.write(f"{base}/manifest.json", text.encode())
+    remote.write(f"{base}/PARENT", f"{parent}\n".encode())
+    remote.write(f"{base}/READY", ready)
+    return folder
+
+
+def _download(layout: Layout, remote: RemoteFiles, g: _Remote, report: CopyReport, jobs: int) -> None:
+    """Copy one generation's files into its staging folder; those that are there and right are kept."""
+    staging = layout.run(g.run_id)
+    staging.mkdir(parents=True, exist_ok=True)
+
+    def copy(item: tuple[str, FileFact]) -> bool:
+        file, fact = item
+        target = staging / file
+        if _is(target, fact):
+            return False
+        with _part(target) as part:
+            if part is None or _is(target, fact):  # another pull was faster
+                return False
+            remote.download(f"generations/{g.folder}/{file}", part, fact)
+            os.replace(_part_path(target), target)
+        return True
+
+    _count(report, g.manifest.files, _each(copy, list(g.manifest.files.items()), jobs))
+    if staging.is_dir():
+        fsync_folder(staging)
+
+
+def _enter_chain(layout: Layout, chain: Sequence[_Remote]) -> str | None:
+    """Make every generation of a chain a local one, oldest first; the newest's name. The lock is held.
+
+    None if a generation is neither here nor staged.
+    """
+    parent: str | None = None
+    for g in chain:
+        name = _local(layout, g)
+        if name is None:
+            staging = layout.run(g.run_id)
+            sizes = {file: fact.bytes for file, fact in g.manifest.files.items()}
+            if not all(
+                (staging / f).is_file() and (staging / f).stat().st_size == n for f, n in sizes.items()
+            ):
+                return None
+            name = publish.next_number(layout)
+            publish.enter(
+                layout, staging, dataclasses.replace(g.manifest, generation=name, parent=parent, run_id=g.run_id)
+            )  # fmt: skip
+        parent = name
+    return parent
+
+
+def _local(layout: Layout, g: _Remote) -> str | None:
+    """Local name of a remote generation: pulled before, or pushed from here; None where it is not here."""
+    pulled = publish.find_run(layout, g.run_id)
+    if pulled is not None:
+        return pulled.generation
+    name = g.manifest.generation
+    if name in layout.generation_names():
+        try:
+            if _identity_here(layout, name) == g.folder:
+                return name
+        except StoreError:
+            return None
+    return None
+
+
+def _identity_here(layout: Layout, name: str) -> str:
+    manifest = manifests.read(layout.generation(name))
+    parent = _NO_PARENT if manifest.parent is None else _identity_here(layout, manifest.parent)
+    return identity(name, manifest.text(), parent)
+
+
+def _remote_chain(remote: RemoteFiles, tip: str, layout: Layout) -> Iterator[_Remote]:
+    """Generations of a remote chain, newest first, each checked against its seal, its name and the local store."""
+    seen: set[str] = set()
+    folder: str | None = tip
+    store = layout.read_format()
+    while folder is not None:
+        if folder in seen:
+            raise Damaged(f"{remote.name(folder)}: lies on itself; run `vista push` again where it came from")
+        seen.add(folder)
+        found, folder = _read_one(remote, folder)
+        manifest = found.manifest
+        if (manifest.num_shards, manifest.schema.user_kind) != (store.num_shards, store.user_kind):
+            raise SchemaError(
+                f"{remote.name(found.folder)}: has other shards or ids than the store {layout.root}"
+            )
+        for name in manifest.files:
+            check_name(name, "file of a remote generation")  # never a path that leads elsewhere
+        if {"manifest.json", "READY"} & set(manifest.files):
+            raise Damaged(
+                f"{remote.name(found.folder)}: lists its own manifest as data; run `vista push` again"
+            )
+        yield found
+
+
+def _read_one(remote: RemoteFiles, folder: str) -> tuple[_Remote, str | None]:
+    """One remote generation and its parent's folder."""
+    base = f"generations/{check_name(folder, 'remote generation')}"
+    ready = remote.read(f"{base}/READY")
+    if ready is None:
+        raise RemoteError(f"{remote.name(base)}: no READY, the push was not finished; run `vista push` again")
+    raw, parent_raw = remote.read(f"{base}/manifest.json"), remote.read(f"{base}/PARENT")
+    try:
+        text, parent = (raw or b"").decode(), (parent_raw or b"").decode().strip()
+    except UnicodeDecodeError as error:
+        raise Damaged(
+            f"{remote.name(base)}: manifest.json or PARENT is not UTF-8; run `vista push` again"
+        ) from error
+    if manifests.seal(text) != ready or folder.partition("-")[2] != identity("", text, parent)[1:]:
+        raise Damaged(
+            f"{remote.name(base)}: manifest.json, PARENT and READY disagree; run `vista push` again"
+        )
+    manifest = Manifest.parse(text, Path(folder))
+    if (manifest.parent is None) != (parent == _NO_PARENT):
+        raise Damaged(f"{remote.name(base)}: PARENT and the manifest disagree; run `vista push` again")
+    return _Remote(folder, text, manifest), None if parent == _NO_PARENT else parent
+
+
+def _find(remote: RemoteFiles, wanted: str) -> str:
+    """Folder of a remote generation by folder name or number."""
+    names = remote.folders("generations")
+    hits = [
+        n
+        for n in names
+        if wanted in (n, n.partition("-")[0]) and remote.size(f"generations/{n}/READY") is not None
+    ]
+    if len(hits) != 1:
+        what = "is not there" if not hits else f"may be any of {hits}; name the folder"
+        raise GenerationUnknown(f"{remote.url}: generation {wanted} {what}; complete or not: {names[-8:]}")
+    return hits[0]
+
+
+def _pointer_path(line: str) -> str:
+    return "CURRENT" if line == MAIN else f"lines/{check_name(line, 'line')}"
+
+
+def _pointer_text(line: str, folder: str) -> bytes:
+    check = xxhash.xxh3_64_hexdigest(f"{line}\n{folder}".encode())
+    return f"{folder}\ncheck {check}\n".encode()
+
+
+def _read_pointer(remote: RemoteFiles, line: str) -> str:
+    path = _pointer_path(line)
+    raw = remote.read(path)
+    if raw is None:
+        raise RemoteError(f"{remote.name(path)}: line {line!r} was never pushed; run `vista push`")
+    folder = raw.split(b"\n")[0].decode(errors="replace")
+    if raw != _pointer_text(line, folder):
+        raise Damaged(f"{remote.name(path)}: check fails; run `vista push` again, it writes the pointer anew")
+    return folder
+
+
+def _same_format(layout: Layout, remote: RemoteFiles, create: bool) -> None:
+    mine = layout.read_format().text().encode()
+    theirs = remote.read("FORMAT")
+    if theirs is None:
+        if not create:
+            raise RemoteError(
+                f"{remote.name('FORMAT')}: not there; nothing was pushed to this URL; run `vista push`"
+            )
+        remote.write("FORMAT", mine)
+    elif theirs != mine:
+        raise SchemaError(
+            f"{remote.name('FORMAT')}: expected the facts of {layout.format}, found {theirs[:120]!r}; use a URL of its "
+            f"own per kind of store"
+        )
+
+
+def _is(path: Path, fact: FileFact) -> bool:
+    try:
+        return path.stat().st_size == fact.bytes and digest_file(path) == fact.digest
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _part_path(target: Path) -> Path:
+    return target.with_name(f".{target.name}.part")
+
+
+@contextmanager
+def _part(target: Path) -> Iterator[IO[bytes] | None]:
+    """The unfinished copy of a file, open and locked; None if the staging folder has meanwhile been published."""
+    path = _part_path(target)
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:
+            yield None
+            return
+        with os.fdopen(fd, "r+b", closefd=True) as part:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            try:
+                same = os.path.samestat(os.fstat(fd), os.stat(path))
+            except FileNotFoundError:
+                same = False
+            if not same:  # renamed by another pull while we waited for its lock
+                if target.exists() or not target.parent.is_dir():
+                    yield None
+                    return
+                continue
+            yield part
+            return
+
+
+def _each(
+    work: Callable[[tuple[str, FileFact]], bool], items: Sequence[tuple[str, FileFact]], jobs: int
+) -> list[bool]:
+    if jobs <= 1:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(jobs, thread_name_prefix="remote") as pool:
+        return list(pool.map(work, items))
+
+
+def _count(report: CopyReport, files: dict[str, FileFact], copied: list[bool]) -> None:
+    report.copied += sum(copied)
+    report.found += len(copied) - sum(copied)
+    report.bytes += sum(fact.bytes for fact, new in zip(files.values(), copied, strict=True) if new)
