@@ -120,7 +120,7 @@ class Ranker(nn.Module):
             self.wide.bias.zero_()
             if self.horizons:
                 self.wide.weight[:, : self.horizons] = 1.0 / self.horizons  # count-min estimate per horizon
-            self.wide.weight[:, -4:] = torch.tensor([0.5, 0.5, 0.5, 1.0])  # recent matches; retrieval score
+            self.wide.weight[:, -4:] = torch.tensor([0.5, 0.5, 0.5, 0.25])  # recent matches; retrieval score
 
     # --- context ---------------------------------------------------------------------------------------
 
@@ -400,7 +400,8 @@ class Ranker(nn.Module):
             least = mass[:, : self.config.slots.rows].amin(1)
             parts += [least, mass.flatten(1)]
         parts.append(self._matches(ctx, item, user))
-        parts.append((ctx.query[user] * vector[:, None]).sum(-1).amax(-1, keepdim=True))
+        # At the scale of a logit, as the softmax sees it: at most 1 it would take the wide path long to use.
+        parts.append(self.scale() * (ctx.query[user] * vector[:, None]).sum(-1).amax(-1, keepdim=True))
         return torch.cat(parts, -1)
 
     def _matches(self, ctx: ContextKV, item: Tensor, user: Tensor) -> Tensor:
