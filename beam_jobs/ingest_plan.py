@@ -20,6 +20,9 @@ from vista.data import paths, schema
 from vista.data.schema import Source, UnreadableFile, WrongType
 from vista.data.tables import Warehouse
 
+FLAGS = {"max_rows": "--memory-rows", "num_buckets": "--buckets", "actions": "--action"}
+"""Options whose flag of ``vista ingest`` is not their own name."""
+
 
 @dataclass(frozen=True)
 class IngestOptions:
@@ -65,7 +68,7 @@ class IngestOptions:
         for name, low in (("max_rows", 1), ("chunk_rows", 1), ("attempts", 1), ("num_buckets", 0)):
             if getattr(self, name) < low:
                 raise OptionsError(
-                    f"--{name.replace('_', '-')}: expected at least {low}, found {getattr(self, name)}; "
+                    f"{FLAGS.get(name, name)}: expected at least {low}, found {getattr(self, name)}; "
                     f"see vista ingest --help"
                 )
         if not self.events and not self.impressions:
@@ -250,7 +253,7 @@ def make_plan(
         fixed["user_id"] = "int" if warehouse.user_kind == "int64" else "string"
         if options.num_buckets not in (0, warehouse.num_buckets):
             raise OptionsError(
-                f"{warehouse.name}: expected --num-buckets {warehouse.num_buckets} (fixed when the tables were made), "
+                f"{warehouse.name}: expected --buckets {warehouse.num_buckets} (fixed when the tables were made), "
                 f"found {options.num_buckets}; leave the option out of vista ingest"
             )
     kinds = common_kinds([*events, *shown], fixed)

@@ -96,8 +96,8 @@ def vocabularies(
     for name, old, new in zip(("actions", "surfaces"), present, given, strict=True):
         if new is not None and new[: len(old)] != old:
             raise DataError(
-                f"--{name}: expected a continuation of {', '.join(old)} (names only grow at the end), found "
-                f"{', '.join(new)}; run vista ingest without --{name}, or with new names appended"
+                f"{name}: expected a continuation of {', '.join(old)} (names only grow at the end), found "
+                f"{', '.join(new)}; run vista ingest without naming them (--action), or with new names appended"
             )
     largest = -1
     wanted: list[tuple[Source, tuple[str, ...]]] = []
@@ -133,7 +133,7 @@ def vocabularies(
             raise DataError(
                 f"{name}: expected at most {limit} different values, found {len(values)}: {', '.join(values[:40])}...; "
                 f"is this the right column (vista ingest --column {name}=NAME)? Or name those to keep with "
-                f"--{name}s A,B,..., the rest will be dead letters"
+                f"vista ingest --action A --action B (surfaces: IngestOptions.surfaces); the rest will be dead letters"
             )
     return tuple(actions), tuple(surfaces)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -465,9 +468,26 @@ def test_workers_and_modes_do_not_change_a_byte(tmp_path):
 
 
 def test_options_out_of_range_and_another_number_of_buckets_are_refused(tmp_path):
-    with pytest.raises(OptionsError, match="--max-rows"):
+    with pytest.raises(OptionsError, match="--memory-rows"):
         options(tmp_path, "x", max_rows=0)
     ingest.run(options(tmp_path, write(tmp_path / "in", log(np.random.default_rng(1), 30))), LOCAL)
     more = write(tmp_path / "in", log(np.random.default_rng(2), 30), name="more")
-    with pytest.raises(OptionsError, match="--num-buckets 4"):
+    with pytest.raises(OptionsError, match="--buckets 4"):
         ingest.run(options(tmp_path, more, "two", num_buckets=8), LOCAL)
+
+
+def test_a_run_killed_at_any_change_of_state_ends_as_if_it_had_not_been(tmp_path):
+    rng = np.random.default_rng(14)
+    pattern = write(tmp_path / "in", log(rng, 200), log(rng, 100))
+    asked = options(tmp_path, pattern, chunk_rows=150, num_buckets=2)
+    (tmp_path / "options.pickle").write_bytes(pickle.dumps(asked))
+    script = Path(__file__).with_name("killing_ingest.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "options.pickle"), "5"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    whole, *killed = json.loads(done.stdout)
+    assert len(killed) > 5 and whole["snapshots"] == 1 and not whole["spill"]
+    assert all(outcome == whole for outcome in killed)

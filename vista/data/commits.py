@@ -130,7 +130,7 @@ def _commit(warehouse: Warehouse, addition: Addition) -> int | None:
         if new[: len(old)] != old:
             raise DataError(
                 f"{warehouse.name}: {name} only grow at the end; expected a continuation of {list(old)}, found "
-                f"{list(new)}; repeat vista ingest without --{name}"
+                f"{list(new)}; repeat vista ingest without naming them"
             )
     number = warehouse.commit_number + 1
     summary = {PREFIX + "commit": str(number), PREFIX + "run": addition.run}

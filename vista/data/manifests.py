@@ -71,7 +71,7 @@ def files_of(table: Table, snapshot_id: int) -> list[DataFile]:
         if f.content != DataFileContent.DATA:
             raise DataError(
                 f"{name}: expected data files alone, found the delete file {f.file_path}; compact the table with the "
-                f"engine that wrote it, then run vista ingest --adopt"
+                f"engine that wrote it, then run vista status again"
             )
         low, high = (f.lower_bounds or {}).get(time_id), (f.upper_bounds or {}).get(time_id)
         files.append(

@@ -181,7 +181,7 @@ class Warehouse:
             if PREFIX + key not in self.history.properties:
                 raise DataError(
                     f"{self.name}: table history lacks the property {PREFIX}{key}; it was not made by vista ingest. "
-                    f"Take it over with vista ingest --adopt"
+                    f"Take it over once with Warehouse.adopt (vista/data/tables.py), or make another with vista ingest"
                 )
         return self
 

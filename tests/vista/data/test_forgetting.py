@@ -152,7 +152,7 @@ def test_a_table_of_another_engine_is_used_as_it_is(tmp_path):
     users = np.repeat(np.arange(20), 6)
     buckets = bucket_of(users, 4)
     warehouse = foreign(tmp_path / "w", users, buckets)
-    with pytest.raises(DataError, match="vista ingest --adopt"):
+    with pytest.raises(DataError, match="Warehouse.adopt.*vista ingest"):
         warehouse.open()
     warehouse.adopt(num_buckets=4, bucket_of=bucket_of, actions=("x",))
     assert Warehouse(tmp_path / "w").open().num_buckets == 4

@@ -1,0 +1,78 @@
+"""Runs ingest, killed (SIGKILL) at its n-th rename or SQLite commit, for every STEP-th n; then continues it.
+
+A process of its own: it imports everything once and forks for every kill. Prints a JSON list, one entry per kill:
+what the continued run came to.
+
+    python killing_ingest.py OPTIONS.pickle STEP
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import signal
+import sys
+from pathlib import Path
+
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+from beam_jobs import ingest
+from beam_jobs.run_record import file_digest
+from vista.data.tables import Warehouse
+
+
+def killed(options: ingest.IngestOptions, at: int) -> bool:
+    """Run in a child that dies at its ``at``-th change of state; False if it ended before."""
+    child = os.fork()
+    if child == 0:
+        left = at
+
+        def step(*_) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(lambda name, args: step() if name == "os.rename" else None)
+        event.listen(Engine, "commit", step)
+        ingest.run(options)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if status and not os.WIFSIGNALED(status):
+        raise SystemExit(f"ingest itself failed at step {at}: status {status}")
+    return os.WIFSIGNALED(status)
+
+
+def outcome(options: ingest.IngestOptions) -> dict:
+    record = ingest.run(options)
+    warehouse = Warehouse(options.warehouse).open()
+    files = [f for fs in warehouse.bucket_files().values() for f in fs]
+    return {
+        "exit_code": record.exit_code,
+        "counts": record.counts,
+        "digests": [file_digest(f.path.removeprefix("file://")) for f in files],
+        "snapshots": len(warehouse.history.snapshots()),
+        "item_events": int(warehouse.read_items().events.sum()),
+        "sources": warehouse.read_sources().num_rows,
+        "spill": (Path(options.run_dir) / "spill").exists(),
+    }
+
+
+def main() -> None:
+    path, step = Path(sys.argv[1]), int(sys.argv[2])
+    options = pickle.loads(path.read_bytes())
+    outcomes, at, alive = [], 0, True
+    while alive:
+        work = path.parent / f"killed-{at}"
+        mine = dataclasses.replace(options, warehouse=str(work / "table"), run_dir=str(work / "run"))
+        alive = killed(mine, at) if at else True
+        outcomes.append(outcome(mine))
+        at += step
+    print(json.dumps(outcomes))
+
+
+if __name__ == "__main__":
+    main()
