@@ -11,6 +11,7 @@ import torch
 
 from tools.bench import quality
 from tools.quality.contexts import BASE, ExactMasses, History, variants
+from tools.quality.information import information
 from tools.quality.protocol import Data, examples, from_columns, held_out, training_batches
 from tools.quality.study import answer, build, train
 from vista.config import SlotConfig, SummarizerConfig
@@ -125,3 +126,13 @@ def test_a_study_can_be_made_in_pieces(tmp_path, data):
     first = whole.run(variant, 0, SMALL)
     assert whole.run(variant, 0, SMALL) == first
     assert len(list(tmp_path.glob("*.json"))) == 1
+
+
+def test_counters_without_collisions_tell_every_item_and_nothing_tells_none(data, asked):
+    model = build(data, variants(256)["slots"], SMALL)
+    told = information(model, variants(256)["slots"], data, asked, items=20)
+    assert told["counter_items"] > 0.99 and told["counter_order"] > 0.3
+    nothing = information(
+        build(data, variants(256)["recent"], SMALL), variants(256)["recent"], data, asked, items=20
+    )
+    assert abs(nothing["items"]) < 0.3 and abs(nothing["order"]) < 0.3

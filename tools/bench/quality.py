@@ -23,12 +23,22 @@ import torch
 
 from tools.bench.harness import Figure, Result
 from tools.quality.contexts import BASE, Variant, served_bytes, variants
+from tools.quality.information import information
 from tools.quality.protocol import Data, examples, generated, held_out, load, training_batches
 from tools.quality.study import Answers, answer, build, train
 from vista.config import ModelConfig, fingerprint
 
 QUICK = ("recent", "full", "seeds", "ours")
 WHOLE = ("recent", "budget", "distinct", "last1024", "full", "full+counts", "paper", "seeds", "slots", "ours")
+CODECS = {
+    "float32": {"seeds": "float32", "slots": "float32"},
+    "float16": {"seeds": "float16", "slots": "float16"},
+    "int8": {"seeds": "int8", "slots": "int8"},
+    "int4": {"seeds": "int4", "slots": "int4"},
+    "int4+log8": {"seeds": "int4", "slots": "log8"},
+}
+"""Ways of serving the same summaries; by default seeds are float16 and slots log8."""
+
 TARGETS = {
     "recovered": 1.2,
     "recovered_returns": 1.1,
@@ -89,7 +99,8 @@ def run(
             runs = Runs(found, folder, steps, slates, window, positives, min_history)
             for seed in range(first_seed, first_seed + seeds):
                 for name in chosen:
-                    runs.run(variants(window)[name], seed)
+                    ways = CODECS if name == "ours" and seed == first_seed and not quick else None
+                    runs.run(variants(window)[name], seed, codecs=ways)
             _figures(result, runs, chosen, "" if which == "events" else "generated_")
     return result
 
@@ -147,6 +158,7 @@ class Runs:
                 "bytes": served_bytes(model, variant),
                 "seconds": round(seconds, 1),
                 "ranks": {"": self._judge(model, variant, default)},
+                "information": information(model, variant, self.data, self.questions, default),
             }
             for name, way in (codecs or {}).items():
                 row["ranks"][name] = self._judge(model, variant, {**default, **way})
@@ -195,6 +207,8 @@ def _figures(result: Result, runs: Runs, labels: Iterable[str], prefix: str) -> 
             for measure in ("mrr", "hr@1", "auc"):
                 key = f"{prefix}{measure}_{part}_{label}"
                 result.figures[key] = _spread(runs.mean(label, part, measure), measure)
+        for measure, value in runs.found[label, runs.seeds(label)[0]].get("information", {}).items():
+            result.figures[f"{prefix}told_{measure}_{label}"] = Figure(value, "of history")
         result.figures[f"{prefix}bytes_{label}"] = Figure(
             runs.found[label, runs.seeds(label)[0]]["bytes"], "bytes"
         )
@@ -210,6 +224,8 @@ def _figures(result: Result, runs: Runs, labels: Iterable[str], prefix: str) -> 
         if values is not None:
             key = prefix + name
             result.figures[key] = _spread(values, "of full", target=TARGETS.get(key))
+    if {"ours", "recent"} <= set(labels):
+        _codec_figures(result, runs, prefix)
     if prefix and {"full", "last1024"} <= set(labels) and "far" in parts:
         gain = runs.mean("full", "far", "mrr") - runs.mean("last1024", "far", "mrr")
         key = f"{prefix}far_full_over_last1024"
@@ -218,6 +234,19 @@ def _figures(result: Result, runs: Runs, labels: Iterable[str], prefix: str) -> 
     result.notes.append(
         f"{runs.data.name}: {counts} positives of {len(np.unique(runs.questions.owner))} users"
     )
+
+
+def _codec_figures(result: Result, runs: Runs, prefix: str) -> None:
+    """What of the gain over recent events each way of serving keeps, against float32."""
+    seed = runs.seeds("ours")[0]
+    ways = runs.found["ours", seed]["ranks"]
+    if "float32" not in ways or seed not in runs.seeds("recent"):
+        return
+    base = runs.measures("recent", seed)["all"]["mrr"]
+    whole = runs.measures("ours", seed, "float32")["all"]["mrr"] - base
+    for way in ways:
+        kept = (runs.measures("ours", seed, way)["all"]["mrr"] - base) / whole
+        result.figures[f"{prefix}kept_{way or 'served'}"] = Figure(kept, "of the float32 gain")
 
 
 def runs_seed(runs: Runs, label: str) -> int:
