@@ -91,11 +91,11 @@ def model_config(
 BASE = ModelConfig(
     width=64,
     embedding=EmbeddingConfig(tables=2, rows=65_536),
-    slots=SlotConfig(rows=2, buckets=1_536, clusters=1_024),
+    slots=SlotConfig(),
     summarizer=SummarizerConfig(layers=2, heads=2, seeds=64, chunk=64),
     ranker=RankerConfig(layers=2, heads=2, recent=32),
 )
-"""16,384 masses and 64 x 64 seed values: 24 KiB served."""
+"""24,448 masses of a byte and 64 x 64 seed values of two: 32,640 bytes served, the default record."""
 
 
 def served_bytes(model: VistaModel, variant: Variant, codecs: dict[str, str] | None = None) -> int:
