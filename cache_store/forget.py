@@ -69,7 +69,7 @@ def forget(layout: Layout, users: Users) -> ForgetReport:
         KeyKind, StorageFull, ReadOnlyStorage
     """
     store = layout.read_format()
-    ids = as_users(users, store.user_kind)
+    ids = np.unique(as_users(users, store.user_kind))  # law 8 counts each user once
     report, unreadable = ForgetReport(), []
     with exclusive(layout, "forgetting"), storage_errors("forgetting users"):
         for path in layout.generations.glob(".*") if layout.generations.is_dir() else ():

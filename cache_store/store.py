@@ -14,7 +14,7 @@ import numpy as np
 
 from cache_store import compact, forget, lines, prune, publish, verify
 from cache_store import manifest as manifests
-from cache_store.errors import FormatUnknown, MissingUsers, SchemaError, StoreError
+from cache_store.errors import Damaged, FormatUnknown, MissingUsers, SchemaError, StoreError
 from cache_store.fold import fold
 from cache_store.forget import ForgetReport
 from cache_store.keys import Users, as_users
@@ -211,7 +211,16 @@ class Store:
         Raises:
             Damaged: a state fails its check. KeyKind, StoreClosed
         """
-        return self._current(self._clock()).states(users)
+        snapshot = self._current(self._clock())
+        while True:
+            try:
+                return snapshot.states(users)
+            except Damaged:
+                # State files are opened on first use; forget may have replaced them since the records were opened.
+                again = self._views.reopened(snapshot)
+                if again is None:
+                    raise
+                snapshot = again
 
     def users(self, bucket: int) -> np.ndarray:
         """Users of one bucket in key order, int64 [n] or object [n] of str: those that a lookup would find.

@@ -128,6 +128,25 @@ class Views:
                 f"{self.layout.root}: line {self.line!r} changes faster than it can be opened; try again"
             )
 
+    def reopened(self, snapshot: Snapshot) -> Snapshot | None:
+        """The same chain opened anew, if ``forget`` has sealed one of its generations since; else None.
+
+        Raises:
+            Damaged, GenerationUnknown
+        """
+        with self._lock:
+            for _ in range(_ATTEMPTS):
+                if all(manifests.read_seal(g.folder) == g.seal for g in snapshot.chain):
+                    return None
+                try:
+                    fresh = self._resolve(snapshot.name)
+                except Damaged:
+                    continue  # sealed once more while being opened
+                if self._snapshot is snapshot:
+                    self._snapshot = fresh
+                return fresh
+            raise Damaged(f"{self.layout.root}: generation {snapshot.name} changes faster than it can be opened")
+
     def as_of(self, time_ms: int) -> Snapshot | None:
         """The newest kept generation of the line whose watermark is not after ``time_ms``, or None."""
         with self._lock:

@@ -1,0 +1,34 @@
+"""What the drills have found, one small test each."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cache_store import Store
+from tools.faults.truth import Truth
+
+TRUTH = Truth(num_users=20)
+
+
+def published(path):
+    store = TRUTH.create(path)
+    TRUTH.publish(store, "run", 1000)
+    return store, np.flatnonzero(TRUTH.written(1000) >= 0)
+
+
+def test_a_user_named_twice_is_forgotten_once(tmp_path):
+    store, there = published(tmp_path / "s")
+    store.forget(TRUTH.users[there[[0, 0, 1]]])
+    assert store.verify().ok
+    assert store.manifest.forgotten == 2
+
+
+def test_a_reader_that_first_reads_states_after_a_forget_finds_them(tmp_path):
+    store, there = published(tmp_path / "s")
+    with Store.open(tmp_path / "s") as reader, reader.pin() as pinned:
+        store.forget(TRUTH.users[there[:1]])
+        gone = np.zeros(20, bool)
+        gone[there[0]] = True
+        for view in (pinned, reader):
+            TRUTH.check_states(view.states(TRUTH.users), np.arange(20), 1000, gone)
+            assert view.states(TRUTH.users[there[:1]]) == [None]
