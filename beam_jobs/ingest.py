@@ -18,7 +18,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import apache_beam as beam
 
@@ -46,6 +46,7 @@ from vista.data.tables import Addition, Warehouse
 from vista.errors import DataError
 
 JOB = "ingest"
+T = TypeVar("T")
 ITEM_SHARD_ROWS = 20_000_000
 
 
@@ -53,14 +54,22 @@ ITEM_SHARD_ROWS = 20_000_000
 
 
 class _Step(beam.DoFn):
-    """A task function as a DoFn: keeps the error of a failed unit where the driver finds it."""
+    """A task function as a DoFn: keeps the error of a failed unit where the driver finds it.
+
+    A fault of the input ends the unit quietly: the driver sees it and stops the run with that error alone, where a
+    raised one would come with the runner's stack traces and retries. What was built beside it has other inputs than
+    it will have, so its receipt counts for nothing then.
+    """
 
     def __init__(self, settings: Settings):
         self._settings = settings
 
-    def guarded(self, name: str, work: Callable[[], Any]) -> Any:
+    def guarded(self, name: str, work: Callable[[], T]) -> T | None:
         try:
             return work()
+        except DataError as error:
+            self._settings.directory.note_failure(name, error)
+            return None
         except Exception as error:
             self._settings.directory.note_failure(name, error)
             raise
@@ -70,9 +79,9 @@ class ReadLogs(_Step):
     """ReadTask to (bucket, Piece), and (item shard, Piece) under the tag ``items``."""
 
     def process(self, task: ReadTask) -> Iterator[Any]:
-        routed: list[Routed] = self.guarded(task.name, lambda: read_logs(task, self._settings))
+        routed = self.guarded(task.name, lambda: read_logs(task, self._settings))
         pipeline.count("rows_read", task.rows)
-        for to, number, piece in routed:
+        for to, number, piece in routed or ():
             yield (number, piece) if to == "bucket" else beam.pvalue.TaggedOutput("items", (number, piece))
 
 
@@ -82,7 +91,9 @@ class BuildBucket(_Step):
     def process(self, element: tuple[int, Iterable[Piece | OldFile]]) -> Iterator[tuple[int, Piece]]:
         bucket, values = element
         name = f"bucket-{bucket:05d}"
-        for _, shard, piece in self.guarded(name, lambda: build_bucket(bucket, values, self._settings)):
+        if any(unit.startswith("read-") for unit in self._settings.directory.failures()):
+            return
+        for _, shard, piece in self.guarded(name, lambda: build_bucket(bucket, values, self._settings)) or ():
             yield shard, piece
         receipt = self._settings.directory.receipt(name, verify=False)
         if receipt is not None:
@@ -201,9 +212,6 @@ def _prepare(options: IngestOptions, warehouse: Warehouse, run_dir: RunDirectory
     commit = warehouse.commit_number + 1
     if commit == plan.commit:
         return plan
-    for unit in ("bucket", "items"):
-        for receipt in (run_dir.path / "receipts").glob(f"{unit}-*.json"):
-            receipt.unlink()
     plan = dataclasses.replace(plan, commit=commit)
     write_atomically(run_dir.path / "plan.json", plan.to_json())
     return plan
@@ -247,9 +255,15 @@ def _work(
     named = _item_names(plan.items, settings)
     with progress_bar(run_dir, "ingest: read, then sort", 2 * plan.rows, progress):
         for attempt in range(1, options.attempts + 1):
+            shutil.rmtree(run_dir.path / "failures", ignore_errors=True)
             try:
                 pipeline.run(lambda p: build_pipeline(p, tasks, old, named, settings), beam_args)
-                break
+                faults = run_dir.failures()
+                if not faults:
+                    break
+                raise _failed(run_dir, faults, None)
+            except DataError:
+                raise
             except Exception as error:
                 failures = run_dir.failures()
                 final = any(f["exit_code"] == ExitCode.BAD_INPUT for f in failures.values())
@@ -257,8 +271,10 @@ def _work(
                     raise _failed(run_dir, failures, error) from error
 
 
-def _failed(run_dir: RunDirectory, failures: Mapping[str, Mapping[str, Any]], error: Exception) -> Exception:
-    if not failures:
+def _failed(
+    run_dir: RunDirectory, failures: Mapping[str, Mapping[str, Any]], error: Exception | None
+) -> Exception:
+    if not failures and error is not None:
         return error
     name, fact = next(iter(failures.items()))
     if fact["exit_code"] == ExitCode.BAD_INPUT:

@@ -19,6 +19,7 @@ from beam_jobs.run_record import RunDirectory, RunRecord, write_atomically
 from vista.data import paths, schema
 from vista.data.schema import Source, UnreadableFile, WrongType
 from vista.data.tables import Warehouse
+from vista.errors import DataError
 
 FLAGS = {"max_rows": "--memory-rows", "num_buckets": "--buckets", "actions": "--action"}
 """Options whose flag of ``vista ingest`` is not their own name."""
@@ -235,7 +236,7 @@ def make_plan(
     """The plan of an earlier attempt, or a new one."""
     path = run_dir.path / "plan.json"
     if path.exists():
-        return Plan.from_json(path.read_text())
+        return _unchanged(Plan.from_json(path.read_text()), run_dir)
     latest = record.started_ms + schema.CLOCK_SKEW_MS if options.max_time_ms is None else options.max_time_ms
     bounds = (options.min_time_ms, latest)
     skip = options.skip_bad_files
@@ -296,4 +297,26 @@ def make_plan(
     )
     plan = dataclasses.replace(plan, actions=actions, surfaces=surfaces)
     write_atomically(path, plan.to_json())
+    return plan
+
+
+def _unchanged(plan: Plan, run_dir: RunDirectory) -> Plan:
+    """The plan, if its files are still those it was made for.
+
+    Raises:
+        DataError: a file was replaced or removed since.
+    """
+    for source in (*plan.events, *plan.impressions, *plan.items):
+        try:
+            found = schema.identity(source.path)
+        except OSError as error:
+            raise DataError(
+                f"{source.path}: expected the file that {run_dir.path} began with, found none ({error}); put it back "
+                f"to continue, or run vista ingest with another run directory"
+            ) from error
+        if found != (source.bytes, source.digest):
+            raise DataError(
+                f"{source.path}: expected the file that {run_dir.path} began with ({source.bytes} bytes), found "
+                f"another ({found[0]} bytes); run vista ingest with another run directory"
+            )
     return plan

@@ -12,14 +12,17 @@ while reading, a small multiple of ``max_rows`` rows while sorting; a larger buc
 
 from __future__ import annotations
 
+import json
 import posixpath
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
 from beam_jobs.run_record import DEAD_LETTER_SCHEMA, DeadLetter, RunDirectory, peak_memory_bytes, unit_name
 from beam_jobs.spill import Piece, groups_of, read_pieces, write_chunk
@@ -97,7 +100,8 @@ def read_logs(task: ReadTask, settings: Settings) -> list[Routed]:
     Raises:
         UnreadableFile: pages of a file cannot be read and ``skip_bad_files`` is off.
     """
-    done = _finished(settings, task.name)
+    inputs = _digest([asdict(task)], settings)
+    done = _finished(settings, task.name, inputs)
     if done is not None:
         return done
     start = time.monotonic()
@@ -142,7 +146,7 @@ def read_logs(task: ReadTask, settings: Settings) -> list[Routed]:
     settings.directory.write_dead_letters(task.name, dead)
     lost_rows = int(pa.compute.sum(dead["rows"]).as_py() or 0)
     counts = {"rows": rows, "dead": lost_rows, "kept": chunks.rows, "events": rows}
-    _receipt(settings, task.name, routed, counts, start)
+    _receipt(settings, task.name, inputs, routed, counts, start)
     return routed
 
 
@@ -233,7 +237,8 @@ def build_bucket(bucket: int, values: Iterable[Piece | OldFile], settings: Setti
     if not any(new.values()):
         return []
     name = unit_name(bucket)
-    done = _finished(settings, name)
+    inputs = _digest([asdict(v) for v in values], settings)
+    done = _finished(settings, name, inputs)
     if done is not None:
         return done
     start = time.monotonic()
@@ -260,7 +265,7 @@ def build_bucket(bucket: int, values: Iterable[Piece | OldFile], settings: Setti
         pieces = write_chunk(settings.spill("counts", f"{name}.arrow"), "counts", part, columns)
         routed = [("items", shard, piece) for shard, piece in pieces.items()]
     counts |= {"users": events.counts["users"], "events": events.counts["written"]}
-    _receipt(settings, name, routed, counts, start, files)
+    _receipt(settings, name, inputs, routed, counts, start, files)
     return routed
 
 
@@ -464,10 +469,11 @@ def _fill_times(rows: Rows, history: Sequence[str], bucket: int, dead: list[Dead
 def build_items(shard: int, values: Iterable[Piece], settings: Settings) -> None:
     """Add up the items of a shard over all buckets and write their file."""
     name = f"items-{shard:05d}"
-    if _finished(settings, name) is not None:
+    pieces = list(values)
+    inputs = _digest([asdict(p) for p in pieces], settings)
+    if _finished(settings, name, inputs) is not None:
         return
     start = time.monotonic()
-    pieces = list(values)
     counted = [b for b in read_pieces([p for p in pieces if p.tag == "counts"])]
     named = [b for b in read_pieces([p for p in pieces if p.tag == "names"])]
     parts = [[b.column(n).to_numpy() for b in counted] for n in ("item", "surface", "events")]
@@ -482,7 +488,15 @@ def build_items(shard: int, values: Iterable[Piece], settings: Settings) -> None
         settings.roots["items"], "data", f"{settings.commit:08d}-{settings.run}-{shard:05d}.parquet"
     )
     total.write(uri)
-    _receipt(settings, name, [], {"items": len(total), "item_events": int(total.events.sum())}, start, [uri])
+    _receipt(
+        settings,
+        name,
+        inputs,
+        [],
+        {"items": len(total), "item_events": int(total.events.sum())},
+        start,
+        [uri],
+    )
 
 
 # Receipts ------------------------------------------------------------------------------------------------
@@ -491,6 +505,7 @@ def build_items(shard: int, values: Iterable[Piece], settings: Settings) -> None
 def _receipt(
     settings: Settings,
     name: str,
+    inputs: str,
     routed: Sequence[Routed],
     counts: dict[str, int],
     start: float,
@@ -501,6 +516,7 @@ def _receipt(
     local = [paths.local_path(f) for f in files if paths.is_local(f)]
     receipt = {
         "files": run.describe_files(local),
+        "inputs": inputs,
         "table_files": list(files),
         "routed": [[to, number, asdict(piece)] for to, number, piece in routed],
         "counts": counts,
@@ -510,10 +526,16 @@ def _receipt(
     run.write_receipt(name, receipt)
 
 
-def _finished(settings: Settings, name: str) -> list[Routed] | None:
-    """What a unit handed on, where its receipt stands and its files are still there."""
+def _digest(values: Sequence[dict[str, Any]], settings: Settings) -> str:
+    """What a unit's receipt stands for: the same inputs, read by the same rules, for the same commit."""
+    facts = [settings.commit, asdict(settings.rules), sorted(json.dumps(v, sort_keys=True) for v in values)]
+    return xxhash.xxh3_128_hexdigest(json.dumps(facts).encode())
+
+
+def _finished(settings: Settings, name: str, inputs: str) -> list[Routed] | None:
+    """What a unit handed on, where its receipt is for these inputs and its files are still there."""
     receipt = settings.directory.receipt(name)
-    if receipt is None:
+    if receipt is None or receipt["inputs"] != inputs:
         return None
     routed = [(to, number, Piece(**piece)) for to, number, piece in receipt["routed"]]
     return routed if all(Path(p).exists() for p in {piece.path for _, _, piece in routed}) else None
