@@ -33,7 +33,16 @@ import xxhash
 from cache_store import lines, publish
 from cache_store import manifest as manifests
 from cache_store.errors import Damaged, FingerprintMismatch, GenerationUnknown, SchemaError, StoreError
-from cache_store.layout import MAIN, Layout, check_name, digest_file, exclusive, fsync_folder, storage_errors
+from cache_store.layout import (
+    MAIN,
+    Layout,
+    StoreFormat,
+    check_name,
+    digest_file,
+    exclusive,
+    fsync_folder,
+    storage_errors,
+)
 from cache_store.leases import Lease
 from cache_store.manifest import Manifest
 from cache_store.remote_files import RemoteError, RemoteFiles
@@ -125,6 +134,27 @@ def push(
     finally:
         lease.drop()
     return report
+
+
+def store_like(
+    url: str, path: str | Path, storage_options: dict[str, Any] | None = None, **options: Any
+) -> Store:
+    """The local store at ``path``, made with the facts of the store that was pushed to ``url`` if it is not there.
+
+    Args:
+        options: as for ``Store.open``.
+
+    Raises:
+        RemoteError: nothing was pushed there. FormatUnknown, Damaged, StorageFull, ReadOnlyStorage
+    """
+    remote = RemoteFiles(url, storage_options)
+    text = remote.read("FORMAT")
+    if text is None:
+        raise RemoteError(
+            f"{remote.name('FORMAT')}: not there; nothing was pushed to this URL; run `vista push`"
+        )
+    facts = StoreFormat.parse(text.decode("utf-8", "replace"), Path(remote.name("FORMAT")))
+    return Store.create(path, user_kind=facts.user_kind, num_shards=facts.num_shards, **options)
 
 
 def pull(

@@ -19,6 +19,8 @@ VERBS: dict[str, str] = {
     "rollback": "Store",
     "promote": "Store",
     "forget": "Store",
+    "push": "Store",
+    "pull": "Store",
     "lookup": "Serve",
     "recommend": "Serve",
     "status": "Look",

@@ -1,0 +1,44 @@
+"""``vista pull``: bring a pushed generation here and make it live."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from tools import console
+from tools.home import Home
+from tools.options import HOME, HomeOption, JsonOption, LineOption, StoreOption, pairs
+from tools.verbs.push import OPTION_HELP
+
+
+def command(
+    url: Annotated[str, typer.Argument(help="Where from: the URL of a push.")],
+    home: HomeOption = HOME,
+    store: StoreOption = None,
+    line: LineOption = "main",
+    from_line: Annotated[
+        str | None, typer.Option("--from-line", help="Remote line.  [default: the same name]")
+    ] = None,
+    generation: Annotated[
+        str | None, typer.Option(help="Remote generation.  [default: the live one of the remote line]")
+    ] = None,
+    option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help=OPTION_HELP)] = None,
+    json: JsonOption = False,
+) -> None:
+    """Copy a generation here, verify every file, publish it to a line. An interrupted pull goes on."""
+    from cache_store import remote
+
+    storage = pairs(option, "--option") or None
+    with console.status(f"pulling from {url}"):
+        report = remote.pull(
+            url,
+            remote.store_like(url, store or Home(home).store, storage, line=line),
+            line,
+            remote_line=from_line,
+            generation=generation,
+            storage_options=storage,
+        )
+    found = dataclasses.asdict(report)
+    console.json_line(found) if json else console.fields("pulled", found)
