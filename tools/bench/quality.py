@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ CODECS = {
 }
 """Ways of serving the same summaries; by default seeds are float16 and slots log8."""
 
+CURVE = {4: (384, 256), 8: (768, 512), 16: (1_536, 1_024), 32: (3_584, 1_024), 64: (7_680, 1_024)}
+"""KiB of slots served to (buckets of each of two rows, clusters): 4 horizons of one byte each."""
+
 TARGETS = {
     "recovered": 1.2,
     "recovered_returns": 1.1,
@@ -62,6 +66,7 @@ def run(
     events: int = 1_200_000,
     min_history: int = 512,
     names: str | None = None,
+    curve: bool = False,
     keep: str | None = None,
 ) -> Result:
     """Train and judge the variants.
@@ -73,6 +78,7 @@ def run(
             full attention and summaries read. positives: questions asked.
         users, events: of the generated set. min_history: earlier events of the users who are asked. names:
         variants, comma separated.
+        curve: also slots alone at 4 to 64 KiB.
         keep: folder where every finished run is kept and taken from, so that a long study can be made in
             pieces.
     """
@@ -101,7 +107,11 @@ def run(
                 for name in chosen:
                     ways = CODECS if name == "ours" and seed == first_seed and not quick else None
                     runs.run(variants(window)[name], seed, codecs=ways)
-            _figures(result, runs, chosen, "" if which == "events" else "generated_")
+                for kib, (buckets, clusters) in CURVE.items() if curve else ():
+                    slots = replace(BASE.slots, buckets=buckets, clusters=clusters)
+                    runs.run(variants(window)["slots"], seed, replace(BASE, slots=slots), f"slots_{kib}KiB")
+            labels = chosen + tuple(f"slots_{kib}KiB" for kib in CURVE if curve)
+            _figures(result, runs, labels, "" if which == "events" else "generated_")
     return result
 
 
@@ -219,6 +229,7 @@ def _figures(result: Result, runs: Runs, labels: Iterable[str], prefix: str) -> 
         ("recovered_seeds", "seeds", "all"),
         ("recovered_paper", "paper", "all"),
         ("recovered_slots", "slots", "all"),
+        *((f"recovered_slots_{kib}KiB", f"slots_{kib}KiB", "all") for kib in CURVE),
     ):
         values = runs.recovered(label, part) if (label, runs_seed(runs, label)) in runs.found else None
         if values is not None:
