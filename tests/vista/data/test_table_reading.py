@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
+import tracemalloc
+
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vista.data.events import COLUMNS, ORDER, Events
-from vista.data.rows import HISTORY, Rows, SortedWriter
+from vista.data.rows import HISTORY, ROW_GROUP, Rows, SortedWriter
 from vista.data.tables import TableExists, TableMissing, Warehouse, read_bucket
 from vista.errors import DataError
 
@@ -127,3 +131,56 @@ def test_creating_twice_and_opening_nothing_are_typed_errors(tmp_path):
         warehouse.create(num_buckets=2)
     with pytest.raises(DataError, match="num_buckets"):
         Warehouse(tmp_path / "x").create(num_buckets=0)
+
+
+@pytest.mark.parametrize(("users", "files"), [(1, 1), (1, 3), (400, 3)])
+def test_memory_follows_the_knob_and_not_the_user_or_the_bucket(tmp_path, users, files):
+    rng = np.random.default_rng(0)
+    knob = 20_000
+
+    def peak(rows: int) -> int:
+        paths = []
+        for i in range(files):
+            n = rows // files
+            user, time = np.sort(rng.integers(0, users, n)), rng.integers(0, 10**9, n)
+            order = np.lexsort((time, user))
+            columns = random_events(rng, n, span=5)
+            columns = {**columns, "time": time[order], "item": rng.integers(0, 2**40, n)}
+            path = str(tmp_path / f"{rows}-{i}.parquet")
+            with SortedWriter(path, HISTORY, "int64", 0) as writer:
+                writer.write(Rows.of_sorted(user, columns))
+            paths.append(path)
+        pool, old = pa.proxy_memory_pool(pa.system_memory_pool()), pa.default_memory_pool()
+        pa.set_memory_pool(pool)
+        tracemalloc.start()
+        try:
+            total = sum(len(batch.events) for batch in read_bucket(paths, max_rows=knob))
+            assert total == rows // files * files
+            return tracemalloc.get_traced_memory()[1] + pool.max_memory()
+        finally:
+            tracemalloc.stop()
+            pa.set_memory_pool(old)
+
+    # 400 bytes per row of the knob, and a row group per file; see read_sorted.
+    constant = files * ROW_GROUP * 48
+    assert peak(8 * knob) < 400 * knob + constant
+    assert peak(32 * knob) < 400 * knob + constant
+
+
+def test_a_warehouse_is_found_again_by_path_by_catalog_properties_and_by_pickle(tmp_path):
+    (tmp_path / "shared").mkdir()
+    properties = {
+        "name": "prod",
+        "namespace": "recsys",
+        "type": "sql",
+        "uri": f"sqlite:///{tmp_path}/shared/my.db",
+        "warehouse": f"file://{tmp_path}/shared",
+    }
+    made = Warehouse(properties).create(user_kind="string", num_buckets=2, actions=("a",), surfaces=("home",))
+    made.append(
+        np.array(["zoë", "adam"], object), Events.of([1, 1], item=[1, 2], time=[5, 6]), np.array([0, 0])
+    )
+    for again in (Warehouse(properties), pickle.loads(pickle.dumps(made))):
+        assert again.open().snapshot() == made.snapshot() and again.surfaces == ("home",)
+        batch = next(read_bucket(again.bucket_files()[0], max_rows=10, users=["zoë", "nobody"]))
+        assert batch.users.tolist() == ["zoë"] and batch.events.item.tolist() == [1]
