@@ -12,6 +12,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from cache_store import lines
 from cache_store import manifest as manifests
@@ -135,17 +136,12 @@ class Views:
             Damaged, GenerationUnknown
         """
         with self._lock:
-            for _ in range(_ATTEMPTS):
-                if all(manifests.read_seal(g.folder) == g.seal for g in snapshot.chain):
-                    return None
-                try:
-                    fresh = self._resolve(snapshot.name)
-                except Damaged:
-                    continue  # sealed once more while being opened
-                if self._snapshot is snapshot:
-                    self._snapshot = fresh
-                return fresh
-            raise Damaged(f"{self.layout.root}: generation {snapshot.name} changes faster than it can be opened")
+            if all(manifests.read_seal(g.folder) == g.seal for g in snapshot.chain):
+                return None
+            fresh = self._resolve(snapshot.name)
+            if self._snapshot is snapshot:
+                self._snapshot = fresh
+            return fresh
 
     def as_of(self, time_ms: int) -> Snapshot | None:
         """The newest kept generation of the line whose watermark is not after ``time_ms``, or None."""
@@ -245,19 +241,30 @@ class Views:
             folder = self.layout.generation(wanted)
             if not folder.is_dir():
                 raise GenerationUnknown(f"{self.layout.root}: no generation {wanted}; run `vista rollback`")
+            held = self._open(folder, self._generations.get(wanted))
+            self._generations[wanted] = held
+            chain.append(held)
+            wanted = held.manifest.parent
+        if self._snapshot is not None and [id(g) for g in self._snapshot.chain] == [id(g) for g in chain]:
+            return self._snapshot
+        return Snapshot(chain, self.verify)
+
+    def _open(self, folder: Path, held: Generation | None) -> Generation:
+        """A generation as it is sealed now; ``held`` if that is what it was opened with."""
+        for _ in range(_ATTEMPTS):
             seal = manifests.read_seal(folder)
-            held = self._generations.get(wanted)
-            if held is None or held.seal != seal:  # forget seals a generation anew
+            if held is not None and held.seal == seal:
+                return held
+            try:
                 manifest = manifests.read(folder)
                 if self.fingerprint is not None and manifest.fingerprint != self.fingerprint:
                     raise FingerprintMismatch(
                         f"{folder}: made by model {manifest.fingerprint}, asked for {self.fingerprint}; run "
                         f"`vista summarize` with this model, or open its line"
                     )
-                held = Generation(folder, manifest, self.verify, seal)
-                self._generations[wanted] = held
-            chain.append(held)
-            wanted = held.manifest.parent
-        if self._snapshot is not None and [id(g) for g in self._snapshot.chain] == [id(g) for g in chain]:
-            return self._snapshot
-        return Snapshot(chain, self.verify)
+                return Generation(folder, manifest, self.verify, seal)
+            except Damaged:
+                # Sealed anew by forget while being opened? Then the files of the new seal are there.
+                if manifests.read_seal(folder) == seal:
+                    raise
+        raise Damaged(f"{folder}: is sealed anew faster than it can be opened; try again")
