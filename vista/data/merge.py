@@ -27,6 +27,7 @@ class _Window:
         self.rows: Rows | None = None
         self.done = False
         self.refill()
+        self._full = len(self)
 
     def refill(self) -> None:
         """Append the next batch of the file."""
@@ -50,6 +51,11 @@ class _Window:
 
     def __len__(self) -> int:
         return 0 if self.rows is None else len(self.rows)
+
+    @property
+    def low(self) -> bool:
+        """Less than half of a batch is left."""
+        return 2 * len(self) < self._full
 
     def edge(self) -> tuple[Any, int]:
         """(user, time) of the last row; rows before it are complete in this file."""
@@ -111,8 +117,9 @@ def merged(streams: Sequence[Iterator[Rows]], kind: Kind) -> Iterator[tuple[Rows
         if parts:
             yield joined(parts, kind)
         for w in windows:
-            # The window that set the cut has only ties left, or nothing could be taken at all: read on.
-            if not w.done and (not len(w) or w.edge() == cut):
+            # The window that set the cut has only ties left. Others are filled up in time, so that every round can
+            # take much of all of them.
+            if not w.done and (w.low or w.edge() == cut):
                 w.refill()
         windows = [w for w in windows if len(w) or not w.done]
 
