@@ -137,20 +137,25 @@ class SlotMemory(nn.Module):
         An event that is older than the user's last one counts as if it came with the last one: callers that
         must be exact detect late events before (``Summary.late``).
         """
+        state = SlotState(state.mass.copy(), state.last_ms.copy(), state.count.copy())
+        self.fold(state, events)
+        return state
+
+    def fold(self, state: SlotState, events: Events) -> None:
+        """:meth:`update` in place: a state is 100 KB per user, and copies of a bucket of users add up."""
         lengths = events.lengths
         touched = lengths > 0
-        count = state.count + lengths
         last = state.last_ms.copy()
         ends = events.offsets[1:][touched] - 1
         newest = events.time[ends]
         last[touched] = np.where(state.count[touched] > 0, np.maximum(newest, state.last_ms[touched]), newest)
-        mass = state.mass.copy()
-        old = touched & (state.count > 0)
-        if old.any():
-            factor = self._decay(last[old] - state.last_ms[old], lengths[old])
-            mass[old] = mass[old] * factor[:, None, :].astype(np.float32)
-        self._add(mass, events, last)
-        return SlotState(mass, last, count)
+        old = np.flatnonzero(touched & (state.count > 0))
+        factor = self._decay(last[old] - state.last_ms[old], lengths[old]).astype(np.float32)
+        for u, by in zip(old.tolist(), factor, strict=True):
+            state.mass[u] *= by
+        state.last_ms[:] = last
+        state.count += lengths
+        self._add(state.mass, events, last)
 
     def _add(self, mass: np.ndarray, events: Events, last: np.ndarray) -> None:
         """Add the events' own masses, each decayed to its user's ``last``; in place."""
@@ -198,7 +203,12 @@ class SlotMemory(nn.Module):
     # --- served form
 
     def serve(self, state: SlotState) -> np.ndarray:
-        """Masses at each user's last event as tokens, float32 [U, tokens, D]; the tail is zero."""
+        """Masses at each user's last event as tokens, float32 [U, tokens, D]; the tail is zero.
+
+        Shares memory with ``state`` where nothing has to be padded.
+        """
+        if self.total * self.horizons == self.tokens * self.width:
+            return state.mass.reshape(state.users, self.tokens, self.width)
         out = np.zeros((state.users, self.tokens * self.width), np.float32)
         out[:, : self.total * self.horizons] = state.mass.reshape(state.users, self.total * self.horizons)
         return out.reshape(state.users, self.tokens, self.width)

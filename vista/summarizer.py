@@ -35,11 +35,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vista.config import ModelConfig, fingerprint
-from vista.data.events import COLUMNS, ORDER, Events
+from vista.data.events import Events
 from vista.embedding import NO_TIME, EventEncoder, gaps
 from vista.errors import ConfigError, DataError
 from vista.packing import PackedStep, Strands, pack
+from vista.prefixes import prefix_seeds, prefix_slots
 from vista.reconstruction import ReconstructionDecoder
+from vista.resuming import capped, check_order, joined
 from vista.rivals import HybridEncoder, PooledEncoder, SketchEncoder
 from vista.seeds import QLAEncoder
 from vista.slots import SlotMemory, SlotState
@@ -145,7 +147,7 @@ class Summarizer(nn.Module):
 
         The others only fold their full chunks: that is how a history longer than a batch is carried.
         """
-        _check_order(events)
+        check_order(events)
         given: list[UserState | None] = list(states) if states is not None else [None] * events.users
         if len(given) != events.users:
             raise ValueError(
@@ -158,10 +160,10 @@ class Summarizer(nn.Module):
                     f"user state: expected one of model {signature[:8]}, found one of {state.signature[:8]}; "
                     "run vista summarize with this model"
                 )
-        events, late = self._joined(events, given)
-        cap = self.config.summarizer.max_events
-        if cap:
-            events, late = self._capped(events, given, late, cap)
+        events, late = joined(events, given)
+        if self.config.summarizer.max_events:
+            events, passed = capped(events, given, self.config.summarizer.max_events)
+            late |= passed
         count = np.array([state.count if state else 0 for state in given], np.int64)
         lengths = events.lengths
         chunks = lengths // self.chunk if self.chunk else np.zeros_like(lengths)
@@ -176,67 +178,54 @@ class Summarizer(nn.Module):
                 u: torch.from_numpy(s.memory) for u, s in enumerate(given) if s and s.memory is not None
             }
             previous = np.array([s.boundary[0] if s and s.boundary else NO_TIME for s in given], np.int64)
-            seeds, memories = self._run(
+            seeds, memories = self.run(
                 events, gaps(events, previous), strands, carried, keep=bool(self.chunk)
             )
             tokens["seeds"] = seeds.float().cpu().numpy()
         boundary = events.offsets[:-1] + chunks * self.chunk
-        folded = served = None
+        folded, row_of = None, {}
         if self.config.slots.enabled:
-            start = self._slot_state(given)
-            folded = self.slots.update(start, events.slices(events.offsets[:-1], boundary))
-            served = SlotState(folded.mass[emitted], folded.last_ms[emitted], folded.count[emitted])
-            served = self.slots.update(served, events.slices(boundary[emitted], events.offsets[1:][emitted]))
-            tokens["slots"] = self.slots.serve(served)
+            # most users of a bucket have no full chunk: nothing is kept for them, so nothing is held for them
+            kept = np.flatnonzero((chunks > 0) | (count > 0))
+            folded = self._slot_state([given[u] for u in kept])
+            self.slots.fold(folded, events.slices(events.offsets[:-1][kept], boundary[kept]))
+            row_of = dict(zip(kept.tolist(), range(len(kept)), strict=True))
+            tokens["slots"] = self._served(events, boundary, emitted, folded, row_of)
         if not self.chunk:
             return tokens, [None] * events.users, late
         new = [
-            self._state_of(u, given[u], events, int(chunks[u]), memories.get(u), folded, signature)
+            self._state_of(
+                given[u],
+                events.rows(int(events.offsets[u]), int(events.offsets[u + 1])),
+                int(chunks[u]),
+                memories.get(u),
+                folded.mass[row_of[u]] if folded is not None and u in row_of else None,
+                signature,
+            )
             for u in range(events.users)
         ]
         return tokens, new, late
 
-    def _joined(self, events: Events, given: list[UserState | None]) -> tuple[Events, np.ndarray]:
-        """Tails and new events, in order and without copies; and who had events before the boundary."""
-        late = np.zeros(events.users, bool)
-        if not any(state is not None for state in given):
-            return events, late
-        keep = np.ones(len(events), bool)
-        owner = np.repeat(np.arange(events.users), events.lengths)
-        boundary = np.array([s.boundary[0] if s and s.boundary else NO_TIME for s in given], np.int64)
-        for row in np.flatnonzero(events.time <= boundary[owner]):
-            key, folded = event_key(events, row), given[owner[row]].boundary
-            late[owner[row]] |= key < folded
-            keep[row] = key > folded
-        if not keep.all():
-            events = _take(events, keep)
-        tails = [state.tail if state is not None else Events.empty(1) for state in given]
-        held = Events.concat(tails)
-        joined = Events.append(held, events)
-        both = (held.lengths > 0) & (events.lengths > 0)
-        newest = held.time[np.maximum(held.offsets[1:] - 1, 0)[both]]
-        if bool((events.time[events.offsets[:-1][both]] <= newest).any()):
-            joined = joined.sorted()
-            same = np.ones(len(joined), bool)
-            for name in ORDER:
-                column = getattr(joined, name)
-                same[1:] &= column[1:] == column[:-1]
-            same[joined.offsets[:-1][joined.lengths > 0]] = False
-            joined = _take(joined, ~same) if same.any() else joined
-        return joined, late
-
-    @staticmethod
-    def _capped(
-        events: Events, given: list[UserState | None], late: np.ndarray, cap: int
-    ) -> tuple[Events, np.ndarray]:
-        fresh = np.array([state is None for state in given], bool)
-        total = events.lengths + np.array([state.count if state else 0 for state in given], np.int64)
-        start = np.where(
-            fresh, np.maximum(events.offsets[1:] - cap, events.offsets[:-1]), events.offsets[:-1]
-        )
-        if bool((start > events.offsets[:-1]).any()):
-            events = events.slices(start, events.offsets[1:])
-        return events, late | (~fresh & (total > 2 * cap))
+    def _served(
+        self,
+        events: Events,
+        boundary: np.ndarray,
+        emitted: np.ndarray,
+        folded: SlotState,
+        row_of: dict[int, int],
+    ) -> np.ndarray:
+        """Slot tokens of the users ``emitted``: what is folded, and the tail on top."""
+        state = self.slots.empty(len(emitted))
+        for i, u in enumerate(emitted.tolist()):
+            if u in row_of:
+                row = row_of[u]
+                state.mass[i], state.last_ms[i], state.count[i] = (
+                    folded.mass[row],
+                    folded.last_ms[row],
+                    folded.count[row],
+                )
+        self.slots.fold(state, events.slices(boundary[emitted], events.offsets[1:][emitted]))
+        return self.slots.serve(state)
 
     def _slot_state(self, given: list[UserState | None]) -> SlotState:
         state = self.slots.empty(len(given))
@@ -249,17 +238,16 @@ class Summarizer(nn.Module):
 
     def _state_of(
         self,
-        u: int,
         before: UserState | None,
         events: Events,
         chunks: int,
         memory: torch.Tensor | None,
-        folded: SlotState | None,
+        slot_mass: np.ndarray | None,
         signature: str,
     ) -> UserState:
-        start, stop = int(events.offsets[u]), int(events.offsets[u + 1])
-        split = start + chunks * self.chunk
-        tail = events.rows(split, stop)
+        """State of one user; ``events`` are those since the boundary of ``before``."""
+        split = chunks * self.chunk
+        tail = events.rows(split, len(events))
         tail = Events(tail.offsets, **{name: column.copy() for name, column in tail.columns.items()})
         if not chunks:
             if before is None:
@@ -277,9 +265,9 @@ class Summarizer(nn.Module):
             )
         index = np.zeros(0, np.int32)
         mass = np.zeros((0, self.slots.horizons), np.float32)
-        if folded is not None:
-            index = np.flatnonzero(folded.mass[u].any(axis=1)).astype(np.int32)
-            mass = folded.mass[u, index]
+        if slot_mass is not None:
+            index = np.flatnonzero(slot_mass.any(axis=1)).astype(np.int32)
+            mass = slot_mass[index]
         boundary: EventKey = event_key(events, split - 1)
         count = (before.count if before else 0) + chunks * self.chunk
         array = None if memory is None else memory.float().cpu().numpy()
@@ -287,7 +275,7 @@ class Summarizer(nn.Module):
 
     # --- the pass over histories
 
-    def _run(
+    def run(
         self,
         events: Events,
         gap: np.ndarray,
@@ -358,105 +346,15 @@ class Summarizer(nn.Module):
             raise DataError(
                 "prefixes: expected cuts between 0 and the length of the history; check the examples"
             )
-        _check_order(events)
+        check_order(events)
         device = self.events.features.device
         tokens: dict[str, torch.Tensor] = {}
         if self.encoder is not None:
-            tokens["seeds"] = self._prefix_seeds(events, cuts, user_of, exact)
+            limit = self.config.summarizer.gradient_events if torch.is_grad_enabled() else 0
+            tokens["seeds"] = prefix_seeds(self.run, self.chunk, limit, events, cuts, user_of, exact)
         if self.config.slots.enabled:
-            tokens["slots"] = torch.from_numpy(self._prefix_slots(events, cuts, user_of)).to(device)
+            tokens["slots"] = torch.from_numpy(prefix_slots(self.slots, events, cuts, user_of)).to(device)
         return tokens
-
-    def _prefix_seeds(
-        self, events: Events, cuts: np.ndarray, user_of: np.ndarray, exact: bool
-    ) -> torch.Tensor:
-        c = self.chunk
-        if not c:
-            first = Strands(
-                events.offsets[user_of], *np.zeros((2, len(cuts)), np.int64), np.arange(len(cuts)), cuts
-            )
-            return self._run(events, gaps(events), first, {})[0]
-        whole = cuts // c
-        if not exact:
-            cuts = np.where(whole > 0, whole * c, cuts)
-        furthest = np.zeros(events.users, np.int64)
-        np.maximum.at(furthest, user_of, whole)
-        gap = gaps(events)
-        limit = self.config.summarizer.gradient_events
-        skipped = np.maximum(furthest - -(-limit // c), 0) if limit else np.zeros_like(furthest)
-        zeros = np.zeros(events.users, np.int64)
-        if not skipped.any() or not torch.is_grad_enabled():
-            strands = Strands(events.offsets[:-1], zeros, furthest, user_of, cuts)
-            return self._run(events, gap, strands, {})[0]
-        # Truncated: chunks before ``skipped`` run once without gradients; cuts among them, and the rest of
-        # the history, start from the states found there.
-        stops = np.unique(np.stack([user_of, np.minimum(whole, skipped[user_of])], 1), axis=0)
-        stops = np.unique(np.concatenate([stops, np.stack([np.arange(events.users), skipped], 1)]), axis=0)
-        with torch.no_grad():
-            memories = self._states_at(events, gap, stops)
-        strand_of = {(u, n): i for i, (u, n) in enumerate(stops.tolist())}
-        rest = np.where(stops[:, 1] == skipped[stops[:, 0]], (furthest - skipped)[stops[:, 0]], 0)
-        cut_strand = np.array(
-            [
-                strand_of[u, min(n, int(skipped[u]))]
-                for u, n in zip(user_of.tolist(), whole.tolist(), strict=True)
-            ],
-            np.int64,
-        )
-        strands = Strands(
-            events.offsets[:-1][stops[:, 0]] + stops[:, 1] * c,
-            stops[:, 1] * c,
-            rest,
-            cut_strand,
-            cuts - stops[cut_strand, 1] * c,
-        )
-        return self._run(events, gap, strands, memories)[0]
-
-    def _states_at(self, events: Events, gap: np.ndarray, stops: np.ndarray) -> dict[int, torch.Tensor]:
-        """State after n chunks of user u, rows (u, n) of ``stops``, sorted; by row, none for n = 0."""
-        found: dict[int, torch.Tensor] = {}
-        at = np.zeros(events.users, np.int64)
-        memory: dict[int, torch.Tensor] = {}
-        nth = np.arange(len(stops)) - np.searchsorted(stops[:, 0], stops[:, 0])
-        none = np.zeros(0, np.int64)
-        for round_ in range(int(nth.max(initial=-1)) + 1):
-            rows = np.flatnonzero(nth == round_)
-            users, goal = stops[rows, 0], stops[rows, 1]
-            strands = Strands(
-                events.offsets[users] + at[users] * self.chunk,
-                at[users] * self.chunk,
-                goal - at[users],
-                none,
-                none,
-            )
-            carried = {i: memory[u] for i, u in enumerate(users.tolist()) if u in memory}
-            _, states = self._run(events, gap, strands, carried, keep=True)
-            for i, u in enumerate(users.tolist()):
-                if i in states:
-                    memory[u] = states[i]
-                if u in memory:
-                    found[int(rows[i])] = memory[u]
-            at[users] = goal
-        return found
-
-    def _prefix_slots(self, events: Events, cuts: np.ndarray, user_of: np.ndarray) -> np.ndarray:
-        order = np.lexsort([cuts, user_of])
-        user, cut = user_of[order], cuts[order]
-        nth = np.arange(len(order)) - np.searchsorted(user, user)
-        out = np.zeros((len(order), self.slots.tokens, self.config.width), np.float32)
-        state = self.slots.empty(events.users)
-        at = np.zeros(events.users, np.int64)
-        # the j-th cut of every user in one update
-        for round_ in range(int(nth.max(initial=-1)) + 1):
-            rows = np.flatnonzero(nth == round_)
-            who = user[rows]
-            part = SlotState(state.mass[who], state.last_ms[who], state.count[who])
-            start = events.offsets[who]
-            part = self.slots.update(part, events.slices(start + at[who], start + cut[rows]))
-            state.mass[who], state.last_ms[who], state.count[who] = part.mass, part.last_ms, part.count
-            at[who] = cut[rows]
-            out[order[rows]] = self.slots.serve(part)
-        return out
 
     def reconstruction_loss(
         self,
@@ -479,23 +377,3 @@ class Summarizer(nn.Module):
             raise ConfigError("summarizer.seeds: expected seed tokens to reconstruct from, found 0")
         cuts, user_of = np.asarray(cuts, np.int64), np.asarray(user_of, np.int64)
         return self.decoder(seeds, self.events.items, events, cuts, user_of, generator)
-
-
-def _take(events: Events, keep: np.ndarray) -> Events:
-    """Rows where ``keep``, same users."""
-    kept = np.concatenate([[0], np.cumsum(keep)])
-    lengths = np.diff(kept[events.offsets])
-    return Events.of(lengths, **{name: getattr(events, name)[keep] for name in COLUMNS})
-
-
-def _check_order(events: Events) -> None:
-    back = events.time[1:] < events.time[:-1]
-    starts = events.offsets[1:-1]
-    starts = starts[(starts > 0) & (starts < len(events))]
-    back[starts - 1] = False
-    if back.any():
-        row = int(np.flatnonzero(back)[0]) + 1
-        raise DataError(
-            f"events: expected ascending time within a user, found row {row} before row {row - 1}; "
-            "put histories in contract order (Events.sorted), or make the tables with vista ingest"
-        )
