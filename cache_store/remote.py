@@ -204,7 +204,7 @@ def pull(
                 if _local(layout, g) is None:
                     _download(layout, remote, g, report, jobs)
             with exclusive(layout, f"pulling {url}"):
-                name = _enter_chain(layout, chain)
+                name = _enter_chain(layout, chain, line)
                 if name is None:
                     continue  # prune was faster than we: copy again what it took
                 pointer = lines.read_pointer(layout, line)
@@ -310,7 +310,7 @@ def _download(layout: Layout, remote: RemoteFiles, g: _Remote, report: CopyRepor
         fsync_folder(staging)
 
 
-def _enter_chain(layout: Layout, chain: Sequence[_Remote]) -> str | None:
+def _enter_chain(layout: Layout, chain: Sequence[_Remote], line: str) -> str | None:
     """Make every generation of a chain a local one, oldest first; the newest's name. The lock is held.
 
     None if a generation is neither here nor staged.
@@ -326,9 +326,8 @@ def _enter_chain(layout: Layout, chain: Sequence[_Remote]) -> str | None:
             ):
                 return None
             name = publish.next_number(layout)
-            publish.enter(
-                layout, staging, dataclasses.replace(g.manifest, generation=name, parent=parent, run_id=g.run_id)
-            )  # fmt: skip
+            mine = dataclasses.replace(g.manifest, generation=name, parent=parent, run_id=g.run_id, line=line)
+            publish.enter(layout, staging, mine)
         parent = name
     return parent
 

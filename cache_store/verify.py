@@ -100,6 +100,21 @@ def _pointers(layout: Layout, report: VerifyReport) -> None:
                 what = f"names generation {name}, which is not there"
                 remedy = "run `vista rollback`" if name == pointer.live else "run `vista prune`"
                 report.problems.append(Problem(path, what, remedy, name))
+    for line in sorted(_lines_of_generations(layout) - set(layout.line_names())):
+        path = _name(layout, layout.pointer(line))
+        what = f"missing, though generations of line {line!r} are there"
+        report.problems.append(Problem(path, what, f"run `vista promote --line {line} GENERATION`"))
+
+
+def _lines_of_generations(layout: Layout) -> set[str]:
+    """Lines on which the kept generations were published."""
+    out = set()
+    for name in layout.generation_names():
+        try:
+            out.add(manifests.read(layout.generation(name)).line)
+        except StoreError:
+            continue  # named below
+    return out
 
 
 def _generation(layout: Layout, name: str, report: VerifyReport) -> Iterator[Problem]:
@@ -177,13 +192,18 @@ def _contents(
     hashes = hash_of(users)
     second = second_hash_of(users) if users.dtype == object else None
     shard = np.full(len(users), k)
-    entry = table.index.find(shard, hashes, second)
     remedy = "run `vista summarize --users` for this user, or `vista rollback`"
+    try:
+        entry = table.index.find(shard, hashes, second)
+        known = np.flatnonzero(entry >= 0)
+        check = np.zeros(len(users), np.uint64)
+        check[known] = table.index.check(shard[known], entry[known])
+    except (StoreError, IndexError) as error:
+        name = _name(layout, generation.folder / f"{stem}.idx")
+        yield Problem(name, f"points outside itself ({error})", _REBUILD, manifest.generation, k)
+        return
     for i in np.flatnonzero(entry < 0).tolist():
         yield Problem(file, "not in the index", remedy, manifest.generation, k, _plain(users[i]))
-    known = np.flatnonzero(entry >= 0)
-    check = np.zeros(len(users), np.uint64)
-    check[known] = table.index.check(shard[known], entry[known])
     judge = _judge_states if states else _judge_records
     wrong = judge(generation, k, table, hashes, entries.offset, entries.length, check)
     for i in np.flatnonzero(wrong & (entry >= 0)).tolist():
