@@ -21,8 +21,9 @@ def prefix_seeds(
     """Seed tokens [K, S, D] of prefixes, see ``Summarizer.prefixes``.
 
     Args:
-        run: ``Summarizer.run``. c: C, 0 for the full form. limit: events before a user's last cut that gradients go
-            through, in whole chunks; 0 for all.
+        run: ``Summarizer.run``.
+        c: C, 0 for the full form.
+        limit: events before a user's last cut that gradients go through, in whole chunks; 0 for all.
     """
     if not c:
         first = Strands(

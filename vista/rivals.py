@@ -1,10 +1,9 @@
-"""Other ways to seed tokens, under the interface of :class:`vista.seeds.QLAEncoder`, so that the choice stays measured.
+"""Other ways to seed tokens, under the interface of :class:`vista.seeds.QLAEncoder`: the choice stays measured.
 
-- ``hybrid``: quasi-linear attention plus softmax attention inside the chunk (Gated DeltaNet and others mix
-so). - ``pooled``: learned queries read events by softmax; the state is a mergeable (log-sum-exp, output) pair
+- ``hybrid``: quasi-linear attention plus softmax attention inside the chunk, as many long-context models mix.
+- ``pooled``: learned queries read events by softmax; the state is a mergeable (log-sum-exp, output) pair
   (arXiv 1805.02867). One step; events do not read each other.
-- ``sketch``: SequenceO1 (arXiv 2609.08443): every event spreads over prototypes by a softmax *over
-prototypes*,
+- ``sketch``: SequenceO1 (arXiv 2609.08443): every event spreads over prototypes by a softmax *over prototypes*;
   the sums are the sketch. One of its two steps: the second needs all events again, so it could not resume.
 
 All are causal by chunk at most, hence resumable. The paper's own form is ``kind = "qla"`` with ``chunk = 0``.

@@ -8,12 +8,10 @@ What may be relied on:
 
 - resume equals recompute: ``summarize(new, states)`` gives what ``summarize(all)`` gives, to 1e-5 relative in
   float32, wherever the history was split;
-- a user's tokens do not depend on the other users of the batch, to the same precision, and the same batches
-give the
-  same bytes;
+- a user's tokens do not depend on the other users of the batch, to the same precision; the same batches give
+  the same bytes;
 - a history is a set of events in contract order. New events may sort into the tail (the events after the last
-chunk
-  boundary); copies of events of the tail are dropped; events older than the boundary are late.
+  chunk boundary); copies of events of the tail are dropped; events older than the boundary are late.
 
 ``chunk = 0`` is the paper's full form, where every event reads the whole history: then nothing can be kept,
 states are None, and every summary is made from all events.
@@ -21,6 +19,9 @@ states are None, and every summary is made from all events.
 ``max_events = M`` caps a history at its newest M events when it is summarised from nothing. A state goes on
 from what it has folded, so the summary of a refreshed user covers between M and 2 M events; past that the
 user is reported late, and is to be summarised again from its newest M.
+
+``gradient_events`` truncates training: chunks further back than that from a user's last cut run once without
+gradients, and what follows starts from their state.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from vista.state import UserState
 if TYPE_CHECKING:
     from vista.summarizer import Summarizer
 
-_OUT_BYTES = 64 << 20
+_OUT_BYTES = 48 << 20
 
 
 class UserBatch(Protocol):
@@ -65,7 +65,7 @@ def summarize_stream(
         (``read_bucket``), events in contract order. states: the states of given users, for a refresh; None to
         start every user from nothing. max_events: events held at a time. Memory is about 40 bytes per event,
         plus one step of activations, plus
-            64 MiB of summaries on the way out.
+            some 150 MiB for the summaries on their way out.
 
     Yields:
         one or more batches per window; a user is never split.
