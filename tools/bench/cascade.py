@@ -9,6 +9,9 @@ The same model, index, requests and cores on every side; the retrieved items are
 - *recomputed*: the retrieval forward, then the context again and the crossing: a ranking service with our
   deduplicated attention that still shares nothing. The strictest other side.
 
+The main setting is UniPinRec's own (n = 992 context tokens, about 600 candidates); ``shorter`` contexts show
+where the gain ends.
+
 ``processes``: retrieval and ranking in two processes, requests in flight, contexts through the pool against
 *separate* and *recomputed*.
 """
@@ -87,7 +90,7 @@ def run(
     layers: int = 2,
     heads: int = 2,
     seeds: int = 64,
-    recent: int = 256,
+    recent: int = 928,
     candidates: int = 600,
     items: int = 100_000,
     index: str = "exact",
@@ -114,6 +117,16 @@ def run(
             cascade.build(params["items"], index)
             result = Result(params={**params, "context_tokens": seeds + recent + 1})
             _one_process(cascade, result, 2 if quick else 5)
+            for shorter in () if quick else (256, 32):
+                less = Result()
+                other = Cascade({**params, "recent": shorter})
+                other.index = cascade.index  # the same weights: no size depends on R
+                _one_process(other, less, 5)
+                for key in ("qps_gain", "latency_ratio", "qps_gain_against_recomputed"):
+                    gain = less.figures[key]
+                    result.figures[f"{key}_at_{seeds + shorter + 1}"] = Figure(
+                        gain.value, low=gain.low, high=gain.high, at_least=gain.at_least
+                    )
         if processes:
             _two_processes(params, result, 2 if quick else 5)
     finally:
