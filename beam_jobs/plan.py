@@ -33,12 +33,13 @@ SAMPLE_EVENTS = 65_536
 SAMPLE_BUCKETS = 8
 SAMPLE_USERS = 128
 
-WORKER_BYTES = 640 << 20
-"""Resident set of a worker before its first event: interpreter, torch, Beam, Arrow. ``vista bench memory``."""
+WORKER_BYTES = 700 << 20
+"""Anonymous memory of a worker that does not depend on the knob: interpreter, torch, Beam and Arrow (300 MiB), one
+batch of summaries on its way out with its states (64 MiB of tokens, about seven times that with copies and slot
+masses), one uncommitted stretch of LMDB (64 MiB). ``vista bench memory`` holds it against the job."""
 
-BYTES_PER_EVENT = 400
-"""Memory per event of the knob: read-ahead of the merge, a window, its copy beside the carried rest, activations of
-one step. ``vista bench memory``."""
+BYTES_PER_EVENT = 200
+"""Memory per event of the knob: read-ahead of the merge, a window, its columns joined with what is carried."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from small_worlds import START, histories
 
 from beam_jobs import refresh, summarize
 from beam_jobs.errors import OptionsError
-from beam_jobs.plan import last_rate, plan
+from beam_jobs.plan import BYTES_PER_EVENT, last_rate, plan
 
 
 def test_a_plan_of_summarize_counts_what_the_run_then_does(world):
@@ -33,7 +33,7 @@ def test_memory_grows_with_the_knob_alone(world):
         plan(dataclasses.replace(world.summarize(), max_events_in_memory=n)).worker_memory_bytes
         for n in (10**5, 10**6)
     )
-    assert 300 * 900_000 < large - small < 500 * 900_000
+    assert large - small == 900_000 * BYTES_PER_EVENT
 
 
 def test_a_plan_of_refresh_counts_the_added_events_alone(world):
