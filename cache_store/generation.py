@@ -12,8 +12,11 @@ from cache_store import index, pages
 from cache_store.errors import Damaged
 from cache_store.keys import from_keys
 from cache_store.manifest import Manifest
-from cache_store.mapping import FileRange
+from cache_store.mapping import FileRange, major_faults
 from cache_store.record import HEADER, HEADER_BYTES, PAGE, PAGE_HEADER, RecordSchema, model_word
+
+_PROBE = 16
+"""Rows after which :meth:`Generation.gather` judges whether the disk is involved."""
 
 ABSENT, GONE = -1, -2
 """What :meth:`Generation.locate` answers for users it does not hold, and for its tombstones."""
@@ -80,15 +83,18 @@ class Generation:
         self.model = model_word(manifest.fingerprint)
         self.table = Table(folder, manifest, [s.record_stem for s in manifest.shards], verify)
         self.row_bytes = row_bytes(schema)
-        if schema.paged:
-            self._pages = self.table.files.data.view(f"V{PAGE}")
-            self._step = np.arange(schema.pages)
-        else:
-            size = self.row_bytes
-            flat = self.table.files.data
-            self._rows = np.lib.stride_tricks.as_strided(
-                flat[:size].view(f"V{size}"), shape=(len(flat) - size + 1,), strides=(1,), writeable=False
-            )
+        flat, size = self.table.files.data, self.row_bytes
+        # Every place at which a row can begin, as overlapping items: one index then copies a whole row.
+        self._unit = PAGE if schema.paged else 1
+        self._rows = np.lib.stride_tricks.as_strided(
+            flat[:size].view(f"V{size}"),
+            shape=((len(flat) - size) // self._unit + 1,),
+            strides=(self._unit,),
+            writeable=False,
+        )
+        self._pages = flat.view(f"V{PAGE}")
+        self._step = np.arange(max(1, schema.pages))
+        self._cold = False
 
     @cached_property
     def states(self) -> Table | None:
@@ -101,39 +107,56 @@ class Generation:
     def locate(
         self, shard: np.ndarray, hashes: np.ndarray, second: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Place of each user's record as a byte of the file range, or ABSENT or GONE; and its check word.
+        """Place of each user's record as a byte of the file range, or ABSENT or GONE; and its entry in the index.
 
         Args:
-            shard: int [n]. hashes: uint64 [n]. second: uint64 [n] for string ids.
+            shard: int64 [n]. hashes: uint64 [n]. second: uint64 [n] for string ids.
 
         Returns:
-            int64 [n], uint64 [n].
+            int64 [n] twice.
         """
-        entry = self.table.index.find(shard, hashes, second)
-        hit = entry >= 0
-        if hit.all():
-            offset, check = self.table.index.offset(shard, entry), self.table.index.check(shard, entry)
-            place = np.where(offset == 0, GONE, self.table.files.starts[shard] + offset)
-            return place, check
-        place, check = np.full(len(shard), ABSENT, np.int64), np.zeros(len(shard), np.uint64)
-        s, e = shard[hit], entry[hit]
-        offset = self.table.index.offset(s, e)
-        place[hit] = np.where(offset == 0, GONE, self.table.files.starts[s] + offset)
-        check[hit] = self.table.index.check(s, e)
-        return place, check
+        index = self.table.index
+        entry = index.find(shard, hashes, second)
+        offset = index.offset(shard, entry)  # of an absent user: some other word, not used
+        place = offset + self.table.files.starts.take(shard)
+        place[offset == 0] = GONE
+        place[entry < 0] = ABSENT
+        return place, entry
 
-    def gather(self, place: np.ndarray, out: np.ndarray) -> None:
+    def gather(self, place: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Copy the rows at ``place`` (int64 [n], bytes of the range) into ``out``, uint8 [n, row_bytes], contiguous.
 
-        Places below 0 copy something of no meaning.
+        Places below 0 copy something of no meaning. Where pages have to come from the disk, all further rows are
+        asked for at once, so that the disk works on many.
         """
-        if self.schema.paged:
-            first = (place - PAGE_HEADER) // PAGE
-            wanted = (first[:, None] + self._step).ravel()
+        if out is not None and self.schema.paged and len(place) > _PROBE:
+            if self._cold:
+                self.table.files.will_need(place - PAGE_HEADER, self.row_bytes)
+            faults = major_faults()
+            self._copy(place[:_PROBE], out[:_PROBE])
+            cold = major_faults() > faults
+            if cold and not self._cold:
+                self.table.files.will_need(place[_PROBE:] - PAGE_HEADER, self.row_bytes)
+            self._copy(place[_PROBE:], out[_PROBE:])
+            self._cold = cold
+            return out
+        return self._copy(place, out)
+
+    def _copy(self, place: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+        start = (place - PAGE_HEADER) // self._unit
+        if out is not None and self.schema.paged:
+            wanted = (start[:, None] + self._step).ravel()
             np.take(self._pages, wanted, out=out.reshape(-1).view(f"V{PAGE}"), mode="clip")
-        else:
-            start = np.clip(place - PAGE_HEADER, 0, len(self._rows) - 1)
-            out[...] = self._rows[start].view(np.uint8).reshape(out.shape)
+            return out
+        rows = (
+            self._rows[np.clip(start, 0, len(self._rows) - 1)]
+            .view(np.uint8)
+            .reshape(len(place), self.row_bytes)
+        )
+        if out is None:
+            return rows
+        out[...] = rows
+        return out
 
     def keys(self, shard: int, states: bool = False) -> pages.Entries:
         """Keys of one shard in key order with the places of their values in its file.

@@ -123,6 +123,10 @@ def shape(words: np.ndarray, name: str) -> IndexShape:
     )  # fmt: skip
 
 
+_WINDOW = 4
+_STEPS = np.arange(_WINDOW)
+
+
 class IndexSet:
     """The indexes of all shards of a generation in one array of words, searched together.
 
@@ -134,14 +138,17 @@ class IndexSet:
     def __init__(self, words: np.ndarray, starts: list[int], shapes: list[IndexShape]) -> None:
         self.words = words
         base = np.array(starts, np.int64)
-        self._shift = np.array([64 - s.bits for s in shapes], np.uint64)
-        self._last = np.array([max(s.n - 1, 0) for s in shapes], np.int64)
-        self._directory = base + [s.directory for s in shapes]
-        self._hash = base + [s.hash for s in shapes]
+        last = np.array([max(s.n - 1, 0) for s in shapes], np.int64)
+        shift = np.array([64 - s.bits for s in shapes], np.int64)
+        self._empty = np.array([s.n == 0 for s in shapes], bool)
+        self._any_empty = bool(self._empty.any())
         self._second = base + [s.second for s in shapes] if shapes and shapes[0].second >= 0 else None
         self._check = base + [s.check for s in shapes]
         self._offset = base + [s.offset for s in shapes]
         self._length = base + [s.length for s in shapes] if shapes and shapes[0].length >= 0 else None
+        # One row per shard, so that a batch picks all it needs of its shards with one index.
+        columns = [base + [s.directory for s in shapes], shift, base + [s.hash for s in shapes], last]
+        self._shards = np.stack(columns, axis=1)
 
     def find(self, shard: np.ndarray, hashes: np.ndarray, second: np.ndarray | None) -> np.ndarray:
         """Entry of each user within its shard's index, or -1. int64 [n].
@@ -150,29 +157,54 @@ class IndexSet:
             shard: int [n]. hashes: uint64 [n]. second: uint64 [n] where the index has second hashes.
         """
         words = self.words
-        slot = self._directory[shard] + (hashes >> self._shift[shard]).astype(np.int64)
-        low, high = words[slot].astype(np.int64), words[slot + 1].astype(np.int64)
-        base = self._hash[shard]
-        found = np.full(len(shard), -1, np.int64)
-        rows = np.flatnonzero(low < high)
-        at = low[rows]
-        while len(rows):
-            hit = words[base[rows] + at] == hashes[rows]
-            if self._second is not None and second is not None:
-                hit &= words[self._second[shard[rows]] + at] == second[rows]
-            found[rows[hit]] = at[hit]
-            at = at + 1
-            go = ~hit & (at < high[rows])
-            rows, at = rows[go], at[go]
-        return found
+        facts = self._shards.take(shard, axis=0)
+        slot = facts[:, 0] + (hashes >> facts[:, 1].view(np.uint64)).view(np.int64)
+        low = words.take(slot).view(np.int64)
+        # Nearly every prefix has at most _WINDOW entries: look at that many of each user at once, then at the rest.
+        at = low[:, None] + _STEPS
+        np.minimum(at, facts[:, 3:], out=at)
+        match = words.take(at + facts[:, 2:3]) == hashes[:, None]
+        if second is not None and self._second is not None:
+            match &= words.take(at + self._second[shard][:, None]) == second[:, None]
+        found = low + match.argmax(axis=1)
+        missed = np.flatnonzero(~match.any(axis=1))
+        if len(missed):
+            self._search_on(missed, low, slot, facts, shard, hashes, second, found)
+        return np.where(self._empty[shard], -1, found) if self._any_empty else found
+
+    def _search_on(
+        self,
+        rows: np.ndarray,
+        low: np.ndarray,
+        slot: np.ndarray,
+        facts: np.ndarray,
+        shard: np.ndarray,
+        hashes: np.ndarray,
+        second: np.ndarray | None,
+        found: np.ndarray,
+    ) -> None:
+        """Look past the first _WINDOW entries of a prefix, for these rows; fill ``found``."""
+        words = self.words
+        found[rows] = -1
+        at, high = low[rows] + _WINDOW, words[slot[rows] + 1].view(np.int64)
+        while True:
+            go = at < high
+            rows, at, high = rows[go], at[go], high[go]
+            if not len(rows):
+                return
+            same = words[facts[rows, 2] + at] == hashes[rows]
+            if second is not None and self._second is not None:
+                same &= words[self._second[shard[rows]] + at] == second[rows]
+            found[rows[same]] = at[same]
+            rows, at, high = rows[~same], at[~same] + 1, high[~same]
 
     def check(self, shard: np.ndarray, entry: np.ndarray) -> np.ndarray:
         """First word of each entry's value, uint64 [n]."""
-        return self.words[self._check[shard] + entry]
+        return self.words.take(self._check[shard] + entry)
 
     def offset(self, shard: np.ndarray, entry: np.ndarray) -> np.ndarray:
         """Byte offset of each entry's value in its LMDB file, int64 [n]; 0 for tombstones."""
-        return self.words[self._offset[shard] + entry].astype(np.int64)
+        return self.words.take(self._offset[shard] + entry).view(np.int64)
 
     def length(self, shard: np.ndarray, entry: np.ndarray) -> np.ndarray:
         """Bytes of each entry's value, int64 [n]; only where the index has lengths."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from cache_store.errors import Damaged
 
 PAGE = 4096
 _FIXED = 0x10
+_WHO = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
 _FAILED = ctypes.c_void_p(-1).value
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -31,7 +33,13 @@ _libc.mmap.argtypes = [
     ctypes.c_int,
     ctypes.c_int64,
 ]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+
+def major_faults() -> int:
+    """Pages that this thread has had to wait for the disk for, so far."""
+    return resource.getrusage(_WHO).ru_majflt
 
 
 class FileRange:
@@ -59,6 +67,14 @@ class FileRange:
         owner = _Owner(self._address, self._total)
         self.data = np.asarray(owner)
 
+    def will_need(self, starts: np.ndarray, size: int) -> None:
+        """Ask the operating system to read ``size`` bytes at each start (int64 [n]) ahead, without waiting."""
+        madvise, page = _libc.madvise, mmap.ALLOCATIONGRANULARITY
+        first = starts // page * page
+        lengths = starts + size - first
+        for at, length in zip((self._address + first).tolist(), lengths.tolist(), strict=True):
+            madvise(at, length, mmap.MADV_WILLNEED)
+
     def _map(self, path: Path, size: int, start: int) -> None:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -85,6 +101,8 @@ class FileRange:
                 code = ctypes.get_errno()
                 self._release()
                 raise OSError(code, os.strerror(code), str(path))
+            # Records are read at random; read-ahead would fetch their neighbours.
+            _libc.madvise(where, size, mmap.MADV_RANDOM)
         finally:
             os.close(fd)
 

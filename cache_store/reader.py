@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 
 import numpy as np
 import xxhash
@@ -80,14 +81,20 @@ _BLOCK_BYTES = 1 << 19
 """Bytes of records gathered and decoded at a time; both forms stay in the second-level cache."""
 
 
+# The header as eight words: where the key's hash, the model and (format, flags, zero) are.
+_KEY, _MODEL, _FORMAT, _FORMAT_MASK = 2, 4, 7, np.uint64(0xFFFFFFFF)
+_FRESH, _STALE, _MISSING, _CORRUPT = (np.uint8(s) for s in Status)
+
+
 @dataclass
 class _Found:
     """Distinct users of a batch and where their records lie."""
 
     hashes: np.ndarray  # uint64 [U]
+    shard: np.ndarray  # int64 [U]
     depth: np.ndarray  # int64 [U], position in the chain, -1 where missing
     place: np.ndarray  # int64 [U]
-    check: np.ndarray  # uint64 [U]
+    entry: np.ndarray  # int64 [U], position in the index of the shard
     inverse: np.ndarray | None  # int64 [B], row of each caller's user; None where B = U
 
 
@@ -126,7 +133,7 @@ class Snapshot:
         b = n if found.inverse is None else len(found.inverse)
         out = _buffer(out, (b, self.schema.tokens, self.schema.width), np.float32)
         target = out if found.inverse is None else np.empty((n, *out.shape[1:]), np.float32)
-        status, header = np.full(n, Status.MISSING, np.uint8), np.zeros(n, HEADER)
+        status, header = np.full(n, _MISSING), np.zeros(n, HEADER)
         step = max(1, _BLOCK_BYTES // self.row_bytes)
         scratch = self._scratch(min(step, n))
         for depth, generation in enumerate(self.chain):
@@ -146,7 +153,7 @@ class Snapshot:
                     block = np.empty((len(at), *out.shape[1:]), np.float32)
                     self.schema.decode(records, block)
                     target[at] = block
-        bad = np.flatnonzero(status >= Status.MISSING)
+        bad = np.flatnonzero(status >= _MISSING)
         if len(bad):
             target[bad] = 0.0 if fill is None else fill
         if found.inverse is not None:
@@ -166,30 +173,45 @@ class Snapshot:
         b = n if found.inverse is None else len(found.inverse)
         out = _buffer(out, (b, self.row_bytes), np.uint8)
         target = out if found.inverse is None else np.empty((n, self.row_bytes), np.uint8)
-        status, header = np.full(n, Status.MISSING, np.uint8), np.zeros(n, HEADER)
+        status, header = np.full(n, _MISSING), np.zeros(n, HEADER)
         for depth, generation in enumerate(self.chain):
             here = np.flatnonzero(found.depth == depth)
-            if not len(here):
-                continue
-            rows = target if len(here) == n else np.empty((len(here), self.row_bytes), np.uint8)
-            generation.gather(found.place[here], rows)
-            header[here] = head = headers_of(rows)
-            status[here] = self._judge(rows, head, generation, found, here)
-            if rows is not target:
+            if len(here) == n:  # the common case: everything from one generation, straight into place
+                header = headers_of(generation.gather(found.place, target))
+                status = self._judge(target, header, generation, found, here)
+                break
+            if len(here):
+                rows = generation.gather(found.place[here], np.empty((len(here), self.row_bytes), np.uint8))
+                header[here] = head = headers_of(rows)
+                status[here] = self._judge(rows, head, generation, found, here)
                 target[here] = rows
-        bad = np.flatnonzero(status >= Status.MISSING)
+        bad = np.flatnonzero(status >= _MISSING)
         if len(bad):
             target[bad] = 0
         if found.inverse is not None:
             np.take(target, found.inverse, axis=0, out=out, mode="clip")
         return RawLookup(out, *self._facts(status, header, found.inverse, now_ms, max_age_ms), self.name)
 
+    def places(self, users: Users) -> list[tuple[Path, int] | None]:
+        """See ``Store.places``."""
+        found = self._find(users)
+        out: list[tuple[Path, int] | None] = []
+        for depth, place in zip(found.depth.tolist(), found.place.tolist(), strict=True):
+            if depth < 0:
+                out.append(None)
+                continue
+            generation = self.chain[depth]
+            starts = generation.table.files.starts
+            k = int(np.searchsorted(starts, place, side="right")) - 1
+            out.append((generation.folder / generation.table.names[k], place - int(starts[k]) - PAGE_HEADER))
+        return out if found.inverse is None else [out[u] for u in found.inverse.tolist()]
+
     def nothing(self, users: Users, out: np.ndarray | None, fill: np.ndarray | None) -> Lookup:
         """What a lookup gives where no generation may be read: every row MISSING."""
         n = len(as_users(users, self.schema.user_kind))
         out = _buffer(out, (n, self.schema.tokens, self.schema.width), np.float32)
         out[...] = 0.0 if fill is None else fill
-        status, header = np.full(n, Status.MISSING, np.uint8), np.zeros(n, HEADER)
+        status, header = np.full(n, _MISSING), np.zeros(n, HEADER)
         return Lookup(out, *self._facts(status, header, None, None, None), "")
 
     def nothing_raw(self, users: Users, out: np.ndarray | None) -> RawLookup:
@@ -197,7 +219,7 @@ class Snapshot:
         n = len(as_users(users, self.schema.user_kind))
         out = _buffer(out, (n, self.row_bytes), np.uint8)
         out[...] = 0
-        status, header = np.full(n, Status.MISSING, np.uint8), np.zeros(n, HEADER)
+        status, header = np.full(n, _MISSING), np.zeros(n, HEADER)
         return RawLookup(out, *self._facts(status, header, None, None, None), "")
 
     def states(self, users: Users) -> list[bytes | None]:
@@ -214,7 +236,7 @@ class Snapshot:
             first = np.zeros(len(found.place), np.int64)
             first[found.inverse[::-1]] = np.arange(len(ids))[::-1]
             second = None if second is None else second[first]
-        shard = (found.hashes % self._shards).astype(np.int64)
+        shard = found.shard
         digest = xxhash.xxh3_64_intdigest
         for depth, generation in enumerate(self.chain):
             here = np.flatnonzero(found.depth == depth)
@@ -254,44 +276,47 @@ class Snapshot:
             inverse = inverse.reshape(-1)
             hashes, second = hashes[first], None if second is None else second[first]
         n = len(hashes)
-        shard = (hashes % self._shards).astype(np.int64)
-        depth, place, check = np.full(n, -1, np.int64), np.full(n, ABSENT, np.int64), np.zeros(n, np.uint64)
-        left = np.arange(n)
-        for d, generation in enumerate(self.chain):
-            whole = len(left) == n
-            at, word = generation.locate(
-                shard if whole else shard[left],
-                hashes if whole else hashes[left],
-                second if whole or second is None else second[left],
-            )
-            hit = at != ABSENT
-            rows = left[hit]
-            place[rows], check[rows] = at[hit], word[hit]
-            depth[rows] = np.where(at[hit] >= 0, d, -1)
-            left = left[~hit]
+        shard = (hashes % self._shards).view(np.int64)
+        place, entry = self.chain[0].locate(shard, hashes, second)
+        depth = np.zeros(n, np.int64)
+        left = np.flatnonzero(place == ABSENT)
+        for d, generation in enumerate(self.chain[1:], 1):
             if not len(left):
                 break
-        return _Found(hashes, depth, place, check, inverse)
+            at, found = generation.locate(shard[left], hashes[left], None if second is None else second[left])
+            hit = at != ABSENT
+            rows = left[hit]
+            place[rows], entry[rows], depth[rows] = at[hit], found[hit], d
+            left = left[~hit]
+        absent = place < 0
+        if absent.any():
+            depth[absent] = -1
+        return _Found(hashes, shard, depth, place, entry, inverse)
 
     def _judge(
         self, rows: np.ndarray, head: np.ndarray, generation: Generation, found: _Found, at: np.ndarray
     ) -> np.ndarray:
         """FRESH or CORRUPT for each gathered row, uint8 [n]."""
-        ok = head["key_hash"] == found.hashes[at]
-        ok &= (head["model"] == generation.model) & (head["format"] == RECORD_FORMAT) & (head["flags"] == 0)
+        words = head.view(np.uint64).reshape(-1, 8)
+        ok = words[:, _KEY] == found.hashes[at]
+        ok &= words[:, _MODEL] == generation.model
+        ok &= (words[:, _FORMAT] & _FORMAT_MASK) == RECORD_FORMAT
         if self.verify:
-            ok &= (head["check"] == found.check[at]) & (head["check"] == header_check(head))
+            check = generation.table.index.check(found.shard[at], found.entry[at])
+            ok &= (words[:, 0] == check) & (words[:, 0] == header_check(head))
             records = rows[:, PAGE_HEADER : PAGE_HEADER + self.schema.record_bytes]
             ok &= head["payload_hash"] == payload_hashes(records)
-        return np.where(ok, np.uint8(Status.FRESH), np.uint8(Status.CORRUPT))
+        return np.where(ok, _FRESH, _CORRUPT)
 
     def _facts(
         self, status: np.ndarray, header: np.ndarray, inverse: np.ndarray | None, now_ms: int | None,
         max_age_ms: int | None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-        header[status >= Status.MISSING] = np.zeros(1, HEADER)
+        bad = status >= _MISSING
+        if bad.any():
+            header[bad] = np.zeros(1, HEADER)
         if max_age_ms is not None and now_ms is not None:
-            status[(status == Status.FRESH) & (now_ms - header["summarized_ms"] > max_age_ms)] = Status.STALE
+            status[(status == _FRESH) & (now_ms - header["summarized_ms"] > max_age_ms)] = _STALE
         if inverse is not None:
             status, header = status[inverse], header[inverse]
         return (

@@ -232,6 +232,13 @@ class Store:
             raise StoreError(f"bucket: expected 0 to {self.format.num_shards - 1}, found {bucket}")
         return fold(self._current(self._clock()).chain, bucket).users
 
+    def places(self, users: Users) -> list[tuple[Path, int] | None]:
+        """File and byte offset of the row that each user's record lies in, or None; for tools that look at bytes.
+
+        A row is what :meth:`lookup_raw` copies: the record begins 16 bytes into it.
+        """
+        return self._current(self._clock()).places(users)
+
     @property
     def manifest(self) -> Manifest:
         """Of the newest generation of the chain that is read."""
