@@ -24,6 +24,35 @@ def attention_bias(mask: Tensor, s: int) -> Tensor:
     return bias
 
 
+BIAS = 1 << 26
+"""Entries of attention bias held at once, 256 MiB; more users than that are attended block after block."""
+
+
+class Sight:
+    """Attention under :func:`attention_bias`; the bias is made once for all layers where it fits."""
+
+    def __init__(self, mask: Tensor, s: int) -> None:
+        users, t = mask.shape
+        step = max(1, BIAS // (t * t))
+        self.mask, self.s = mask, s
+        self.blocks = [slice(i, i + step) for i in range(0, users, step)]
+        self.whole = attention_bias(mask, s) if len(self.blocks) <= 1 else None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [U, P, H, E] of the last P tokens, k and v [U, T, H, E] -> [U, P, H, E]."""
+        if self.whole is not None:
+            return self._attend(q, k, v, self.whole)
+        parts = [self._attend(q[b], k[b], v[b], attention_bias(self.mask[b], self.s)) for b in self.blocks]
+        return torch.cat(parts)
+
+    @staticmethod
+    def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        read = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=bias[..., -q.shape[1] :, :]
+        )
+        return read.transpose(1, 2)
+
+
 class Layer(nn.Module):
     """Pre-norm attention and a SwiGLU feed-forward, used by context and candidates with the same weights."""
 

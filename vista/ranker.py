@@ -36,7 +36,7 @@ from vista.context_kv import ContextKV
 from vista.data.events import Events
 from vista.embedding import EventEncoder, ItemEncoder, gaps
 from vista.errors import DataError
-from vista.layer import Layer, attention_bias
+from vista.layer import Layer, Sight
 from vista.ops import crossing
 from vista.recent import select_recent
 from vista.slots import SlotMemory
@@ -51,6 +51,8 @@ UNUSABLE = (2, 3)
 
 DAY_MS = 86_400_000
 FREQUENCIES = 8
+MATCHES = 1 << 22
+"""Comparisons of candidates with recent events held at once (32 MiB of ids)."""
 
 
 def _waves(x: Tensor) -> Tensor:
@@ -277,7 +279,7 @@ class Ranker(nn.Module):
         self, x: Tensor, mask: Tensor, s: int, full: bool
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Keys and values [L, U, T, H, E]; hidden [U, T, D] if ``full``; hidden of the now token [U, D]."""
-        seen = attention_bias(mask, s)
+        sight = Sight(mask, s)
         keys, values = [], []
         for number, layer in enumerate(self.layers):
             h = layer.before_attention(x)
@@ -285,12 +287,8 @@ class Ranker(nn.Module):
             keys.append(k)
             values.append(v)
             if number == len(self.layers) - 1 and not full:
-                x, h, seen = x[:, -1:], h[:, -1:], seen[..., -1:, :]
-            q = layer.split(layer.query(h))
-            read = F.scaled_dot_product_attention(
-                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=seen
-            )
-            x = layer.finish(x, read.transpose(1, 2))
+                x, h = x[:, -1:], h[:, -1:]
+            x = layer.finish(x, sight.attend(layer.split(layer.query(h)), k, v))
         return torch.stack(keys), torch.stack(values), x if full else None, x[:, -1]
 
     # --- retrieval -------------------------------------------------------------------------------------
@@ -406,13 +404,18 @@ class Ranker(nn.Module):
 
     def _matches(self, ctx: ContextKV, item: Tensor, user: Tensor) -> Tensor:
         """[B, 3]: its log count among the recent events; nearness of the newest by rank, by time."""
-        s, r = ctx.length - 1 - ctx.recent_item.shape[1], ctx.recent_item.shape[1]
+        r = ctx.recent_item.shape[1]
         if r == 0:
             return torch.zeros(len(item), 3, device=item.device)
-        same = (ctx.recent_item[user] == item[:, None]) & ctx.mask[:, s : s + r][user]  # [B, R]
-        count = same.sum(-1)
-        lengths = ctx.mask[:, s : s + r].sum(-1)[user]
-        newest = torch.where(same, torch.arange(r, device=item.device), -1).amax(-1)
+        there = ctx.mask[:, -1 - r : -1]
+        place = torch.arange(r, device=item.device, dtype=torch.int32)
+        counts, places = [], []
+        for block, who in zip(item.split(MATCHES // r), user.split(MATCHES // r), strict=True):
+            same = (ctx.recent_item[who] == block[:, None]) & there[who]  # [b, R]
+            counts.append(same.sum(-1))
+            places.append(torch.where(same, place, -1).amax(-1))
+        count, newest = torch.cat(counts), torch.cat(places)
+        lengths = there.sum(-1)[user]
         found = (count > 0).float()
         age = ctx.recent_age_ms[user, newest.clamp_min(0)].float()
         near = 1 / (lengths - newest).clamp_min(1).float()

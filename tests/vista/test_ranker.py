@@ -185,6 +185,20 @@ def test_the_last_layer_computed_in_full_changes_nothing_that_is_served(seed):
     assert full.hidden.shape == (3, lean.length, 16) and lean.hidden is None
 
 
+def test_a_large_batch_worked_off_in_blocks_gives_what_one_piece_gives(monkeypatch):
+    rng = np.random.default_rng(5)
+    inputs = request([4, 0, 6, 2, 5], rng)
+    items, offsets = rng.integers(0, 30, 20), np.arange(6) * 4
+    with torch.no_grad():
+        whole = RANKER.context(**inputs, full=True)
+        logits = RANKER.rank(whole, items, offsets)
+        monkeypatch.setattr("vista.layer.BIAS", 2 * whole.length**2)
+        monkeypatch.setattr("vista.ranker.MATCHES", 6 * 7)
+        pieces = RANKER.context(**inputs, full=True)
+        close(RANKER.rank(pieces, items, offsets), logits)
+    close(pieces.hidden[pieces.mask], whole.hidden[whole.mask])
+
+
 def test_summary_keys_do_not_depend_on_the_recent_events_or_the_time():
     rng = np.random.default_rng(0)
     inputs = request([4, 6], rng)
