@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cache_store import manifest as manifests
-from cache_store.errors import Damaged, StoreError
+from cache_store.errors import Damaged, ReadOnlyStorage, StorageFull, StoreError
 from cache_store.generation import Generation, Table
 from cache_store.keys import Users, as_users, from_keys, hash_of, keys_of, second_hash_of
 from cache_store.layout import (
@@ -78,6 +78,8 @@ def forget(layout: Layout, users: Users) -> ForgetReport:
             folder = layout.generation(name)
             try:
                 _forget_in_generation(folder, ids, report)
+            except (StorageFull, ReadOnlyStorage):
+                raise  # says nothing about the generation; the same command goes on from here
             except StoreError as error:
                 unreadable.append(f"{name}: {error}")
         _forget_in_staging(layout, ids, store.num_shards, report)

@@ -6,6 +6,7 @@ Everything that makes shards uses this: the shard writer, compaction, forget, an
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ COMMIT_BYTES = 1 << 26
 """Bytes between commits; bounds the writer's memory. Counted in records, so batch sizes do not change the file."""
 
 _MAP_BYTES = 1 << 42
+_MARGIN = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,23 @@ class SortedFile:
                 last = key
                 self._pending += len(value) + 48
                 if self._pending >= COMMIT_BYTES:
-                    self._txn.commit()
+                    self._commit()
                     self._txn = self._env.begin(write=True)
                     put, self._pending = self._txn.put, 0
         self._last = last
         self.count += len(keys)
         self._hashes.append(hashes)
         self._seconds.append(second)
+
+    def _commit(self) -> None:
+        try:
+            self._txn.commit()
+        except lmdb.Error as error:
+            # LMDB calls it an I/O error when the disk takes only a part of a write because it is full.
+            room = os.statvfs(self.path.parent)
+            if "Input/output error" in str(error) and room.f_bavail * room.f_frsize < self._pending + _MARGIN:
+                raise OSError(errno.ENOSPC, "No space left on device", str(self._temp)) from error
+            raise
 
     def finish(self) -> dict[str, FileFact]:
         """Commit, check, write the index, fsync and rename both files. Facts by file name.
@@ -99,7 +111,7 @@ class SortedFile:
             Damaged: what was read back is not what was written. StorageFull, ReadOnlyStorage
         """
         with storage_errors(str(self.path)):
-            self._txn.commit()
+            self._commit()
             self._env.close()
             self._env = None
             fsync_file(self._temp)
