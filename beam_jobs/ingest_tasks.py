@@ -174,11 +174,17 @@ class _Chunks:
         self._held_rows = 0
         self._written = 0
         self._routed: list[Routed] = []
-        self._names: dict[int, str] = {}
+        self._names: list[tuple[np.ndarray, pa.Array]] = []
+        self._name_rows = 0
         self.rows = 0
 
     def add(self, checked: Checked) -> None:
-        self._names.update(zip(checked.names[0].tolist(), checked.names[1].tolist(), strict=True))
+        if len(checked.names[0]):
+            self._names.append(checked.names)
+            self._name_rows += len(checked.names[0])
+            if self._name_rows > 2 * self._settings.chunk_rows:
+                self._names = [_distinct(self._names)]
+                self._name_rows = len(self._names[0][0])
         if not len(checked):
             return
         self._held.append(checked)
@@ -206,10 +212,15 @@ class _Chunks:
         if self._held:
             self._write()
         if self._names:
-            item = np.fromiter(self._names, np.int64, len(self._names))
-            names = pa.array(list(self._names.values()), pa.string())
-            self._routed += spill_names(item, names, f"{self._task.name}.arrow", self._settings)
+            self._routed += spill_names(*_distinct(self._names), f"{self._task.name}.arrow", self._settings)
         return self._routed
+
+
+def _distinct(parts: Sequence[tuple[np.ndarray, pa.Array]]) -> tuple[np.ndarray, pa.Array]:
+    """Names of items, each item once."""
+    item, names = np.concatenate([p[0] for p in parts]), pa.concat_arrays([p[1] for p in parts])
+    item, first = np.unique(item, return_index=True)
+    return item, names.take(pa.array(first))
 
 
 def spill_names(item: np.ndarray, names: pa.Array, file: str, settings: Settings) -> list[Routed]:

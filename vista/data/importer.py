@@ -56,26 +56,29 @@ class Checked:
         user: Arrow int64 or string [N], no nulls.
         columns: ``item, action, time, request`` and ``surface`` (events) or ``position`` (impressions), [N] each;
             a time of -1 stands for none (impressions without times).
-        names: (item int64 [M], name object [M]) of string items, distinct.
+        names: (item int64 [M], name Arrow string [M]) of string items, distinct.
         letters: the other rows.
     """
 
     user: pa.Array
     columns: dict[str, np.ndarray]
-    names: tuple[np.ndarray, np.ndarray]
+    names: tuple[np.ndarray, pa.Array]
     letters: list[Letter]
 
     def __len__(self) -> int:
         return len(self.user)
 
 
-NO_NAMES = (np.zeros(0, np.int64), np.zeros(0, object))
+NO_NAMES = (np.zeros(0, np.int64), pa.array([], pa.string()))
 
 
-def hash_strings(values: Sequence[str]) -> np.ndarray:
-    """XXH64 (seed 0) of the UTF-8 bytes, as int64 [n]."""
-    digest = xxhash.xxh64_intdigest
-    return np.fromiter((digest(v.encode()) for v in values), np.uint64, len(values)).view(np.int64)
+def hash_strings(values: Sequence[str] | pa.Array) -> np.ndarray:
+    """XXH64 (seed 0) of the UTF-8 bytes, as int64 [n]; no nulls."""
+    if isinstance(values, pa.Array):
+        raw = values.cast(pa.binary()).to_pylist()
+    else:
+        raw = [v.encode() for v in values]
+    return np.fromiter(map(xxhash.xxh64_intdigest, raw), np.uint64, len(raw)).view(np.int64)
 
 
 def check(batch: pa.RecordBatch | pa.Table, source: Source, rules: Rules, first_row: int) -> Checked:
@@ -125,7 +128,7 @@ def check(batch: pa.RecordBatch | pa.Table, source: Source, rules: Rules, first_
     out = {name: c[keep] for name, c in out.items()}
     if len(names[0]):
         used = np.isin(names[0], out["item"])
-        names = (names[0][used], names[1][used])
+        names = (names[0][used], names[1].filter(pa.array(used)))
     return Checked(kept, out, names, letters)
 
 
@@ -205,22 +208,22 @@ def _ints(column: pa.Array) -> np.ndarray:
     return column.to_numpy(zero_copy_only=False)
 
 
-def _codes(column: pa.Array) -> tuple[np.ndarray, list[str]]:
+def _codes(column: pa.Array) -> tuple[np.ndarray, pa.Array]:
     """(code int64 [N], distinct strings); nulls have code -1."""
     encoded = column.cast(pa.string()).dictionary_encode()
     codes = encoded.indices
     if codes.null_count:
         codes = pc.fill_null(codes, -1)
-    return codes.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
+    return codes.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary
 
 
-def _ids(column: pa.Array, kind: str) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+def _ids(column: pa.Array, kind: str) -> tuple[np.ndarray, tuple[np.ndarray, pa.Array]]:
     """(int64 [N], names): ints as they are, strings hashed, nulls 0."""
     if kind == "int":
         return _ints(column), NO_NAMES
     codes, values = _codes(column)
     ids = np.append(hash_strings(values), 0)
-    return ids[codes], (ids[:-1], np.array(values, dtype=object))
+    return ids[codes], (ids[:-1], values)
 
 
 def _times(column: pa.Array, rules: Rules, bad: _Bad) -> np.ndarray:
@@ -257,7 +260,7 @@ def _named(column: pa.Array, vocabulary: tuple[str, ...]) -> tuple[np.ndarray, n
     """(place in the vocabulary int64 [N], 0 where there is none; bool [N]: not null and not in it)."""
     codes, values = _codes(column)
     place = {name: i for i, name in enumerate(vocabulary)}
-    known = np.array([place.get(v, -1) for v in values] + [-2], np.int64)[codes]
+    known = np.array([place.get(v, -1) for v in values.to_pylist()] + [-2], np.int64)[codes]
     return np.maximum(known, 0), known == -1
 
 

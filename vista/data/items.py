@@ -73,6 +73,13 @@ def added_up(
     return tuple(np.concatenate(c) for c in zip(*parts, strict=True))  # type: ignore[return-value]
 
 
+def _among(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """bool: which values are in the ascending array ``ordered``."""
+    if not len(ordered):
+        return np.zeros(len(values), bool)
+    return ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values
+
+
 def _starts(ordered: np.ndarray) -> np.ndarray:
     """int64: where a new value begins."""
     new = np.ones(len(ordered), bool)
@@ -123,12 +130,14 @@ class ItemTable:
             named: (item int64 [M], name object [M]); the first name of an item wins. Named items without
                 events are kept, with none on surface 0.
         """
-        if named is not None and len(named[0]):
-            without = np.setdiff1d(named[0], item)
-            item = np.concatenate([item, without])
-            surface = np.concatenate([surface, np.zeros(len(without), np.int32)])
-            events = np.concatenate([events, np.zeros(len(without), np.int64)])
         row_item, row_surface, total = added_up(item, surface, events)
+        if named is not None and len(named[0]):
+            known, at = np.unique(named[0], return_index=True)
+            named = (known, named[1][at])
+            without = known[~_among(known, np.sort(row_item))]
+            row_item = np.concatenate([row_item, without])
+            row_surface = np.concatenate([row_surface, np.zeros(len(without), np.int32)])
+            total = np.concatenate([total, np.zeros(len(without), np.int64)])
         order = np.argsort(row_item)
         same = row_item[order[1:]] == row_item[order[:-1]]
         if same.any():
@@ -146,8 +155,7 @@ class ItemTable:
         first = best[np.searchsorted(number[best], np.arange(len(items)))]
         names = np.full(len(items), None, object)
         if named is not None and len(named[0]):
-            known, at = np.unique(named[0], return_index=True)
-            names[np.searchsorted(items, known)] = named[1][at]
+            names[np.searchsorted(items, named[0])] = named[1]
         return ItemTable(items, names, row_surface[first], sums, (row_item, row_surface, total))
 
     @staticmethod

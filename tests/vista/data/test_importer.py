@@ -55,7 +55,7 @@ def test_strings_of_any_kind_are_hashed_and_named(tmp_path, type_):
     assert found.user.to_pylist() == ["u1", "u2", "u3"]
     assert found.columns["item"].tolist() == hash_strings(["x", "ü", "x"]).tolist()
     assert found.columns["action"].tolist() == [4, 1, 2] and found.columns["surface"].tolist() == [1, 0, 1]
-    assert dict(zip(found.names[0].tolist(), found.names[1], strict=True)) == dict(
+    assert dict(zip(found.names[0].tolist(), found.names[1].to_pylist(), strict=True)) == dict(
         zip(hash_strings(["x", "ü"]).tolist(), ["x", "ü"], strict=True)
     )
 
