@@ -15,7 +15,6 @@ from tools.quality.information import information
 from tools.quality.protocol import Data, examples, from_columns, held_out, training_batches
 from tools.quality.study import answer, build, train
 from vista.config import SlotConfig, SummarizerConfig
-from vista.ops.crossing import Plan
 
 SMALL = dataclasses.replace(
     BASE,
@@ -80,32 +79,31 @@ def test_exact_masses_equal_the_slot_memory_where_nothing_collides(data, asked):
     torch.testing.assert_close(exact, hashed, rtol=1e-4, atol=1e-4)
 
 
-def test_the_ceiling_is_one_softmax_over_history_context_and_candidate(data, asked):
+def test_the_ceiling_is_softmax_over_the_events_before_the_cut_and_an_empty_place(data, asked):
     limit = 50
     model = build(data, variants(limit)["full"], SMALL).eval()
     batch = asked.batches[0]
-    history = History(model, batch, limit)
-    heads, width = model.config.ranker.heads, model.config.width // model.config.ranker.heads
-    g = torch.Generator().manual_seed(0)
-    b, k, t = len(batch.item), len(batch), 5
-    q, own_k, own_v = (torch.randn(b, heads, width, generator=g) for _ in range(3))
-    keys, values = (torch.randn(k, t, heads, width, generator=g) for _ in range(2))
-    mask = torch.rand(k, t, generator=g) < 0.7
-    got = history.crossing()(q, own_k, own_v, keys, values, mask, Plan.of(batch.offsets))
-    hk, hv = history.layers[0]
-    for row in range(0, b, 97):
+    history = History(model, model.history, batch, limit)
+    query, empty = history._asked(0)
+    got = history._long(0, query, empty)
+    (hk, hv), size = history.layers[0], model.history.size
+    matched = []
+    for row in range(0, len(batch.item), 37):
         slate = int(np.searchsorted(batch.offsets, row, side="right")) - 1
         w = int(batch.user_of[slate])
         place = int(np.flatnonzero(np.flatnonzero(batch.user_of == w) == slate)[0])
         cut = int(history.cuts[w][place])
+        shift = max(0, int(batch.cut[batch.user_of == w].min()) - limit)
+        assert cut == batch.cut[slate] - shift
         rows = slice(int(history.offsets[w]) + max(0, cut - limit), int(history.offsets[w]) + cut)
-        every_k = torch.cat([hk[rows], keys[slate][mask[slate]], own_k[row][None]])
-        every_v = torch.cat([hv[rows], values[slate][mask[slate]], own_v[row][None]])
-        assert cut == batch.cut[slate] - max(0, batch.cut[batch.user_of == w].min() - limit)
-        weight = (torch.einsum("he,nhe->hn", q[row], every_k) / math.sqrt(width)).softmax(-1)
-        torch.testing.assert_close(
-            got[row], torch.einsum("hn,nhe->he", weight, every_v), rtol=1e-4, atol=1e-5
-        )
+        keys = torch.cat([hk[rows], empty[row][None]])
+        values = torch.cat([hv[rows], torch.zeros_like(hv[:1])])
+        weight = (torch.einsum("he,nhe->hn", query[row], keys) / math.sqrt(size)).softmax(-1)
+        torch.testing.assert_close(got[row], torch.einsum("hn,nhe->he", weight, values), rtol=1e-4, atol=1e-5)
+        own = batch.events.user(w).item[max(0, int(batch.cut[slate]) - limit) : int(batch.cut[slate])]
+        matched.append((int((own == batch.item[row]).sum()), float(got[row, :, -1].mean().detach())))
+    touched = [m for n, m in matched if n]
+    assert touched and min(touched) > max(m for n, m in matched if not n)
 
 
 @pytest.mark.parametrize("name", sorted(variants(64)))

@@ -61,7 +61,7 @@ def run(
     examples = ExampleConfig(slates_per_visit=16, max_history=1_024, negatives=8)
     model = ModelConfig(
         actions=found.actions,
-        embedding=EmbeddingConfig(rows=32_768),
+        embedding=EmbeddingConfig(rows=32_768, content_width=found.content.shape[1]),
         slots=SlotConfig(buckets=1_024, clusters=256),
         summarizer=SummarizerConfig(layers=1, seeds=16, chunk=128),
         ranker=RankerConfig(recent=32),
@@ -103,6 +103,7 @@ def _side(config: TrainingConfig, data, positives: int) -> dict[str, float]:
     catalogue = data.catalogue
     trained = VistaModel(config.model)
     catalogue.fit(trained)
+    trained.items.set_content(catalogue.item, data.content)
     trainer = Trainer(config, trained, catalogue.item, torch.device("cpu"))
     recent = config.model.ranker.recent
     loader = Loader(

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from cache_store.quantize import Codec
 from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig
@@ -23,6 +24,7 @@ from vista.data.examples import Batch
 from vista.embedding import gaps
 from vista.model import VistaModel
 from vista.ops.crossing import Plan, fast
+from vista.ranker import FREQUENCIES, _waves
 from vista.recent import select_recent
 
 MISSING = 2
@@ -150,6 +152,40 @@ class ExactMasses:
         return torch.from_numpy(found).flatten(1)
 
 
+class HistoryRead(nn.Module):
+    """Softmax attention from candidates to raw events: the ceiling's own weights.
+
+    It starts as matching (an event of the same item scores ``scale``, unrelated ones about 0) and can count:
+    beside the events there is an empty place of score ``empty``, so the mass that falls on events grows with
+    how many match. What is read goes into the layer; the log odds of that mass go straight to the logits, as
+    the slots' masses do.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        r, d = config.ranker, config.width
+        self.heads, self.size = r.heads, d // r.heads
+        self.match = nn.ModuleList(
+            nn.Linear(d, r.heads * (self.size - 1), bias=False) for _ in range(r.layers)
+        )
+        self.age = nn.ModuleList(nn.Linear(4 * FREQUENCIES, r.heads) for _ in range(r.layers))
+        self.log_scale = nn.Parameter(torch.full((r.layers, r.heads), math.log(12.0)))
+        self.empty = nn.Parameter(torch.full((r.layers, r.heads), 10.0))
+        self.wide = nn.Linear(r.layers * r.heads, len(config.actions))
+        with torch.no_grad():
+            for match, age in zip(self.match, self.age, strict=True):
+                nn.init.orthogonal_(match.weight, math.sqrt(d / (d - r.heads)))
+                age.weight.mul_(0.1)
+                age.bias.zero_()
+            self.wide.weight.fill_(0.5 / (r.layers * r.heads))
+            self.wide.bias.zero_()
+
+    def keys(self, number: int, vectors: Tensor, bias: Tensor) -> Tensor:
+        """[N, H, E]: unit item vectors in each head's space, and one channel of bias."""
+        matched = self.match[number](vectors).unflatten(-1, (self.heads, self.size - 1))
+        return torch.cat([functional.normalize(matched, dim=-1), bias[..., None]], -1)
+
+
 class History:
     """Raw events as keys and values for the candidates, per window and layer; a slate sees those before its
     cut.
@@ -157,8 +193,8 @@ class History:
     Ages are taken at the window's last slate: within a visit of some dozen slates they differ little.
     """
 
-    def __init__(self, model: VistaModel, batch: Batch, limit: int) -> None:
-        self.batch = batch
+    def __init__(self, model: VistaModel, read: HistoryRead, batch: Batch, limit: int) -> None:
+        self.batch, self.read, self.limit = batch, read, limit
         starts, stops, self.cuts = [], [], []
         now = np.zeros(batch.events.users, np.int64)
         for v in range(batch.events.users):
@@ -169,24 +205,41 @@ class History:
             stops.append(batch.events.offsets[v] + stop)
             self.cuts.append(batch.cut[mine] - start)
             now[v] = batch.now_ms[mine].max()
-        self.limit = limit
         window = batch.events.slices(np.array(starts), np.array(stops))
         self.offsets = window.offsets
+        self.asked = model.items.vector(torch.from_numpy(batch.item))
         self.layers = self._project(model, window, now)
+        self.mass: list[Tensor] = []
 
     def _project(self, model: VistaModel, window: Events, now: np.ndarray) -> list[tuple[Tensor, Tensor]]:
-        ranker = model.ranker
+        ranker, read = model.ranker, self.read
         columns = (window.item, window.action, window.surface, window.time, gaps(window))
         x = ranker.events(*(torch.from_numpy(c) for c in columns)) * math.sqrt(model.config.width)
         owner = np.repeat(np.arange(window.users), window.lengths)
-        age = np.maximum(now[owner] - window.time, 0)
-        rank = window.offsets[1:][owner] - 1 - np.arange(len(window))
-        x = x + ranker._recent_places(torch.from_numpy(age), torch.from_numpy(rank))
+        age = torch.from_numpy(np.maximum(now[owner] - window.time, 0))
+        rank = torch.from_numpy(window.offsets[1:][owner] - 1 - np.arange(len(window)))
+        waves = torch.cat([_waves(age / 1000), _waves(rank)], -1)
+        x = x + ranker.recent_place(waves)
+        vectors = model.items.vector(torch.from_numpy(window.item))
         found = []
-        for layer in ranker.layers:
-            h = layer.before_attention(x)
-            found.append((layer.split(layer.key(h)), layer.split(layer.value(h))))
+        for number, layer in enumerate(ranker.layers):
+            value = layer.split(layer.value(layer.before_attention(x)))
+            # The last channel of a value is 1: what is read there is the mass that fell on events.
+            value = torch.cat([value[..., :-1], torch.ones_like(value[..., :1])], -1)
+            found.append((read.keys(number, vectors, read.age[number](waves)), value))
         return found
+
+    def _asked(self, number: int) -> tuple[Tensor, Tensor]:
+        """Queries [B, H, E] and the keys [B, H, E] of the empty place; ``fast`` divides scores by the root of
+        E."""
+        scale, size = self.read.log_scale[number].exp(), self.read.size
+        ones = torch.ones(len(self.asked), self.read.heads)
+        query = self.read.keys(number, self.asked, ones)
+        query = torch.cat([query[..., :-1] * scale[:, None], query[..., -1:]], -1) * math.sqrt(size)
+        empty = torch.cat(
+            [torch.zeros(*ones.shape, size - 1), (ones * self.read.empty[number])[..., None]], -1
+        )
+        return query, empty
 
     def crossing(self):
         """A form of the crossing (see ``vista.ops.crossing``) that also reads the history; one layer per
@@ -194,34 +247,45 @@ class History:
         number = iter(range(len(self.layers)))
 
         def cross(
-            q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, mask: Tensor, _: Plan
+            q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, mask: Tensor, plan: Plan
         ) -> Tensor:
-            hk, hv = self.layers[next(number)]
-            offsets, pieces, rows = self.batch.offsets, [], []
-            for w in range(len(self.cuts)):
-                mine = np.flatnonzero(self.batch.user_of == w)
-                if not len(mine):
-                    continue
-                a, b = int(offsets[mine[0]]), int(offsets[mine[-1] + 1])
-                window = slice(int(self.offsets[w]), int(self.offsets[w + 1]))
-                index, cut = torch.from_numpy(mine), torch.from_numpy(self.cuts[w])[:, None]
-                place = torch.arange(window.stop - window.start)
-                seen = (place < cut) & (place >= cut - self.limit)  # [K, N]
-                long = (len(mine), -1, -1, -1)
-                read = fast(
-                    q[a:b],
-                    k[a:b],
-                    v[a:b],
-                    torch.cat([hk[window][None].expand(long), keys[index]], 1),
-                    torch.cat([hv[window][None].expand(long), values[index]], 1),
-                    torch.cat([seen, mask[index]], 1),
-                    offsets[mine[0] : mine[-1] + 2] - a,
-                )
-                pieces.append(read)
-                rows.append(np.arange(a, b))
-            return torch.cat(pieces)[torch.from_numpy(np.argsort(np.concatenate(rows)))]
+            n = next(number)
+            long = self._long(n, *self._asked(n))
+            self.mass.append(long[..., -1])
+            return fast(q, k, v, keys, values, mask, plan) + torch.cat(
+                [long[..., :-1], torch.zeros_like(long[..., :1])], -1
+            )
 
         return cross
+
+    def _long(self, number: int, query: Tensor, empty: Tensor) -> Tensor:
+        """[B, H, E]: what each candidate reads from its slate's events."""
+        hk, hv = self.layers[number]
+        offsets, pieces, rows = self.batch.offsets, [], []
+        for w in range(len(self.cuts)):
+            mine = np.flatnonzero(self.batch.user_of == w)
+            a, b = int(offsets[mine[0]]), int(offsets[mine[-1] + 1])
+            window = slice(int(self.offsets[w]), int(self.offsets[w + 1]))
+            cut = torch.from_numpy(self.cuts[w])[:, None]
+            place = torch.arange(window.stop - window.start)
+            copies = (len(mine), -1, -1, -1)
+            read = fast(
+                query[a:b],
+                empty[a:b],
+                torch.zeros_like(query[a:b]),
+                hk[window][None].expand(copies),
+                hv[window][None].expand(copies),
+                (place < cut) & (place >= cut - self.limit),
+                offsets[mine[0] : mine[-1] + 2] - a,
+            )
+            pieces.append(read)
+            rows.append(np.arange(a, b))
+        return torch.cat(pieces)[torch.from_numpy(np.argsort(np.concatenate(rows)))]
+
+    def logits(self) -> Tensor:
+        """[B, A]: what the masses say by themselves."""
+        mass = torch.cat(self.mass, -1).clamp(1e-6, 1 - 1e-6)
+        return self.read.wide(torch.logit(mass))
 
 
 def coded(tokens: dict[str, Tensor], codecs: dict[str, str]) -> dict[str, Tensor]:
@@ -268,14 +332,14 @@ def logits(
         tokens, status = {}, np.full(len(batch), MISSING, np.uint8)
     recent = select_recent(batch.recent, variant.recent, variant.distinct)  # out of the last 1,024
     ctx = model.ranker.context(tokens, status, recent, batch.now_ms, batch.last_event_ms)
-    more = {}
-    if variant.attend:
-        more["cross"] = History(model, batch, variant.attend).crossing()
+    item = torch.from_numpy(batch.item)
+    history = History(model, model.history, batch, variant.attend) if variant.attend else None
+    more = {} if history is None else {"cross": history.crossing()}
+    kept = model.ranker.__dict__["slots"]
     if variant.counts:
-        kept = model.ranker.__dict__["slots"]
         model.ranker.__dict__["slots"] = ExactMasses(kept, batch)
-        try:
-            return model.ranker.rank(ctx, torch.from_numpy(batch.item), batch.offsets, **more), ctx
-        finally:
-            model.ranker.__dict__["slots"] = kept
-    return model.ranker.rank(ctx, torch.from_numpy(batch.item), batch.offsets, **more), ctx
+    try:
+        found = model.ranker.rank(ctx, item, batch.offsets, **more)
+    finally:
+        model.ranker.__dict__["slots"] = kept
+    return (found if history is None else found + history.logits()), ctx

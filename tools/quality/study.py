@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tools.quality.contexts import BASE, Variant, logits, model_config
+from tools.quality.contexts import BASE, HistoryRead, Variant, logits, model_config
 from tools.quality.protocol import Data, Questions
 from vista import metrics
 from vista.clusters import kmeans
@@ -50,6 +50,10 @@ def build(data: Data, variant: Variant, base: ModelConfig = BASE, seed: int = 0)
         # An item's own row is noise until it was trained, and where items seldom come twice it never is.
         model.items.weight.mul_(0.3)
         torch.nn.init.orthogonal_(model.items.project.weight)
+    if variant.attend:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            model.history = HistoryRead(model.config)
     if model.slots.clusters and model.config.slots.enabled:
         clusters(data, model)
     return model
