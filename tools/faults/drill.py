@@ -288,7 +288,7 @@ def run(
         number += 1
         strings, pages = bool(rng.integers(4) == 0), bool(rng.integers(4) == 0)
         truth = Truth(num_users=30, strings=strings, record_scale=48 if pages else 1)
-        with tempfile.TemporaryDirectory(dir=folder or _memory_folder()) as root:
+        with tempfile.TemporaryDirectory(dir=folder or memory_folder()) as root:
             world = World(Path(root), truth, rng, 0 if power else readers, seed * 1000 + number)
             try:
                 for turn in range(_ACTIONS_PER_WORLD):
@@ -301,7 +301,7 @@ def run(
                 report.seen.add(world.close())
             except BaseException:
                 if world.watch:
-                    world.watch._stop[0] = 1
+                    world.watch.stop()
                 raise
     report.seconds = time.perf_counter() - start
     return report
@@ -359,7 +359,7 @@ def _turn(world: World, rng: np.random.Generator, report: Report, aim: Aim, powe
         world.watch.check()
 
 
-def _memory_folder() -> str | None:
+def memory_folder() -> str | None:
     """Shared memory where there is some: a killed process loses nothing there either, and fsync costs nothing."""
     path = Path("/dev/shm")
     return str(path) if os.access(path, os.W_OK) and shutil.disk_usage(path).free > 1 << 28 else None

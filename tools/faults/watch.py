@@ -103,10 +103,14 @@ class Watch:
         """Lookups of each reader so far, int64 [readers]."""
         return self._counts[:, _LOOKUPS].copy()
 
-    def close(self) -> Seen:
-        """End the readers; what they did. Raises as :meth:`check`."""
+    def stop(self) -> None:
+        """Let the readers end, whatever they have seen."""
         self._stop[0] = 1
         self._gate.set()
+
+    def close(self) -> Seen:
+        """End the readers; what they did. Raises as :meth:`check`."""
+        self.stop()
         for child in self._children:
             child.join(60)
         self.check()
