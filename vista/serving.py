@@ -114,6 +114,8 @@ class Recommender:
         action_weights: action name to weight in the score; 1 for all by default, 0 for those not named.
         recent: raw events read beside the summary, at most :data:`MAX_RECENT`; the model's own number by
             default. More is allowed: the model knows events by age, not by place.
+        recent_pool: events, newest first, among which those are chosen (newest of each item first); the same
+            number as in training (``ExampleConfig.recent_pool``), so that serving sees what training saw.
 
     Raises:
         ConfigError: an action the model does not have, or ``recent`` out of range.
@@ -129,6 +131,7 @@ class Recommender:
         fingerprint: str | None = None,
         action_weights: Mapping[str, float] | None = None,
         recent: int | None = None,
+        recent_pool: int = 128,
     ) -> None:
         index.expect(fingerprint)
         self.model, self.index, self.fingerprint = model, index, fingerprint
@@ -140,6 +143,7 @@ class Recommender:
         weights = dict.fromkeys(self.actions, 1.0) if action_weights is None else action_weights
         self.weights = np.array([weights.get(a, 0.0) for a in self.actions], np.float32)
         self.recent = model.config.ranker.recent if recent is None else recent
+        self.recent_pool = recent_pool
         if not 0 <= self.recent <= MAX_RECENT:
             raise ConfigError(f"recent: expected 0 to {MAX_RECENT}, found {self.recent}")
 
@@ -180,7 +184,7 @@ class Recommender:
         ctx = self.model.ranker.context(
             tokens,
             status,
-            select_recent(recent, self.recent),
+            self._recent(recent),
             now,
             last,
             owner=users,
@@ -188,6 +192,11 @@ class Recommender:
             fingerprint=self.fingerprint,
         )
         return ctx, status
+
+    def _recent(self, events: Events) -> Events:
+        """As in training: R of the newest ``recent_pool``, distinct items first; all plain where R covers them."""
+        pool = select_recent(events, max(self.recent, self.recent_pool), distinct=False)
+        return select_recent(pool, self.recent) if self.recent_pool > self.recent else pool
 
     def _grouped(self, tokens: Any) -> dict[str, Tensor]:
         if isinstance(tokens, Mapping):

@@ -143,6 +143,14 @@ def test_excluded_items_are_absent_and_replaced_by_the_next_best():
         assert set(plain.item[rows]) - seen <= set(fresh.item[more])
 
 
+def test_recent_events_are_chosen_as_in_training():
+    items = np.concatenate([[70], np.tile(ITEMS[:3], 5)])  # 70 is the sixteenth newest
+    recent = Events.of([16], item=items, time=NOW - np.arange(16)[::-1])
+    for pool, expected in ((16, [70, 7, 14, 0, 7, 14]), (15, [0, 7, 14] * 2), (0, [0, 7, 14] * 2)):
+        ctx, _ = Recommender(None, MODEL, INDEX, recent_pool=pool).context(["u"], recent, NOW)
+        assert sorted(ctx.recent_item[0].tolist()) == sorted(expected)
+
+
 def test_more_candidates_than_items_serve_every_item_once():
     users = np.array([3])
     result = Recommender(summaries, MODEL, INDEX).recommend(
