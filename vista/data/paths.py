@@ -1,4 +1,4 @@
-"""Files by URI: local paths, and any filesystem that fsspec knows (``s3://``, ``gs://``, ``hdfs://``, ...)."""
+"""Files by URI: local paths, any filesystem that fsspec knows, else any that PyArrow knows (``s3://``, ``gs://``)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.fs as pafs
 from fsspec.core import url_to_fs
+from fsspec.implementations.arrow import ArrowFSWrapper
 
 from vista.errors import DataError
 
@@ -34,7 +36,8 @@ def open_input(uri: str) -> Any:
     """Random-access binary file; a memory map where local."""
     if is_local(uri):
         return pa.memory_map(local_path(uri))
-    return fsspec.open(uri, "rb").open()
+    fs, path = filesystem(uri)
+    return fs.open(path, "rb")
 
 
 def open_output(uri: str) -> Any:
@@ -48,14 +51,18 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """(filesystem, path in it).
 
     Raises:
-        DataError: no filesystem is installed for the scheme.
+        DataError: neither library has a filesystem for the scheme.
     """
     try:
         return url_to_fs(uri)
-    except (ImportError, ValueError) as error:
-        raise DataError(
-            f"{uri}: no filesystem for this scheme ({error}); install it and run vista ingest"
-        ) from error
+    except (ImportError, ValueError) as missing:
+        try:
+            found, path = pafs.FileSystem.from_uri(uri)
+        except (OSError, ValueError, pa.ArrowException):
+            raise DataError(
+                f"{uri}: no filesystem for this scheme ({missing}); install it and run vista ingest again"
+            ) from missing
+        return ArrowFSWrapper(found), path
 
 
 def move(source: str, target: str) -> None:

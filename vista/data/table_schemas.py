@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
+from pyiceberg.table.sorting import SortDirection, SortField, SortOrder
 from pyiceberg.transforms import IdentityTransform
 from pyiceberg.types import IntegerType, LongType, NestedField, StringType
 
@@ -47,6 +48,14 @@ def bucket_spec(schema: Schema) -> PartitionSpec:
         return PartitionSpec()
     return PartitionSpec(
         PartitionField(schema.find_field("bucket").field_id, 1000, IdentityTransform(), "bucket")
+    )
+
+
+def sort_order(kind: Kind, schema: Schema) -> SortOrder:
+    """What the files promise, said in the table too, so that other engines write alike."""
+    names = ("user_id", *kind.order)
+    return SortOrder(
+        *(SortField(schema.find_field(n).field_id, IdentityTransform(), SortDirection.ASC) for n in names)
     )
 
 

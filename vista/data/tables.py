@@ -28,6 +28,7 @@ import pyarrow as pa
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError
 from pyiceberg.table import Table
+from pyiceberg.table.sorting import UNSORTED_SORT_ORDER
 from pyiceberg.types import LongType, StringType
 
 from vista.data import paths
@@ -39,7 +40,14 @@ from vista.data.manifests import PREFIX, DataFile, commit_of, files_of, summary_
 from vista.data.merge import joined
 from vista.data.reading import ImpressionBatch, UserBatch, read_bucket, read_impressions
 from vista.data.rows import HISTORY, IMPRESSIONS, Kind, Rows, SortedWriter, batches_of
-from vista.data.table_schemas import SOURCES, TABLE_PROPERTIES, bucket_spec, check_vocabulary, table_schema
+from vista.data.table_schemas import (
+    SOURCES,
+    TABLE_PROPERTIES,
+    bucket_spec,
+    check_vocabulary,
+    sort_order,
+    table_schema,
+)
 from vista.errors import DataError
 
 __all__ = [
@@ -157,6 +165,7 @@ class Warehouse:
             (self.namespace, "history"),
             schema,
             partition_spec=bucket_spec(schema),
+            sort_order=sort_order(HISTORY, schema),
             properties={**TABLE_PROPERTIES, **{PREFIX + k: v for k, v in facts.items()}},
         )
         return self
@@ -283,22 +292,26 @@ class Warehouse:
         """Sorted files by bucket, in order of path; buckets without files are left out.
 
         Args:
-            snapshot: history snapshot to read; the current one by default.
-            since: leave out files whose rows were there at this earlier snapshot.
+            snapshot: history snapshot to read; the current one by default. For impressions: as they were then.
+            since: leave out files whose rows were there at this earlier history snapshot.
 
         Raises:
             DataError: a snapshot that is not known (any more), delete files, or no partition by ``bucket``.
         """
         table = self.table(kind.name)
-        if snapshot is None:
-            current = table.current_snapshot()
-            if current is None:
-                return {}
-            snapshot = current.snapshot_id
-        files = files_of(table, snapshot)
+        current = table.current_snapshot()
+        if current is None:
+            return {}
+        if snapshot is None or kind is not HISTORY:
+            files = files_of(table, current.snapshot_id)
+        else:
+            files = files_of(table, snapshot)
+        if snapshot is not None and kind is not HISTORY:
+            until, _ = commit_of(self.history, snapshot)
+            files = [f for f in files if f.commit <= until]
         if since is not None:
-            before, still_there = commit_of(table, since)
-            known = {f.path for f in files_of(table, since)} if still_there else set()
+            before, still_there = commit_of(self.history, since)
+            known = {f.path for f in files_of(table, since)} if still_there and kind is HISTORY else set()
             # A file rewritten by forget has a new path, and the commit number of the rows it had before.
             files = [f for f in files if f.path not in known and not 0 < f.commit <= before]
         found: dict[int, list[DataFile]] = {}
@@ -459,6 +472,7 @@ class Warehouse:
                 (self.namespace, name),
                 schema,
                 partition_spec=bucket_spec(schema),
+                sort_order=sort_order(IMPRESSIONS, schema) if name == "impressions" else UNSORTED_SORT_ORDER,
                 properties=TABLE_PROPERTIES,
             )
 

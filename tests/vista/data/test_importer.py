@@ -143,3 +143,16 @@ def test_a_file_on_any_fsspec_filesystem_can_be_read():
     source = inspect(paths.expand(["memory://logs"])[0], EVENTS, {})
     assert source.rows == 3 and source.kinds["user_id"] == "int"
     assert np.array_equal(schema.open_source(source.path).read()["item_id"].to_numpy(), [7, 8, 9])
+
+
+def test_what_fsspec_lacks_is_looked_for_in_pyarrow_and_an_unknown_scheme_is_a_typed_error():
+    from vista.data import paths
+    from vista.errors import DataError
+
+    fs, path = paths.filesystem("mock:///folder/a.parquet")
+    fs.makedirs("folder")
+    with fs.open(path, "wb") as file:
+        file.write(b"bytes")
+    assert fs.size(path) == 5 and path == "folder/a.parquet"
+    with pytest.raises(DataError, match="nowhere://x: no filesystem.*vista ingest"):
+        paths.filesystem("nowhere://x")

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vista.data.commits import Addition
 from vista.data.events import COLUMNS, ORDER, Events
-from vista.data.rows import HISTORY, ROW_GROUP, Rows, SortedWriter
+from vista.data.rows import DTYPES, HISTORY, IMPRESSIONS, ROW_GROUP, Rows, SortedWriter
 from vista.data.tables import TableExists, TableMissing, Warehouse, read_bucket
 from vista.errors import DataError
 
@@ -184,3 +185,27 @@ def test_a_warehouse_is_found_again_by_path_by_catalog_properties_and_by_pickle(
         assert again.open().snapshot() == made.snapshot() and again.surfaces == ("home",)
         batch = next(read_bucket(again.bucket_files()[0], max_rows=10, users=["zoë", "nobody"]))
         assert batch.users.tolist() == ["zoë"] and batch.events.item.tolist() == [1]
+
+
+def test_impressions_are_read_as_they_were_at_a_history_snapshot(tmp_path):
+    warehouse = Warehouse(tmp_path / "w").create(num_buckets=1)
+    seen = []
+    for run in ("one", "two"):
+        shown = warehouse.data_uri(IMPRESSIONS, warehouse.commit_number + 1, run, 0)
+        columns = {n: np.array([7], DTYPES[n]) for n in IMPRESSIONS.order}
+        with SortedWriter(shown, IMPRESSIONS, "int64", 0) as writer:
+            writer.write(Rows(np.array([1]), np.array([1]), columns))
+        events = warehouse.data_uri(HISTORY, warehouse.commit_number + 1, run, 0)
+        with SortedWriter(events, HISTORY, "int64", 0) as writer:
+            columns = {n: np.array([7], DTYPES[n]) for n in ORDER}
+            writer.write(Rows(np.array([1]), np.array([1]), columns))
+        seen.append(warehouse.commit(Addition(run, history=[events], impressions=[shown])))
+
+    def files(**which) -> list[str]:
+        found = warehouse.bucket_files(kind=IMPRESSIONS, **which)
+        return [f.path.split("-")[-2] for fs in found.values() for f in fs]
+
+    assert (
+        files() == ["one", "two"] and files(snapshot=seen[0]) == ["one"] and files(since=seen[0]) == ["two"]
+    )
+    assert files(since=seen[1]) == []
