@@ -159,13 +159,13 @@ class IndexSet:
         words = self.words
         facts = self._shards.take(shard, axis=0)
         slot = facts[:, 0] + (hashes >> facts[:, 1].view(np.uint64)).view(np.int64)
-        low = words.take(slot).view(np.int64)
+        low = words.take(slot, mode="clip").view(np.int64)
         # Nearly every prefix has at most _WINDOW entries: look at that many of each user at once, then at the rest.
         at = low[:, None] + _STEPS
         np.minimum(at, facts[:, 3:], out=at)
-        match = words.take(at + facts[:, 2:3]) == hashes[:, None]
+        match = words.take(at + facts[:, 2:3], mode="clip") == hashes[:, None]
         if second is not None and self._second is not None:
-            match &= words.take(at + self._second[shard][:, None]) == second[:, None]
+            match &= words.take(at + self._second[shard][:, None], mode="clip") == second[:, None]
         found = low + match.argmax(axis=1)
         missed = np.flatnonzero(~match.any(axis=1))
         if len(missed):
@@ -200,11 +200,11 @@ class IndexSet:
 
     def check(self, shard: np.ndarray, entry: np.ndarray) -> np.ndarray:
         """First word of each entry's value, uint64 [n]."""
-        return self.words.take(self._check[shard] + entry)
+        return self.words.take(self._check[shard] + entry, mode="clip")
 
     def offset(self, shard: np.ndarray, entry: np.ndarray) -> np.ndarray:
         """Byte offset of each entry's value in its LMDB file, int64 [n]; 0 for tombstones."""
-        return self.words.take(self._offset[shard] + entry).view(np.int64)
+        return self.words.take(self._offset[shard] + entry, mode="clip").view(np.int64)
 
     def length(self, shard: np.ndarray, entry: np.ndarray) -> np.ndarray:
         """Bytes of each entry's value, int64 [n]; only where the index has lengths."""

@@ -75,9 +75,7 @@ class Codec:
 
     def refused(self, tokens: np.ndarray) -> np.ndarray:
         """bool [n]: records that this codec cannot store (float32 [n, T, W])."""
-        flat = tokens.reshape(len(tokens), -1)
-        if flat.shape[1] == 0:
-            return np.zeros(len(tokens), bool)
+        flat = tokens.reshape(len(tokens), self.tokens * self.width)
         low, high = flat.min(axis=1), flat.max(axis=1)  # NaN carries through both
         limit = {"float16": 65504.0, "int4": 65504.0}.get(self.name, float(np.finfo(np.float32).max))
         if self.name == "bfloat16":

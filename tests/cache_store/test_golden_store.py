@@ -1,4 +1,4 @@
-"""The stores of format 1 beside their script: read by this version, and by a reader written from docs/format.md alone."""
+"""The stores of format 1 beside their script, read by this version and by a reader written from docs/format.md."""
 
 from __future__ import annotations
 
