@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import xxhash
 
-from cache_store.errors import KeyKind
+from cache_store.errors import Damaged, KeyKind
 
 MAX_KEY_BYTES = 511
 """Largest key of LMDB 0.9."""
@@ -99,12 +99,22 @@ def sortable(users: np.ndarray) -> np.ndarray:
 
 
 def from_keys(keys: Iterable[bytes], kind: str) -> np.ndarray:
-    """Inverse of :func:`keys_of`."""
+    """Inverse of :func:`keys_of`.
+
+    Raises:
+        Damaged: keys that no id of this kind has.
+    """
     keys = list(keys)
     if kind == "int64":
+        odd = next((k for k in keys if len(k) != 8), None)
+        if odd is not None:
+            raise Damaged(f"key {odd!r}: expected 8 bytes, for the store holds int64 ids; run `vista verify`")
         return (np.frombuffer(b"".join(keys), ">u8").astype(np.uint64) ^ _SIGN).view(np.int64)
     out = np.empty(len(keys), object)
-    out[:] = [k.decode() for k in keys]
+    try:
+        out[:] = [k.decode() for k in keys]
+    except UnicodeDecodeError as error:
+        raise Damaged(f"key {error.object!r}: not UTF-8; run `vista verify`") from error
     return out
 
 
