@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from cache_store import publish
+from cache_store import lines, publish
 from cache_store.errors import PublishConflict
 from cache_store.fold import blocks, fold, sealed_rows
 from cache_store.generation import Generation
@@ -34,7 +34,9 @@ def compact(layout: Layout, line: str, snapshot: Snapshot, published_ms: int) ->
     if len(chain) == 1:
         return newest.generation
     seals = xxhash.xxh3_64_hexdigest(b"".join(g.seal for g in chain))
-    staging = layout.run(f"compact-{newest.generation}-{seals}")
+    pointer = lines.live(layout, line)
+    # A compaction that was rolled back is not the one that is asked for now.
+    staging = layout.run(f"compact-{newest.generation}-{seals}-{len(pointer.taken_back)}")
     with storage_errors(f"compacting {newest.generation}"):
         staging.mkdir(parents=True, exist_ok=True)
         letters = chain[0].folder / publish.DEAD_LETTERS

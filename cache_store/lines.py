@@ -4,6 +4,7 @@ A pointer file:
 
     00000007                live
     00000006                live before it and still kept, newest first
+    -00000008               taken back by ``rollback``; the run that made it does not bring it to life again
     check 3f2a…             XXH3-64 (16 hex digits) of the lines above and the line's name
 
 It is replaced as a whole, so going live and going back are one atomic step each. What it names is what ``rollback``
@@ -12,6 +13,7 @@ may go back to and what as-of reads choose from; ``prune`` shortens it before it
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import xxhash
@@ -23,17 +25,30 @@ from cache_store.layout import GENERATION, Layout, exclusive, storage_errors, wr
 
 @dataclass(frozen=True)
 class Pointer:
-    """Live generation of a line, and those it can go back to, newest first."""
+    """Live generation of a line, those it can go back to, newest first, and those taken back."""
 
     live: str
     earlier: tuple[str, ...] = ()
+    taken_back: tuple[str, ...] = ()
 
     def then(self, generation: str) -> Pointer:
         """The pointer after ``generation`` goes live."""
-        return Pointer(generation, tuple(g for g in (self.live, *self.earlier) if g != generation))
+        return Pointer(
+            generation,
+            tuple(g for g in (self.live, *self.earlier) if g != generation),
+            tuple(g for g in self.taken_back if g != generation),
+        )
+
+    def without(self, gone: Collection[str]) -> Pointer:
+        """The pointer when some earlier generations are deleted."""
+        return Pointer(
+            self.live,
+            tuple(g for g in self.earlier if g not in gone),
+            tuple(g for g in self.taken_back if g not in gone),
+        )
 
     def text(self, line: str) -> str:
-        body = "".join(f"{g}\n" for g in (self.live, *self.earlier))
+        body = "".join(f"{g}\n" for g in (self.live, *self.earlier, *(f"-{g}" for g in self.taken_back)))
         return f"{body}check {_check(body, line)}\n"
 
 
@@ -61,9 +76,10 @@ def read_pointer(layout: Layout, line: str) -> Pointer | None:
     names = body.split()
     if not separator or check != _check(body, line) + "\n" or not names:
         raise Damaged(f"{path}: check fails; {remedy}")
-    if not all(GENERATION.fullmatch(n) for n in names):
+    if not all(GENERATION.fullmatch(n.removeprefix("-")) for n in names) or names[0][0] == "-":
         raise Damaged(f"{path}: names no generation; {remedy}")
-    return Pointer(names[0], tuple(names[1:]))
+    kept = tuple(n for n in names if n[0] != "-")
+    return Pointer(kept[0], kept[1:], tuple(n[1:] for n in names if n[0] == "-"))
 
 
 def live(layout: Layout, line: str) -> Pointer:
@@ -110,7 +126,9 @@ def rollback(layout: Layout, line: str, to: str | None = None) -> str:
                 f"{layout.root}: line {line!r} cannot go back to {target}; it can to {list(pointer.earlier)}"
             )
         manifests.read(layout.generation(target))
-        write_pointer(layout, line, Pointer(target, pointer.earlier[pointer.earlier.index(target) + 1 :]))
+        at = pointer.earlier.index(target)
+        back = (pointer.live, *pointer.earlier[:at], *pointer.taken_back)
+        write_pointer(layout, line, Pointer(target, pointer.earlier[at + 1 :], back))
     return target
 
 

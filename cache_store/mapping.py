@@ -2,7 +2,8 @@
 
 The shards of a generation are mapped read-only one after the other into a single range of addresses, so that a
 batch of users is one gather whatever the number of shards. The mapping is the operating system's page cache: it
-costs no memory of its own, is shared by all processes, and survives a fork.
+costs no memory of its own, is shared by all processes, and survives a fork. As with any mapping, a file that is
+truncated while it is mapped ends the process with SIGBUS; nothing in this package ever writes to a published file.
 """
 
 from __future__ import annotations

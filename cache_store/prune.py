@@ -62,9 +62,9 @@ def prune(
         report.generations = doomed
         if not dry_run:
             for line, pointer in pointers.items():
-                left = tuple(n for n in pointer.earlier if n not in doomed)
-                if left != pointer.earlier:
-                    lines.write_pointer(layout, line, lines.Pointer(pointer.live, left))
+                left = pointer.without(doomed)
+                if left != pointer:
+                    lines.write_pointer(layout, line, left)
         for name in doomed:
             folder = layout.generation(name)
             report.bytes += size_of(folder)

@@ -60,6 +60,10 @@ def publish(
 ) -> str:
     """Make the shards of one run the live generation of a line; its name. See ``Store.publish``."""
     run_id = staging.name
+    if staging.resolve() != layout.run(run_id).resolve():
+        raise StoreError(
+            f"staging: expected a folder that Store.stage gave, {layout.run(run_id)}, found {staging}"
+        )
     with exclusive(layout, f"publishing run {run_id}"), storage_errors(f"publishing run {run_id}"):
         done = find_run(layout, run_id)
         if done is None:
@@ -76,7 +80,8 @@ def publish(
             )  # fmt: skip
             enter(layout, staging, done)
         pointer = lines.read_pointer(layout, line)
-        if pointer is None or done.generation not in (pointer.live, *pointer.earlier):
+        known = (pointer.live, *pointer.earlier, *pointer.taken_back) if pointer else ()
+        if done.generation not in known:
             _refuse_other_winner(layout, line, parent, force)
             lines.write_pointer(
                 layout, line, pointer.then(done.generation) if pointer else lines.Pointer(done.generation)

@@ -236,7 +236,7 @@ def test_verify_names_shard_user_and_remedy(tmp_path):
     flip(tmp_path / "s", name, trace=np.float32(1 + 7 / 1024).tobytes() * 4)
     problems = known.admin.verify().problems
     assert {p.shard for p in problems} == {shard} and [p.user for p in problems if p.user is not None] == [7]
-    assert all(p.file == name and re.search("vista (summarize|rollback)", p.remedy) for p in problems)
+    assert all(p.file == name and re.search("vista (refresh|summarize|rollback)", p.remedy) for p in problems)
     assert known.open().lookup([7, 8]).status.tolist() == [Status.CORRUPT, Status.FRESH]
     cold = known.open(missing=np.ones(32, np.float32)).lookup([7])
     assert (cold.tokens == 1).all() and cold.event_count[0] == 0

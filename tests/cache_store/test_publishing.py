@@ -72,6 +72,12 @@ def test_the_same_run_publishes_once(tmp_path):
     second = known.publish({1: 2})
     assert known.admin.publish(staging, receipts, **facts) == first
     assert known.open().manifest.generation == second  # an old run does not come back to life
+    known.admin.rollback()
+    _, again = known.stage({1: 2}, run="run-2")
+    assert known.admin.publish(tmp_path / "s/staging/run-2", again, **facts) == second
+    assert known.open().manifest.generation == first  # nor one that was taken back
+    with pytest.raises(StoreError, match="Store.stage"):
+        known.admin.publish(tmp_path / "elsewhere", receipts, **facts)
 
 
 @pytest.mark.parametrize("step", ["manifest", "ready", "renamed"])
@@ -161,6 +167,7 @@ def test_a_compacted_chain_has_the_digest_of_a_full_run(tmp_path, schema):
     known.check(store.lookup(known.ids(users)), users, known.truth[chain])
     assert store.states(known.ids(users)) == full.open().states(known.ids(users))
     assert store.rollback() == chain
+    assert store.compact() > name  # asked for again, made again
 
 
 def test_compaction_gives_way_to_a_delta_published_meanwhile(tmp_path, monkeypatch):
