@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import shlex
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -135,9 +137,8 @@ class _SupervisedWorkerHandler(SubprocessSdkWorkerHandler):
     def start_worker(self) -> None:
         # Options reach such a worker only from here; what is below ERROR would go to the terminal.
         self.provision_info.provision_info.pipeline_options.update({_LOG_LEVEL: "ERROR"})
-        self.worker = SubprocessSdkWorker(
-            self._worker_command_line, self.control_address, self.provision_info, self.worker_id
-        )
+        command = f"{shlex.quote(sys.executable)} -m beam_jobs.quiet_worker".encode()
+        self.worker = SubprocessSdkWorker(command, self.control_address, self.provision_info, self.worker_id)
         self.worker_thread = threading.Thread(name="run_worker", target=self._supervise, daemon=True)
         self.worker_thread.start()
 
