@@ -130,7 +130,7 @@ def run(
     layers: int = 2,
     seeds: int = 64,
     window: int = 65_536,
-    workers: tuple[int, ...] = (1, 2),
+    workers: tuple[int, ...] | int = (1, 2),
     repeats: int | None = None,
 ) -> Result:
     """Measure both sides in turn for each number of workers.
@@ -140,6 +140,7 @@ def run(
         window: events held at a time, on both sides.
     """
     events = events or (300_000 if quick else 3_000_000)
+    workers = (workers,) if isinstance(workers, int) else workers
     repeats = repeats or (1 if quick else 3)
     result = Result(
         {"events": events, "mean": mean, "buckets": buckets, "width": width, "layers": layers, "seeds": seeds,
