@@ -261,6 +261,8 @@ class Objective:
             scale,
             c.mask_same_user,
         )
+        # The gather's backward is a collective: every process must reach it, also one without positives.
+        item_loss = item_loss + negatives.vector.sum() * 0.0
         rows = np.flatnonzero(follows)
         if not len(rows):
             return item_loss * share["positives"], torch.zeros((), device=device)
