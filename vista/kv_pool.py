@@ -14,8 +14,8 @@ A slot holds the context of one user. The one writer takes slots round-robin (Un
 serving: [L, S, H, n, D] slots, round-robin, the reader copies). That work says nothing about a slot that is
 reused while it is read; here it cannot serve:
 
-1. the writer makes ``sequence`` odd, writes, then makes it even; every write has a number of its own, and a
-   :class:`Ticket` names slot and number;
+1. the writer makes ``sequence`` odd, writes, then makes it even; every write has a number of its own (counted
+   from a random start, so that a pool made anew repeats none), and a :class:`Ticket` names slot and number;
 2. a reader copies header and payload and looks again: another sequence, another number, or a sum over the
    payload that differs from the header's means a miss (the sum also covers processors that reorder
    stores);
@@ -107,7 +107,7 @@ class KVPool:
         self._mapped, self._payload = mapped, payload
         start = _MAGIC_BYTES + _LAYOUT_BYTES
         self._headers = np.frombuffer(mapped, HEADER, layout["slots"], start)
-        self._number = 0
+        self._written, self._first = 0, int.from_bytes(os.urandom(7), "big")
         self._lock = threading.Lock()
 
     @property
@@ -244,8 +244,8 @@ class KVPool:
         u: int,
     ) -> Ticket:
         assert ctx.owner is not None
-        number = self._number = self._number + 1
-        slot = (number - 1) % self.slots
+        slot, number = self._written % self.slots, self._first + self._written
+        self._written += 1
         header, place = self._headers[slot], self._payload[slot]
         owner = _owner(ctx.owner[u])
         header["sequence"] += np.uint64(1 if header["sequence"] % 2 == 0 else 2)  # odd, also after a crash
