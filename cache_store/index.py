@@ -124,6 +124,8 @@ def shape(words: np.ndarray, name: str) -> IndexShape:
 
 
 _WINDOW = 4
+_LONGEST = 1000
+"""More entries than any prefix can have: about one is expected, and hashes are uniform."""
 _STEPS = np.arange(_WINDOW)
 
 
@@ -183,11 +185,20 @@ class IndexSet:
         second: np.ndarray | None,
         found: np.ndarray,
     ) -> None:
-        """Look past the first _WINDOW entries of a prefix, for these rows; fill ``found``."""
+        """Look past the first _WINDOW entries of a prefix, for these rows; fill ``found``.
+
+        Raises:
+            Damaged: a prefix has more entries than hashes give it; the file was altered after it was opened.
+        """
         words = self.words
         found[rows] = -1
-        at, high = low[rows] + _WINDOW, words[slot[rows] + 1].view(np.int64)
+        at = np.maximum(low[rows], 0) + _WINDOW
+        high = np.minimum(words[slot[rows] + 1].view(np.int64), facts[rows, 3] + 1)
         while True:
+            if len(rows) and (high - at).max() > _LONGEST:
+                raise Damaged(
+                    "an index was altered after it was opened; run `vista verify`, then open the store again"
+                )
             go = at < high
             rows, at, high = rows[go], at[go], high[go]
             if not len(rows):
@@ -210,4 +221,4 @@ class IndexSet:
         """Bytes of each entry's value, int64 [n]; only where the index has lengths."""
         if self._length is None:
             raise StoreError("this index holds values of one size")
-        return self.words[self._length[shard] + entry].astype(np.int64)
+        return self.words.take(self._length[shard] + entry, mode="clip").astype(np.int64)
