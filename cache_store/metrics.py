@@ -1,9 +1,9 @@
 """What a reader counts: a plain dict always, a Prometheus collector by the extra ``prometheus``.
 
-    counters = LookupCounters()
-    counters.observe(found.status, bytes_read, seconds, published_ms)      # once per batch
-    counters.as_dict()                                                     # {"lookups": 1, "users": 512, "fresh": ...}
-    REGISTRY.register(collector(counters.as_dict))                         # your registry; nothing is registered here
+    store = CountingStore(Store.open(path))
+    store.lookup(users)
+    store.counters.as_dict()                             # {"lookups": 1, "users": 512, "fresh": 509, "missing": 3, ...}
+    registry.register(collector(store.counters.as_dict)) # your registry; nothing is registered here
 
 Counting costs one ``bincount`` and one lock per batch, never anything per record. The names are those of
 :class:`cache_store.reader.Status`, and the same in the dict, in the exporter and in the runbook.
@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 
 from cache_store.errors import StoreError
+from cache_store.reader import Lookup, RawLookup
+from cache_store.store import Store
 
 STATUSES = ("fresh", "stale", "missing", "corrupt")
 """Names of the status values 0 to 3."""
@@ -105,6 +107,62 @@ class LookupCounters:
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         """A pickled copy counts for itself: it starts at zero, so that sums over processes count nothing twice."""
         self.__init__(state["_clock"])  # type: ignore[misc]
+
+
+class CountingStore:
+    """A store whose lookups are counted; everything else is the store's own.
+
+    Args:
+        store: open. counters: to share with others; new ones by default.
+
+    Attributes:
+        store: as given. counters: what was counted, errors included.
+    """
+
+    def __init__(self, store: Store, counters: LookupCounters | None = None) -> None:
+        self.store = store
+        self.counters = LookupCounters() if counters is None else counters
+
+    def lookup(self, *args: Any, **options: Any) -> Lookup:
+        """``Store.lookup``, counted."""
+        return self._counted(self.store.lookup, args, options)
+
+    def lookup_raw(self, *args: Any, **options: Any) -> RawLookup:
+        """``Store.lookup_raw``, counted."""
+        return self._counted(self.store.lookup_raw, args, options)
+
+    def refresh(self) -> str:
+        """``Store.refresh``; a move to another generation is counted."""
+        before = self.store.manifest.generation
+        after = self.store.refresh()
+        if after != before:
+            self.counters.add("refreshes")
+        return after
+
+    def _counted(self, work: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        start = time.perf_counter()
+        try:
+            found = work(*args, **options)
+        except Exception:
+            self.counters.add("errors")
+            raise
+        seconds = time.perf_counter() - start
+        read = len(found.status) - int((found.status == STATUSES.index("missing")).sum())
+        manifest = self.store.manifest
+        size = read * manifest.schema.record_bytes
+        self.counters.observe(found.status, size, seconds, manifest.published_ms)
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("store", "counters"):  # not there yet while being unpickled
+            raise AttributeError(name)
+        return getattr(self.store, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"store": self.store, "counters": self.counters}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
 
 def merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_store.metrics import LATENCY_BOUNDS, STATUSES, LookupCounters, collector, merged, percentile
+from cache_store import Store
+from cache_store.errors import MissingUsers
+from cache_store.metrics import (
+    LATENCY_BOUNDS,
+    STATUSES,
+    CountingStore,
+    LookupCounters,
+    collector,
+    merged,
+    percentile,
+)
+from cache_store.torch_feature import SummaryFeature
+from tools.faults.truth import Truth
 
 
 @given(
@@ -77,6 +89,30 @@ def test_a_pickled_copy_starts_at_zero_and_merging_counts_nothing_twice():
     assert both["generation_published_ms"] == 5
     assert sum(both["latency_seconds"].values()) == 2
     assert merged([])["users"] == 0
+
+
+def test_a_counting_store_counts_what_its_lookups_found_and_reads_as_the_store_does(tmp_path):
+    truth = Truth(num_users=20)
+    truth.publish(truth.create(tmp_path / "s"), "a", 1000, published_ms=123)
+    store = CountingStore(Store.open(tmp_path / "s", missing="raise"))
+    there = np.flatnonzero(truth.written(1000) >= 0)
+    truth.check(store.lookup(truth.users[there]), there, 1000)
+    assert store.lookup_raw(truth.users[there[:2]]).generation == store.manifest.generation
+    with pytest.raises(MissingUsers):
+        store.lookup(np.array([10**12]))
+    counts = store.counters.as_dict()
+    assert (counts["lookups"], counts["errors"], counts["fresh"]) == (2, 1, len(there) + 2)
+    assert counts["bytes"] == (len(there) + 2) * truth.schema.record_bytes
+    assert counts["generation_published_ms"] == 123
+    truth.publish(Store(tmp_path / "s"), "b", 2000)
+    assert store.refresh() == "00000002" and store.refresh() == "00000002"
+    assert store.counters.as_dict()["refreshes"] == 1
+    found = SummaryFeature(store)(truth.users[:0])
+    assert found.tokens.shape == (0, truth.schema.tokens, truth.schema.width)
+    copy = pickle.loads(pickle.dumps(store))
+    there = np.flatnonzero(truth.written(2000) >= 0)
+    truth.check(copy.lookup(truth.users[there]), there, 2000)
+    assert copy.counters.as_dict()["lookups"] == 1
 
 
 def test_the_exporter_shows_the_dict_and_registers_nothing_by_itself():
