@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_store import Store
+from cache_store import Status, Store
 from cache_store import manifest as manifests
-from cache_store.errors import NothingPublished
+from cache_store.errors import Damaged, NothingPublished
 from tools.faults.truth import Truth, WrongValue
 
 _LOOKUPS, _MOVES, _AS_OF, _STATES, _OLD = range(5)
@@ -157,10 +157,10 @@ class Watch:
                 truth.check_states(store.states(truth.users[at]), at, version, self.forgotten)
                 counts[_STATES] += 1
             elif pick == 1:
-                found = store.lookup(truth.users[at], as_of=int(version - rng.integers(0, 1200)))
+                as_of = int(version - rng.integers(0, 1200))
+                found = store.lookup(truth.users[at], as_of=as_of)
                 if found.generation:
-                    seen = manifests.read(store.layout.generation(found.generation)).watermark_ms
-                    truth.check(found, at, seen, self.forgotten)
+                    self._check_as_of(store, found, truth, at, as_of)
                     counts[_AS_OF] += 1
             elif pick == 2 and rng.random() < 0.2:
                 # A reader that stays behind for a while; its lease must keep its generation whole.
@@ -169,3 +169,17 @@ class Watch:
             if old is not None:
                 truth.check(old[0].lookup(truth.users[at]), at, old[1], self.forgotten)
                 counts[_OLD] += 1
+
+    def _check_as_of(self, store: Store, found, truth: Truth, at: np.ndarray, as_of: int) -> None:
+        try:
+            version = manifests.read(store.layout.generation(found.generation)).watermark_ms
+        except Damaged:
+            # Pruned since it was opened: then every value is still whole, its user's own, and not of the future.
+            here = found.status == Status.FRESH
+            written = found.event_count[here]
+            if not (found.tokens[here] == truth.stacked(at[here], written)).all() or (written > as_of).any():
+                raise WrongValue(f"as of {as_of}: a value that was never published, or later") from None
+            return
+        if version > as_of:
+            raise WrongValue(f"as of {as_of}: read version {version}")
+        truth.check(found, at, version, self.forgotten)
