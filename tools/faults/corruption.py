@@ -357,7 +357,7 @@ def _run(trials: int, seed: int, deep_every: int, folder: Path | None, now: np.n
             # Half of all damage is a flipped bit: the smallest is the hardest to see.
             way = "bit" if rng.integers(2) else str(rng.choice(WAYS))
             now[0] = number
-            trial(patient, region, way, rng, tally, deep=number % deep_every == 0)
+            trial(patient, region, way, rng, tally, deep=bool(rng.integers(deep_every) == 0))
             number += 1
     tally.seconds = time.perf_counter() - start
     return tally.as_dict()
@@ -404,7 +404,7 @@ def main() -> None:
     )
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--deep-every", type=int, default=4, help="run verify in every n-th trial")
+    parser.add_argument("--deep-every", type=int, default=4, help="run verify in one of n trials")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
