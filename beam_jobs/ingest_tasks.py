@@ -409,7 +409,8 @@ def _sort_group(pieces: Sequence[Piece], kind: Kind, fill: Callable[[Rows], Rows
 def _in_table(rows: Rows, old: Sequence[DataFile], kind: Kind, max_rows: int) -> tuple[np.ndarray, int]:
     """(bool [N]: the row is in the old files; how many others are not later than their user's newest there).
 
-    Only files that reach the time of the new rows are read, and of those only the row groups of these users.
+    Of a file only users are looked up whose new rows do not all come after the newest row of the file; row groups
+    without them are not read. In a log that arrives in time that is nobody.
     """
     known = np.zeros(len(rows), bool)
     if not len(rows):
@@ -418,9 +419,10 @@ def _in_table(rows: Rows, old: Sequence[DataFile], kind: Kind, max_rows: int) ->
     first = time_[offsets[:-1]]
     newest = np.full(len(rows.users), np.iinfo(np.int64).min)
     for file in old:
-        if file.max_time is not None and file.max_time < int(first.min()):
+        asked = rows.users if file.max_time is None else rows.users[first <= file.max_time]
+        if not len(asked):
             continue
-        for found in batches_of(file.path, kind, max_rows, rows.users):
+        for found in batches_of(file.path, kind, max_rows, asked):
             at = np.searchsorted(rows.users, found.users)
             ends = found.columns["time"][found.offsets[1:] - 1]
             newest[at] = np.maximum(newest[at], ends)

@@ -8,7 +8,7 @@ probability about n^2 / 2^65: 3e-8 for a million, 3 % for a billion.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,10 +120,9 @@ def check(batch: pa.RecordBatch | pa.Table, source: Source, rules: Rules, first_
     keep = ~bad.mask
     if keep.all():
         return Checked(user, out, names, [])
-    letters = [
-        Letter(first_row + i, bad.reason(i), *_values(batch, source, i))
-        for i in np.flatnonzero(bad.mask).tolist()
-    ]
+    rows = np.flatnonzero(bad.mask)
+    found = zip(rows.tolist(), _values(batch, source, rows), strict=True)
+    letters = [Letter(first_row + i, bad.reason(i), *values) for i, values in found]
     kept = user.filter(pa.array(keep))
     out = {name: c[keep] for name, c in out.items()}
     if len(names[0]):
@@ -297,14 +296,17 @@ def _actions(column: pa.Array, kind: str, rules: Rules, bad: _Bad, null_is_none:
     return mask
 
 
-def _values(batch: pa.RecordBatch | pa.Table, source: Source, row: int) -> tuple[str, str]:
-    """(the row's user, its raw values by meaning as JSON)."""
-    values = {}
+def _values(batch: pa.RecordBatch | pa.Table, source: Source, rows: np.ndarray) -> Iterator[tuple[str, str]]:
+    """Per row: (its user, its raw values by meaning as JSON)."""
+    columns = {}
     for meaning, name in source.names.items():
-        scalar = batch.column(name)[row]
+        column = _plain(batch.column(name)).take(pa.array(rows))
         try:
-            values[meaning] = scalar.as_py()
+            columns[meaning] = column.to_pylist()
         except UnicodeDecodeError:
-            values[meaning] = repr(_plain(batch.column(name).slice(row, 1)).cast(pa.binary())[0].as_py())
-    user = values["user_id"]
-    return "" if user is None else str(user), json.dumps(values, default=str, ensure_ascii=False)
+            raw = column.cast(pa.binary()).to_pylist()
+            columns[meaning] = [None if v is None else v.decode() if _is_utf8(v) else repr(v) for v in raw]
+    for i in range(len(rows)):
+        values = {meaning: column[i] for meaning, column in columns.items()}
+        user = values["user_id"]
+        yield "" if user is None else str(user), json.dumps(values, default=str, ensure_ascii=False)
