@@ -1,0 +1,1 @@
+"""Other people's models, run as they are in an environment of their own; benchmarks start them as processes."""
