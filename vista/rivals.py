@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vista.clusters import kmeans
 from vista.config import ModelConfig
 from vista.ops.qla import Step, padded, qla_states
 from vista.seeds import QLAEncoder, QLALayer, log_decays
@@ -73,7 +74,7 @@ class _Read(nn.Module):
         self.down = nn.Parameter(torch.randn(2 * width, width) * (2 * width) ** -0.5 * 0.1)
 
     def forward(self, seeds: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
-        x = seeds + _norm(read) @ self.out
+        x = seeds + read @ self.out
         a, b = (_norm(x) @ self.up).chunk(2, dim=-1)
         return _norm(x + (F.silu(a) * b) @ self.down)
 
@@ -81,12 +82,11 @@ class _Read(nn.Module):
 class SketchEncoder(nn.Module):
     """``A = softmax over prototypes of (P Wq)(X Wk)^T / sqrt(D)``, ``sketch = mean of A X``.
 
-    Beside SequenceO1's: the softmax starts sharper, so a prototype begins as a small region and its centroid
-    says what of it the user touched; and a token also carries its mass, since a mean forgets how often.
-    Masses decay with the half-lives of the heads.
+    Beyond SequenceO1: prototypes can start at the centres of real events (:meth:`start`), and a token carries
+    its mass, since a mean forgets how often. Masses decay with the half-lives of the heads.
 
     Attributes:
-        state_shape: (S, D + H): the sums of A X, and of A with each half-life.
+        state_shape: (S, D + 1 + H): the sums of A X, of A, and of A with each half-life.
     """
 
     def __init__(self, config: ModelConfig):
@@ -95,8 +95,9 @@ class SketchEncoder(nn.Module):
         self.seeds = nn.Parameter(torch.randn(config.summarizer.seeds, width))
         self.query = nn.Parameter(torch.eye(width) + 0.1 * torch.randn(width, width) * width**-0.5)
         self.key = nn.Parameter(torch.eye(width) + 0.1 * torch.randn(width, width) * width**-0.5)
-        self.sharpness = nn.Parameter(torch.tensor(3.0))
+        self.sharpness = nn.Parameter(torch.tensor(1.0))
         self.mass = nn.Parameter(torch.randn(heads + 1, width) * 0.1)
+        self.place = nn.Parameter(torch.randn(config.summarizer.seeds, width) * 0.1)
         self.read = _Read(width)
         self.state_shape = (config.summarizer.seeds, width + heads + 1)
         log_decay = torch.cat([torch.zeros(1, dtype=torch.float64), log_decays(config)])
@@ -105,7 +106,7 @@ class SketchEncoder(nn.Module):
     def forward(
         self, x: torch.Tensor, step: Step, carry: torch.Tensor, reads: torch.Tensor, kept: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See :meth:`vista.seeds.QLAEncoder.forward`; states float32 [m, S, D + H]."""
+        """See :meth:`vista.seeds.QLAEncoder.forward`; states float32 [m, S, D + 1 + H]."""
         x = _norm(x)
         width = x.shape[-1]
         score = (x @ self.key) @ (_norm(self.seeds) @ self.query).T * (self.sharpness * width**-0.5)
@@ -117,9 +118,20 @@ class SketchEncoder(nn.Module):
         mass = qla_states(spread.expand(-1, heads, -1), one, step, before, self.log_decay)
         states = torch.cat([sums, mass.squeeze(-1).permute(1, 2, 0)], dim=-1)
         total = states[reads][..., width:]
-        read = states[reads][..., :width] / total[..., :1].clamp(min=1e-6)
-        seeds = self.seeds + torch.log1p(total).to(self.mass.dtype) @ self.mass
+        # a prototype the user never came near must not look like one they did
+        weight = total[..., :1] / (1 + total[..., :1])
+        read = _norm(states[reads][..., :width]) * weight
+        seeds = self.place + torch.log1p(total).to(self.mass.dtype) @ self.mass
         return self.read(seeds, read), states[kept]
+
+    @torch.no_grad()
+    def start(self, x: torch.Tensor, seed: int = 0) -> None:
+        """Put the prototypes where events are: spherical k-means of a sample of event vectors [N, D]."""
+        vectors = F.normalize(x.float(), dim=-1).cpu().numpy()
+        place = torch.from_numpy(kmeans(vectors, len(self.seeds), seed)).long()
+        centres = torch.zeros(len(self.seeds), x.shape[-1]).index_add_(0, place, torch.from_numpy(vectors))
+        found = torch.bincount(place, minlength=len(self.seeds)) > 0
+        self.seeds[found] = _norm(centres[found]).to(self.seeds)
 
 
 class PooledEncoder(nn.Module):
@@ -170,7 +182,7 @@ class PooledEncoder(nn.Module):
                 states = torch.cat([states, self._pair(states[step.parent], own)])
         read = states[reads][..., :-1].transpose(1, 2).flatten(-2)
         clean = torch.where(states[kept][..., -1:] <= self._EMPTY, 0.0, states[kept])
-        return self.read(self.seeds, read), clean
+        return self.read(self.seeds, _norm(read)), clean
 
     def _pool(
         self, seeds: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inside: torch.Tensor | None

@@ -329,6 +329,16 @@ class Summarizer(nn.Module):
 
     # --- summaries for training
 
+    @torch.no_grad()
+    def start(self, events: Events, sample: int = 20_000) -> None:
+        """Before training: let encoders that have a use for it see a sample of events (``sketch``: prototypes)."""
+        if not hasattr(self.encoder, "start") or not len(events):
+            return
+        rows = np.random.default_rng(self.config.seed).permutation(len(events))[:sample]
+        columns = (events.item, events.action, events.surface, events.time, gaps(events))
+        device = self.events.features.device
+        self.encoder.start(self.events(*(torch.from_numpy(c[rows]).to(device) for c in columns)))
+
     def prefixes(
         self, events: Events, cuts: np.ndarray, user_of: np.ndarray, exact: bool = False
     ) -> dict[str, torch.Tensor]:

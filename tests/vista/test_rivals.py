@@ -87,7 +87,9 @@ def test_pooled_seeds_are_softmax_attention_over_all_events():
             (t).view(-1, 2, 8).transpose(0, 1) for t in (x @ encoder.key, x @ encoder.value, encoder.seeds)
         )
         read = (q @ k.transpose(1, 2) / 8**0.5).softmax(-1) @ v
-        wanted = encoder.read(encoder.seeds, read.transpose(0, 1).flatten(1)).numpy()
+        wanted = encoder.read(
+            encoder.seeds, torch.nn.functional.rms_norm(read.transpose(0, 1).flatten(1), (16,), eps=1e-8)
+        ).numpy()
     np.testing.assert_allclose(model.summarize(events).tokens["seeds"][0], wanted, atol=1e-5)
 
 
@@ -98,3 +100,17 @@ def test_every_parameter_learns(kind):
     (tokens * torch.randn_like(tokens)).sum().backward()
     silent = [name for name, p in model.encoder.named_parameters() if p.grad is None or not p.grad.any()]
     assert silent == (["layers.1.local"] if kind == "hybrid" else [])  # nothing reads the last layer's events
+
+
+def test_prototypes_start_where_the_events_are():
+    model, events = built("sketch"), histories([400], 6)
+    before = model.encoder.seeds.detach().clone()
+    model.start(events)
+    seeds = model.encoder.seeds.detach()
+    torch.testing.assert_close(seeds.square().mean(-1), torch.ones(3))
+    columns = (events.item, events.action, events.surface, events.time, np.full(400, 3_600_000))
+    with torch.inference_mode():
+        x = torch.nn.functional.normalize(model.events(*(torch.from_numpy(c) for c in columns)), dim=-1)
+        near = [(x @ torch.nn.functional.normalize(s, dim=-1).T).amax(-1).mean() for s in (seeds, before)]
+    assert near[0] > near[1] + 0.1
+    built("qla").start(events)  # nothing to do
