@@ -25,16 +25,9 @@ import apache_beam as beam
 from beam_jobs import pipeline
 from beam_jobs.errors import BucketFailed, ExitCode, IncompleteRun
 from beam_jobs.ingest_plan import IngestOptions, Plan, make_plan, read_tasks
-from beam_jobs.ingest_tasks import (
-    OldFile,
-    ReadTask,
-    Routed,
-    Settings,
-    build_bucket,
-    build_items,
-    read_logs,
-    spill_names,
-)
+from beam_jobs.ingest_read import read_logs, spill_names
+from beam_jobs.ingest_tasks import build_bucket, build_items
+from beam_jobs.ingest_units import OldFile, ReadTask, Routed, Settings
 from beam_jobs.progress import progress_bar
 from beam_jobs.run_record import DeadLetter, RunDirectory, RunRecord, write_atomically
 from beam_jobs.spill import Piece

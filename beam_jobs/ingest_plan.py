@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from beam_jobs.errors import OptionsError
-from beam_jobs.ingest_tasks import ReadTask
+from beam_jobs.ingest_units import ReadTask
 from beam_jobs.ingest_vocabulary import ScanColumns, vocabularies
 from beam_jobs.run_record import RunDirectory, RunRecord, write_atomically
 from vista.data import paths, schema

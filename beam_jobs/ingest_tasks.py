@@ -1,4 +1,4 @@
-"""What the workers of ``ingest`` do: read and check, sort and merge a bucket, add up items.
+"""What the workers of ``ingest`` do after reading: sort and merge a bucket, add up items.
 
     log files ──read_logs──▶ chunk files, one record batch per bucket ─┐
                                                      (bucket, Piece) ──┴─▶ build_bucket ──▶ sorted table files
@@ -12,232 +12,31 @@ while reading, a small multiple of ``max_rows`` rows while sorting; a larger buc
 
 from __future__ import annotations
 
-import json
 import posixpath
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
-from beam_jobs.run_record import DEAD_LETTER_SCHEMA, DeadLetter, RunDirectory, peak_memory_bytes, unit_name
+from beam_jobs.ingest_units import (
+    KINDS,
+    OldFile,
+    Routed,
+    Settings,
+    finished,
+    inputs_digest,
+    item_shard,
+    write_unit,
+)
+from beam_jobs.run_record import DeadLetter, unit_name
 from beam_jobs.spill import Piece, groups_of, read_pieces, write_chunk
-from cache_store.keys import bucket_of
 from vista.data import paths, sorting
-from vista.data.importer import Checked, Letter, Rules, check
 from vista.data.items import ItemTable, added_up
 from vista.data.merge import joined, merged
-from vista.data.rows import DTYPES, HISTORY, IMPRESSIONS, Kind, Rows, SortedWriter, batches_of
-from vista.data.schema import Source, UnreadableFile, open_source
+from vista.data.rows import DTYPES, HISTORY, Kind, Rows, SortedWriter, batches_of
 from vista.data.tables import DataFile
-
-KINDS = {"events": HISTORY, "impressions": IMPRESSIONS}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all tasks of a run share; plain values."""
-
-    run_dir: str
-    run: str
-    commit: int
-    user_kind: str
-    num_buckets: int
-    item_shards: int
-    roots: dict[str, str]
-    rules: Rules
-    chunk_rows: int
-    max_rows: int
-    skip_bad_files: bool
-
-    @property
-    def directory(self) -> RunDirectory:
-        return RunDirectory(self.run_dir)
-
-    def spill(self, *names: str) -> Path:
-        return Path(self.run_dir, "spill", *names)
-
-
-@dataclass(frozen=True)
-class ReadTask:
-    """Some row groups of some files of one kind: (source, row groups, number of the first row) each."""
-
-    number: int
-    tag: str
-    parts: tuple[tuple[Source, tuple[int, ...], int], ...]
-
-    @property
-    def name(self) -> str:
-        return f"read-{self.tag}-{self.number:06d}"
-
-    @property
-    def rows(self) -> int:
-        return sum(source.groups[g] for source, groups, _ in self.parts for g in groups)
-
-
-@dataclass(frozen=True)
-class OldFile:
-    """A file that the table has already; its rows are looked up before new ones are written."""
-
-    tag: str
-    file: DataFile
-
-
-Routed = tuple[str, int, Piece]
-"""(``bucket`` or ``items``, number of the bucket or item shard, piece)."""
-
-
-# Read ----------------------------------------------------------------------------------------------------
-
-
-def read_logs(task: ReadTask, settings: Settings) -> list[Routed]:
-    """Read, check and spill the rows of a task.
-
-    Raises:
-        UnreadableFile: pages of a file cannot be read and ``skip_bad_files`` is off.
-    """
-    inputs = _digest([asdict(task)], settings)
-    done = _finished(settings, task.name, inputs)
-    if done is not None:
-        return done
-    start = time.monotonic()
-    chunks = _Chunks(task, settings)
-    letters: list[pa.Table] = []
-    rows = 0
-    for source, groups, first_row in task.parts:
-        # Where bad pages are skipped, row groups are read one by one: a bad one costs its own rows alone.
-        for some in [(g,) for g in groups] if settings.skip_bad_files else [groups]:
-            expected = sum(source.groups[g] for g in some)
-            seen = 0
-            try:
-                with open_source(source.path) as file:
-                    wanted = list(dict.fromkeys(source.names.values()))
-                    for batch in file.iter_batches(
-                        settings.chunk_rows, list(some), wanted, use_threads=False
-                    ):
-                        checked = check(batch, source, settings.rules, first_row + seen)
-                        seen += batch.num_rows
-                        chunks.add(checked)
-                        letters.append(_letters(checked.letters, source.path))
-            except (UnreadableFile, OSError, ValueError, pa.ArrowException) as error:
-                why = str(error).split("\n", 1)[0]
-                if not settings.skip_bad_files:
-                    raise UnreadableFile(
-                        f"{source.path}: expected {expected} readable rows from row {first_row}, found {seen}, then: "
-                        f"{why}; replace the file, or run vista ingest --skip-bad-files"
-                    ) from error
-                lost = DeadLetter(
-                    "ingest",
-                    "unreadable_rows",
-                    why,
-                    source=source.path,
-                    row=first_row + seen,
-                    rows=expected - seen,
-                )
-                letters.append(pa.Table.from_pylist([asdict(lost)], schema=DEAD_LETTER_SCHEMA))
-            rows += expected
-            first_row += expected
-    routed = chunks.finish()
-    dead = pa.concat_tables(letters) if letters else DEAD_LETTER_SCHEMA.empty_table()
-    settings.directory.write_dead_letters(task.name, dead)
-    lost_rows = int(pa.compute.sum(dead["rows"]).as_py() or 0)
-    counts = {"rows": rows, "dead": lost_rows, "kept": chunks.rows, "events": rows}
-    _receipt(settings, task.name, inputs, routed, counts, start)
-    return routed
-
-
-def _letters(letters: Sequence[Letter], path: str) -> pa.Table:
-    n = len(letters)
-    columns = {
-        "job": pa.array(["ingest"] * n, pa.string()),
-        "bucket": pa.array(np.full(n, -1, np.int32)),
-        "user": pa.array([x.user for x in letters], pa.string()),
-        "reason": pa.array([x.reason for x in letters], pa.string()),
-        "detail": pa.array([x.values for x in letters], pa.string()),
-        "source": pa.array([path] * n, pa.string()),
-        "row": pa.array([x.row for x in letters], pa.int64()),
-        "rows": pa.array(np.ones(n, np.int64)),
-    }
-    return pa.table(columns, schema=DEAD_LETTER_SCHEMA)
-
-
-class _Chunks:
-    """Checked batches gathered to chunks of about ``chunk_rows`` rows, then written by bucket."""
-
-    def __init__(self, task: ReadTask, settings: Settings):
-        self._task, self._settings = task, settings
-        self._held: list[Checked] = []
-        self._held_rows = 0
-        self._written = 0
-        self._routed: list[Routed] = []
-        self._names: list[tuple[np.ndarray, pa.Array]] = []
-        self._name_rows = 0
-        self.rows = 0
-
-    def add(self, checked: Checked) -> None:
-        if len(checked.names[0]):
-            self._names.append(checked.names)
-            self._name_rows += len(checked.names[0])
-            if self._name_rows > 2 * self._settings.chunk_rows:
-                self._names = [_distinct(self._names)]
-                self._name_rows = len(self._names[0][0])
-        if not len(checked):
-            return
-        self._held.append(checked)
-        self._held_rows += len(checked)
-        self.rows += len(checked)
-        if self._held_rows >= self._settings.chunk_rows:
-            self._write()
-
-    def _write(self) -> None:
-        s, task = self._settings, self._task
-        user = pa.concat_arrays([c.user for c in self._held])
-        columns = {n: np.concatenate([c.columns[n] for c in self._held]) for n in self._held[0].columns}
-        if s.user_kind == "int64":
-            part = bucket_of(user.to_numpy(), s.num_buckets)
-        else:
-            encoded = user.dictionary_encode()
-            part = bucket_of(encoded.dictionary.to_pylist(), s.num_buckets)[encoded.indices.to_numpy()]
-        path = s.spill(task.tag, f"{task.number:06d}-{self._written:04d}.arrow")
-        pieces = write_chunk(path, task.tag, part, {"user": user, **columns})
-        self._routed += [("bucket", bucket, piece) for bucket, piece in pieces.items()]
-        self._held, self._held_rows = [], 0
-        self._written += 1
-
-    def finish(self) -> list[Routed]:
-        if self._held:
-            self._write()
-        if self._names:
-            self._routed += spill_names(*_distinct(self._names), f"{self._task.name}.arrow", self._settings)
-        return self._routed
-
-
-def _distinct(parts: Sequence[tuple[np.ndarray, pa.Array]]) -> tuple[np.ndarray, pa.Array]:
-    """Names of items, each item once."""
-    item, names = np.concatenate([p[0] for p in parts]), pa.concat_arrays([p[1] for p in parts])
-    item, first = np.unique(item, return_index=True)
-    return item, names.take(pa.array(first))
-
-
-def spill_names(item: np.ndarray, names: pa.Array, file: str, settings: Settings) -> list[Routed]:
-    """Names of items (int64 [M], string [M]) by item shard."""
-    part = item_shard(item, settings.item_shards)
-    pieces = write_chunk(settings.spill("names", file), "names", part, {"item": item, "name": names})
-    return [("items", shard, piece) for shard, piece in pieces.items()]
-
-
-def item_shard(item: np.ndarray, shards: int) -> np.ndarray:
-    """int32 [N]: which task adds an item up; any even spread will do."""
-    with np.errstate(over="ignore"):
-        mixed = item.astype(np.int64).view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return ((mixed >> np.uint64(32)) % np.uint64(shards)).astype(np.int32)
-
-
-# Bucket --------------------------------------------------------------------------------------------------
 
 
 def build_bucket(bucket: int, values: Iterable[Piece | OldFile], settings: Settings) -> list[Routed]:
@@ -248,8 +47,8 @@ def build_bucket(bucket: int, values: Iterable[Piece | OldFile], settings: Setti
     if not any(new.values()):
         return []
     name = unit_name(bucket)
-    inputs = _digest([asdict(v) for v in values], settings)
-    done = _finished(settings, name, inputs)
+    inputs = inputs_digest([asdict(v) for v in values], settings)
+    done = finished(settings, name, inputs)
     if done is not None:
         return done
     start = time.monotonic()
@@ -276,7 +75,7 @@ def build_bucket(bucket: int, values: Iterable[Piece | OldFile], settings: Setti
         pieces = write_chunk(settings.spill("counts", f"{name}.arrow"), "counts", part, columns)
         routed = [("items", shard, piece) for shard, piece in pieces.items()]
     counts |= {"users": events.counts["users"], "events": events.counts["written"]}
-    _receipt(settings, name, inputs, routed, counts, start, files)
+    write_unit(settings, name, inputs, routed, counts, start, files)
     return routed
 
 
@@ -476,15 +275,12 @@ def _fill_times(rows: Rows, history: Sequence[str], bucket: int, dead: list[Dead
     return Rows(rows.users, rows.lengths, columns).take(~lost)
 
 
-# Items ---------------------------------------------------------------------------------------------------
-
-
 def build_items(shard: int, values: Iterable[Piece], settings: Settings) -> None:
     """Add up the items of a shard over all buckets and write their file."""
     name = f"items-{shard:05d}"
     pieces = list(values)
-    inputs = _digest([asdict(p) for p in pieces], settings)
-    if _finished(settings, name, inputs) is not None:
+    inputs = inputs_digest([asdict(p) for p in pieces], settings)
+    if finished(settings, name, inputs) is not None:
         return
     start = time.monotonic()
     counted = [b for b in read_pieces([p for p in pieces if p.tag == "counts"])]
@@ -501,7 +297,7 @@ def build_items(shard: int, values: Iterable[Piece], settings: Settings) -> None
         settings.roots["items"], "data", f"{settings.commit:08d}-{settings.run}-{shard:05d}.parquet"
     )
     total.write(uri)
-    _receipt(
+    write_unit(
         settings,
         name,
         inputs,
@@ -510,45 +306,3 @@ def build_items(shard: int, values: Iterable[Piece], settings: Settings) -> None
         start,
         [uri],
     )
-
-
-# Receipts ------------------------------------------------------------------------------------------------
-
-
-def _receipt(
-    settings: Settings,
-    name: str,
-    inputs: str,
-    routed: Sequence[Routed],
-    counts: dict[str, int],
-    start: float,
-    files: Sequence[str] = (),
-) -> None:
-    """Declare a unit finished. Table files that are local are named with their digests."""
-    run = settings.directory
-    local = [paths.local_path(f) for f in files if paths.is_local(f)]
-    receipt = {
-        "files": run.describe_files(local),
-        "inputs": inputs,
-        "table_files": list(files),
-        "routed": [[to, number, asdict(piece)] for to, number, piece in routed],
-        "counts": counts,
-        "timings": {"seconds": round(time.monotonic() - start, 3)},
-        "peak_memory_bytes": peak_memory_bytes(),
-    }
-    run.write_receipt(name, receipt)
-
-
-def _digest(values: Sequence[dict[str, Any]], settings: Settings) -> str:
-    """What a unit's receipt stands for: the same inputs, read by the same rules, for the same commit."""
-    facts = [settings.commit, asdict(settings.rules), sorted(json.dumps(v, sort_keys=True) for v in values)]
-    return xxhash.xxh3_128_hexdigest(json.dumps(facts).encode())
-
-
-def _finished(settings: Settings, name: str, inputs: str) -> list[Routed] | None:
-    """What a unit handed on, where its receipt is for these inputs and its files are still there."""
-    receipt = settings.directory.receipt(name)
-    if receipt is None or receipt["inputs"] != inputs:
-        return None
-    routed = [(to, number, Piece(**piece)) for to, number, piece in receipt["routed"]]
-    return routed if all(Path(p).exists() for p in {piece.path for _, _, piece in routed}) else None

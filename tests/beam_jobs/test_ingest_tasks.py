@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from beam_jobs.ingest_tasks import Settings, build_bucket
+from beam_jobs.ingest_tasks import build_bucket
+from beam_jobs.ingest_units import Settings
 from beam_jobs.run_record import RunDirectory
 from beam_jobs.spill import groups_of, read_pieces, write_chunk
 from vista.data.importer import Rules

@@ -43,13 +43,18 @@ def run(
     result = Result({"events": events, "workers": workers, "buckets": buckets, "repeats": repeats})
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         root = Path(scratch)
-        made = generate(GeneratorOptions(users=max(events // 2_000, 1), events=events, slate=0), root / "logs")
+        made = generate(
+            GeneratorOptions(users=max(events // 2_000, 1), events=events, slate=0), root / "logs"
+        )
         args = pipeline.local_args("multi_processing", workers) if workers > 1 else pipeline.local_args()
 
         def ours() -> None:
             shutil.rmtree(root / "ours", ignore_errors=True)
             options = IngestOptions(
-                tuple(made.events), str(root / "ours" / "table"), str(root / "ours" / "run"), num_buckets=buckets
+                tuple(made.events),
+                str(root / "ours" / "table"),
+                str(root / "ours" / "run"),
+                num_buckets=buckets,
             )
             record = run_ingest(options, args, progress=False)
             assert record.counts["events_read"] == events
