@@ -25,6 +25,8 @@ from vista.data.events import Events
 from vista.data.tables import UserBatch, read_bucket
 from vista.state import StateError, UserState, event_key
 
+LOOKUP_USERS = 1_024
+
 
 @dataclass(frozen=True)
 class RefreshSource:
@@ -33,6 +35,7 @@ class RefreshSource:
     Attributes:
         store, line, parent: where the states are; ``parent`` is the generation they come from.
         cap: ``summarizer.max_events`` of the model.
+        oldest_ms: users summarised before this are recomputed, too; None for no limit.
     """
 
     task: BucketTask
@@ -41,6 +44,7 @@ class RefreshSource:
     line: str
     parent: str
     cap: int
+    oldest_ms: int | None = None
 
     def __call__(self, meter: Meter, users: Sequence[Any] | None = None) -> Input:
         reader = _Reader(self, meter, users)
@@ -61,7 +65,7 @@ class _Reader:
     def batches(self) -> Iterator[UserBatch]:
         source, task = self.source, self.source.task
         wanted = None if self.users is None else set(self.users)
-        again = sorted(u for u in task.again if wanted is None or u in wanted)
+        again = sorted(u for u in {*task.again, *self._too_old()} if wanted is None or u in wanted)
         only = None if wanted is None else as_users(sorted(wanted))
         carried, dropping = False, False  # the first user goes on from the batch before; it is recomputed
         added = read_bucket(task.added, max_rows=source.max_events, users=only) if task.added else ()
@@ -77,6 +81,19 @@ class _Reader:
             dropping = carried and not keep[-1]
             yield from merged(select_users(batch, np.flatnonzero(keep)), self._whole(sorted(whole)))
         yield from self._whole(again)
+
+    def _too_old(self) -> list[Any]:
+        """Users of the bucket whose summary was made before ``oldest_ms``."""
+        source = self.source
+        if source.oldest_ms is None:
+            return []
+        store = worker_store(source.store, source.line, source.parent)
+        users = store.users(source.task.bucket)
+        found: list[Any] = []
+        for start in range(0, len(users), LOOKUP_USERS):
+            part = users[start : start + LOOKUP_USERS]
+            found += [plain(u) for u in part[store.lookup_raw(part).summarized_ms < source.oldest_ms]]
+        return found
 
     def _load(self, batch: UserBatch, first: int, due: set[Any]) -> set[Any]:
         """Fetch the states of the batch's users from ``first`` on; returns the users to recompute."""

@@ -55,30 +55,28 @@ def run_tasks(
 ) -> Receipts:
     """Do every task that has no trusted receipt; returns the receipts by unit name.
 
-    A runner that retries does so by itself. Where it gives up (the local ones at once), what is left is
-    handed to it again, up to ``attempts`` times in all; an error in the input is not tried again.
+    All tasks are dealt out: one that is finished only compares its files with its receipt, in parallel with the
+    others. A runner that retries does so by itself. Where it gives up (the local ones at once), the tasks are dealt
+    out again, up to ``attempts`` times in all; an error in the input is not tried again.
 
     Raises:
         BucketFailed: a task that failed to the end, with its last error.
     """
-    events = sum(task.rows for task in tasks)
-    with progress_bar(run, settings.job, events, progress):
+    order = pipeline.in_balanced_order((task, task.rows) for task in tasks)
+
+    def build(p: beam.Pipeline) -> None:
+        _ = (
+            p
+            | "Buckets" >> beam.Create(order, reshuffle=False)
+            | "Spread" >> beam.Reshuffle()
+            | settings.job >> beam.ParDo(DoBucket(settings, source))
+        )
+
+    with progress_bar(run, settings.job, sum(task.rows for task in tasks), progress):
         for attempt in range(1, attempts + 1):
-            left = [task for task in tasks if run.receipt(task.name) is None]
-            if not left:
-                break
-            order = pipeline.in_balanced_order((task, task.rows) for task in left)
-
-            def build(p: beam.Pipeline, order: list[BucketTask] = order) -> None:
-                _ = (
-                    p
-                    | "Buckets" >> beam.Create(order, reshuffle=False)
-                    | "Spread" >> beam.Reshuffle()
-                    | settings.job >> beam.ParDo(DoBucket(settings, source))
-                )
-
             try:
                 pipeline.run(build, beam_args)
+                break
             except Exception as error:
                 failures = run.failures()
                 final = [f for f in failures.values() if f["exit_code"] == ExitCode.BAD_INPUT]
@@ -132,6 +130,9 @@ def to_generation(
         receipts = run.receipts()
         letters = run.gather_dead_letters()
     counts = {**totals(receipts), "dead_letters": letters}
+    if kind == "delta" and not counts["users"]:
+        shutil.rmtree(settings.staging, ignore_errors=True)
+        return nothing_to_do(run, record, str(parent), counts, step_times(receipts, started))
     generation = store.publish(
         Path(settings.staging),
         [receipt["shard"] for receipt in receipts.values()],
@@ -158,6 +159,23 @@ def to_generation(
         exit_code=int(ExitCode.DEAD_LETTERS if letters else ExitCode.DONE),
     )
     return run.finish(facts)
+
+
+def nothing_to_do(
+    run: RunDirectory, record: RunRecord, parent: str, counts: dict[str, int], timings: dict[str, float]
+) -> RunRecord:
+    """The finished record of a refresh that found nothing new; ``parent`` stays live."""
+    note = f"nothing to do: nothing is new since generation {parent}, which stays live"
+    done = dataclasses.replace(
+        record,
+        generation=parent,
+        notes=[*record.notes, note],
+        counts=counts,
+        finished_ms=int(time.time() * 1000),
+        timings=timings,
+        exit_code=int(ExitCode.DONE),
+    )
+    return run.finish(done)
 
 
 def check_complete(run: RunDirectory, tasks: Sequence[BucketTask], receipts: Receipts) -> None:

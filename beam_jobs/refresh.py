@@ -263,23 +263,14 @@ def _delta(
     folder = Layout(options.store).generation(name)
     parent = read_manifest(folder)
     files, added = files_of(options, record, warehouse, parent)
-    again = _again(options, record, warehouse, parent, folder)
+    again = _again(options, warehouse, parent, folder)
     if options.users is not None:
         added = {}
         record = dataclasses.replace(record, table_snapshot=parent.table_snapshot)
-    if not added and not again:
-        note = f"nothing to do: no files since snapshot {parent.table_snapshot}; {name} stays live"
-        return directory.finish(
-            dataclasses.replace(
-                record,
-                generation=name,
-                notes=[*record.notes, note],
-                counts={"users": 0, "events": 0},
-                digests={"content": parent.digest},
-                finished_ms=summarize.now_ms(options.now_ms),
-                timings={"wall": round(time.perf_counter() - started, 3)},
-            )
-        )
+    oldest = None if options.max_age_ms is None or options.users else record.started_ms - options.max_age_ms
+    if not added and not again and oldest is None:
+        timings = {"wall": round(time.perf_counter() - started, 3)}
+        return job.nothing_to_do(directory, record, name, {"users": 0, "events": 0}, timings)
     store = summarize.open_or_create(options.store, warehouse.user_kind, warehouse.num_buckets)
     tasks = [
         BucketTask(
@@ -307,6 +298,7 @@ def _delta(
             "line": options.line,
             "parent": name,
             "cap": model.config.summarizer.max_events,
+            "oldest_ms": oldest,
         },
     )
     return job.to_generation(
@@ -358,31 +350,18 @@ def files_of(
 
 
 def _again(
-    options: RefreshOptions, record: RunRecord, warehouse: Warehouse, parent: Manifest, folder: Path
+    options: RefreshOptions, warehouse: Warehouse, parent: Manifest, folder: Path
 ) -> dict[int, list[int | str]]:
-    """Users by bucket to read from their first event: asked for, dead letters of the parent, or too old."""
+    """Users by bucket to read from their first event: those asked for, or the dead letters of the parent."""
     kind = str if warehouse.user_kind == "string" else int
     users: set[int | str] = set()
     if options.users is not None:
         users |= {kind(u) for u in options.users}
     elif DEAD_LETTERS in parent.extra_files:
         users |= {kind(u) for u in pq.read_table(folder / DEAD_LETTERS)["user"].to_pylist()}
-    if options.max_age_ms is not None and options.users is None:
-        users |= set(_older_than(options, record.started_ms - options.max_age_ms))
     found: dict[int, list[int | str]] = {}
     listed = sorted(users)
     if listed:
         for user, bucket in zip(listed, bucket_of(as_users(listed), warehouse.num_buckets), strict=True):
             found.setdefault(int(bucket), []).append(user)
     return found
-
-
-def _older_than(options: RefreshOptions, limit_ms: int) -> Iterator[int | str]:
-    """Users whose summary was made before ``limit_ms``."""
-    with Store.open(options.store, line=options.line) as store:
-        for bucket in range(store.manifest.num_shards):
-            users = store.users(bucket)
-            for start in range(0, len(users), 4_096):
-                part = users[start : start + 4_096]
-                made = store.lookup_raw(part).summarized_ms
-                yield from (u if isinstance(u, str) else int(u) for u in part[made < limit_ms])
