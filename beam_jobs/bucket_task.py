@@ -28,7 +28,7 @@ from beam_jobs import pipeline
 from beam_jobs.run_record import DeadLetter, RunDirectory, peak_memory_bytes, unit_name
 from cache_store.errors import Unstorable
 from cache_store.record import RecordSchema
-from cache_store.writer import ShardWriter
+from cache_store.writer import ShardWriter, receipt_path
 from vista import bundle as bundles
 from vista.data.tables import UserBatch, read_bucket
 from vista.model import VistaModel
@@ -150,9 +150,7 @@ class Source(Protocol):
 
     task: BucketTask
 
-    def __call__(
-        self, meter: Meter, users: Sequence[Any] | None = None
-    ) -> tuple[Iterator[UserBatch], StatesOf]:
+    def __call__(self, meter: Meter, users: Sequence[Any] | None = None) -> Input:
         """Batches in key order (of ``users`` alone, if given) and the states that they continue."""
         ...
 
@@ -164,9 +162,7 @@ class FullSource:
     task: BucketTask
     max_events: int
 
-    def __call__(
-        self, meter: Meter, users: Sequence[Any] | None = None
-    ) -> tuple[Iterator[UserBatch], StatesOf]:
+    def __call__(self, meter: Meter, users: Sequence[Any] | None = None) -> Input:
         batches = read_bucket(self.task.files, max_rows=self.max_events, users=users)
         return batches, lambda users: [None] * len(users)
 
@@ -180,6 +176,8 @@ def do_bucket(task: BucketTask, settings: Settings, source: Source) -> dict[str,
     done = run.receipt(task.name)
     if done is not None:
         return done
+    # The writer keeps a shard that is there with the right sizes; here its digests were wrong, or nobody knows.
+    receipt_path(Path(settings.staging), task.bucket, settings.num_shards).unlink(missing_ok=True)
     try:
         with pipeline.torch_threads(settings.threads):
             receipt = _build(task, settings, source, run)
