@@ -40,6 +40,9 @@ CODECS = {
 }
 """Ways of serving the same summaries; by default seeds are float16 and slots log8."""
 
+LEAST = 0.01
+"""MRR that full attention must gain over recent events for shares of it to be told."""
+
 CURVE = {4: (384, 256), 8: (768, 512), 16: (1_536, 1_024), 32: (3_584, 1_024), 64: (7_680, 1_024)}
 """KiB of slots served to (buckets of each of two rows, clusters): 4 horizons of one byte each."""
 
@@ -193,7 +196,8 @@ class Runs:
         return np.array([self.measures(label, s)[part][measure] for s in self.seeds(label)])
 
     def recovered(self, label: str, part: str) -> np.ndarray | None:
-        """(label - recent) / (full - recent) in MRR per seed; None where a side or the slice is missing."""
+        """(label - recent) / (full - recent) in MRR per seed; None where a side or the slice is missing, or
+        where full attention gains less than ``LEAST``: a share of nothing says nothing."""
         if part not in self.questions.slices() or not self.questions.slices()[part].any():
             return None
         common = [s for s in self.seeds(label) if s in self.seeds("recent") and s in self.seeds("full")]
@@ -203,7 +207,8 @@ class Runs:
             n: np.array([self.measures(n, s)[part]["mrr"] for s in common]) for n in (label, "recent", "full")
         }
         # The mean difference of full attention is the unit: one seed's own could be near zero.
-        return (side[label] - side["recent"]) / (side["full"] - side["recent"]).mean()
+        unit = (side["full"] - side["recent"]).mean()
+        return (side[label] - side["recent"]) / unit if unit >= LEAST else None
 
 
 def _spread(values: np.ndarray, unit: str, **more: Any) -> Figure:
@@ -235,6 +240,8 @@ def _figures(result: Result, runs: Runs, labels: Iterable[str], prefix: str) -> 
         if values is not None:
             key = prefix + name
             result.figures[key] = _spread(values, "of full", target=TARGETS.get(key))
+        elif runs.seeds(label) and runs.seeds("full") and runs.seeds("recent"):
+            result.notes.append(f"{prefix}{name}: no share told, full attention gained less than {LEAST} MRR")
     if {"ours", "recent"} <= set(labels):
         _codec_figures(result, runs, prefix)
     if prefix and {"full", "last1024"} <= set(labels) and "far" in parts:

@@ -206,6 +206,7 @@ class Questions:
         """Masks bool [P] by name."""
         return {
             "all": np.ones(len(self.distance), bool),
+            "near": (self.distance >= 0) & (self.distance <= NEAR),
             "returns": self.distance > NEAR,
             "far": self.distance > FAR,
             "new": self.distance < 0,
