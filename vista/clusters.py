@@ -52,14 +52,21 @@ def fit_clusters(
     return items[known.numpy()], kmeans(vector[known].numpy(), clusters, seed)
 
 
-def kmeans(vectors: np.ndarray, clusters: int, seed: int = 0, iterations: int = 15) -> np.ndarray:
+def kmeans(vectors: np.ndarray, clusters: int, seed: int = 0, iterations: int = 10) -> np.ndarray:
     """Spherical k-means of L2-normalised vectors, float32 [M, W] -> int32 [M]; for content vectors as well."""
     vectors = np.ascontiguousarray(vectors, np.float32)
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     if len(vectors) <= clusters:
         return np.arange(len(vectors), dtype=np.int32)
+    # 32 points per centre bound the cost of large catalogues; the rest is only assigned
     fitted = faiss.Kmeans(
-        vectors.shape[1], clusters, niter=iterations, seed=seed + 1, spherical=True, min_points_per_centroid=1
+        vectors.shape[1],
+        clusters,
+        niter=iterations,
+        seed=seed + 1,
+        spherical=True,
+        min_points_per_centroid=1,
+        max_points_per_centroid=32,
     )
     fitted.train(vectors)
     return fitted.index.search(vectors, 1)[1][:, 0].astype(np.int32)

@@ -52,7 +52,7 @@ class EmbeddingConfig:
 class SlotConfig:
     """Addressed memory (vista/slots.py): decayed masses in hashed buckets.
 
-    By default (rows x buckets + clusters) x 4 horizons are 24,448 masses: with 64 seeds of width 64 in
+    By default (rows x buckets + clusters) x 3 horizons are 24,444 masses: with 64 seeds of width 64 in
     float16 a record fills 8 pages of 4 KiB and wastes none of them.
 
     Attributes:
@@ -64,10 +64,10 @@ class SlotConfig:
     """
 
     rows: int = 2
-    buckets: int = 2_544
-    clusters: int = 1_024
+    buckets: int = 2_026
+    clusters: int = 4_096
     half_lives_days: tuple[float, ...] = (float("inf"), 30.0)
-    half_lives_events: tuple[float, ...] = (2_048.0, 128.0)
+    half_lives_events: tuple[float, ...] = (256.0,)
 
     @property
     def horizons(self) -> int:
