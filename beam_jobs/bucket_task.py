@@ -349,8 +349,10 @@ class NotFinite(ArithmeticError):
 
 def _check_finite(answer: SummaryBatch) -> None:
     for name, tokens in answer.tokens.items():
-        # The sum is finite if all are; only where it is not, look closer (a sum of finite ones may overflow).
-        if not np.isfinite(tokens.sum(dtype=np.float64)) and not np.isfinite(tokens).all():
+        # One pass where all is well: a sum is finite only if all are. Where it is not, look (it may have overflowed).
+        with np.errstate(over="ignore", invalid="ignore"):
+            suspect = not np.isfinite(tokens.sum())
+        if suspect and not np.isfinite(tokens).all():
             raise NotFinite(f"summary tokens {name!r} hold NaN or infinity")
 
 
