@@ -60,9 +60,9 @@ class RecordDecoder(torch.nn.Module):
 
         Rows of zeros decode to zeros, in every codec.
         """
-        out = torch.empty((len(rows), self.tokens, self.width), dtype=dtype, device=rows.device)
+        out = _empty((len(rows), self.tokens, self.width), dtype, rows.device)
         for g in self.groups if len(rows) else ():  # an empty tensor may have no strides to view by
-            out[:, self.slices[g.name]] = getattr(self, f"_{g.codec}")(rows, g.name)
+            getattr(self, f"_{g.codec}")(rows, g.name, out[:, self.slices[g.name]])
         return out
 
     def _field(self, rows: Tensor, group: str, name: str) -> Tensor:
@@ -76,26 +76,33 @@ class RecordDecoder(torch.nn.Module):
         # Fields begin at multiples of 16 bytes and rows are multiples of 16, so a view always exists.
         return flat.view(_DTYPES[code]).unflatten(1, shape)
 
-    def _float32(self, rows: Tensor, group: str) -> Tensor:
-        return self._field(rows, group, "values")
+    def _float32(self, rows: Tensor, group: str, out: Tensor) -> None:
+        out.copy_(self._field(rows, group, "values"))
 
     _float16 = _bfloat16 = _float32
 
-    def _int8(self, rows: Tensor, group: str) -> Tensor:
-        return self._field(rows, group, "codes").float() * self._field(rows, group, "scale").unsqueeze(-1)
+    def _int8(self, rows: Tensor, group: str, out: Tensor) -> None:
+        scale = self._field(rows, group, "scale").unsqueeze(-1)
+        torch.mul(self._field(rows, group, "codes"), scale, out=out)
 
-    def _int4(self, rows: Tensor, group: str) -> Tensor:
+    def _int4(self, rows: Tensor, group: str, out: Tensor) -> None:
         packed = self._field(rows, group, "codes")
         codes = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2).float()
         # Two operations on purpose: a fused multiply-add rounds once and would differ from the NumPy decoding.
         codes.mul_(self._field(rows, group, "scale").float().unsqueeze(-1))
         codes.add_(self._field(rows, group, "offset").float().unsqueeze(-1))
-        width = self.width
         tokens = self.slices[group].stop - self.slices[group].start
-        return codes.flatten(1)[:, : tokens * width].unflatten(1, (tokens, width))
+        out.copy_(codes.flatten(1)[:, : tokens * self.width].unflatten(1, (tokens, self.width)))
 
-    def _log8(self, rows: Tensor, group: str) -> Tensor:
-        return self.log8[self._field(rows, group, "codes").int()]
+    def _log8(self, rows: Tensor, group: str, out: Tensor) -> None:
+        out.copy_(self.log8[self._field(rows, group, "codes").int()])
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for tokens; on the CPU from NumPy, which asks for huge pages where torch does not."""
+    if device.type == "cpu" and dtype == torch.float32:
+        return torch.from_numpy(np.empty(shape, np.float32))
+    return torch.empty(shape, dtype=dtype, device=device)
 
 
 def _log8_values() -> np.ndarray:

@@ -90,6 +90,7 @@ class Fetched:
         tokens: float32 [U, S, D] on the CPU, or None.
         facts: int64 [4, U]: status, event count, last event time, summarising time.
         inverse: int64 [B], the distinct user of each row; None where all are distinct.
+        absent: int64 [rows], rows of the batch that have no tokens of their own; known before anything is waited for.
         generation: name of what was read, "" if no generation is old enough.
         manifest: of that generation; of the live one where nothing was read.
         ready: CUDA event behind the copy, or None.
@@ -99,6 +100,7 @@ class Fetched:
     tokens: Tensor | None
     facts: Tensor
     inverse: Tensor | None
+    absent: Tensor
     generation: str
     manifest: Manifest
     ready: Any = None
@@ -180,30 +182,38 @@ class SummaryFeature(nn.Module):
         device, n = self.device, len(ids)
         on_device = device.type != "cpu" if self.on_device is None else self.on_device
         if not on_device and self._whole and device.type == "cpu":
-            tokens = torch.empty((n, self.decoder.tokens, self.decoder.width))
-            found = self.store.lookup(ids, out=tokens.numpy(), as_of=as_of)
+            # NumPy's memory comes in huge pages where torch's does not; for tens of megabytes that is most of the time.
+            tokens = np.empty((n, self.decoder.tokens, self.decoder.width), np.float32)
+            found = self.store.lookup(ids, out=tokens, as_of=as_of)
             self._refuse_missing(ids, found.status)
-            facts = torch.from_numpy(_facts(found, np.empty((4, n), np.int64)))
+            facts = _facts(found, np.empty((4, n), np.int64))
+            places = [
+                None if x is None else torch.from_numpy(x) for x in (inverse, _absent(found.status, inverse))
+            ]
             manifest = self._manifest(found.generation)
-            spread = None if inverse is None else torch.from_numpy(inverse)
-            return Fetched(None, tokens, facts, spread, found.generation, manifest)
+            return Fetched(
+                None, torch.from_numpy(tokens), torch.from_numpy(facts), *places, found.generation, manifest
+            )  # type: ignore[arg-type]
         size, b = self._row_bytes, 0 if inverse is None else len(inverse)
         parts = [n * size, 4 * n * 8, b * 8]
-        with self._staging.buffer(sum(parts), device) as staged:
-            rows, facts, places = staged.host.split(parts)
+        with self._staging.buffer(sum(parts) + max(b, n) * 8, device) as staged:
+            rows, facts, places, last = staged.host.split([*parts, max(b, n) * 8])
             found = self.store.lookup_raw(ids, out=rows.view(n, size).numpy(), as_of=as_of)
             self._refuse_missing(ids, found.status)
             manifest = self._manifest(found.generation)
             _facts(found, facts.view(torch.int64).view(4, n).numpy())
             if inverse is not None:
                 places.view(torch.int64).numpy()[:] = inverse
-            flat, ready = staged.send(device)
-        rows, facts, places = flat.split(parts)
+            absent = _absent(found.status, inverse)
+            last.view(torch.int64).numpy()[: len(absent)] = absent
+            flat, ready = staged.send(device, sum(parts) + len(absent) * 8)
+        rows, facts, places, last = flat.split([*parts, len(absent) * 8])
         return Fetched(
             rows.view(n, size),
             None,
             facts.view(torch.int64).view(4, n),
             None if inverse is None else places.view(torch.int64),
+            last.view(torch.int64),
             found.generation,
             manifest,
             ready,
@@ -236,16 +246,18 @@ class SummaryFeature(nn.Module):
             status = facts[0].to(torch.uint8)
             mask = status < int(Status.MISSING)
             ages = self._ages(facts, mask, now_ms, fetched.manifest) if self.ages else None
+        self._fill(tokens, fetched.absent)
         return TokenBatch(
-            self._fill(tokens, mask), status, mask, facts[1], facts[2], facts[3], ages, fetched.generation,
+            tokens, status, mask, facts[1], facts[2], facts[3], ages, fetched.generation,
             self.slices,
         )  # fmt: skip
 
-    def _fill(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        own = mask[:, None, None]
+    def _fill(self, tokens: Tensor, absent: Tensor) -> None:
+        """Write the rows that have no tokens of their own, in place; the gradient reaches ``cold_start`` alone."""
         if self.cold_start is not None:
-            return torch.where(own, tokens, self.cold_start.to(tokens.dtype))
-        return torch.where(own, tokens, tokens.new_zeros(()))
+            tokens[absent] = self.cold_start.to(tokens.dtype)
+        elif len(absent):
+            tokens[absent] = 0
 
     def _refuse_missing(self, ids: np.ndarray, status: np.ndarray) -> None:
         absent = ids[status == Status.MISSING].tolist() if self.missing == "raise" else []
@@ -352,6 +364,10 @@ def _distinct(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     return (ids, None) if len(distinct) == len(ids) else (distinct, inverse.reshape(-1))
 
 
+def _absent(status: np.ndarray, inverse: np.ndarray | None) -> np.ndarray:
+    return np.flatnonzero((status if inverse is None else status[inverse]) >= Status.MISSING)
+
+
 def _facts(found: Any, out: np.ndarray) -> np.ndarray:
     out[0], out[1], out[2], out[3] = found.status, found.event_count, found.last_event_ms, found.summarized_ms
     return out
@@ -361,7 +377,7 @@ def _wait(fetched: Fetched) -> None:
     """Let this thread's stream wait for the copy, and keep the memory until this stream is done with it."""
     stream = torch.cuda.current_stream(fetched.facts.device)
     stream.wait_event(fetched.ready)
-    for part in (fetched.rows, fetched.facts, fetched.inverse):
+    for part in (fetched.rows, fetched.facts, fetched.inverse, fetched.absent):
         if part is not None:
             part.record_stream(stream)
 
@@ -375,13 +391,13 @@ class _Buffer:
         self.copied: Any = None
         self.stream: Any = None
 
-    def send(self, device: torch.device) -> tuple[Tensor, Any]:
-        """The bytes on the device, and the event that says when they are there."""
+    def send(self, device: torch.device, size: int) -> tuple[Tensor, Any]:
+        """The first ``size`` bytes on the device, and the event that says when they are there."""
         if self.stream is None:
-            return self.host.to(device, copy=True), None
+            return self.host[:size].to(device, copy=True), None
         with torch.cuda.stream(self.stream):
-            flat = torch.empty(len(self.host), dtype=torch.uint8, device=device)
-            flat.copy_(self.host, non_blocking=True)
+            flat = torch.empty(size, dtype=torch.uint8, device=device)
+            flat.copy_(self.host[:size], non_blocking=True)
             self.copied = torch.cuda.Event()
             self.copied.record(self.stream)
         return flat, self.copied

@@ -1,0 +1,99 @@
+"""Summaries as tensors against the store's own lookup: what the module and each place of decoding cost.
+
+Batches of 512 random users; records of 32 KiB; warm. ``host_of_lookup`` is the rate of ``SummaryFeature`` that decodes
+in the store, ``device_of_lookup`` of the one that decodes in torch (on a CPU without a GPU), both over
+``Store.lookup`` into a fresh array in the same run. ``ahead`` is how much of the lookups' time ``SummaryLoader`` hides
+behind a consumer that is as slow as a lookup: 1 would be all of it, and needs a second core.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cache_store import Group, RecordSchema, ShardWriter, Store
+from cache_store.torch_feature import SummaryFeature, SummaryLoader
+from tools.bench.harness import Figure, Result, in_turn, median, ratio
+
+BATCH = 512
+
+
+def run(quick: bool, users: int | None = None, codec: str = "float16", device: str = "cpu") -> Result:
+    """Figures for one codec; tokens [512, S, 64] of about 32 KiB a record."""
+    torch.set_num_threads(1)
+    users, repeats = users or (2_000 if quick else 8_000), 5 if quick else 40
+    width = 64
+    tokens = {"float16": 255, "bfloat16": 255, "int8": 481, "int4": 900, "log8": 510, "float32": 127}[codec]
+    figures: dict[str, Figure] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        store = _build(Path(folder), users, RecordSchema((Group("tokens", tokens, width, codec),)))
+        rng = np.random.default_rng(1)
+        batches = [rng.choice(users, BATCH, replace=False) for _ in range(16)]
+        turn = iter(range(1 << 30))
+
+        def ids() -> np.ndarray:
+            return batches[next(turn) % len(batches)]
+
+        host = SummaryFeature(store, on_device=False).to(device) if device == "cpu" else None
+        on_device = SummaryFeature(store, on_device=True).to(device)
+        sides = {"lookup": lambda: store.lookup(ids()), "device": lambda: _done(on_device(ids()), device)}
+        if host is not None:
+            sides["host"] = lambda: host(ids())
+        seconds = in_turn(sides, repeats, warmup=3)
+        for name in sides.keys() - {"lookup"}:
+            figures[f"{name}_of_lookup"] = ratio(seconds["lookup"], seconds[name])
+        for name, times in seconds.items():
+            figures[f"{name}_p50"] = median(times * 1000, "ms")
+        feature = host or on_device
+        figures["ahead"] = _ahead(feature, batches, 2 if quick else 6, float(np.median(seconds["lookup"])))
+    record = store.manifest.schema.record_bytes
+    return Result(
+        {"users": users, "batch": BATCH, "record_bytes": record, "codec": codec, "device": device}, figures
+    )
+
+
+def _done(found, device: str):
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    return found
+
+
+def _ahead(feature: SummaryFeature, batches: list[np.ndarray], passes: int, busy: float) -> Figure:
+    """Share of the lookups' time that is hidden behind a consumer who is busy for ``busy`` seconds a batch."""
+
+    def consume() -> None:
+        time.sleep(busy)  # a consumer that computes elsewhere, such as on a GPU
+
+    def plain() -> None:
+        for b in batches:
+            feature(b)
+            consume()
+
+    def ahead() -> None:
+        for _ in SummaryLoader(batches, feature, lambda b: b, depth=2):
+            consume()
+
+    seconds = in_turn(
+        {"plain": plain, "ahead": ahead, "consume": lambda: [consume() for _ in batches]}, passes
+    )
+    hidden = (seconds["plain"] - seconds["ahead"]) / (seconds["plain"] - seconds["consume"])
+    return median(hidden, "x")
+
+
+def _build(folder: Path, users: int, schema: RecordSchema) -> Store:
+    store = Store.create(folder / "store", num_shards=1)
+    rng = np.random.default_rng(0)
+    with ShardWriter(store.stage("r"), 0, 1, schema, fingerprint="bench") as writer:
+        for start in range(0, users, 256):
+            ids = np.arange(start, min(start + 256, users))
+            group = schema.groups[0]
+            tokens = np.abs(rng.standard_normal((len(ids), group.tokens, group.width), np.float32))
+            ones = np.ones(len(ids), np.int64)
+            writer.add(ids, {group.name: tokens}, ones, ones, ones)
+        receipt = writer.finish()
+    store.publish(store.stage("r"), [receipt], fingerprint="bench", watermark_ms=1, expected=users)
+    return Store.open(folder / "store")
