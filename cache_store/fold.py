@@ -71,7 +71,7 @@ def sealed_rows(generation: Generation, shard: int, users: np.ndarray, offset: n
     if not ok.all():
         raise Damaged(
             f"{generation.folder / generation.table.names[shard]}: the record of user {users[~ok][0]!r} fails its "
-            f"check ({int((~ok).sum())} in this block); run `vista verify`, then `vista refresh --users` for those"
+            f"check ({int((~ok).sum())} in this block); run `vista verify`, then `vista refresh --user` for those"
         )
     return records
 

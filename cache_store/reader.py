@@ -259,7 +259,7 @@ class Snapshot:
                 ):
                     raise Damaged(
                         f"{generation.folder / table.names[shard[u]]}: the state of a user fails its check; run "
-                        f"`vista verify`, then `vista refresh --users` for those it names"
+                        f"`vista verify`, then `vista refresh --user` for those it names"
                     )
                 out[u] = value[8:]
         return out if found.inverse is None else [out[u] for u in found.inverse.tolist()]

@@ -192,7 +192,7 @@ def _contents(
     hashes = hash_of(users)
     second = second_hash_of(users) if users.dtype == object else None
     shard = np.full(len(users), k)
-    remedy = "run `vista refresh --users` for this user, or `vista rollback`"
+    remedy = "run `vista refresh --user` for this user, or `vista rollback`"
     try:
         entry = table.index.find(shard, hashes, second)
         known = np.flatnonzero(entry >= 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from tools import cli
 from tools.bench import harness
-from tools.verbs import VERBS
+from tools.verbs import VERBS, load
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,16 +51,42 @@ def test_bench_list_names_every_benchmark_with_its_purpose(capsys: pytest.Captur
     assert all(listed.values()), "every benchmark opens with a line that tells what it measures"
 
 
-def test_commands_named_in_errors_and_docs_exist() -> None:
-    """Whatever ``vista VERB`` the code or the docs tell a user to run is a verb."""
+def named_commands() -> set[tuple[str, str, str]]:
+    """(verb, rest of the command, file) of every `vista VERB ...` in backticks, and in README's and docs' code."""
     sources = [p for f in ("vista", "cache_store", "beam_jobs", "tools") for p in (ROOT / f).rglob("*.py")]
     sources += [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    named = {
-        (verb, path.relative_to(ROOT))
+    return {
+        (verb, rest, str(path.relative_to(ROOT)))
         for path in sources
-        for verb in re.findall(r"`vista(?: --\w+)* ([a-z]+)", path.read_text(encoding="utf-8"))
+        for verb, rest in re.findall(
+            r"(?:`|^    )vista(?: --\w+)* ([a-z]+)([^`\n]*)", path.read_text(encoding="utf-8"), re.MULTILINE
+        )
     }
-    assert not {(verb, str(path)) for verb, path in named if verb not in VERBS}
+
+
+def test_commands_named_in_errors_and_docs_exist() -> None:
+    """Whatever the code or the docs tell a user to run is a verb, with options that it has."""
+    options = {verb: _options_of(verb) for verb in VERBS}
+    wrong = []
+    for verb, rest, path in named_commands():
+        if verb not in options:
+            wrong.append((path, verb))
+            continue
+        own = rest.split(" -- ")[0].partition("&&")[0].partition("#")[0]
+        wrong += [
+            (path, verb, o) for o in re.findall(r"(?<![\w-])--[a-z][a-z-]+", own) if o not in options[verb]
+        ]
+    assert not wrong
+
+
+def _options_of(verb: str) -> set[str]:
+    found = {"--help"}
+    for name, parameter in inspect.signature(load(verb), eval_str=True).parameters.items():
+        notes = getattr(parameter.annotation, "__metadata__", ())
+        words = [w for note in notes for w in (getattr(note, "default", None), *(note.param_decls or ()))]
+        spelled = [word for word in words if isinstance(word, str) and word.startswith("-")]
+        found |= set(spelled) or {"--" + name.replace("_", "-")}
+    return found
 
 
 def test_help_does_not_import_the_heavy_libraries() -> None:
