@@ -343,7 +343,7 @@ def judge(
 
 
 def compare(
-    home: Path, logs: Path, *, arms: Sequence[str] = tuple(ARMS), epochs: int = 3, seeds: int = 1, batch: int = 128,
+    home: Path, logs: Path, *, arms: Sequence[str] = tuple(ARMS), epochs: int = 1, seeds: int = 1, batch: int = 128,
     lr: float = 3e-3, lag_ms: int = HOUR_MS,
 ) -> dict[str, Any]:  # fmt: skip
     """Train every arm on the same rows in the same order, judge all on the last part, serve the last one."""
@@ -396,7 +396,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--logs", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=1, help="a second one overfits these rows")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--arms", default=",".join(ARMS), help="comma separated; the last one is served")
     parser.add_argument("--json", action="store_true")

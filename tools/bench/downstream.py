@@ -85,7 +85,7 @@ def prepare(
 
 
 def run(
-    quick: bool, steps: int = 300, users: int = 600, epochs: int = 3, seeds: int = 2, keep: str | None = None
+    quick: bool, steps: int = 100, users: int = 600, epochs: int = 1, seeds: int = 3, keep: str | None = None
 ) -> Result:
     """Generate, publish three generations, train every arm, judge, serve.
 

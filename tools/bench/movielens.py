@@ -119,7 +119,9 @@ def configuration(length: int, seconds: float, seed: int) -> TrainingConfig:
             actions=("rated",),
             seed=seed,
             embedding=EmbeddingConfig(rows=4_096, surfaces=1),
-            slots=SlotConfig(buckets=512, clusters=64),
+            slots=SlotConfig(
+                buckets=512, clusters=64, half_lives_days=(float("inf"), 30.0), half_lives_events=(2_048.0, 128.0)
+            ),
             summarizer=SummarizerConfig(seeds=16, chunk=64),
             ranker=RankerConfig(recent=length),
         ),
