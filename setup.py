@@ -12,7 +12,16 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(
-        include=["vista", "vista.*", "cache_store", "cache_store.*", "beam_jobs", "beam_jobs.*", "tools", "tools.*"]
+        include=[
+            "vista",
+            "vista.*",
+            "cache_store",
+            "cache_store.*",
+            "beam_jobs",
+            "beam_jobs.*",
+            "tools",
+            "tools.*",
+        ]
     ),
     package_data={"vista": ["py.typed"], "cache_store": ["py.typed"], "beam_jobs": ["py.typed"]},
     install_requires=[
