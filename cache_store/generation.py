@@ -9,12 +9,15 @@ import numpy as np
 import xxhash
 
 from cache_store import index, pages
+from cache_store.crew import Crew
 from cache_store.errors import Damaged
 from cache_store.keys import from_keys
 from cache_store.manifest import Manifest
 from cache_store.mapping import FileRange, major_faults
 from cache_store.record import HEADER, HEADER_BYTES, PAGE, PAGE_HEADER, RecordSchema, model_word
 
+_PIECE_BYTES = 1 << 20
+"""Bytes that one thread copies before it looks for more."""
 _PROBE = 16
 """Rows after which :meth:`Generation.gather` judges whether the disk is involved."""
 
@@ -123,40 +126,41 @@ class Generation:
         place[entry < 0] = ABSENT
         return place, entry
 
-    def gather(self, place: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    def gather(self, place: np.ndarray, out: np.ndarray, crew: Crew | None = None) -> np.ndarray:
         """Copy the rows at ``place`` (int64 [n], bytes of the range) into ``out``, uint8 [n, row_bytes], contiguous.
 
         Places below 0 copy something of no meaning. Where pages have to come from the disk, all further rows are
         asked for at once, so that the disk works on many.
-        """
-        if out is not None and self.schema.paged and len(place) > _PROBE:
-            if self._cold:
-                self.table.files.will_need(place - PAGE_HEADER, self.row_bytes)
-            faults = major_faults()
-            self._copy(place[:_PROBE], out[:_PROBE])
-            cold = major_faults() > faults
-            if cold and not self._cold:
-                self.table.files.will_need(place[_PROBE:] - PAGE_HEADER, self.row_bytes)
-            self._copy(place[_PROBE:], out[_PROBE:])
-            self._cold = cold
-            return out
-        return self._copy(place, out)
 
-    def _copy(self, place: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+        Args:
+            crew: threads that share the copying; None for the calling thread alone.
+        """
+        cold, faults = self._cold, major_faults()
+        if cold:
+            self.table.files.will_need(place - PAGE_HEADER, self.row_bytes)
+        self._copy(place[:_PROBE], out[:_PROBE])
+        if len(place) <= _PROBE:
+            return out
+        place, rows = place[_PROBE:], out[_PROBE:]
+        self._cold = major_faults() > faults
+        if self._cold and not cold:
+            self.table.files.will_need(place - PAGE_HEADER, self.row_bytes)
+        pieces = 1 if crew is None else min(crew.threads, -(-rows.nbytes // _PIECE_BYTES))
+        if crew is None or pieces == 1:
+            self._copy(place, rows)
+        else:
+            cuts = [len(place) * i // pieces for i in range(pieces + 1)]
+            crew.each(pieces, lambda i: self._copy(place[cuts[i] : cuts[i + 1]], rows[cuts[i] : cuts[i + 1]]))
+        return out
+
+    def _copy(self, place: np.ndarray, out: np.ndarray) -> None:
         start = (place - PAGE_HEADER) // self._unit
-        if out is not None and self.schema.paged:
+        if self.schema.paged:
             wanted = (start[:, None] + self._step).ravel()
             np.take(self._pages, wanted, out=out.reshape(-1).view(f"V{PAGE}"), mode="clip")
-            return out
-        rows = (
-            self._rows[np.clip(start, 0, len(self._rows) - 1)]
-            .view(np.uint8)
-            .reshape(len(place), self.row_bytes)
-        )
-        if out is None:
-            return rows
-        out[...] = rows
-        return out
+        else:
+            rows = self._rows[np.clip(start, 0, len(self._rows) - 1)]
+            out[...] = rows.view(np.uint8).reshape(out.shape)
 
     def keys(self, shard: int, states: bool = False) -> pages.Entries:
         """Keys of one shard in key order with the places of their values in its file.

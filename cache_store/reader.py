@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from cache_store.crew import Crew
 from cache_store.errors import Damaged, SchemaError
 from cache_store.generation import ABSENT, Generation, headers_of
 from cache_store.keys import Users, as_users, hash_of, second_hash_of
@@ -77,8 +78,8 @@ class RawLookup:
     generation: str
 
 
-_BLOCK_BYTES = 1 << 19
-"""Bytes of records gathered and decoded at a time; both forms stay in the second-level cache."""
+_BLOCK_BYTES = 1 << 20
+"""Bytes of records gathered and decoded at a time by one thread."""
 
 
 # The header as eight words: where the key's hash, the model and (format, flags, zero) are.
@@ -104,10 +105,11 @@ class Snapshot:
     Args:
         chain: newest first; the last is full.
         verify: check every record on read.
+        crew: threads that share the work on a batch; None for the calling thread alone.
     """
 
-    def __init__(self, chain: list[Generation], verify: bool) -> None:
-        self.chain, self.verify = chain, verify
+    def __init__(self, chain: list[Generation], verify: bool, crew: Crew | None = None) -> None:
+        self.chain, self.verify, self._crew = chain, verify, crew or Crew(1)
         self.schema = chain[0].schema
         self.name = chain[0].manifest.generation
         self.row_bytes = chain[0].row_bytes
@@ -135,24 +137,26 @@ class Snapshot:
         target = out if found.inverse is None else np.empty((n, *out.shape[1:]), np.float32)
         status, header = np.full(n, _MISSING), np.zeros(n, HEADER)
         step = max(1, _BLOCK_BYTES // self.row_bytes)
-        scratch = self._scratch(min(step, n))
+
+        def read(generation: Generation, at: np.ndarray) -> None:
+            rows = generation.gather(found.place[at], self._scratch(step)[: len(at)])
+            header[at] = head = headers_of(rows)
+            status[at] = self._judge(rows, head, generation, found, at)
+            records = rows[:, PAGE_HEADER : PAGE_HEADER + self.schema.record_bytes].view(self.schema.dtype)[
+                :, 0
+            ]
+            if at[-1] - at[0] + 1 == len(at):
+                self.schema.decode(records, target[at[0] : at[-1] + 1])
+            else:
+                block = np.empty((len(at), *out.shape[1:]), np.float32)
+                self.schema.decode(records, block)
+                target[at] = block
+
+        blocks: list[tuple[Generation, np.ndarray]] = []
         for depth, generation in enumerate(self.chain):
             here = np.flatnonzero(found.depth == depth)
-            for i in range(0, len(here), step):
-                at = here[i : i + step]
-                rows = scratch[: len(at)]
-                generation.gather(found.place[at], rows)
-                header[at] = head = headers_of(rows)
-                status[at] = self._judge(rows, head, generation, found, at)
-                records = rows[:, PAGE_HEADER : PAGE_HEADER + self.schema.record_bytes].view(
-                    self.schema.dtype
-                )[:, 0]
-                if at[-1] - at[0] + 1 == len(at):
-                    self.schema.decode(records, target[at[0] : at[-1] + 1])
-                else:
-                    block = np.empty((len(at), *out.shape[1:]), np.float32)
-                    self.schema.decode(records, block)
-                    target[at] = block
+            blocks += [(generation, here[i : i + step]) for i in range(0, len(here), step)]
+        self._crew.each(len(blocks), lambda i: read(*blocks[i]))
         bad = np.flatnonzero(status >= _MISSING)
         if len(bad):
             target[bad] = 0.0 if fill is None else fill
@@ -177,11 +181,12 @@ class Snapshot:
         for depth, generation in enumerate(self.chain):
             here = np.flatnonzero(found.depth == depth)
             if len(here) == n:  # the common case: everything from one generation, straight into place
-                header = headers_of(generation.gather(found.place, target))
+                header = headers_of(generation.gather(found.place, target, self._crew))
                 status = self._judge(target, header, generation, found, here)
                 break
             if len(here):
-                rows = generation.gather(found.place[here], np.empty((len(here), self.row_bytes), np.uint8))
+                rows = np.empty((len(here), self.row_bytes), np.uint8)
+                generation.gather(found.place[here], rows, self._crew)
                 header[here] = head = headers_of(rows)
                 status[here] = self._judge(rows, head, generation, found, here)
                 target[here] = rows

@@ -14,6 +14,7 @@ import numpy as np
 
 from cache_store import compact, forget, lines, prune, publish, verify
 from cache_store import manifest as manifests
+from cache_store.crew import Crew
 from cache_store.errors import Damaged, FormatUnknown, MissingUsers, SchemaError, StoreError
 from cache_store.fold import fold
 from cache_store.forget import ForgetReport
@@ -53,6 +54,7 @@ class Store:
         verify: bool = True,
         clock: Clock | None = None,
         lease: bool = True,
+        threads: int | None = None,
     ) -> None:
         self.layout = Layout(path)
         self.line, self.fingerprint, self.max_age_ms, self.verify_reads = (
@@ -66,7 +68,7 @@ class Store:
         if isinstance(missing, str) and missing not in ("zeros", "raise"):
             raise StoreError(f"missing: expected 'zeros', 'raise' or an array [S, D], found {missing!r}")
         self._missing = missing if isinstance(missing, str) else np.asarray(missing, np.float32)
-        self._views = Views(self.layout, line, fingerprint, verify, lease, self._clock)
+        self._views = Views(self.layout, line, fingerprint, verify, lease, self._clock, Crew(threads))
         self._pinned: Snapshot | None = None
 
     @staticmethod
@@ -116,6 +118,7 @@ class Store:
         verify: bool = True,
         clock: Clock | None = None,
         lease: bool = True,
+        threads: int | None = None,
     ) -> Store:
         """Open the live generation of a line for reading.
 
@@ -129,8 +132,10 @@ class Store:
                 generation is opened. False still recognises another user's or another model's record.
             clock: milliseconds now; the wall clock by default.
             lease: tell ``prune`` what is in use (a small file under ``leases/``).
+            threads: that copy and decode one large batch together; by default 2, or 1 where only one core may be used.
 
         Raises:
+            ValueError: ``threads`` below 1.
             FormatUnknown, Damaged
             SchemaError: ``missing`` does not broadcast to [S, D].
             NothingPublished: the line has no live generation.
@@ -144,6 +149,8 @@ class Store:
             max_age_ms=max_age_ms,
             verify=verify,
             clock=clock,
+            lease=lease,
+            threads=threads,
         )
         store.refresh()
         return store
@@ -398,10 +405,12 @@ class Store:
     def forget(self, users: Users) -> ForgetReport:
         """Remove users from every generation of every line. Other readers stop serving them at their next refresh.
 
+        What was summarised of them until now does not come back by ``pull`` either.
+
         Raises:
             Damaged: a generation cannot be read; all others are done. KeyKind, StorageFull, ReadOnlyStorage
         """
-        report = forget.forget(self.layout, users)
+        report = forget.forget(self.layout, users, self._clock())
         if self.layout.pointer(self.line).exists():
             self.refresh()
         return report

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cache_store import lines
 from cache_store import manifest as manifests
+from cache_store.crew import Crew
 from cache_store.errors import Damaged, FingerprintMismatch, GenerationUnknown, StoreClosed, StoreError
 from cache_store.generation import Generation
 from cache_store.layout import Layout
@@ -35,6 +36,7 @@ class Views:
         fingerprint: generations of another model are refused; None takes any.
         verify: passed to generations and snapshots.
         lease: take leases.
+        crew: threads that share the work on a batch.
     """
 
     def __init__(
@@ -45,9 +47,10 @@ class Views:
         verify: bool,
         lease: bool,
         clock: Callable[[], int],
+        crew: Crew,
     ) -> None:
         self.layout, self.line, self.fingerprint, self.verify = layout, line, fingerprint, verify
-        self._clock, self._wants_lease = clock, lease
+        self._clock, self._wants_lease, self._crew = clock, lease, crew
         self._snapshot: Snapshot | None = None
         self._closed = False
         self._start()
@@ -64,7 +67,7 @@ class Views:
         self._earlier: OrderedDict[str, Snapshot] = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:
-        names = ("layout", "line", "fingerprint", "verify", "_clock", "_wants_lease", "_closed")
+        names = ("layout", "line", "fingerprint", "verify", "_clock", "_wants_lease", "_crew", "_closed")
         pinned = self._snapshot.name if self._snapshot else None
         return {name: vars(self)[name] for name in names} | {"pinned": pinned}
 
@@ -247,7 +250,7 @@ class Views:
             wanted = held.manifest.parent
         if self._snapshot is not None and [id(g) for g in self._snapshot.chain] == [id(g) for g in chain]:
             return self._snapshot
-        return Snapshot(chain, self.verify)
+        return Snapshot(chain, self.verify, self._crew)
 
     def _open(self, folder: Path, held: Generation | None) -> Generation:
         """A generation as it is sealed now; ``held`` if that is what it was opened with."""

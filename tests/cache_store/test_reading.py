@@ -70,15 +70,18 @@ def test_any_chain_equals_a_dictionary(tmp_path_factory, steps, asked):
         known.check(store.lookup(known.ids(asked)), asked, known.truth[name])
 
 
-def test_a_batch_larger_than_a_decode_block_keeps_its_order(tmp_path):
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_batch_larger_than_the_pieces_of_its_threads_keeps_its_order(tmp_path, threads):
     known = KnownStore(tmp_path / "s", PAGED, num_shards=2)
-    full = known.publish({u: 1 for u in range(400)})
-    delta = known.publish({u: 2 for u in range(0, 400, 3)}, "delta")
-    users = np.random.default_rng(0).permutation(450)[:420].tolist()
-    with known.open() as store:
-        assert len(users) * store.row_bytes > 1 << 20
+    full = known.publish({u: 1 for u in range(1200)})
+    delta = known.publish({u: 2 for u in range(0, 1200, 3)}, "delta")
+    users = np.random.default_rng(0).permutation(1250)[:1000].tolist()
+    with known.open(threads=threads) as store:
+        assert len(users) * store.row_bytes > 3 << 20
         known.check(store.lookup(users), users, known.truth[delta])
         known.check(store.lookup(users, as_of=-1), users, {})
+        raw, one = store.lookup_raw(users), known.open(threads=1).lookup_raw(users)
+        assert (raw.rows == one.rows).all() and (raw.status == one.status).all()
     assert known.truth[full] != known.truth[delta]
 
 
@@ -253,6 +256,32 @@ def test_a_store_used_after_fork_while_another_thread_held_its_lock_still_reads(
             finally:
                 os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_store_whose_threads_have_worked_reads_large_batches_after_a_fork(tmp_path):
+    known = KnownStore(tmp_path / "s", PAGED)
+    known.publish({u: 1 for u in range(1000)})
+    users = list(range(1000))
+    with known.open(threads=2) as store:
+        known.check(store.lookup(users), users, known.truth["00000001"])
+        pid = os.fork()
+        if pid == 0:
+            try:
+                known.check(store.lookup(users), users, known.truth["00000001"])
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_store_opened_without_a_lease_leaves_no_file(tmp_path):
+    known = KnownStore(tmp_path / "s")
+    known.publish({1: 1})
+    with known.open(lease=False) as store:
+        known.check(store.lookup([1]), [1], {1: 1})
+        assert not list(known.path.glob("leases/*.json"))
+    with pytest.raises(ValueError, match="threads: expected at least 1, found 0"):
+        known.open(threads=0)
 
 
 def test_pickle_keeps_options_and_generation(tmp_path):

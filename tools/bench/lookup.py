@@ -4,9 +4,11 @@ All sides of one run hold the same records of 32 KiB (8 pages of LMDB: 32,704 by
 cache or the server's own), and answer the same batches of 512 distinct users into one reused array of 16 MiB.
 
     memcpy      ``np.copyto`` of 512 consecutive records of a 16 MiB-aligned place of an array as large as the store
-    ours        ``Store.lookup_raw(users, out=...)``: stored bytes, status and clocks, as a GPU loader takes them
+    ours        ``Store.lookup_raw(users, out=...)``: stored bytes, status and clocks, as a GPU loader takes them;
+                with the store's default of two threads (where there are two cores), and with one beside it
     rocksdb     rocksdict (RocksDB), one table compacted fully, no compression, a block cache twice the data, or
-                mapped reads, whichever is faster in this run; one multi-get, values joined into one array
+                mapped reads, whichever is faster in this run; one multi-get, values joined into one array.
+                ``rocksdb_default`` is the same with the options that rocksdict has by itself
     ram         ``np.take`` of the same number of random rows of 32 KiB out of a plain array in memory: what random
                 access itself costs on this machine
     redis       Debian's redis-server on a unix socket, no persistence; one pipelined MGET of 512 keys by a client
@@ -136,6 +138,7 @@ def _warm(figures: dict[str, Figure], place: Path, users: np.ndarray, repeats: i
 
 def _warm_codec(figures: dict[str, Figure], path: Path, users: np.ndarray, repeats: int, suffix: str) -> None:
     trusting = Store.open(path, verify=False, lease=False)
+    alone = Store.open(path, verify=False, lease=False, threads=1)
     checking = Store.open(path, lease=False)
     schema = trusting.manifest.schema
     out = np.zeros((BATCH, trusting.row_bytes), np.uint8)
@@ -146,9 +149,11 @@ def _warm_codec(figures: dict[str, Figure], path: Path, users: np.ndarray, repea
     for i in range(0, len(users), BATCH):
         checking.lookup_raw(users[i : i + BATCH])  # every page mapped and warm on our side, too
         trusting.lookup_raw(users[i : i + BATCH])
+        alone.lookup_raw(users[i : i + BATCH])
     sides: dict[str, Callable[[], Any]] = {
         "memcpy": _copy_side(out, len(users), 3),
         "raw": lambda: trusting.lookup_raw(ask(), out=out),
+        "raw_one_thread": lambda: alone.lookup_raw(ask(), out=out),
         "raw_verified": lambda: checking.lookup_raw(ask(), out=out),
         "tokens": lambda: trusting.lookup(ask(), out=tokens),
         "tokens_verified": lambda: checking.lookup(ask(), out=tokens),
@@ -157,6 +162,7 @@ def _warm_codec(figures: dict[str, Figure], path: Path, users: np.ndarray, repea
     seconds, calls = _turns(sides, repeats)
     copy = seconds["memcpy"]
     figures[f"of_memcpy{suffix}"] = ratio(copy, seconds["raw"], target=0.9)
+    figures[f"of_memcpy_one_thread{suffix}"] = ratio(copy, seconds["raw_one_thread"])
     figures[f"of_memcpy_verified{suffix}"] = ratio(copy, seconds["raw_verified"])
     figures[f"of_ram_gather{suffix}"] = ratio(seconds["ram"], seconds["raw"])
     figures[f"tokens_of_memcpy{suffix}"] = ratio(copy, seconds["tokens"])
@@ -225,8 +231,8 @@ def _others(
         sides["memmap"] = _memmap(place / "rows.bin", rows(), users, ask, out)
         sides["files"] = _files(place / "files", rows(), ask, out)
         try:
-            for name, mapped in (("rocksdb", False), ("rocksdb_mapped", True)):
-                sides[name] = _rocksdb(stack, place / name, rows(), len(users), ask, out, mapped)
+            for name in ("rocksdb", "rocksdb_mapped", "rocksdb_default"):
+                sides[name] = _rocksdb(stack, place / name, rows(), len(users), ask, out)
         except ImportError:
             notes.append("rocksdict is not installed: RocksDB was left out")
         if shutil.which("redis-server"):
@@ -242,7 +248,14 @@ def _others(
             if np.median(mapped) < np.median(seconds["rocksdb"]):
                 seconds["rocksdb"] = mapped
                 notes.append("RocksDB by mapped reads, which were faster here than its block cache")
-        for name, target in (("rocksdb", 5.0), ("redis", 15.0), ("memmap", None), ("files", None)):
+        others = (
+            ("rocksdb", 5.0),
+            ("rocksdb_default", None),
+            ("redis", 15.0),
+            ("memmap", None),
+            ("files", None),
+        )
+        for name, target in others:
             if name in seconds:
                 figures[f"vs_{name}"] = ratio(seconds[name], seconds["ours"], target=target)
                 figures[f"{name}_rate"] = median(out.nbytes / seconds[name] / 1e9, "GB/s")
@@ -297,18 +310,18 @@ def _rocksdb(
     count: int,
     ask: _Queries,
     out: np.ndarray,
-    mapped: bool,
 ) -> Callable[[], None]:
     from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteOptions
 
     options = Options(raw_mode=True)
     options.create_if_missing(True)
-    options.set_compression_type(DBCompressionType.none())
-    options.set_allow_mmap_reads(mapped)
-    table = BlockBasedOptions()
-    table.set_block_cache(Cache(2 * count * out.shape[1]))
-    table.set_bloom_filter(10, False)
-    options.set_block_based_table_factory(table)
+    if path.name != "rocksdb_default":
+        options.set_compression_type(DBCompressionType.none())
+        options.set_allow_mmap_reads(path.name == "rocksdb_mapped")
+        table = BlockBasedOptions()
+        table.set_block_cache(Cache(2 * count * out.shape[1]))
+        table.set_bloom_filter(10, False)
+        options.set_block_based_table_factory(table)
     db = Rdict(str(path), options)
     stack.callback(db.close)
     quiet = WriteOptions()
