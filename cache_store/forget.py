@@ -9,25 +9,28 @@ view in between. Readers move on at their next ``refresh``; until then they read
     3  files that the manifest no longer names are deleted
 
 A crash leaves a generation whole, before or after. Doing it again finishes the rest, remains included.
+
+Before all that the users are noted down, hashed (``forgotten.py``): a generation pulled later from a copy that is older
+than the forgetting is rewritten in the same way before it is entered.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cache_store import forgotten
 from cache_store import manifest as manifests
-from cache_store.errors import Damaged, ReadOnlyStorage, StorageFull, StoreError
+from cache_store.errors import Damaged, KeyKind, ReadOnlyStorage, StorageFull, StoreError
+from cache_store.forgotten import Forgotten
 from cache_store.generation import Generation, Table
-from cache_store.keys import Users, as_users, from_keys, hash_of, keys_of, second_hash_of
+from cache_store.keys import Users, as_users, from_keys, hash_of, key_bytes, keys_of, second_hash_of
 from cache_store.layout import (
     Layout,
     digest_file,
@@ -41,8 +44,12 @@ from cache_store.layout import (
 from cache_store.manifest import Manifest
 from cache_store.prune import foreign_files, remove
 from cache_store.publish import DEAD_LETTERS
+from cache_store.record import HEADER, HEADER_BYTES
 from cache_store.sorted_file import FileFact
 from cache_store.writer import ShardReceipt, ShardWriter
+
+_SUMMARIZED = HEADER.fields["summarized_ms"][1] + np.arange(8)
+"""Where in a record that time is."""
 
 
 @dataclass
@@ -61,8 +68,11 @@ class ForgetReport:
     staging: list[str] = field(default_factory=list)
 
 
-def forget(layout: Layout, users: Users) -> ForgetReport:
+def forget(layout: Layout, users: Users, now_ms: int) -> ForgetReport:
     """Remove users from every generation of every line, and from staging. Doing it twice does nothing more.
+
+    Args:
+        now_ms: what was summarised of them until now shall not come back by a pull.
 
     Raises:
         Damaged: a generation cannot be read, so it may still hold them; all others are done.
@@ -72,6 +82,7 @@ def forget(layout: Layout, users: Users) -> ForgetReport:
     ids = np.unique(as_users(users, store.user_kind))  # law 8 counts each user once
     report, unreadable = ForgetReport(), []
     with exclusive(layout, "forgetting"), storage_errors("forgetting users"):
+        forgotten.write(layout, forgotten.read(layout).with_users(keys_of(ids), now_ms))
         for path in layout.generations.glob(".*") if layout.generations.is_dir() else ():
             remove(path)
         for name in layout.generation_names():
@@ -103,9 +114,10 @@ def _forget_in_generation(folder: Path, ids: np.ndarray, report: ForgetReport) -
     for k in np.unique(shard[in_records | in_states]).tolist():
         shards[k] = _rewrite(generation, k, set(keys_of(ids[shard == k])))
     if DEAD_LETTERS in extra:
-        report.dead_letters += _dead_letters_without(folder, ids)
-        path = folder / DEAD_LETTERS  # also after a crash between rewriting this file and sealing
-        extra[DEAD_LETTERS] = FileFact(path.stat().st_size, digest_file(path))
+        names = {str(user) for user in ids.tolist()}
+        removed, fact = _dead_letters_without(folder, names.__contains__)
+        report.dead_letters += removed
+        extra[DEAD_LETTERS] = fact  # also after a crash between rewriting this file and sealing
     if not (in_records | in_states).any() and extra == manifest.extra_files:
         return
     removed = int(in_records.sum())
@@ -115,6 +127,53 @@ def _forget_in_generation(folder: Path, ids: np.ndarray, report: ForgetReport) -
     reseal(folder, manifest, after)
     report.generations[manifest.generation] = removed
     report.states += int(in_states.sum())
+
+
+def without_forgotten(folder: Path, manifest: Manifest, record: Forgotten) -> tuple[Manifest, int]:
+    """Take users out of a copied generation that is not entered yet: all that is older than their forgetting.
+
+    The time of a record is that of its summary, the time of anything else that of the generation's publication.
+
+    Returns:
+        The manifest of what is left, and how many records, tombstones and dead letters are not. Files that it no
+        longer names stay in the folder.
+
+    Raises:
+        Damaged, StorageFull, ReadOnlyStorage
+    """
+    if not record.times:
+        return manifest, 0
+    generation, published = Generation(folder, manifest, verify=True), manifest.published_ms
+    shards, extra, removed = list(manifest.shards), dict(manifest.extra_files), 0
+    for k in range(manifest.num_shards):
+        entries, states = generation.keys(k), generation.keys(k, states=True)
+        made = np.full(len(entries.keys), published)
+        full = np.flatnonzero(entries.length != HEADER_BYTES)
+        data = generation.table.shard_data(k)
+        made[full] = data[entries.offset[full][:, None] + _SUMMARIZED].view("<i8")[:, 0]
+        known = dict(zip(entries.keys, (record.when(entries.keys) >= made).tolist(), strict=True))
+        orphans = [key for key in states.keys if key not in known]
+        gone = {key for key, is_gone in known.items() if is_gone}
+        removed += len(gone)
+        gone |= {key for key, at in zip(orphans, record.when(orphans), strict=True) if at >= published}
+        if gone:
+            shards[k] = _rewrite(generation, k, gone)
+    written = removed
+    if DEAD_LETTERS in extra:
+
+        def is_gone(name: str) -> bool:
+            try:
+                key = key_bytes(int(name) if manifest.schema.user_kind == "int64" else name)
+            except (ValueError, KeyKind):
+                return False
+            return record.when([key])[0] >= published
+
+        letters, extra[DEAD_LETTERS] = _dead_letters_without(folder, is_gone)
+        removed += letters
+    after = dataclasses.replace(
+        manifest, shards=tuple(shards), extra_files=extra, forgotten=manifest.forgotten + written
+    )
+    return after, removed
 
 
 def reseal(folder: Path, before: Manifest, after: Manifest) -> None:
@@ -183,21 +242,18 @@ def _kept(
         yield users, values
 
 
-def _dead_letters_without(folder: Path, ids: np.ndarray) -> int:
-    """Rewrite the dead-letter file without these users; rows removed."""
+def _dead_letters_without(folder: Path, gone: Callable[[str], bool]) -> tuple[int, FileFact]:
+    """Rewrite the dead-letter file without some users, given by their names; rows removed, and what it now is."""
     path = folder / DEAD_LETTERS
     table = pq.read_table(path)
-    if "user" not in table.column_names:
-        return 0
-    names = pa.array([str(u) for u in ids.tolist()], pa.string())
-    hit = pc.is_in(table["user"].cast(pa.string()), value_set=names)
-    rows = int(pc.sum(hit).as_py() or 0)
-    if rows:
+    names = table["user"].to_pylist() if "user" in table.column_names else []
+    keep = [not gone(str(name)) for name in names]
+    if not all(keep):
         temp = temporary(path)
-        pq.write_table(table.filter(pc.invert(hit)), temp)
+        pq.write_table(table.filter(keep), temp)
         fsync_file(temp)
         os.replace(temp, path)
-    return rows
+    return keep.count(False), FileFact(path.stat().st_size, digest_file(path))
 
 
 def _forget_in_staging(layout: Layout, ids: np.ndarray, num_shards: int, report: ForgetReport) -> None:

@@ -6,6 +6,7 @@
       lines/NAME                      pointers of other lines
       SEQUENCE                        last generation number given away; numbers are never used twice
       LOCK                            flock of whoever changes the store: publish, compact, prune, forget, promote
+      FORGOTTEN                       salted hashes of forgotten users; ``pull`` leaves them out
       leases/PID-ID.json              generations that a reader has in use
       staging/RUN/                    shards under construction; becomes a generation by one rename
       generations/00000007/
@@ -114,6 +115,7 @@ class Layout:
         self.format = self.root / "FORMAT"
         self.sequence = self.root / "SEQUENCE"
         self.lock = self.root / "LOCK"
+        self.forgotten = self.root / "FORGOTTEN"
         self.leases = self.root / "leases"
         self.staging = self.root / "staging"
         self.lines = self.root / "lines"

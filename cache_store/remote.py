@@ -1,19 +1,8 @@
 """Copies of generations elsewhere: ``push`` to a URL, ``pull`` from it; verified by digest, resumable, whole chains.
 
-    URL/
-      FORMAT                            that of the store; only stores of the same facts exchange generations
-      CURRENT, lines/NAME               which folder a line points to; replaced last
-      generations/00000007-IDENTITY/    one generation, never changed
-        (its files)  manifest.json      as in the store
-        PARENT                          folder of the parent generation, or "-"
-        READY                           digest of manifest.json; written last
-
-IDENTITY is the digest of manifest.json and PARENT, so that a folder's name says all of its content and of everything
-below it; two pushes of the same generation write the same bytes. Parents are pushed before their deltas: where READY
-is, the chain below is whole. Nothing reads a folder without READY, and pulling compares every file with its digest.
-
-A pulled generation becomes one of the local store by the ordinary steps (staging, READY, rename, pointer), under a
-number of its own: its content digest is the same, names and parents are local.
+What lies at the URL is in ``remote_store.py``. A pulled generation becomes one of the local store by the ordinary
+steps (staging, READY, rename, pointer), under a number of its own: its content digest is the same, names and parents
+are local. Users whom the local store has forgotten since their summaries were made are left out of it.
 """
 
 from __future__ import annotations
@@ -28,29 +17,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import xxhash
-
-from cache_store import lines, publish
+from cache_store import forgotten, lines, publish
 from cache_store import manifest as manifests
 from cache_store.errors import Damaged, FingerprintMismatch, GenerationUnknown, SchemaError, StoreError
-from cache_store.layout import (
-    MAIN,
-    Layout,
-    StoreFormat,
-    check_name,
-    digest_file,
-    exclusive,
-    fsync_folder,
-    storage_errors,
-)
+from cache_store.forget import without_forgotten
+from cache_store.layout import MAIN, Layout, digest_file, exclusive, fsync_folder, storage_errors
 from cache_store.leases import Lease
 from cache_store.manifest import Manifest
 from cache_store.remote_files import RemoteError, RemoteFiles
+from cache_store.remote_store import NO_PARENT, RemoteGeneration, RemoteStore, identity
 from cache_store.sorted_file import FileFact
 from cache_store.store import Store, wall_clock
 
 _ATTEMPTS = 5
-_NO_PARENT = "-"
 
 
 @dataclass
@@ -62,6 +41,7 @@ class CopyReport:
         chain: remote folders, oldest first.
         copied, found: files copied, and files that were already there with the right digest.
         bytes: copied.
+        left_out: records, tombstones and dead letters of forgotten users that a pull did not take over.
     """
 
     generation: str = ""
@@ -70,26 +50,7 @@ class CopyReport:
     copied: int = 0
     found: int = 0
     bytes: int = 0
-
-
-@dataclass(frozen=True)
-class _Remote:
-    """One generation on the remote side: its folder, manifest text and manifest."""
-
-    folder: str
-    text: str
-    manifest: Manifest
-
-    @property
-    def run_id(self) -> str:
-        """Under which its pull is staged; the same for every attempt, and for nothing else."""
-        return f"pull-{self.folder}"
-
-
-def identity(name: str, text: str, parent: str) -> str:
-    """Remote folder of a generation: its name, and a digest of its manifest and its parent's folder."""
-    digest = xxhash.xxh3_128_hexdigest(f"{parent}\n{text}".encode())
-    return f"{name}-{digest}"
+    left_out: int = 0
 
 
 def push(
@@ -116,21 +77,20 @@ def push(
         FormatUnknown, SchemaError: the URL holds generations of a store with other facts.
         GenerationUnknown, NothingPublished
     """
-    layout, remote = store.layout, RemoteFiles(url, storage_options)
-    line = store.line if line is None else line
-    _same_format(layout, remote, create=True)
+    layout, remote = store.layout, RemoteStore(url, storage_options)
+    remote.claim(layout)
     now = wall_clock()
     lease = Lease(layout, now)
     try:
         name = generation or lines.live(layout, store.line).live
         chain = _hold_chain(layout, lease, name, now)
-        report, parent = CopyReport(generation=name), _NO_PARENT
+        report, parent = CopyReport(generation=name), NO_PARENT
         for manifest in reversed(chain):
             lease.renew(wall_clock())
-            parent = _push_one(layout, remote, manifest, parent, report, jobs)
+            parent = _push_one(layout, remote.files, manifest, parent, report, jobs)
             report.chain.append(parent)
         report.folder = parent
-        remote.write(_pointer_path(line), _pointer_text(line, parent))
+        remote.point(store.line if line is None else line, parent)
     finally:
         lease.drop()
     return report
@@ -147,13 +107,7 @@ def store_like(
     Raises:
         RemoteError: nothing was pushed there. FormatUnknown, Damaged, StorageFull, ReadOnlyStorage
     """
-    remote = RemoteFiles(url, storage_options)
-    text = remote.read("FORMAT")
-    if text is None:
-        raise RemoteError(
-            f"{remote.name('FORMAT')}: not there; nothing was pushed to this URL; run `vista push`"
-        )
-    facts = StoreFormat.parse(text.decode("utf-8", "replace"), Path(remote.name("FORMAT")))
+    facts = RemoteStore(url, storage_options).format()
     return Store.create(path, user_kind=facts.user_kind, num_shards=facts.num_shards, **options)
 
 
@@ -171,7 +125,9 @@ def pull(
     """Copy a generation and every one below it from a URL and make it the live one of a local line.
 
     The line ends where the remote line is, also if that went back. Generations that are here already are not copied
-    again. Killed at any point, the local line stays where it was, and the same pull goes on.
+    again. Killed at any point, the local line stays where it was, and the same pull goes on. Users whom this store
+    has forgotten do not come back: what was summarised of them before that is left out here, though it stays at the
+    URL until the next :func:`push` and :func:`sweep` from where it came.
 
     Args:
         line: local line. remote_line: the remote one, the same by default.
@@ -183,28 +139,29 @@ def pull(
         Damaged: what was copied is not what the manifest states; nothing went live.
         FingerprintMismatch, FormatUnknown, SchemaError, StorageFull, ReadOnlyStorage
     """
-    layout, remote = store.layout, RemoteFiles(url, storage_options)
-    _same_format(layout, remote, create=False)
-    tip = (
-        _find(remote, generation)
-        if generation
-        else _read_pointer(remote, line if remote_line is None else remote_line)
-    )
-    chain = list(reversed(list(_remote_chain(remote, tip, layout))))
+    layout, remote = store.layout, RemoteStore(url, storage_options)
+    remote.match(layout)
+    tip = remote.find(generation) if generation else remote.tip(line if remote_line is None else remote_line)
+    chain = list(remote.chain(tip))[::-1]
+    facts = (store.format.num_shards, store.format.user_kind)
+    if any((g.manifest.num_shards, g.manifest.schema.user_kind) != facts for g in chain):
+        raise SchemaError(
+            f"{url}: a generation below {tip} has other shards or ids than the store {layout.root}"
+        )
     wanted = store.fingerprint if fingerprint is None else fingerprint
     if wanted is not None and chain[-1].manifest.fingerprint != wanted:
         raise FingerprintMismatch(
-            f"{remote.name(tip)}: made by model {chain[-1].manifest.fingerprint}, asked for {wanted}; pull the line of "
-            f"that model, or run `vista promote` for the model itself first"
+            f"{remote.files.name(tip)}: made by model {chain[-1].manifest.fingerprint}, asked for {wanted}; pull "
+            f"the line of that model, or run `vista promote` for the model itself first"
         )
     report = CopyReport(folder=tip, chain=[g.folder for g in chain])
     with storage_errors(f"pulling {url}"):
         for _ in range(_ATTEMPTS):
             for g in chain:
                 if _local(layout, g) is None:
-                    _download(layout, remote, g, report, jobs)
+                    _download(layout, remote.files, g, report, jobs)
             with exclusive(layout, f"pulling {url}"):
-                name = _enter_chain(layout, chain, line)
+                name = _enter_chain(layout, chain, line, report)
                 if name is None:
                     continue  # prune was faster than we: copy again what it took
                 pointer = lines.read_pointer(layout, line)
@@ -226,20 +183,15 @@ def sweep(url: str, storage_options: dict[str, Any] | None = None) -> list[str]:
     Raises:
         RemoteError, Damaged: a pointer or chain that must be followed cannot be read; nothing is deleted then.
     """
-    remote = RemoteFiles(url, storage_options)
+    remote = RemoteStore(url, storage_options)
     keep: set[str] = set()
-    pointers = [MAIN] if remote.read(_pointer_path(MAIN)) is not None else []
-    for line in pointers + [name for name in remote.folders("lines") if not name.startswith(".")]:
-        tip: str | None = _read_pointer(remote, line)
-        while tip is not None and tip not in keep:
-            keep.add(tip)
-            tip = _read_one(remote, tip)[1]
-    doomed = [name for name in remote.folders("generations") if name not in keep]
+    for line in remote.lines():
+        keep.update(g.folder for g in remote.chain(remote.tip(line)))
+    doomed = [name for name in remote.files.folders("generations") if name not in keep]
     for name in doomed:
-        remote.remove(
-            f"generations/{name}/READY"
-        )  # first, so that half a folder is never taken for a whole one
-        remote.remove(f"generations/{name}")
+        # READY first, so that half a folder is never taken for a whole one.
+        remote.files.remove(f"generations/{name}/READY")
+        remote.files.remove(f"generations/{name}")
     return doomed
 
 
@@ -288,7 +240,9 @@ def _push_one(
     return folder
 
 
-def _download(layout: Layout, remote: RemoteFiles, g: _Remote, report: CopyReport, jobs: int) -> None:
+def _download(
+    layout: Layout, remote: RemoteFiles, g: RemoteGeneration, report: CopyReport, jobs: int
+) -> None:
     """Copy one generation's files into its staging folder; those that are there and right are kept."""
     staging = layout.run(g.run_id)
     staging.mkdir(parents=True, exist_ok=True)
@@ -310,29 +264,34 @@ def _download(layout: Layout, remote: RemoteFiles, g: _Remote, report: CopyRepor
         fsync_folder(staging)
 
 
-def _enter_chain(layout: Layout, chain: Sequence[_Remote], line: str) -> str | None:
+def _enter_chain(
+    layout: Layout, chain: Sequence[RemoteGeneration], line: str, report: CopyReport
+) -> str | None:
     """Make every generation of a chain a local one, oldest first; the newest's name. The lock is held.
 
     None if a generation is neither here nor staged.
     """
+    gone = forgotten.read(layout)
     parent: str | None = None
     for g in chain:
         name = _local(layout, g)
         if name is None:
             staging = layout.run(g.run_id)
-            sizes = {file: fact.bytes for file, fact in g.manifest.files.items()}
+            facts = g.manifest.files
             if not all(
-                (staging / f).is_file() and (staging / f).stat().st_size == n for f, n in sizes.items()
+                (staging / f).is_file() and (staging / f).stat().st_size == facts[f].bytes for f in facts
             ):
                 return None
+            kept, left_out = without_forgotten(staging, g.manifest, gone)
+            report.left_out += left_out
             name = publish.next_number(layout)
-            mine = dataclasses.replace(g.manifest, generation=name, parent=parent, run_id=g.run_id, line=line)
+            mine = dataclasses.replace(kept, generation=name, parent=parent, run_id=g.run_id, line=line)
             publish.enter(layout, staging, mine)
         parent = name
     return parent
 
 
-def _local(layout: Layout, g: _Remote) -> str | None:
+def _local(layout: Layout, g: RemoteGeneration) -> str | None:
     """Local name of a remote generation: pulled before, or pushed from here; None where it is not here."""
     pulled = publish.find_run(layout, g.run_id)
     if pulled is not None:
@@ -349,105 +308,8 @@ def _local(layout: Layout, g: _Remote) -> str | None:
 
 def _identity_here(layout: Layout, name: str) -> str:
     manifest = manifests.read(layout.generation(name))
-    parent = _NO_PARENT if manifest.parent is None else _identity_here(layout, manifest.parent)
+    parent = NO_PARENT if manifest.parent is None else _identity_here(layout, manifest.parent)
     return identity(name, manifest.text(), parent)
-
-
-def _remote_chain(remote: RemoteFiles, tip: str, layout: Layout) -> Iterator[_Remote]:
-    """Generations of a remote chain, newest first, each checked against its seal, its name and the local store."""
-    seen: set[str] = set()
-    folder: str | None = tip
-    store = layout.read_format()
-    while folder is not None:
-        if folder in seen:
-            raise Damaged(f"{remote.name(folder)}: lies on itself; run `vista push` again where it came from")
-        seen.add(folder)
-        found, folder = _read_one(remote, folder)
-        manifest = found.manifest
-        if (manifest.num_shards, manifest.schema.user_kind) != (store.num_shards, store.user_kind):
-            raise SchemaError(
-                f"{remote.name(found.folder)}: has other shards or ids than the store {layout.root}"
-            )
-        for name in manifest.files:
-            check_name(name, "file of a remote generation")  # never a path that leads elsewhere
-        if {"manifest.json", "READY"} & set(manifest.files):
-            raise Damaged(
-                f"{remote.name(found.folder)}: lists its own manifest as data; run `vista push` again"
-            )
-        yield found
-
-
-def _read_one(remote: RemoteFiles, folder: str) -> tuple[_Remote, str | None]:
-    """One remote generation and its parent's folder."""
-    base = f"generations/{check_name(folder, 'remote generation')}"
-    ready = remote.read(f"{base}/READY")
-    if ready is None:
-        raise RemoteError(f"{remote.name(base)}: no READY, the push was not finished; run `vista push` again")
-    raw, parent_raw = remote.read(f"{base}/manifest.json"), remote.read(f"{base}/PARENT")
-    try:
-        text, parent = (raw or b"").decode(), (parent_raw or b"").decode().strip()
-    except UnicodeDecodeError as error:
-        raise Damaged(
-            f"{remote.name(base)}: manifest.json or PARENT is not UTF-8; run `vista push` again"
-        ) from error
-    if manifests.seal(text) != ready or folder.partition("-")[2] != identity("", text, parent)[1:]:
-        raise Damaged(
-            f"{remote.name(base)}: manifest.json, PARENT and READY disagree; run `vista push` again"
-        )
-    manifest = Manifest.parse(text, Path(folder))
-    if (manifest.parent is None) != (parent == _NO_PARENT):
-        raise Damaged(f"{remote.name(base)}: PARENT and the manifest disagree; run `vista push` again")
-    return _Remote(folder, text, manifest), None if parent == _NO_PARENT else parent
-
-
-def _find(remote: RemoteFiles, wanted: str) -> str:
-    """Folder of a remote generation by folder name or number."""
-    names = remote.folders("generations")
-    hits = [
-        n
-        for n in names
-        if wanted in (n, n.partition("-")[0]) and remote.size(f"generations/{n}/READY") is not None
-    ]
-    if len(hits) != 1:
-        what = "is not there" if not hits else f"may be any of {hits}; name the folder"
-        raise GenerationUnknown(f"{remote.url}: generation {wanted} {what}; complete or not: {names[-8:]}")
-    return hits[0]
-
-
-def _pointer_path(line: str) -> str:
-    return "CURRENT" if line == MAIN else f"lines/{check_name(line, 'line')}"
-
-
-def _pointer_text(line: str, folder: str) -> bytes:
-    check = xxhash.xxh3_64_hexdigest(f"{line}\n{folder}".encode())
-    return f"{folder}\ncheck {check}\n".encode()
-
-
-def _read_pointer(remote: RemoteFiles, line: str) -> str:
-    path = _pointer_path(line)
-    raw = remote.read(path)
-    if raw is None:
-        raise RemoteError(f"{remote.name(path)}: line {line!r} was never pushed; run `vista push`")
-    folder = raw.split(b"\n")[0].decode(errors="replace")
-    if raw != _pointer_text(line, folder):
-        raise Damaged(f"{remote.name(path)}: check fails; run `vista push` again, it writes the pointer anew")
-    return folder
-
-
-def _same_format(layout: Layout, remote: RemoteFiles, create: bool) -> None:
-    mine = layout.read_format().text().encode()
-    theirs = remote.read("FORMAT")
-    if theirs is None:
-        if not create:
-            raise RemoteError(
-                f"{remote.name('FORMAT')}: not there; nothing was pushed to this URL; run `vista push`"
-            )
-        remote.write("FORMAT", mine)
-    elif theirs != mine:
-        raise SchemaError(
-            f"{remote.name('FORMAT')}: expected the facts of {layout.format}, found {theirs[:120]!r}; use a URL of its "
-            f"own per kind of store"
-        )
 
 
 def _is(path: Path, fact: FileFact) -> bool:

@@ -1,6 +1,7 @@
 """Reading everything once and comparing it with what it should be; a problem names file, user and remedy.
 
-Pointers, seals, manifests, sizes, digests, every record and state, law 8, files nobody knows. Nothing is changed.
+Pointers, seals, manifests, sizes, digests, every record and state, law 8, the note of forgotten users, files nobody
+knows. Nothing is changed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from cache_store import lines
+from cache_store import forgotten, lines
 from cache_store import manifest as manifests
 from cache_store.errors import StoreError
 from cache_store.fold import blocks
@@ -72,6 +73,12 @@ def verify(layout: Layout, generation: str | None = None) -> VerifyReport:
     layout.read_format()
     report = VerifyReport()
     _pointers(layout, report)
+    try:
+        forgotten.read(layout)
+    except StoreError as error:
+        report.problems.append(
+            Problem(layout.forgotten.name, str(error), "restore it, or run `vista forget` again")
+        )
     for name in [generation] if generation is not None else layout.generation_names():
         report.generations.append(name)
         report.problems.extend(_generation(layout, name, report))

@@ -7,11 +7,13 @@ import uuid
 
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_store import Store
+from cache_store import Status, Store, key_bytes
 from cache_store.errors import (
     Damaged,
     FingerprintMismatch,
@@ -19,6 +21,7 @@ from cache_store.errors import (
     SchemaError,
     StoreError,
 )
+from cache_store.keys import hash_of
 from cache_store.remote import pull, push, sweep
 from cache_store.remote_files import RemoteError
 from tools.faults.truth import Truth
@@ -268,3 +271,65 @@ def test_what_was_forgotten_leaves_the_remote_side_with_the_next_push_and_sweep(
     gone[user] = True
     TRUTH.check_all(Store.open(target.layout.root), 1002, gone)
     assert sweep(url) == []
+
+
+@pytest.mark.parametrize("strings", [False, True], ids=["int64", "string"])
+def test_law_11_a_pull_from_a_copy_older_than_a_forget_brings_nobody_back(tmp_path, strings):
+    truth, url = Truth(num_users=30, strings=strings), f"file://{tmp_path}/remote"
+    store = truth.create(tmp_path / "origin")
+    letters = pa.table({"user": [str(u) for u in truth.users.tolist()] + ["-"]})
+    pq.write_table(letters, store.stage("a") / "dead-letters.parquet")
+    full = truth.publish(store, "a", 1000)
+    truth.publish(store, "b", 1001, parent=full, base=1000)
+    push(store, None, url)
+    gone = np.arange(30) >= 10  # of these no string id begins another
+    assert (gone & truth.removed(1001)).any() and (gone & truth.changed(1001)).any()
+    target = truth.create(tmp_path / "replica")
+    for place in (target, store):
+        place.forget(truth.users[gone])
+        report = pull(url, place)
+        assert report.left_out > gone.sum()
+        with Store.open(place.layout.root) as reader:
+            truth.check_all(reader, 1001, gone)
+            for as_of in (None, 1000):
+                assert (reader.lookup(truth.users[gone], as_of=as_of).status == Status.MISSING).all()
+        assert place.verify().ok and pull(url, place).copied == 0
+        content = [p.read_bytes() for p in place.layout.root.rglob("*") if p.is_file()]
+        for i in np.flatnonzero(gone).tolist():
+            user = truth.users[i]
+            traces = [key_bytes(user), int(hash_of(truth.users[[i]])[0]).to_bytes(8, "little")]
+            traces += [truth.state(i, v) for v in (1000, 1001)]
+            assert not any(trace in data for trace in traces for data in content), user
+        kept = [p for p in place.layout.generations.rglob("dead-letters.parquet")]
+        names = {name for p in kept for name in pq.read_table(p)["user"].to_pylist()}
+        assert names == {str(u) for u in truth.users[~gone]} | {"-"}
+
+
+def test_a_user_summarised_again_after_being_forgotten_is_pulled(url, tmp_path):
+    store, _ = origin(tmp_path, (1000, 1001))
+    push(store, None, url)
+    back = np.flatnonzero(TRUTH.changed(1001) & (TRUTH.written(1000) == 1000))
+    target = TRUTH.create(tmp_path / "replica")
+    Store(target.layout.root, clock=lambda: 1000).forget(TRUTH.users[back])
+    pull(url, target)
+    with Store.open(target.layout.root) as reader:
+        TRUTH.check_all(reader, 1001)
+        assert (reader.lookup(TRUTH.users[back], as_of=1000).status == Status.MISSING).all()
+
+
+def test_a_damaged_note_of_the_forgotten_stops_pull_and_forget_and_is_named_by_verify(url, tmp_path):
+    store, _ = origin(tmp_path, (1000,))
+    push(store, None, url)
+    target = replica(tmp_path)
+    target.forget(TRUTH.users[:2])
+    path = target.layout.forgotten
+    raw = path.read_bytes()
+    for damaged in (raw[:-3], raw[:40], b"", raw.replace(b" 1 ", b" 2 "), b"\xff" + raw):
+        path.write_bytes(damaged)
+        for work in (lambda: pull(url, target), lambda: target.forget(TRUTH.users[2:3])):
+            with pytest.raises(Damaged, match="FORGOTTEN.*vista forget"):
+                work()
+        assert [p.file for p in target.verify().problems] == ["FORGOTTEN"]
+    path.write_bytes(raw)
+    pull(url, target)
+    assert (Store.open(target.layout.root).lookup(TRUTH.users[:2]).status == Status.MISSING).all()
