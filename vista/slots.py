@@ -35,6 +35,8 @@ _ROW_SALT = 0x510
 _CLUSTER_SALT = 0xC105
 _MS_PER_DAY = 86_400_000.0
 _EVENTS_PER_BLOCK = 1 << 19
+_LEAST_MASS = 2.0**-12
+"""Just below the least mass that log8 tells from zero."""
 
 
 @dataclass(slots=True)
@@ -232,6 +234,17 @@ class SlotMemory(nn.Module):
         elapsed = elapsed_ms.clamp(min=0).to(torch.float64)
         aged = torch.exp2(-(elapsed.unsqueeze(-1) * self.decay_per_ms)).float()
         return (found * aged[user_of].unsqueeze(1)).flatten(1)
+
+
+def recency(mass: torch.Tensor) -> torch.Tensor:
+    """How lately, by what each horizon kept of the first one's mass, [..., horizons] -> [..., horizons - 1].
+
+    1 is just now; it falls by 1/12 per half-life to 0, which also stands for never. A logarithm: old masses
+    are tiny, but their ratios still tell the age, as far as the 8-bit codes reach.
+    """
+    first = mass[..., :1]
+    left = (mass[..., 1:] / first.clamp_min(_LEAST_MASS)).clamp(_LEAST_MASS, 1.0)
+    return (1 + left.log2() / 12) * (first > 0)
 
 
 def _blocks(offsets: np.ndarray, limit: int) -> list[tuple[int, int]]:

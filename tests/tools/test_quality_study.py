@@ -84,9 +84,11 @@ def test_the_ceiling_is_softmax_over_the_events_before_the_cut_and_an_empty_plac
     model = build(data, variants(limit)["full"], SMALL).eval()
     batch = asked.batches[0]
     history = History(model, model.history, batch, limit)
-    query, empty = history._asked(0)
-    got = history._long(0, query, empty)
-    (hk, hv), size = history.layers[0], model.history.size
+    got = history._long(0)
+    (hk, hv), read = history.layers[0], model.history
+    ones = torch.ones(len(history.asked), read.heads)
+    query = read.keys(0, history.asked, ones)
+    scale = torch.cat([read.log_scale[0].exp()[:, None].expand(-1, read.size - 1), ones[:1].T], -1)
     matched = []
     for row in range(0, len(batch.item), 37):
         slate = int(np.searchsorted(batch.offsets, row, side="right")) - 1
@@ -96,9 +98,9 @@ def test_the_ceiling_is_softmax_over_the_events_before_the_cut_and_an_empty_plac
         shift = max(0, int(batch.cut[batch.user_of == w].min()) - limit)
         assert cut == batch.cut[slate] - shift
         rows = slice(int(history.offsets[w]) + max(0, cut - limit), int(history.offsets[w]) + cut)
-        keys = torch.cat([hk[rows], empty[row][None]])
+        score = torch.einsum("he,nhe->hn", query[row] * scale, hk[rows])
         values = torch.cat([hv[rows], torch.zeros_like(hv[:1])])
-        weight = (torch.einsum("he,nhe->hn", query[row], keys) / math.sqrt(size)).softmax(-1)
+        weight = torch.cat([score, read.empty[0][:, None]], 1).softmax(-1)
         torch.testing.assert_close(got[row], torch.einsum("hn,nhe->he", weight, values), rtol=1e-4, atol=1e-5)
         own = batch.events.user(w).item[max(0, int(batch.cut[slate]) - limit) : int(batch.cut[slate])]
         matched.append((int((own == batch.item[row]).sum()), float(got[row, :, -1].mean().detach())))

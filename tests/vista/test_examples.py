@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -143,6 +145,23 @@ def test_a_slate_holds_what_its_request_engaged_with_and_negatives_it_did_not(se
         assert not set(slates.item[a:b][~positive]) & set(action)
         assert len(set(slates.item[a:b])) == b - a
         assert (slates.shown[a:b] == positive).all()
+
+
+@given(st.integers(0, 10_000), st.integers(1, 60))
+def test_slates_after_a_pause_are_those_that_begin_a_visit(seed, pause):
+    events = histories(seed, users=4)
+    every = ExampleConfig(min_history=0, negatives=2)
+    asked = dataclasses.replace(every, min_pause_ms=pause)
+    whole = build_slates(events, every, np.random.default_rng(seed), popular())
+    slates = build_slates(events, asked, np.random.default_rng(seed), popular())
+
+    def pauses(user: int, time: int) -> bool:
+        before = events.user(user).time
+        before = before[before < time]
+        return not len(before) or time - before[-1] >= pause
+
+    starts = [(u, t) for u, t in zip(whole.user, whole.time, strict=True) if pauses(int(u), int(t))]
+    assert list(zip(slates.user, slates.time, strict=True)) == starts
 
 
 def test_sampled_negatives_follow_popularity_within_the_surface():

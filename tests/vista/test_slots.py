@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vista.config import ModelConfig, SlotConfig
 from vista.data.events import Events
 from vista.errors import DataError
-from vista.slots import SlotMemory
+from vista.slots import SlotMemory, recency
 
 DAY = 86_400_000
 CONFIG = ModelConfig(
@@ -127,3 +127,10 @@ def test_clusters_travel_with_the_weights():
 def test_a_cluster_out_of_range_is_refused():
     with pytest.raises(DataError, match="0 to 4"):
         SlotMemory(CONFIG).set_clusters(np.array([1]), np.array([5]))
+
+
+@given(st.floats(0, 30), st.floats(0.01, 1_000))
+def test_recency_falls_from_one_to_zero_in_twelve_half_lives_whatever_the_count(lives, count):
+    found = recency(torch.tensor([[count, count * 2.0**-lives], [0.0, 0.0]], dtype=torch.float64))
+    assert found[0, 0] == pytest.approx(max(0.0, 1 - lives / 12), abs=1e-6)
+    assert found[1, 0] == 0.0

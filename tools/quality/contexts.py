@@ -28,6 +28,10 @@ from vista.ranker import FREQUENCIES, _waves
 from vista.recent import select_recent
 
 MISSING = 2
+SHARPNESS = (12.0, 30.0)
+"""Scores of an event of the candidate's own item under the ceiling's bluntest and sharpest head, at the start."""
+EMPTY = 0.8
+"""Score of the empty place as a share of that."""
 
 
 @dataclass(frozen=True)
@@ -155,9 +159,9 @@ class ExactMasses:
 class HistoryRead(nn.Module):
     """Softmax attention from candidates to raw events: the ceiling's own weights.
 
-    It starts as matching (an event of the same item scores ``scale``, unrelated ones about 0) and can count:
-    beside the events there is an empty place of score ``empty``, so the mass that falls on events grows with
-    how many match. What is read goes into the layer; the log odds of that mass go straight to the logits, as
+    It starts as matching (an event of the same item scores ``SHARPNESS``, unrelated ones about 0) and can
+    count: beside the events there is an empty place of score ``empty``, so the mass that falls on events grows
+    with how many match. What is read goes into the layer; the log odds of that mass go straight to the logits, as
     the slots' masses do.
     """
 
@@ -169,8 +173,9 @@ class HistoryRead(nn.Module):
             nn.Linear(d, r.heads * (self.size - 1), bias=False) for _ in range(r.layers)
         )
         self.age = nn.ModuleList(nn.Linear(4 * FREQUENCIES, r.heads) for _ in range(r.layers))
-        self.log_scale = nn.Parameter(torch.full((r.layers, r.heads), math.log(12.0)))
-        self.empty = nn.Parameter(torch.full((r.layers, r.heads), 10.0))
+        scale = torch.linspace(*SHARPNESS, r.heads).expand(r.layers, -1)
+        self.log_scale = nn.Parameter(scale.log())
+        self.empty = nn.Parameter(scale * EMPTY)
         self.wide = nn.Linear(r.layers * r.heads, len(config.actions))
         with torch.no_grad():
             for match, age in zip(self.match, self.age, strict=True):
@@ -229,18 +234,6 @@ class History:
             found.append((read.keys(number, vectors, read.age[number](waves)), value))
         return found
 
-    def _asked(self, number: int) -> tuple[Tensor, Tensor]:
-        """Queries [B, H, E] and the keys [B, H, E] of the empty place; ``fast`` divides scores by the root of
-        E."""
-        scale, size = self.read.log_scale[number].exp(), self.read.size
-        ones = torch.ones(len(self.asked), self.read.heads)
-        query = self.read.keys(number, self.asked, ones)
-        query = torch.cat([query[..., :-1] * scale[:, None], query[..., -1:]], -1) * math.sqrt(size)
-        empty = torch.cat(
-            [torch.zeros(*ones.shape, size - 1), (ones * self.read.empty[number])[..., None]], -1
-        )
-        return query, empty
-
     def crossing(self):
         """A form of the crossing (see ``vista.ops.crossing``) that also reads the history; one layer per
         call."""
@@ -250,7 +243,7 @@ class History:
             q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, mask: Tensor, plan: Plan
         ) -> Tensor:
             n = next(number)
-            long = self._long(n, *self._asked(n))
+            long = self._long(n)
             self.mass.append(long[..., -1])
             return fast(q, k, v, keys, values, mask, plan) + torch.cat(
                 [long[..., :-1], torch.zeros_like(long[..., :1])], -1
@@ -258,29 +251,27 @@ class History:
 
         return cross
 
-    def _long(self, number: int, query: Tensor, empty: Tensor) -> Tensor:
+    def _long(self, number: int) -> Tensor:
         """[B, H, E]: what each candidate reads from its slate's events."""
-        hk, hv = self.layers[number]
-        offsets, pieces, rows = self.batch.offsets, [], []
-        for w in range(len(self.cuts)):
+        keys, values = self.layers[number]
+        read, offsets = self.read, self.batch.offsets
+        ones = torch.ones(len(self.asked), read.heads)
+        query = read.keys(number, self.asked, ones)
+        query = torch.cat([query[..., :-1] * read.log_scale[number].exp()[:, None], query[..., -1:]], -1)
+        pieces = []
+        for w, cuts in enumerate(self.cuts):
             mine = np.flatnonzero(self.batch.user_of == w)
             a, b = int(offsets[mine[0]]), int(offsets[mine[-1] + 1])
             window = slice(int(self.offsets[w]), int(self.offsets[w + 1]))
-            cut = torch.from_numpy(self.cuts[w])[:, None]
+            cut = torch.from_numpy(np.repeat(cuts, np.diff(offsets)[mine]))[:, None]
             place = torch.arange(window.stop - window.start)
-            copies = (len(mine), -1, -1, -1)
-            read = fast(
-                query[a:b],
-                empty[a:b],
-                torch.zeros_like(query[a:b]),
-                hk[window][None].expand(copies),
-                hv[window][None].expand(copies),
-                (place < cut) & (place >= cut - self.limit),
-                offsets[mine[0] : mine[-1] + 2] - a,
-            )
-            pieces.append(read)
-            rows.append(np.arange(a, b))
-        return torch.cat(pieces)[torch.from_numpy(np.argsort(np.concatenate(rows)))]
+            hidden = (place >= cut) | (place < cut - self.limit)
+            score = query[a:b].transpose(0, 1) @ keys[window].permute(1, 2, 0)  # [H, b - a, T]
+            score = score.masked_fill(hidden, -math.inf)
+            empty = read.empty[number][:, None, None].expand(-1, b - a, 1)
+            weight = torch.cat([score, empty], -1).softmax(-1)[..., :-1]
+            pieces.append((weight @ values[window].transpose(0, 1)).transpose(0, 1))
+        return torch.cat(pieces)
 
     def logits(self) -> Tensor:
         """[B, A]: what the masses say by themselves."""

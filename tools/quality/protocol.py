@@ -8,6 +8,7 @@ repeat (a niche of the generated catalogue).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -58,9 +59,17 @@ class Data:
         return Arrays(self.users, self.events, of=min(8, max(self.events.users, 1)))
 
 
-def _finish(name: str, users: np.ndarray, events: Events, actions: tuple[str, ...], held_out: float) -> Data:
+def _finish(
+    name: str,
+    users: np.ndarray,
+    events: Events,
+    actions: tuple[str, ...],
+    held_out: float,
+    content: Callable[[Catalogue], np.ndarray],
+    group_size: int = 1,
+) -> Data:
     catalogue = survey(Arrays(users, events), held_out, sample_events=4_000_000, sample_user=1 << 20)
-    return Data(name, users, events, actions, catalogue, company(catalogue))
+    return Data(name, users, events, actions, catalogue, content(catalogue), group_size)
 
 
 def company(catalogue: Catalogue, width: int = 64, window: int = 8) -> np.ndarray:
@@ -86,13 +95,14 @@ def from_columns(
     columns: dict[str, np.ndarray],
     actions: tuple[str, ...],
     held_out: float,
-    **more,
+    content: Callable[[Catalogue], np.ndarray] | None = None,
+    group_size: int = 1,
 ) -> Data:
-    """From one row per event, any order; ``action`` numbers become bits."""
+    """From one row per event, any order; ``action`` is a bit mask. ``content``: see :class:`Data`."""
     order = np.argsort(user, kind="stable")
     users, lengths = np.unique(user, return_counts=True)
     events = Events.of(lengths, **{n: c[order] for n, c in columns.items()}).sorted()
-    return _finish(name, users, events, actions, held_out)
+    return _finish(name, users, events, actions, held_out, content or company, group_size)
 
 
 def load(path: str | Path, held_out: float = 0.1) -> Data:
@@ -114,7 +124,7 @@ def load(path: str | Path, held_out: float = 0.1) -> Data:
         order = np.argsort(np.repeat(first, events.lengths), kind="stable")
         lengths = np.bincount(first, weights=events.lengths, minlength=len(names)).astype(np.int64)
         events = Events.of(lengths, **{n: c[order] for n, c in events.columns.items()}).sorted()
-        return _finish(path.name, np.arange(len(names)), events, warehouse.actions, held_out)
+        return _finish(path.name, np.arange(len(names)), events, warehouse.actions, held_out, company)
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     names = ["user_id", "item_id", "action", "surface", "timestamp_ms", "request_id"]
     try:
@@ -159,7 +169,7 @@ def generated(folder: Path, users: int, events: int, seed: int = 0, held_out: fl
         generate(options, folder)
     files = sorted(folder.glob("events-*.parquet"))
     table = pq.read_table(files)
-    data = from_columns(
+    return from_columns(
         "generated",
         table["user_id"].to_numpy(),
         {
@@ -171,9 +181,9 @@ def generated(folder: Path, users: int, events: int, seed: int = 0, held_out: fl
         },
         ACTIONS,
         held_out,
+        lambda catalogue: content_vectors(options, catalogue.item),
+        options.niche_items,
     )
-    vectors = content_vectors(options, data.catalogue.item)
-    return replace(data, content=vectors, group_size=options.niche_items)
 
 
 def last_touch(events: Events, group_size: int) -> np.ndarray:
@@ -213,13 +223,20 @@ class Questions:
         }
 
 
-def examples(max_history: int, negatives: int, per_visit: int, min_history: int = 512) -> ExampleConfig:
-    """Summaries up to 63 events old; the last events raw, as they are."""
+def examples(
+    max_history: int, negatives: int, per_visit: int, min_history: int = 512, pause_minutes: float = 0.0
+) -> ExampleConfig:
+    """Summaries up to 63 events old; the last events raw, as they are.
+
+    Args:
+        pause_minutes: requests that begin after so long a pause only; 0 takes all requests.
+    """
     return ExampleConfig(
         lag_jitter_events=63,
         negatives=negatives,
         max_positives=1,
         min_history=min_history,
+        min_pause_ms=int(pause_minutes * 60_000),
         slates_per_visit=per_visit,
         recent_pool=0,
         max_history=max_history,

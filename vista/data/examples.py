@@ -38,6 +38,8 @@ class ExampleConfig:
         keep_unengaged: share of impression slates without any engagement that is kept (UniPinRec keeps 10 %,
             arXiv 2606.00422, data).
         min_history: events a user must have had before a slate.
+        min_pause_ms: slates are made only where the user had done nothing for so long: at the start of a visit,
+            when recent events do not tell what it is about.
         slates_per_visit: slates that share one pass over the history.
         recent_pool: events before a slate among which its R recent ones are chosen, newest of each item first
             (``vista.recent.select_recent``); R or less takes the newest R as they are.
@@ -52,12 +54,21 @@ class ExampleConfig:
     max_positives: int = 4
     keep_unengaged: float = 0.1
     min_history: int = 1
+    min_pause_ms: int = 0
     slates_per_visit: int = 8
     recent_pool: int = 128
     max_history: int = 4_096
 
     def __post_init__(self) -> None:
-        for name in ("lag_ms", "lag_events", "lag_jitter_events", "negatives", "min_history", "recent_pool"):
+        for name in (
+            "lag_ms",
+            "lag_events",
+            "lag_jitter_events",
+            "negatives",
+            "min_history",
+            "min_pause_ms",
+            "recent_pool",
+        ):
             _check(getattr(self, name) >= 0, f"examples.{name}", "0 or more", getattr(self, name))
         for name in ("max_positives", "slates_per_visit", "max_history"):
             _check(getattr(self, name) >= 1, f"examples.{name}", "1 or more", getattr(self, name))
@@ -231,6 +242,9 @@ def build_slates(
     )
     engaged = np.bincount(slate[action != 0], minlength=len(time)) > 0
     kept = (history >= config.min_history) & (engaged | (rng.random(len(time)) < config.keep_unengaged))
+    if config.min_pause_ms and len(events):
+        before = events.offsets[found.user] + history - 1
+        kept &= (history == 0) | (time - events.time[np.maximum(before, 0)] >= config.min_pause_ms)
     if wanted is not None:
         kept &= wanted(found.user, time)
     shown = np.ones(len(slate), bool)
