@@ -21,6 +21,7 @@ from cache_store.forget import ForgetReport
 from cache_store.keys import Users, as_users
 from cache_store.layout import MAIN, Layout, StoreFormat, fsync_folder, storage_errors, write_file
 from cache_store.manifest import Manifest
+from cache_store.metrics import LookupCounters
 from cache_store.prune import PruneReport
 from cache_store.reader import Lookup, RawLookup, Snapshot, Status
 from cache_store.verify import VerifyReport
@@ -41,6 +42,10 @@ class Store:
 
     Use :meth:`create` or :meth:`open`. A lookup reads the generation that was live at :meth:`open` or the last
     :meth:`refresh`; nothing moves in between.
+
+    Attributes:
+        counters: what this process has looked up through this object and its pins: hits, misses, stale and corrupt
+            rows, bytes, latencies, the generation's age; ``counters.as_dict()`` at any time.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class Store:
         self._missing = missing if isinstance(missing, str) else np.asarray(missing, np.float32)
         self._views = Views(self.layout, line, fingerprint, verify, lease, self._clock, Crew(threads))
         self._pinned: Snapshot | None = None
+        self.counters = LookupCounters(self._clock)
 
     @staticmethod
     def create(
@@ -176,20 +182,7 @@ class Store:
             MissingUsers: the policy is ``raise`` and some users are missing.
             KeyKind, SchemaError, StoreClosed
         """
-        now = self._clock()
-        live = self._current(now)
-        if as_of is None:
-            found = live.lookup(users, out, self._fill, now, self.max_age_ms)
-        elif np.ndim(as_of) == 0:
-            snapshot = self._views.as_of(int(as_of))  # type: ignore[arg-type]
-            if snapshot is None:
-                found = live.nothing(users, out, self._fill)
-            else:
-                found = snapshot.lookup(users, out, self._fill, now, self.max_age_ms)
-        else:
-            found = self._lookup_as_of_rows(users, out, np.asarray(as_of, np.int64), live, now)
-        self._raise_missing(users, found.status)
-        return found
+        return self._counted(self._lookup, users, out, as_of)
 
     def lookup_raw(self, users: Users, out: np.ndarray | None = None, as_of: int | None = None) -> RawLookup:
         """Records of B users as stored, in their order; for decoding on a device.
@@ -201,16 +194,7 @@ class Store:
         Raises:
             As :meth:`lookup`.
         """
-        now = self._clock()
-        snapshot: Snapshot | None = self._current(now)
-        if as_of is not None:
-            empty, snapshot = snapshot, self._views.as_of(int(as_of))
-            if snapshot is None and empty is not None:
-                found = empty.nothing_raw(users, out)
-        if snapshot is not None:
-            found = snapshot.lookup_raw(users, out, now, self.max_age_ms)
-        self._raise_missing(users, found.status)
-        return found
+        return self._counted(self._lookup_raw, users, out, as_of)
 
     def states(self, users: Users) -> list[bytes | None]:
         """Resumable state of each user, or None where the store has none.
@@ -266,7 +250,9 @@ class Store:
         """
         if self._pinned is not None:
             return self._pinned.name
-        snapshot = self._views.refresh()
+        before, snapshot = self._views.name, self._views.refresh()
+        if before not in (None, snapshot.name):
+            self.counters.add("refreshes")
         if self._fill is not None:
             try:
                 np.broadcast_to(self._fill, (snapshot.schema.tokens, snapshot.schema.width))
@@ -440,6 +426,40 @@ class Store:
 
     def _current(self, now_ms: int) -> Snapshot:
         return self._pinned or self._views.current(now_ms)
+
+    def _counted(self, read: Callable[..., Any], users: Users, out: np.ndarray | None, as_of: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            now = self._clock()
+            live = self._current(now)
+            found = read(live, now, users, out, as_of)
+            self._raise_missing(users, found.status)
+        except Exception:
+            self.counters.add("errors")
+            raise
+        seconds, published = time.perf_counter() - start, live.chain[0].manifest.published_ms
+        self.counters.observe(found.status, live.schema.record_bytes, seconds, published)
+        return found
+
+    def _lookup(
+        self, live: Snapshot, now: int, users: Users, out: np.ndarray | None, as_of: int | np.ndarray | None
+    ) -> Lookup:
+        if as_of is None:
+            return live.lookup(users, out, self._fill, now, self.max_age_ms)
+        if np.ndim(as_of):
+            return self._lookup_as_of_rows(users, out, np.asarray(as_of, np.int64), live, now)
+        snapshot = self._views.as_of(int(as_of))
+        if snapshot is None:
+            return live.nothing(users, out, self._fill)
+        return snapshot.lookup(users, out, self._fill, now, self.max_age_ms)
+
+    def _lookup_raw(
+        self, live: Snapshot, now: int, users: Users, out: np.ndarray | None, as_of: int | None
+    ) -> RawLookup:
+        snapshot = live if as_of is None else self._views.as_of(int(as_of))
+        if snapshot is None:
+            return live.nothing_raw(users, out)
+        return snapshot.lookup_raw(users, out, now, self.max_age_ms)
 
     def _lookup_as_of_rows(
         self, users: Users, out: np.ndarray | None, times: np.ndarray, live: Snapshot, now: int

@@ -68,8 +68,7 @@ class Views:
 
     def __getstate__(self) -> dict[str, object]:
         names = ("layout", "line", "fingerprint", "verify", "_clock", "_wants_lease", "_crew", "_closed")
-        pinned = self._snapshot.name if self._snapshot else None
-        return {name: vars(self)[name] for name in names} | {"pinned": pinned}
+        return {name: vars(self)[name] for name in names} | {"pinned": self.name}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         pinned = state.pop("pinned")
@@ -79,6 +78,11 @@ class Views:
         if isinstance(pinned, str):
             self._snapshot = self._take(pinned)
             self._history = self._names()
+
+    @property
+    def name(self) -> str | None:
+        """Generation as of the last refresh; None before the first."""
+        return self._snapshot.name if self._snapshot else None
 
     def current(self, now_ms: int) -> Snapshot:
         """The chain as of the last refresh.

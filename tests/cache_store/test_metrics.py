@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
 
@@ -12,15 +13,7 @@ from hypothesis import strategies as st
 
 from cache_store import Store
 from cache_store.errors import MissingUsers
-from cache_store.metrics import (
-    LATENCY_BOUNDS,
-    STATUSES,
-    CountingStore,
-    LookupCounters,
-    collector,
-    merged,
-    percentile,
-)
+from cache_store.metrics import LATENCY_BOUNDS, STATUSES, LookupCounters, collector, merged, percentile
 from cache_store.torch_feature import SummaryFeature
 from tools.faults.truth import Truth
 
@@ -39,7 +32,7 @@ def test_counts_are_the_sums_of_what_was_observed(batches):
     assert counts["lookups"] == len(batches) == sum(counts["latency_seconds"].values())
     assert counts["users"] == len(flat) == sum(counts[name] for name in STATUSES)
     assert [counts[name] for name in STATUSES] == [flat.count(i) for i in range(4)]
-    assert counts["bytes"] == sum(size for _, size, _ in batches)
+    assert counts["bytes"] == sum(size * sum(s != 2 for s in status) for status, size, _ in batches)
     assert counts["generation_age_ms"] == (4_000 if batches else None)
 
 
@@ -74,27 +67,27 @@ def test_threads_lose_no_count():
         2000,
         10000,
         4000,
-        20000,
+        80000,
     )
 
 
 def test_a_pickled_copy_starts_at_zero_and_merging_counts_nothing_twice():
     first = LookupCounters()
-    first.observe(np.zeros(3, np.uint8), 30, 0.5, published_ms=7)
+    first.observe(np.zeros(3, np.uint8), 10, 0.5, published_ms=7)
     second = pickle.loads(pickle.dumps(first))
     assert second.as_dict()["users"] == 0
     second.observe(np.full(2, 2, np.uint8), 20, 0.5, published_ms=5)
     both = merged([first.as_dict(), second.as_dict()])
-    assert (both["users"], both["fresh"], both["missing"], both["bytes"]) == (5, 3, 2, 50)
+    assert (both["users"], both["fresh"], both["missing"], both["bytes"]) == (5, 3, 2, 30)
     assert both["generation_published_ms"] == 5
     assert sum(both["latency_seconds"].values()) == 2
     assert merged([])["users"] == 0
 
 
-def test_a_counting_store_counts_what_its_lookups_found_and_reads_as_the_store_does(tmp_path):
+def test_a_store_counts_what_its_lookups_found(tmp_path):
     truth = Truth(num_users=20)
     truth.publish(truth.create(tmp_path / "s"), "a", 1000, published_ms=123)
-    store = CountingStore(Store.open(tmp_path / "s", missing="raise"))
+    store = Store.open(tmp_path / "s", missing="raise")
     there = np.flatnonzero(truth.written(1000) >= 0)
     truth.check(store.lookup(truth.users[there]), there, 1000)
     assert store.lookup_raw(truth.users[there[:2]]).generation == store.manifest.generation
@@ -107,12 +100,26 @@ def test_a_counting_store_counts_what_its_lookups_found_and_reads_as_the_store_d
     truth.publish(Store(tmp_path / "s"), "b", 2000)
     assert store.refresh() == "00000002" and store.refresh() == "00000002"
     assert store.counters.as_dict()["refreshes"] == 1
-    found = SummaryFeature(store)(truth.users[:0])
-    assert found.tokens.shape == (0, truth.schema.tokens, truth.schema.width)
+    SummaryFeature(store)(truth.users[:0])
+    with store.pin() as pinned:
+        pinned.lookup(truth.users[:0])
+    assert store.counters.as_dict()["lookups"] == 4
     copy = pickle.loads(pickle.dumps(store))
     there = np.flatnonzero(truth.written(2000) >= 0)
     truth.check(copy.lookup(truth.users[there]), there, 2000)
     assert copy.counters.as_dict()["lookups"] == 1
+
+
+def test_a_child_counts_from_zero_even_if_it_was_forked_while_a_thread_was_counting():
+    counters = LookupCounters()
+    counters.observe(np.zeros(3, np.uint8))
+    with counters._lock:  # a lock that nobody in the child will ever release
+        pid = os.fork()
+        if pid == 0:
+            counters.observe(np.zeros(2, np.uint8))
+            os._exit(counters.as_dict()["users"])
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
+    assert counters.as_dict()["users"] == 3
 
 
 def test_the_exporter_shows_the_dict_and_registers_nothing_by_itself():
@@ -121,7 +128,7 @@ def test_the_exporter_shows_the_dict_and_registers_nothing_by_itself():
     counters = LookupCounters(clock=lambda: 61_000)
     registry = prometheus.CollectorRegistry()
     registry.register(collector(counters.as_dict, {"line": "main"}))
-    counters.observe(np.array([0, 0, 2], np.uint8), 64, 3e-5, published_ms=1_000)
+    counters.observe(np.array([0, 0, 2], np.uint8), 32, 3e-5, published_ms=1_000)
     value = registry.get_sample_value
     line = {"line": "main"}
     assert value("vista_lookups_total", line) == 1
