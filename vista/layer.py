@@ -29,21 +29,38 @@ BIAS = 1 << 26
 
 
 class Sight:
-    """Attention under :func:`attention_bias`; the bias is made once for all layers where it fits."""
+    """Attention under :func:`attention_bias`; the bias is made once for all layers where it fits.
+
+    Where nothing is hidden, as in a request with a summary, no bias is made: all but the first ``s`` rows are
+    causal, which the kernel knows how to do in half the time.
+    """
 
     def __init__(self, mask: Tensor, s: int) -> None:
         users, t = mask.shape
         step = max(1, BIAS // (t * t))
-        self.mask, self.s = mask, s
+        self.mask, self.s, self.complete = mask, s, bool(mask.all())
         self.blocks = [slice(i, i + step) for i in range(0, users, step)]
-        self.whole = attention_bias(mask, s) if len(self.blocks) <= 1 else None
+        fits = len(self.blocks) <= 1 and not self.complete
+        self.whole = attention_bias(mask, s) if fits else None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [U, P, H, E] of the last P tokens, k and v [U, T, H, E] -> [U, P, H, E]."""
+        """q [U, P, H, E] of all P = T tokens or of the last one, k and v [U, T, H, E] -> [U, P, H, E]."""
+        if self.complete:
+            return self._attend_complete(q, k, v)
         if self.whole is not None:
             return self._attend(q, k, v, self.whole)
         parts = [self._attend(q[b], k[b], v[b], attention_bias(self.mask[b], self.s)) for b in self.blocks]
         return torch.cat(parts)
+
+    def _attend_complete(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v, s = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.s
+        if q.shape[2] == 1:
+            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        read = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if s:
+            summary = F.scaled_dot_product_attention(q[:, :, :s], k[:, :, :s], v[:, :, :s])
+            read = torch.cat([summary, read[:, :, s:]], 2)
+        return read.transpose(1, 2)
 
     @staticmethod
     def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

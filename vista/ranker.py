@@ -51,9 +51,6 @@ UNUSABLE = (2, 3)
 
 DAY_MS = 86_400_000
 FREQUENCIES = 8
-MATCHES = 1 << 22
-"""Comparisons of candidates with recent events held at once (32 MiB of ids)."""
-
 
 def _waves(x: Tensor) -> Tensor:
     """Fourier features of ``log1p(x)``: [...] -> [..., 2 * FREQUENCIES], smooth from seconds to years."""
@@ -404,17 +401,20 @@ class Ranker(nn.Module):
 
     def _matches(self, ctx: ContextKV, item: Tensor, user: Tensor) -> Tensor:
         """[B, 3]: its log count among the recent events; nearness of the newest by rank, by time."""
-        r = ctx.recent_item.shape[1]
+        users, r = ctx.recent_item.shape
         if r == 0:
             return torch.zeros(len(item), 3, device=item.device)
         there = ctx.mask[:, -1 - r : -1]
-        place = torch.arange(r, device=item.device, dtype=torch.int32)
-        counts, places = [], []
-        for block, who in zip(item.split(MATCHES // r), user.split(MATCHES // r), strict=True):
-            same = (ctx.recent_item[who] == block[:, None]) & there[who]  # [b, R]
-            counts.append(same.sum(-1))
-            places.append(torch.where(same, place, -1).amax(-1))
-        count, newest = torch.cat(counts), torch.cat(places)
+        # One number per (user, item); candidates are then looked up among their user's sorted events.
+        code = torch.unique(torch.cat([ctx.recent_item.flatten(), item]), return_inverse=True)[1]
+        base = torch.arange(users, device=item.device) * len(code)
+        mine = torch.where(there, code[: users * r].view(users, r) + base[:, None], -1).flatten()
+        order = mine.argsort(stable=True)
+        asked = code[users * r :] + base[user]
+        first = torch.searchsorted(mine[order], asked)
+        end = torch.searchsorted(mine[order], asked, right=True)
+        count = end - first
+        newest = order[(end - 1).clamp_min(0)] % r  # equal ones keep their order: the last is the newest
         lengths = there.sum(-1)[user]
         found = (count > 0).float()
         age = ctx.recent_age_ms[user, newest.clamp_min(0)].float()

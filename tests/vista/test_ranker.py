@@ -193,7 +193,6 @@ def test_a_large_batch_worked_off_in_blocks_gives_what_one_piece_gives(monkeypat
         whole = RANKER.context(**inputs, full=True)
         logits = RANKER.rank(whole, items, offsets)
         monkeypatch.setattr("vista.layer.BIAS", 2 * whole.length**2)
-        monkeypatch.setattr("vista.ranker.MATCHES", 6 * 7)
         pieces = RANKER.context(**inputs, full=True)
         close(RANKER.rank(pieces, items, offsets), logits)
     close(pieces.hidden[pieces.mask], whole.hidden[whole.mask])
