@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from cache_store import index, pages
 from cache_store.crew import Crew
 from cache_store.errors import Damaged
 from cache_store.keys import from_keys
+from cache_store.layout import digest_file
 from cache_store.manifest import Manifest
 from cache_store.mapping import FileRange, major_faults
 from cache_store.record import HEADER, HEADER_BYTES, PAGE, PAGE_HEADER, RecordSchema, model_word
@@ -175,6 +177,29 @@ class Generation:
         if len(entries.keys) != table.counts[shard]:
             raise Damaged(f"{self.folder / table.names[shard]}: file and index differ; run `vista verify`")
         return entries
+
+    def recheck(self, indexes: bool) -> None:
+        """Compare the size of every shard file with the manifest once more and, if asked, every index with its digest.
+
+        A file that is gone is no concern of ours: its mapping stays whole.
+
+        Raises:
+            Damaged
+        """
+        for name, fact in (item for shard in self.manifest.shards for item in shard.files.items()):
+            path = f"{self.folder}/{name}"
+            try:
+                size = os.stat(path).st_size
+                wrong = size != fact.bytes and f"expected {fact.bytes} bytes, found {size}"
+                if not wrong and indexes and name.endswith(".idx") and digest_file(Path(path)) != fact.digest:
+                    wrong = "does not have the digest that the manifest states"
+            except FileNotFoundError:
+                continue
+            if wrong:
+                raise Damaged(
+                    f"{path}: {wrong}, though it was whole when it was opened; run `vista verify`, then "
+                    f"`vista rollback` or rebuild the shard"
+                )
 
     def users(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         """Users of one shard in key order, and bool [n]: which are tombstones."""

@@ -243,10 +243,12 @@ class Store:
     def refresh(self) -> str:
         """Move to the live generation; its name. Lookups in other threads finish on the one they began with.
 
-        A pinned store stays where it is.
+        A pinned store stays where it is. Files that stay open are checked again: their sizes, and after a move the
+        digests of their indexes.
 
         Raises:
-            As :meth:`open`; the store then stays at the generation it had.
+            As :meth:`open`; the store then stays at the generation it had. If that is what is ``Damaged``, it lets go
+            of it: lookups raise the same until a refresh finds a good one.
         """
         if self._pinned is not None:
             return self._pinned.name

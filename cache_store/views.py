@@ -26,6 +26,10 @@ from cache_store.reader import Snapshot
 AS_OF_OPEN = 32
 """Chains kept open for as-of reads, least recently used first out."""
 
+CHECK_MS = 1000
+"""While reading, sizes of the mapped files are compared with the manifest so often: who reads past the end of a file
+that was cut is killed by the system."""
+
 _ATTEMPTS = 100
 
 
@@ -60,6 +64,7 @@ class Views:
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._lease: Lease | None = None
+        self._checked_ms = self._clock()
         self._pins: Counter[str] = Counter()
         self._generations: dict[str, Generation] = {}
         self._history: tuple[str, ...] = ()
@@ -88,7 +93,7 @@ class Views:
         """The chain as of the last refresh.
 
         Raises:
-            StoreClosed
+            StoreClosed. Damaged: one of its files was cut; and as :meth:`refresh`, where that has let go of the chain.
         """
         if self._pid != os.getpid():
             self._after_fork()
@@ -99,13 +104,18 @@ class Views:
             return self.refresh()
         if self._lease is not None:
             self._lease.renew(now_ms)
+        if not 0 <= now_ms - self._checked_ms < CHECK_MS:
+            for generation in snapshot.chain:
+                generation.recheck(indexes=False)
+            self._checked_ms = now_ms
         return snapshot
 
     def refresh(self) -> Snapshot:
-        """Move to the live generation of the line.
+        """Move to the live generation of the line. What stays open is checked again: sizes, and indexes after a move.
 
         Raises:
-            NothingPublished, Damaged, FormatUnknown, FingerprintMismatch, StoreClosed: the view stays where it was.
+            NothingPublished, Damaged, FormatUnknown, FingerprintMismatch, StoreClosed: the view stays where it was,
+                unless the damage is in what it reads; it then lets go of that, and every lookup tries to refresh.
         """
         if self._pid != os.getpid():
             self._after_fork()
@@ -118,7 +128,7 @@ class Views:
                 if lines.live(self.layout, self.line).live != pointer.live:
                     continue  # it moved before the lease could protect it
                 try:
-                    snapshot = self._resolve(pointer.live)
+                    snapshot = self._resolve(pointer.live, moved=self.name not in (None, pointer.live))
                 except StoreError:
                     # Pruned, or sealed anew by forget, while being opened? Then there is something newer to open.
                     if attempt < 3 or lines.read_pointer(self.layout, self.line) != pointer:
@@ -240,7 +250,7 @@ class Views:
                 return 1 << 63  # pruned: never chosen
         return self._watermarks[name]
 
-    def _resolve(self, name: str) -> Snapshot:
+    def _resolve(self, name: str, moved: bool = False) -> Snapshot:
         """Open a generation and all below it, reusing what is open and unchanged."""
         chain: list[Generation] = []
         wanted: str | None = name
@@ -248,7 +258,7 @@ class Views:
             folder = self.layout.generation(wanted)
             if not folder.is_dir():
                 raise GenerationUnknown(f"{self.layout.root}: no generation {wanted}; run `vista rollback`")
-            held = self._open(folder, self._generations.get(wanted))
+            held = self._open(folder, self._generations.get(wanted), moved)
             self._generations[wanted] = held
             chain.append(held)
             wanted = held.manifest.parent
@@ -256,13 +266,14 @@ class Views:
             return self._snapshot
         return Snapshot(chain, self.verify, self._crew)
 
-    def _open(self, folder: Path, held: Generation | None) -> Generation:
-        """A generation as it is sealed now; ``held`` if that is what it was opened with."""
+    def _open(self, folder: Path, held: Generation | None, moved: bool) -> Generation:
+        """A generation as it is sealed now; ``held``, checked again, if that is what it was opened with."""
         for _ in range(_ATTEMPTS):
             seal = manifests.read_seal(folder)
-            if held is not None and held.seal == seal:
-                return held
             try:
+                if held is not None and held.seal == seal:
+                    held.recheck(indexes=moved and self.verify)
+                    return held
                 manifest = manifests.read(folder)
                 if self.fingerprint is not None and manifest.fingerprint != self.fingerprint:
                     raise FingerprintMismatch(
@@ -273,5 +284,8 @@ class Views:
             except Damaged:
                 # Sealed anew by forget while being opened? Then the files of the new seal are there.
                 if manifests.read_seal(folder) == seal:
+                    self._generations.pop(folder.name, None)
+                    if self._snapshot is not None and held in self._snapshot.chain:
+                        self._snapshot = None
                     raise
         raise Damaged(f"{folder}: is sealed anew faster than it can be opened; try again")

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import pytest
 
+from cache_store import Store
+from cache_store.errors import Damaged
 from tools.faults import corruption
+from tools.faults.truth import Truth
 
 CLASSES = {
     "FORMAT", "pointer", "manifest.json", "READY", "index header", "index body", "LMDB meta pages", "LMDB tree pages",
@@ -25,5 +28,27 @@ def test_no_damage_is_served_as_fresh_or_goes_unseen_by_verify(seed, tmp_path):
     assert set(tally.outcomes["index body"]) & {"refused"}
 
 
-def test_a_file_cut_under_a_reader_that_has_it_mapped_is_the_one_damage_that_kills_it(tmp_path):
-    assert corruption.cut_while_mapped(tmp_path / "s") in ("SIGBUS", "Damaged")
+def test_a_file_cut_under_a_reader_kills_it_only_if_it_reads_there_within_a_second(tmp_path):
+    assert corruption.cut_while_mapped(tmp_path / "at once") in ("SIGBUS", "Damaged")
+    assert corruption.cut_while_mapped(tmp_path / "refreshed", refresh=True) == "Damaged"
+    assert corruption.cut_while_mapped(tmp_path / "later", later_ms=1000) == "Damaged"
+
+
+def test_an_index_altered_under_a_reader_is_found_when_it_moves_and_nothing_is_read_by_it_then(tmp_path):
+    truth = Truth(num_users=24)
+    publisher = truth.create(tmp_path / "s")
+    full = truth.publish(publisher, "a", 1000)
+    index = next((tmp_path / "s/generations" / full).glob("shard*.idx"))
+    with Store.open(tmp_path / "s") as reader:
+        truth.check_all(reader, 1000)
+        whole = index.read_bytes()
+        with open(index, "r+b") as file:  # the pages that the reader has mapped
+            file.seek(len(whole) // 2)
+            file.write(b"altered!")
+        truth.publish(publisher, "b", 1001, parent=full, base=1000)
+        for work in (reader.refresh, reader.refresh, lambda: reader.lookup(truth.users)):
+            with pytest.raises(Damaged, match=f"{index.name}.*vista verify"):
+                work()
+        with open(index, "r+b") as file:
+            file.write(whole)
+        truth.check_all(reader, 1001)

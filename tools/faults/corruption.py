@@ -364,21 +364,30 @@ def _run(trials: int, seed: int, deep_every: int, folder: Path | None, now: np.n
     return tally.as_dict()
 
 
-def cut_while_mapped(path: Path) -> str:
-    """What happens to a reader when the file it has mapped is cut in place: ``Damaged``, ``SIGBUS``, or ``unseen``.
+def cut_while_mapped(path: Path, refresh: bool = False, later_ms: int = 0) -> str:
+    """What happens to a reader when a file that it has mapped is cut in place: ``Damaged``, ``SIGBUS``, or ``unseen``.
 
-    Nothing in the store ever does this; it is the one damage that a mapped reader cannot survive.
+    Nothing in the store ever does this; it is the one damage that a mapped reader cannot survive, if it reads there
+    before it looks at the file's size.
+
+    Args:
+        refresh: the reader refreshes between the cut and its lookup.
+        later_ms: time between its opening and its lookup, by its own clock.
     """
     truth = Truth(num_users=12, record_scale=48)
     truth.publish(truth.create(path), "a", 1000)
     pid = os.fork()
     if pid == 0:
         faulthandler.disable()  # this death is wanted; its trace would look like a failure in a log
-        store = Store.open(path, lease=False)
+        now = 0
+        store = Store.open(path, lease=False, clock=lambda: now)
         manifest = manifests.read(store.layout.generation("00000001"))
         name = f"{manifest.shards[0].record_stem}.mdb"
         os.truncate(store.layout.generation("00000001") / name, 8192)
+        now = later_ms
         try:
+            if refresh:
+                store.refresh()
             store.lookup(truth.users)
         except Damaged:
             os._exit(1)
