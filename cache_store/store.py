@@ -243,8 +243,8 @@ class Store:
     def refresh(self) -> str:
         """Move to the live generation; its name. Lookups in other threads finish on the one they began with.
 
-        A pinned store stays where it is. Files that stay open are checked again: their sizes, and after a move the
-        digests of their indexes.
+        A pinned store stays where it is. Files that stay open after a move are checked again: their sizes, and the
+        digests of the indexes.
 
         Raises:
             As :meth:`open`; the store then stays at the generation it had. If that is what is ``Damaged``, it lets go

@@ -111,7 +111,7 @@ class Views:
         return snapshot
 
     def refresh(self) -> Snapshot:
-        """Move to the live generation of the line. What stays open is checked again: sizes, and indexes after a move.
+        """Move to the live generation of the line. What stays open after a move is checked again: sizes, indexes.
 
         Raises:
             NothingPublished, Damaged, FormatUnknown, FingerprintMismatch, StoreClosed: the view stays where it was,
@@ -267,12 +267,13 @@ class Views:
         return Snapshot(chain, self.verify, self._crew)
 
     def _open(self, folder: Path, held: Generation | None, moved: bool) -> Generation:
-        """A generation as it is sealed now; ``held``, checked again, if that is what it was opened with."""
+        """A generation as it is sealed now; ``held``, checked again after a move, if that is what it was opened with."""
         for _ in range(_ATTEMPTS):
             seal = manifests.read_seal(folder)
             try:
                 if held is not None and held.seal == seal:
-                    held.recheck(indexes=moved and self.verify)
+                    if moved:
+                        held.recheck(indexes=self.verify)
                     return held
                 manifest = manifests.read(folder)
                 if self.fingerprint is not None and manifest.fingerprint != self.fingerprint:

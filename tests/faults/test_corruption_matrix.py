@@ -30,7 +30,6 @@ def test_no_damage_is_served_as_fresh_or_goes_unseen_by_verify(seed, tmp_path):
 
 def test_a_file_cut_under_a_reader_kills_it_only_if_it_reads_there_within_a_second(tmp_path):
     assert corruption.cut_while_mapped(tmp_path / "at once") in ("SIGBUS", "Damaged")
-    assert corruption.cut_while_mapped(tmp_path / "refreshed", refresh=True) == "Damaged"
     assert corruption.cut_while_mapped(tmp_path / "later", later_ms=1000) == "Damaged"
 
 

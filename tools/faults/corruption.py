@@ -364,14 +364,13 @@ def _run(trials: int, seed: int, deep_every: int, folder: Path | None, now: np.n
     return tally.as_dict()
 
 
-def cut_while_mapped(path: Path, refresh: bool = False, later_ms: int = 0) -> str:
+def cut_while_mapped(path: Path, later_ms: int = 0) -> str:
     """What happens to a reader when a file that it has mapped is cut in place: ``Damaged``, ``SIGBUS``, or ``unseen``.
 
     Nothing in the store ever does this; it is the one damage that a mapped reader cannot survive, if it reads there
     before it looks at the file's size.
 
     Args:
-        refresh: the reader refreshes between the cut and its lookup.
         later_ms: time between its opening and its lookup, by its own clock.
     """
     truth = Truth(num_users=12, record_scale=48)
@@ -386,8 +385,6 @@ def cut_while_mapped(path: Path, refresh: bool = False, later_ms: int = 0) -> st
         os.truncate(store.layout.generation("00000001") / name, 8192)
         now = later_ms
         try:
-            if refresh:
-                store.refresh()
             store.lookup(truth.users)
         except Damaged:
             os._exit(1)
