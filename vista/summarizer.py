@@ -302,7 +302,8 @@ class Summarizer(nn.Module):
                 pieces.append(tokens)
                 order.append(step.cuts)
             if not keep:
-                states = {}
+                # more cuts may hang on a state than fit into a step that runs no chunk of it
+                states = {s: states[s] for s in step.carried.tolist() if s in states}
             states.update(zip(step.kept.tolist(), kept, strict=True))
         if not pieces:
             return zero.new_zeros(0, *encoder.seeds.shape), states

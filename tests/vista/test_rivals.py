@@ -65,6 +65,16 @@ def test_how_steps_are_filled_changes_nothing(kind):
         np.testing.assert_allclose(found, whole, atol=1e-5 * np.abs(whole).max())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_number_of_cuts_may_hang_on_one_chunk(kind):
+    model, events = built(kind), histories([3 * C], 2)
+    cuts, user = np.arange(3 * C + 1).repeat(3), np.zeros(3 * (3 * C + 1), np.int64)
+    whole = model.prefixes(events, cuts, user, exact=True)["seeds"].detach().numpy()
+    model.step_rows = 2 * C
+    found = model.prefixes(events, cuts, user, exact=True)["seeds"].detach().numpy()
+    np.testing.assert_allclose(found, whole, atol=1e-5 * np.abs(whole).max())
+
+
 @pytest.mark.parametrize("kind", ["pooled", "sketch"])
 def test_without_mixing_between_events_the_chunk_makes_no_difference(kind):
     events = histories([0, 3, 40, 8, 21], 3)
