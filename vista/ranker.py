@@ -39,7 +39,7 @@ from vista.errors import DataError
 from vista.layer import Layer, Sight
 from vista.ops import crossing
 from vista.recent import select_recent
-from vista.slots import SlotMemory
+from vista.slots import SlotMemory, recency
 
 __all__ = ["Ranker", "select_recent"]
 
@@ -51,6 +51,7 @@ UNUSABLE = (2, 3)
 
 DAY_MS = 86_400_000
 FREQUENCIES = 8
+
 
 def _waves(x: Tensor) -> Tensor:
     """Fourier features of ``log1p(x)``: [...] -> [..., 2 * FREQUENCIES], smooth from seconds to years."""
@@ -102,7 +103,8 @@ class Ranker(nn.Module):
 
         self.horizons = config.slots.horizons if config.slots.enabled else 0
         self.slot_keys = config.slots.rows + (config.slots.clusters > 0) if config.slots.enabled else 0
-        wide = self.horizons * (self.slot_keys + 1) + 4
+        seen = self.slot_keys + 1 if self.horizons else 0
+        wide = (2 * self.horizons - 1) * seen + 4
         self.deep = nn.Sequential(nn.Linear(wide, d), nn.SiLU(), nn.Linear(d, d))
         self.head_norm = nn.RMSNorm(d)
         self.head = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, actions))
@@ -112,6 +114,10 @@ class Ranker(nn.Module):
     def _start(self) -> None:
         """Start as similarity and frequency matching; what is learned is added from near zero."""
         with torch.no_grad():
+            if self.summary is not None:
+                # a seed token keeps its direction, so that candidates find in it the items it was made of
+                nn.init.eye_(self.summary[1].weight)
+                self.summary[1].bias.zero_()
             for last in (self.query_mlp[-1], self.head[-1], self.deep[-1]):
                 last.weight.mul_(0.1)
                 last.bias.zero_()
@@ -119,7 +125,7 @@ class Ranker(nn.Module):
             self.wide.bias.zero_()
             if self.horizons:
                 self.wide.weight[:, : self.horizons] = 1.0 / self.horizons  # count-min estimate per horizon
-            self.wide.weight[:, -4:] = torch.tensor([0.5, 0.5, 0.5, 0.25])  # recent matches; retrieval score
+            self.wide.weight[:, -4:] = torch.tensor([0.5, 0.5, 0.5, 3.0])  # recent matches; retrieval score
 
     # --- context ---------------------------------------------------------------------------------------
 
@@ -384,19 +390,19 @@ class Ranker(nn.Module):
     def read(self, ctx: ContextKV, item: Tensor, vector: Tensor, plan: crossing.Plan) -> Tensor:
         """What is known of (user, candidate) without attention, [B, W].
 
-        Log masses of the candidate's own buckets, their minimum over hash rows per horizon (the count-min
-        estimate, first), matches among the recent events, and the retrieval score.
+        Log masses of the candidate's own buckets, after their minimum over hash rows (the count-min
+        estimate), and how lately each was touched; matches among the recent events; the retrieval score.
         """
         user = plan.user
         parts = []
         if self.horizons:
             mass = self.slots.read(ctx.slots, ctx.elapsed_ms, user, item)
-            mass = torch.log1p(mass.clamp_min(0)).unflatten(-1, (self.slot_keys, self.horizons))
-            least = mass[:, : self.config.slots.rows].amin(1)
-            parts += [least, mass.flatten(1)]
+            mass = mass.clamp_min(0).unflatten(-1, (self.slot_keys, self.horizons))
+            least = mass[:, : self.config.slots.rows].amin(1, keepdim=True)
+            mass = torch.cat([least, mass], 1)
+            parts += [torch.log1p(mass).flatten(1), recency(mass).flatten(1)]
         parts.append(self._matches(ctx, item, user))
-        # At the scale of a logit, as the softmax sees it: at most 1 it would take the wide path long to use.
-        parts.append(self.scale() * (ctx.query[user] * vector[:, None]).sum(-1).amax(-1, keepdim=True))
+        parts.append((ctx.query[user] * vector[:, None]).sum(-1).amax(-1, keepdim=True))
         return torch.cat(parts, -1)
 
     def _matches(self, ctx: ContextKV, item: Tensor, user: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ class SketchEncoder(nn.Module):
         self.seeds = nn.Parameter(torch.randn(config.summarizer.seeds, width))
         self.query = nn.Parameter(torch.eye(width) + 0.1 * torch.randn(width, width) * width**-0.5)
         self.key = nn.Parameter(torch.eye(width) + 0.1 * torch.randn(width, width) * width**-0.5)
-        self.sharpness = nn.Parameter(torch.tensor(1.0))
+        self.sharpness = nn.Parameter(torch.tensor(6.0))
         self.mass = nn.Parameter(torch.randn(heads + 1, width) * 0.1)
         self.place = nn.Parameter(torch.randn(config.summarizer.seeds, width) * 0.1)
         self.read = _Read(width)
