@@ -36,13 +36,7 @@ def fit_clusters(
     Raises:
         DataError: no two events are near each other.
     """
-    items, inverse, count = np.unique(events.item, return_inverse=True, return_counts=True)
-    random = torch.Generator().manual_seed(seed)
-    vector = torch.randint(0, 2, (len(items), width), generator=random, dtype=torch.float32) * 2 - 1
-    share = torch.from_numpy(count / max(count.sum(), 1)).float()
-    rare = torch.from_numpy(1.0 / np.sqrt(count)).float().unsqueeze(1)
-    for _ in range(rounds):
-        vector = _contexts(events, torch.from_numpy(inverse), vector * rare, share, window)
+    items, vector = company(events, width, window, rounds, seed)
     known = vector.norm(dim=1) > 0
     if not bool(known.any()):
         raise DataError(
@@ -50,6 +44,23 @@ def fit_clusters(
             "give a larger sample, or set slots.clusters to 0"
         )
     return items[known.numpy()], kmeans(vector[known].numpy(), clusters, seed)
+
+
+def company(
+    events: Events, width: int = 64, window: int = 8, rounds: int = 2, seed: int = 0
+) -> tuple[np.ndarray, torch.Tensor]:
+    """Items int64 [M], ascending, and what each occurs near: unit vectors float32 [M, W], 0 without neighbours.
+
+    Arguments as for :func:`fit_clusters`.
+    """
+    items, inverse, count = np.unique(events.item, return_inverse=True, return_counts=True)
+    random = torch.Generator().manual_seed(seed)
+    vector = torch.randint(0, 2, (len(items), width), generator=random, dtype=torch.float32) * 2 - 1
+    share = torch.from_numpy(count / max(count.sum(), 1)).float()
+    rare = torch.from_numpy(1.0 / np.sqrt(count)).float().unsqueeze(1)
+    for _ in range(rounds):
+        vector = _contexts(events, torch.from_numpy(inverse), vector * rare, share, window)
+    return items, vector
 
 
 def kmeans(vectors: np.ndarray, clusters: int, seed: int = 0, iterations: int = 10) -> np.ndarray:

@@ -53,7 +53,7 @@ DAY_MS = 86_400_000
 FREQUENCIES = 8
 
 
-def _waves(x: Tensor) -> Tensor:
+def waves(x: Tensor) -> Tensor:
     """Fourier features of ``log1p(x)``: [...] -> [..., 2 * FREQUENCIES], smooth from seconds to years."""
     steps = math.pi * 2.0 ** torch.arange(-4, FREQUENCIES - 4, device=x.device, dtype=torch.float32)
     angle = torch.log1p(x.float().clamp_min(0))[..., None] * steps / 4
@@ -260,7 +260,7 @@ class Ranker(nn.Module):
         return encoded * math.sqrt(self.config.width)
 
     def _recent_places(self, age: Tensor, rank: Tensor) -> Tensor:
-        return self.recent_place(torch.cat([_waves(age / 1000), _waves(rank)], -1))
+        return self.recent_place(torch.cat([waves(age / 1000), waves(rank)], -1))
 
     def _now_token(
         self, now: Tensor, elapsed: Tensor, age: Tensor, lengths: Tensor, summarized: Tensor
@@ -275,7 +275,7 @@ class Ranker(nn.Module):
             [day.sin(), day.cos(), week.sin(), week.cos(), summarized.float(), (lengths > 0).float()], -1
         )
         return self.now_token + self.now_features(
-            torch.cat([_waves(elapsed / 1000), _waves(newest / 1000), more], -1)
+            torch.cat([waves(elapsed / 1000), waves(newest / 1000), more], -1)
         )
 
     def _run(

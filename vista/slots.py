@@ -127,7 +127,7 @@ class SlotMemory(nn.Module):
         mass = np.zeros((users, self.total, self.horizons), np.float32)
         return SlotState(mass, np.zeros(users, np.int64), np.zeros(users, np.int64))
 
-    def _decay(self, elapsed_ms: np.ndarray, later: np.ndarray) -> np.ndarray:
+    def decay(self, elapsed_ms: np.ndarray, later: np.ndarray) -> np.ndarray:
         """Factors float64 [..., horizons] of masses that are ``elapsed_ms`` and ``later`` events old."""
         by_time = np.exp2(-(np.asarray(elapsed_ms, np.float64)[..., None] / self.half_lives_ms))
         by_count = np.exp2(-(np.asarray(later, np.float64)[..., None] / self.half_lives_events))
@@ -152,7 +152,7 @@ class SlotMemory(nn.Module):
         newest = events.time[ends]
         last[touched] = np.where(state.count[touched] > 0, np.maximum(newest, state.last_ms[touched]), newest)
         old = np.flatnonzero(touched & (state.count > 0))
-        factor = self._decay(last[old] - state.last_ms[old], lengths[old]).astype(np.float32)
+        factor = self.decay(last[old] - state.last_ms[old], lengths[old]).astype(np.float32)
         for u, by in zip(old.tolist(), factor, strict=True):
             state.mass[u] *= by
         state.last_ms[:] = last
@@ -172,7 +172,7 @@ class SlotMemory(nn.Module):
             user = np.repeat(np.arange(b - a), lengths)
             elapsed = np.maximum(last[a:b][user] - events.time[start:stop], 0)
             later = events.offsets[a + 1 : b + 1][user] - 1 - np.arange(start, stop)
-            weight = self._decay(elapsed, later)
+            weight = self.decay(elapsed, later)
             base = user * size
             keys = self._keys_numpy(events.item[start:stop])
             place = np.concatenate([base + key * self.horizons for key in keys])
@@ -198,7 +198,7 @@ class SlotMemory(nn.Module):
         last = np.where(some & (older.count > 0), np.maximum(newer.last_ms, older.last_ms), last)
         mass = newer.mass.copy()
         back = older.count > 0
-        factor = self._decay(last[back] - older.last_ms[back], newer.count[back])
+        factor = self.decay(last[back] - older.last_ms[back], newer.count[back])
         mass[back] += older.mass[back] * factor[:, None, :].astype(np.float32)
         return SlotState(mass, last, older.count + newer.count)
 

@@ -24,7 +24,7 @@ from vista.data.examples import Batch
 from vista.embedding import gaps
 from vista.model import VistaModel
 from vista.ops.crossing import Plan, fast
-from vista.ranker import FREQUENCIES, _waves
+from vista.ranker import FREQUENCIES, waves
 from vista.recent import select_recent
 
 MISSING = 2
@@ -147,7 +147,7 @@ class ExactMasses:
                 names, place = np.unique(theirs, return_inverse=True)
                 at = np.minimum(np.searchsorted(names, ours), len(names) - 1)
                 hit = np.flatnonzero(names[at] == ours)
-                weight = memory._decay(age[hit], later[hit])
+                weight = memory.decay(age[hit], later[hit])
                 mass = np.stack([np.bincount(at[hit], w, len(names)) for w in weight.T], 1)
                 if key == 0:
                     found[a:b, : memory.rows] = mass[place][:, None]
@@ -223,15 +223,15 @@ class History:
         owner = np.repeat(np.arange(window.users), window.lengths)
         age = torch.from_numpy(np.maximum(now[owner] - window.time, 0))
         rank = torch.from_numpy(window.offsets[1:][owner] - 1 - np.arange(len(window)))
-        waves = torch.cat([_waves(age / 1000), _waves(rank)], -1)
-        x = x + ranker.recent_place(waves)
+        place = torch.cat([waves(age / 1000), waves(rank)], -1)
+        x = x + ranker.recent_place(place)
         vectors = model.items.vector(torch.from_numpy(window.item))
         found = []
         for number, layer in enumerate(ranker.layers):
             value = layer.split(layer.value(layer.before_attention(x)))
             # The last channel of a value is 1: what is read there is the mass that fell on events.
             value = torch.cat([value[..., :-1], torch.ones_like(value[..., :1])], -1)
-            found.append((read.keys(number, vectors, read.age[number](waves)), value))
+            found.append((read.keys(number, vectors, read.age[number](place)), value))
         return found
 
     def crossing(self):

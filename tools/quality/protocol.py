@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 
 from vista.catalogue import Catalogue, survey
-from vista.clusters import _contexts
+from vista.clusters import company
 from vista.data.events import Events
 from vista.data.examples import Batch, ExampleConfig, PopularItems, Visit, collate
 from vista.data.generator import ACTIONS, GeneratorOptions, content_vectors, generate
@@ -72,19 +71,10 @@ def _finish(
     return Data(name, users, events, actions, catalogue, content(catalogue), group_size)
 
 
-def company(catalogue: Catalogue, width: int = 64, window: int = 8) -> np.ndarray:
-    """float32 [I, width]: what each item occurs near, by the random indexing behind ``vista.clusters``; 0 if
-    never."""
-    events = catalogue.sample
-    items, inverse, count = np.unique(events.item, return_inverse=True, return_counts=True)
-    vector = (
-        torch.randint(0, 2, (len(items), width), generator=torch.Generator().manual_seed(0)).float() * 2 - 1
-    )
-    rare = torch.from_numpy(1.0 / np.sqrt(count)).float()[:, None]
-    share = torch.from_numpy(count / max(count.sum(), 1)).float()
-    for _ in range(2):
-        vector = _contexts(events, torch.from_numpy(inverse), vector * rare, share, window)
-    found = np.zeros((len(catalogue.item), width), np.float32)
+def _company(catalogue: Catalogue) -> np.ndarray:
+    """float32 [I, W]: what each item of the catalogue occurs near in the training period; 0 if never."""
+    items, vector = company(catalogue.sample)
+    found = np.zeros((len(catalogue.item), vector.shape[1]), np.float32)
     found[np.searchsorted(catalogue.item, items)] = vector.numpy()
     return found
 
@@ -102,7 +92,7 @@ def from_columns(
     order = np.argsort(user, kind="stable")
     users, lengths = np.unique(user, return_counts=True)
     events = Events.of(lengths, **{n: c[order] for n, c in columns.items()}).sorted()
-    return _finish(name, users, events, actions, held_out, content or company, group_size)
+    return _finish(name, users, events, actions, held_out, content or _company, group_size)
 
 
 def load(path: str | Path, held_out: float = 0.1) -> Data:
@@ -124,7 +114,7 @@ def load(path: str | Path, held_out: float = 0.1) -> Data:
         order = np.argsort(np.repeat(first, events.lengths), kind="stable")
         lengths = np.bincount(first, weights=events.lengths, minlength=len(names)).astype(np.int64)
         events = Events.of(lengths, **{n: c[order] for n, c in events.columns.items()}).sorted()
-        return _finish(path.name, np.arange(len(names)), events, warehouse.actions, held_out, company)
+        return _finish(path.name, np.arange(len(names)), events, warehouse.actions, held_out, _company)
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     names = ["user_id", "item_id", "action", "surface", "timestamp_ms", "request_id"]
     try:
