@@ -19,9 +19,9 @@ from cache_store.mapping import FileRange, major_faults
 from cache_store.record import HEADER, HEADER_BYTES, PAGE, PAGE_HEADER, RecordSchema, model_word
 
 _PIECE_BYTES = 1 << 20
-"""Bytes that one thread copies before it looks for more."""
+"""Fewer bytes than this are not worth a thread."""
 _PROBE = 16
-"""Rows after which :meth:`Generation.gather` judges whether the disk is involved."""
+"""Rows by which :meth:`Generation.read_ahead` judges whether the disk is involved."""
 
 ABSENT, GONE = -1, -2
 """What :meth:`Generation.locate` answers for users it does not hold, and for its tombstones."""
@@ -99,7 +99,6 @@ class Generation:
         )
         self._pages = flat.view(f"V{PAGE}")
         self._step = np.arange(max(1, schema.pages))
-        self._cold = False
 
     @cached_property
     def states(self) -> Table | None:
@@ -128,34 +127,33 @@ class Generation:
         place[entry < 0] = ABSENT
         return place, entry
 
+    def read_ahead(self, place: np.ndarray) -> None:
+        """Where rows have to come from the disk, ask for all of them at once, so that the disk works on many.
+
+        Args:
+            place: int64 [n], bytes of the range; the first few tell whether the disk is involved.
+        """
+        if not self.schema.paged:
+            return
+        faults = major_faults()
+        self.table.files.data.take(place[:_PROBE], mode="clip")
+        if major_faults() > faults:
+            self.table.files.will_need(place - PAGE_HEADER, self.row_bytes)
+
     def gather(self, place: np.ndarray, out: np.ndarray, crew: Crew | None = None) -> np.ndarray:
         """Copy the rows at ``place`` (int64 [n], bytes of the range) into ``out``, uint8 [n, row_bytes], contiguous.
 
-        Places below 0 copy something of no meaning. Where pages have to come from the disk, all further rows are
-        asked for at once, so that the disk works on many.
+        Places below 0 copy something of no meaning.
 
         Args:
             crew: threads that share the copying; None for the calling thread alone.
         """
-        cold, faults = self._cold, major_faults()
-        if cold:
-            self.table.files.will_need(place - PAGE_HEADER, self.row_bytes)
-        self._copy(place[:_PROBE], out[:_PROBE])
-        if len(place) <= _PROBE:
-            return out
-        place, rows = place[_PROBE:], out[_PROBE:]
-        self._cold = major_faults() > faults
-        if self._cold and not cold:
-            self.table.files.will_need(place - PAGE_HEADER, self.row_bytes)
-        pieces = 1 if crew is None else min(crew.threads, -(-rows.nbytes // _PIECE_BYTES))
-        if crew is None or pieces == 1:
-            self._copy(place, rows)
-        else:
+        # One piece a thread: where threads trade the interpreter more often, its hand-over eats the gain.
+        pieces = 1 if crew is None else min(crew.threads, out.nbytes // _PIECE_BYTES)
+        if crew is not None and pieces > 1:
             cuts = [len(place) * i // pieces for i in range(pieces + 1)]
-            crew.each(pieces, lambda i: self._copy(place[cuts[i] : cuts[i + 1]], rows[cuts[i] : cuts[i + 1]]))
-        return out
-
-    def _copy(self, place: np.ndarray, out: np.ndarray) -> None:
+            crew.each(pieces, lambda i: self.gather(place[cuts[i] : cuts[i + 1]], out[cuts[i] : cuts[i + 1]]))
+            return out
         start = (place - PAGE_HEADER) // self._unit
         if self.schema.paged:
             wanted = (start[:, None] + self._step).ravel()
@@ -163,6 +161,7 @@ class Generation:
         else:
             rows = self._rows[np.clip(start, 0, len(self._rows) - 1)]
             out[...] = rows.view(np.uint8).reshape(out.shape)
+        return out
 
     def keys(self, shard: int, states: bool = False) -> pages.Entries:
         """Keys of one shard in key order with the places of their values in its file.

@@ -136,10 +136,9 @@ class Snapshot:
         out = _buffer(out, (b, self.schema.tokens, self.schema.width), np.float32)
         target = out if found.inverse is None else np.empty((n, *out.shape[1:]), np.float32)
         status, header = np.full(n, _MISSING), np.zeros(n, HEADER)
-        step = max(1, _BLOCK_BYTES // self.row_bytes)
 
         def read(generation: Generation, at: np.ndarray) -> None:
-            rows = generation.gather(found.place[at], self._scratch(step)[: len(at)])
+            rows = generation.gather(found.place[at], self._scratch(len(at)))
             header[at] = head = headers_of(rows)
             status[at] = self._judge(rows, head, generation, found, at)
             records = rows[:, PAGE_HEADER : PAGE_HEADER + self.schema.record_bytes].view(self.schema.dtype)[
@@ -153,8 +152,10 @@ class Snapshot:
                 target[at] = block
 
         blocks: list[tuple[Generation, np.ndarray]] = []
+        step = max(1, _BLOCK_BYTES // self.row_bytes)
         for depth, generation in enumerate(self.chain):
             here = np.flatnonzero(found.depth == depth)
+            generation.read_ahead(found.place[here])
             blocks += [(generation, here[i : i + step]) for i in range(0, len(here), step)]
         self._crew.each(len(blocks), lambda i: read(*blocks[i]))
         bad = np.flatnonzero(status >= _MISSING)
@@ -180,15 +181,15 @@ class Snapshot:
         status, header = np.full(n, _MISSING), np.zeros(n, HEADER)
         for depth, generation in enumerate(self.chain):
             here = np.flatnonzero(found.depth == depth)
-            if len(here) == n:  # the common case: everything from one generation, straight into place
-                header = headers_of(generation.gather(found.place, target, self._crew))
-                status = self._judge(target, header, generation, found, here)
-                break
-            if len(here):
-                rows = np.empty((len(here), self.row_bytes), np.uint8)
-                generation.gather(found.place[here], rows, self._crew)
-                header[here] = head = headers_of(rows)
-                status[here] = self._judge(rows, head, generation, found, here)
+            if not len(here):
+                continue
+            # The common case is everything from one generation, straight into place.
+            rows = target if len(here) == n else np.empty((len(here), self.row_bytes), np.uint8)
+            generation.read_ahead(found.place[here])
+            generation.gather(found.place[here], rows, self._crew)
+            header[here] = head = headers_of(rows)
+            status[here] = self._judge(rows, head, generation, found, here)
+            if rows is not target:
                 target[here] = rows
         bad = np.flatnonzero(status >= _MISSING)
         if len(bad):
@@ -330,11 +331,11 @@ class Snapshot:
         )  # fmt: skip
 
     def _scratch(self, rows: int) -> np.ndarray:
-        """A buffer of this thread for gathered rows, uint8 [at least rows, row_bytes]."""
+        """A buffer of this thread for gathered rows, uint8 [rows, row_bytes]."""
         held = getattr(self._local, "rows", None)
         if held is None or len(held) < rows:
             held = self._local.rows = np.empty((rows, self.row_bytes), np.uint8)
-        return held
+        return held[:rows]
 
 
 def _buffer(out: np.ndarray | None, shape: tuple[int, ...], dtype: type) -> np.ndarray:

@@ -267,7 +267,7 @@ class Views:
         return Snapshot(chain, self.verify, self._crew)
 
     def _open(self, folder: Path, held: Generation | None, moved: bool) -> Generation:
-        """A generation as it is sealed now; ``held``, checked again after a move, if that is what it was opened with."""
+        """A generation as it is sealed now; ``held``, checked again after a move, if it was opened with that seal."""
         for _ in range(_ATTEMPTS):
             seal = manifests.read_seal(folder)
             try:

@@ -233,6 +233,7 @@ def test_a_store_opened_before_a_process_was_made_reads_in_it(tmp_path, method):
     ours, theirs = context.Pipe()
     process = context.Process(target=_child, args=(store, known, theirs))
     process.start()
+    theirs.close()  # so that a child that dies is an end of file, not a wait
     pid, before, after = ours.recv()
     process.join()
     assert process.exitcode == 0 and pid != os.getpid()
