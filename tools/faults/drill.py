@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_store import Store
+from cache_store import Status, Store
 from cache_store import manifest as manifests
 from cache_store.lines import read_pointer
 from cache_store.remote import pull, push
@@ -40,6 +40,7 @@ ACTIONS = {
 """What is done, and how often; compaction needs deltas, promotion a shadow."""
 
 _DEPTH = 5
+_LATE = 10
 _ACTIONS_PER_WORLD = 40
 
 
@@ -53,7 +54,7 @@ class Act:
     """
 
     name: str
-    work: Callable[[], None]
+    work: Callable[[], object]
     main: int
     shadow: int | None
     copy: int | None
@@ -67,6 +68,7 @@ class Report:
         kills: by action. steps: distinct steps at which a kill came, by action.
         unkilled: work that ended before its step came. recovered: kills after which the same work was done again.
         fell_back: kills after which the version before was live; the others had gone live already.
+        after_flip: kills after a pointer had been replaced.
         verified: times that prune left nothing and verify found nothing.
         lost: kinds of files that a simulated power cut took.
         seen: what the readers did.
@@ -77,6 +79,7 @@ class Report:
     unkilled: int = 0
     recovered: int = 0
     fell_back: int = 0
+    after_flip: int = 0
     verified: int = 0
     lost: Counter[str] = field(default_factory=Counter)
     seen: Seen = field(default_factory=Seen)
@@ -94,6 +97,7 @@ class Report:
             "unkilled": self.unkilled,
             "recovered": self.recovered,
             "fell_back": self.fell_back,
+            "after_flip": self.after_flip,
             "verified": self.verified,
             "lost_files": dict(sorted(self.lost.items())),
             "readers": vars(self.seen),
@@ -130,7 +134,7 @@ class World:
     def done(self, act: Act) -> None:
         self.version, self.shadow, self.copied = act.main, act.shadow, act.copy
 
-    def _act(self, name: str, work: Callable[[], None], **after: int | None) -> Act:
+    def _act(self, name: str, work: Callable[[], object], **after: int | None) -> Act:
         state = {"main": self.version, "shadow": self.shadow, "copy": self.copied, **after}
         return Act(name, work, **state)  # type: ignore[arg-type]
 
@@ -243,7 +247,18 @@ class World:
                     raise WrongValue(f"{path.name}, line {line}: version {version}, expected {old} or {new}")
                 moved |= version != old
                 self.truth.check_all(store, version, self.forgotten)
+        if act is None:
+            self._check_law_11()
         return moved
+
+    def _check_law_11(self) -> None:
+        """Whom the replica has forgotten is in none of its generations, whatever was pulled since."""
+        gone = self.truth.users[self.forgotten]
+        with Store.open(self.copy) as store:
+            for manifest in store.generations() if len(gone) else ():
+                found = store.lookup(gone, as_of=manifest.watermark_ms)
+                if (found.status != Status.MISSING).any():
+                    raise WrongValue(f"{manifest.generation} of the replica: a forgotten user came back")
 
     def tidy(self) -> None:
         """Prune must leave nothing that is not needed, and verify must find nothing."""
@@ -308,7 +323,10 @@ def run(
 
 
 class Aim:
-    """Where the next kill of some work goes: every step once before any comes again, in random order."""
+    """Where the next kill of some work goes: every step once before any comes again, in random order.
+
+    The few steps after a pointer was replaced, where work is live but not at its end, come ``_LATE`` times as often.
+    """
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
@@ -327,7 +345,9 @@ class Aim:
         if mode == "time":
             self._seconds[name] = outcome.seconds
         else:
-            self._steps[name, mode] = (self._rng.permutation(outcome.steps) + 1).tolist()
+            late = range(outcome.flip + 1, outcome.steps + 1) if outcome.flip else ()
+            steps = [*range(1, outcome.steps + 1), *(_LATE - 1) * [*late]]
+            self._steps[name, mode] = self._rng.permutation(steps).tolist()
 
 
 def _turn(world: World, rng: np.random.Generator, report: Report, aim: Aim, power: bool) -> None:
@@ -341,6 +361,7 @@ def _turn(world: World, rng: np.random.Generator, report: Report, aim: Aim, powe
     outcome = killing.run(act.work, mode, at)
     if outcome.killed:
         report.kills[act.name] += 1
+        report.after_flip += 0 < outcome.flip < outcome.steps
         report.steps.setdefault(act.name, set()).add(outcome.step)
         if power:
             report.lost.update(
@@ -374,7 +395,8 @@ def table(report: Report) -> str:
     s = report.seen
     rows += [
         f"{'all':<10}{report.total:>7}{sum(len(x) for x in report.steps.values()):>16}",
-        f"recovered by running again: {report.recovered}; the version before was live after {report.fell_back} kills",
+        f"recovered by running again: {report.recovered}; the version before was live after {report.fell_back} kills, "
+        f"{report.after_flip} kills came after a pointer was replaced",
         f"pruned and verified clean: {report.verified} times; work that ended before its kill: {report.unkilled}",
         f"readers: {s.lookups} lookups, {s.moves} moves to another generation, {s.as_of} as-of lookups, {s.states} "
         f"reads of states, {s.old} lookups on an older generation; no wrong value",

@@ -45,67 +45,115 @@ class Outcome:
     Attributes:
         killed: False if it finished before its step came.
         step: where it was killed: an audit event and file kind, or a source line.
-        steps: steps counted until then. seconds: it lived for so long.
+        steps: steps counted until then. flip: those until a line's pointer was last replaced, 0 if it never was.
+        seconds: it lived for so long.
         durable: (inode, mtime in ns) of files as fsynced.
+        result: what the work returned, as text.
     """
 
     killed: bool
     step: str
     steps: int
+    flip: int
     seconds: float
     durable: frozenset[tuple[int, int]]
+    result: str
 
 
 class WorkFailed(AssertionError):
     """The work raised an error of its own; the text is its traceback."""
 
 
-def run(work: Callable[[], None], mode: str, at: float | None) -> Outcome:
+def run(work: Callable[[], object], mode: str, at: float | None) -> Outcome:
     """Run ``work`` in a forked child that dies at step ``at`` (a number of steps, or seconds in ``time`` mode).
 
     Raises:
         WorkFailed
     """
-    steps_r, steps_w = os.pipe()
-    start = time.perf_counter()
-    pid = os.fork()
-    if pid == 0:
-        os.close(steps_r)
-        _child(work, mode, at, steps_w)
-    os.close(steps_w)
-    lines = _collect(steps_r, pid, at if mode == "time" else None)
-    _, status = os.waitpid(pid, 0)
-    seconds = time.perf_counter() - start
-    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    facts = [line.split("\t", 1) for line in lines if "\t" in line]
-    error = "\n".join(value.replace("\v", "\n") for name, value in facts if name == "error")
-    if error or (os.WIFSIGNALED(status) and not killed) or (not killed and os.WEXITSTATUS(status)):
-        raise WorkFailed(error or f"the child ended with status {status}")
-    durable = {(int(a), int(b)) for name, v in facts if name == "fsync" for a, b in [v.split()]}
-    steps = max([int(value) for name, value in facts if name == "steps"], default=0)
-    step = next((value for name, value in facts if name == "killed"), "any time" if killed else "")
-    return Outcome(killed, step, steps, seconds, frozenset(durable))
+    return Child(work, mode, at).end(at if mode == "time" else None)
 
 
-def _collect(pipe: int, pid: int, seconds: float | None) -> list[str]:
-    """What the child says until it ends; kills it after ``seconds``."""
-    raw, deadline = b"", None if seconds is None else time.perf_counter() + seconds
-    while True:
-        wait = None if deadline is None else max(0.0, deadline - time.perf_counter())
-        if select.select([pipe], [], [], wait)[0]:
-            block = os.read(pipe, 1 << 16)
-            if not block:
-                break
-            raw += block
-        else:
-            deadline = None
-            os.kill(pid, signal.SIGKILL)
-    os.close(pipe)
-    return raw.decode(errors="replace").split("\n")
+class Child:
+    """A forked process at work.
+
+    Args:
+        stops: at its step it waits to be told (:meth:`go_on`, :meth:`kill`) instead of dying at once.
+    """
+
+    def __init__(self, work: Callable[[], object], mode: str, at: float | None, stops: bool = False) -> None:
+        self._said, theirs = os.pipe()
+        wait, self._gate = os.pipe()
+        self._lines: list[str] = []
+        self._rest, self._open = b"", True
+        self._start = time.perf_counter()
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(self._said)
+            os.close(self._gate)
+            _child(work, mode, at, theirs, wait if stops else None)
+        os.close(theirs)
+        os.close(wait)
+
+    def until(self, what: str) -> bool:
+        """Wait until the child says ``stopped``, ``flock`` or ``result`` once more; False if it ended instead."""
+        before = self._count(what)
+        while self._open and self._count(what) == before:
+            self._listen(None)
+        return self._count(what) > before
+
+    def go_on(self) -> None:
+        os.write(self._gate, b"g")
+
+    def kill(self) -> None:
+        os.write(self._gate, b"k")
+
+    def end(self, seconds: float | None = None) -> Outcome:
+        """Wait for its end; kill it after ``seconds``.
+
+        Raises:
+            WorkFailed
+        """
+        deadline = None if seconds is None else time.perf_counter() + seconds
+        while self._open:
+            left = None if deadline is None else max(0.0, deadline - time.perf_counter())
+            if not self._listen(left):
+                deadline = None
+                os.kill(self._pid, signal.SIGKILL)
+        os.close(self._said)
+        os.close(self._gate)
+        _, status = os.waitpid(self._pid, 0)
+        lived = time.perf_counter() - self._start
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        facts = [line.split("\t", 1) for line in self._lines if "\t" in line]
+
+        def last(name: str, default: str) -> str:
+            return next((value for n, value in reversed(facts) if n == name), default)
+
+        error = last("error", "").replace("\v", "\n")
+        if error or (os.WIFSIGNALED(status) and not killed) or (not killed and os.WEXITSTATUS(status)):
+            raise WorkFailed(error or f"the child ended with status {status}")
+        durable = {(int(a), int(b)) for name, v in facts if name == "fsync" for a, b in [v.split()]}
+        return Outcome(
+            killed, last("killed", "any time" if killed else ""), int(last("steps", "0")), int(last("flip", "0")),
+            lived, frozenset(durable), last("result", ""),
+        )  # fmt: skip
+
+    def _count(self, what: str) -> int:
+        return sum(line.startswith(f"{what}\t") for line in self._lines)
+
+    def _listen(self, seconds: float | None) -> bool:
+        """Take what the child says next; False if it said nothing for so long."""
+        if not select.select([self._said], [], [], seconds)[0]:
+            return False
+        block = os.read(self._said, 1 << 16)
+        self._open = bool(block)
+        *lines, self._rest = (self._rest + block).split(b"\n")
+        self._lines += [line.decode(errors="replace") for line in lines]
+        return True
 
 
-def _child(work: Callable[[], None], mode: str, at: float | None, pipe: int) -> None:
-    def say(name: str, value: str) -> None:
+def _child(work: Callable[[], object], mode: str, at: float | None, pipe: int, gate: int | None) -> None:
+    def say(name: str, value: object) -> None:
         os.write(pipe, f"{name}\t{value}\n".encode())
 
     count = 0
@@ -117,8 +165,12 @@ def _child(work: Callable[[], None], mode: str, at: float | None, pipe: int) -> 
             return
         count += 1
         if count == at:
+            if gate is not None:
+                say("stopped", label)
+                if os.read(gate, 1) == b"g":
+                    return
             say("killed", label)
-            say("steps", str(count))
+            say("steps", count)
             os.kill(os.getpid(), signal.SIGKILL)
 
     fsync = os.fsync
@@ -131,6 +183,12 @@ def _child(work: Callable[[], None], mode: str, at: float | None, pipe: int) -> 
         say("fsync", f"{facts.st_ino} {facts.st_mtime_ns}")
 
     def audit(event: str, args: tuple[Any, ...]) -> None:
+        if event == "fcntl.flock":
+            say("flock", "")
+        elif event == "os.rename" and _is_pointer(args[1]):
+            say("flip", count + (mode == "file"))
+        if mode != "file":
+            return
         if event in _AUDITED:
             step(
                 f"before {event} {_kind(args[0]) if args and isinstance(args[0], (str, os.PathLike)) else ''}".strip()
@@ -150,13 +208,13 @@ def _child(work: Callable[[], None], mode: str, at: float | None, pipe: int) -> 
     code = 1
     try:
         os.fsync = counted_fsync
-        if mode == "file":
-            sys.addaudithook(audit)
-        elif mode == "line":
+        sys.addaudithook(audit)
+        if mode == "line":
             sys.settrace(trace)
-        work()
+        result = work()
         sys.settrace(None)
-        say("steps", str(count))
+        say("result", result)
+        say("steps", count)
         code = 0
     except BaseException:
         sys.settrace(None)
@@ -177,6 +235,11 @@ def _kind(path: Any) -> str:
     if name.startswith("deleting-") or (name[:8].isdigit()):
         return "generation folder"
     return "lease" if name.endswith((".json", ".json.tmp")) else "folder"
+
+
+def _is_pointer(path: Any) -> bool:
+    folder, name = os.path.split(str(path))
+    return name == "CURRENT" or os.path.basename(folder) == "lines"
 
 
 def files_of(root: Path) -> dict[Path, tuple[int, int]]:
