@@ -33,7 +33,7 @@ from beam_jobs.ingest_units import (
 from beam_jobs.run_record import DeadLetter, unit_name
 from beam_jobs.spill import Piece, groups_of, read_pieces, write_chunk
 from vista.data import paths, sorting
-from vista.data.items import ItemTable, added_up
+from vista.data.items import ItemTable, ItemTally
 from vista.data.merge import joined, merged
 from vista.data.rows import DTYPES, HISTORY, Kind, Rows, SortedWriter, batches_of
 from vista.data.tables import DataFile
@@ -98,7 +98,7 @@ def _write_table(
     file = f"{settings.commit:08d}-{settings.run}-{bucket:05d}.parquet"
     uri = posixpath.join(settings.roots[kind.name], "data", f"bucket={bucket:05d}", file)
     counts = dict.fromkeys(("written", "repeated", "in_table", "late", "users"), 0)
-    tally = _ItemTally()
+    tally = ItemTally()
     last_user = None
     writer = None
     try:
@@ -127,31 +127,6 @@ def _write_table(
         return _Written([], counts, None)
     writer.close()
     return _Written([uri], counts, tally.total() if kind is HISTORY else None)
-
-
-class _ItemTally:
-    """Events per (item, surface), added up now and then so that memory follows the items, not the events."""
-
-    LIMIT = 4_000_000
-
-    def __init__(self) -> None:
-        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self._rows = 0
-
-    def add(self, item: np.ndarray, surface: np.ndarray) -> None:
-        self._parts.append(added_up(item, surface))
-        self._rows += len(self._parts[-1][0])
-        if self._rows > self.LIMIT:
-            self._parts = [self.total()]
-            self._rows = len(self._parts[0][0])
-
-    def total(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(item, surface, events), each pair once."""
-        if len(self._parts) == 1:
-            return self._parts[0]
-        kinds = (np.int64, np.int32, np.int64)
-        columns = zip(*self._parts, strict=True) if self._parts else ((), (), ())
-        return added_up(*(np.concatenate([np.zeros(0, k), *c]) for k, c in zip(kinds, columns, strict=True)))
 
 
 def _sorted_rows(

@@ -14,6 +14,7 @@ import os
 import pickle
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy import event
@@ -24,8 +25,8 @@ from beam_jobs.run_record import file_digest
 from vista.data.tables import Warehouse
 
 
-def killed(options: ingest.IngestOptions, at: int) -> bool:
-    """Run in a child that dies at its ``at``-th change of state; False if it ended before."""
+def killed(job: Callable[[], object], at: int) -> bool:
+    """Run a job in a child that dies at its ``at``-th change of state; False if it ended before."""
     child = os.fork()
     if child == 0:
         left = at
@@ -38,11 +39,11 @@ def killed(options: ingest.IngestOptions, at: int) -> bool:
 
         sys.addaudithook(lambda name, args: step() if name == "os.rename" else None)
         event.listen(Engine, "commit", step)
-        ingest.run(options)
+        job()
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if status and not os.WIFSIGNALED(status):
-        raise SystemExit(f"ingest itself failed at step {at}: status {status}")
+        raise SystemExit(f"the job itself failed at step {at}: status {status}")
     return os.WIFSIGNALED(status)
 
 
@@ -68,7 +69,7 @@ def main() -> None:
     while alive:
         work = path.parent / f"killed-{at}"
         mine = dataclasses.replace(options, warehouse=str(work / "table"), run_dir=str(work / "run"))
-        alive = killed(mine, at) if at else True
+        alive = killed(lambda: ingest.run(mine), at) if at else True  # noqa: B023
         outcomes.append(outcome(mine))
         at += step
     print(json.dumps(outcomes))

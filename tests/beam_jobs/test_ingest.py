@@ -440,7 +440,7 @@ def test_a_commit_that_was_cut_short_leaves_no_trace_after_the_next_run(tmp_path
     warehouse = Warehouse(tmp_path / "table").open()
     items = warehouse.read_items()
     # What a crash after the items' commit leaves: items and ledger are ahead of history.
-    uri = warehouse._item_uri(warehouse.commit_number + 1, "crashed", 0)
+    uri = warehouse.item_uri(warehouse.commit_number + 1, "crashed", 0)
     items.write(uri)
     summary = {"vista.commit": str(warehouse.commit_number + 1), "vista.run": "crashed"}
     warehouse.items.add_files([uri.removeprefix("file://")], snapshot_properties=summary)

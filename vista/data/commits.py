@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from pyiceberg.exceptions import CommitFailedException
-from pyiceberg.table import Transaction
+from pyiceberg.io.pyarrow import parquet_files_to_data_files
+from pyiceberg.table import Table, Transaction
 
 from vista.data import paths
 from vista.data.manifests import PREFIX, entries, summary_of
@@ -160,6 +161,34 @@ def _commit(warehouse: Warehouse, addition: Addition) -> int | None:
         ) from error
     warehouse.refresh()
     return warehouse.snapshot()
+
+
+def replace_files(
+    table: Table, removed: Collection[str], added: Sequence[str], summary: dict[str, str]
+) -> None:
+    """One snapshot in which the files ``added`` (URIs, already written) stand for ``removed``: same rows, or fewer.
+
+    Raises:
+        TableChanged: another writer committed in between; nothing was replaced.
+    """
+    current = table.current_snapshot()
+    if current is None or not removed:
+        return
+    try:
+        with table.transaction() as tx:
+            new_files = list(parquet_files_to_data_files(table.io, tx.table_metadata, iter(added)))
+            with tx.update_snapshot(snapshot_properties=summary).overwrite() as update:
+                for entry in entries(table, current.snapshot_id):
+                    if entry.data_file.file_path in removed:
+                        update.delete_data_file(entry.data_file)
+                for data_file in new_files:
+                    update.append_data_file(data_file)
+    except CommitFailedException as error:
+        raise TableChanged(
+            f"{'.'.join(table.name())}: another writer committed at the same time; nothing was replaced. Run the same "
+            f"command again (vista status shows what is there)"
+        ) from error
+    table.refresh()
 
 
 def _add(tx: Transaction, files: Sequence[str], summary: dict[str, str]) -> None:

@@ -11,7 +11,6 @@ themselves are their owner's to delete.
 
 from __future__ import annotations
 
-import json
 import posixpath
 import uuid
 from collections.abc import Iterable, Sequence
@@ -19,18 +18,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pyiceberg.exceptions import CommitFailedException
-from pyiceberg.io.pyarrow import parquet_files_to_data_files
 from pyiceberg.table import Table
 
-from vista.data import paths
-from vista.data.manifests import PREFIX, DataFile, entries, files_of, summary_of
+from vista.data.commits import replace_files
+from vista.data.manifests import PREFIX, DataFile, files_of
+from vista.data.pruning import sweep
 from vista.data.reading import sorted_users
 from vista.data.rows import Kind, SortedWriter, batches_of, member, open_sorted, wanted_groups
 from vista.errors import DataError
-
-KEPT_SNAPSHOTS = 4_096
-"""Expired snapshots whose commit number is remembered for ``bucket_files(since=...)``."""
 
 BATCH_ROWS = 262_144
 
@@ -83,9 +78,12 @@ def forget_in(
         if rows:
             replaced[file.path] = _rewrite(file, kind, user_kind, wanted, left=file.rows - rows)
             gone += rows
-    if replaced:
-        _swap(table, replaced, whole)
-    return Forgotten(kind.name, gone, len(replaced), len(sweep(table, whole, expire=True)))
+    added = [uri for uri in replaced.values() if uri is not None]
+    replace_files(table, replaced, added, {PREFIX + "commit": str(whole), PREFIX + "run": "forget"})
+    older = [
+        s.snapshot_id for s in table.snapshots() if s.snapshot_id != table.current_snapshot().snapshot_id
+    ]
+    return Forgotten(kind.name, gone, len(replaced), len(sweep(table, whole, expire=older)))
 
 
 def _rows_of(file: DataFile, kind: Kind, users: np.ndarray) -> int:
@@ -107,72 +105,3 @@ def _rewrite(file: DataFile, kind: Kind, user_kind: str, users: np.ndarray, left
             if keep.any():
                 writer.write(rows if keep.all() else rows.take(keep))
     return uri
-
-
-def _swap(table: Table, replaced: dict[str, str | None], whole: int) -> None:
-    """One snapshot in which the new files stand for the old."""
-    summary = {PREFIX + "commit": str(whole), PREFIX + "run": "forget"}
-    current = table.current_snapshot()
-    assert current is not None
-    try:
-        with table.transaction() as tx:
-            added = [uri for uri in replaced.values() if uri is not None]
-            new_files = list(parquet_files_to_data_files(table.io, tx.table_metadata, iter(added)))
-            with tx.update_snapshot(snapshot_properties=summary).overwrite() as update:
-                for entry in entries(table, current.snapshot_id):
-                    if entry.data_file.file_path in replaced:
-                        update.delete_data_file(entry.data_file)
-                for data_file in new_files:
-                    update.append_data_file(data_file)
-    except CommitFailedException as error:
-        raise DataError(
-            f"{'.'.join(table.name())}: another writer committed at the same time; nothing was forgotten. Run vista "
-            f"forget again"
-        ) from error
-    table.refresh()
-
-
-def sweep(table: Table, whole: int, expire: bool = False) -> list[str]:
-    """Delete data files that no snapshot needs: those of forgotten rows and of runs that never committed.
-
-    Args:
-        whole: number of the last whole commit; files of a later one may belong to a run under way and are left.
-        expire: first expire every snapshot but the current one, remembering the commit number of each.
-
-    Returns:
-        URIs of the files deleted.
-    """
-    current = table.current_snapshot()
-    if current is None:
-        return []
-    if expire:
-        older = [s for s in table.snapshots() if s.snapshot_id != current.snapshot_id]
-        if older:
-            remembered = json.loads(table.properties.get(PREFIX + "expired", "{}"))
-            remembered |= {
-                str(s.snapshot_id): int(n)
-                for s in older
-                if (n := summary_of(s).get(PREFIX + "commit")) is not None
-            }
-            kept = dict(list(remembered.items())[-KEPT_SNAPSHOTS:])
-            with table.transaction() as tx:
-                tx.set_properties({PREFIX + "expired": json.dumps(kept)})
-            table.maintenance.expire_snapshots().by_ids([s.snapshot_id for s in older]).commit()
-            table.refresh()
-    needed = {
-        paths.as_uri(entry.data_file.file_path)
-        for snapshot in table.snapshots()
-        for entry in entries(table, snapshot.snapshot_id)
-    }
-    fs, root = paths.filesystem(posixpath.join(table.location(), "data"))
-    if not fs.exists(root):
-        return []
-    unneeded = []
-    for found in fs.find(root):
-        head = posixpath.basename(found).split("-", 1)[0]
-        ours = len(head) == 8 and head.isdigit() and int(head) <= whole
-        uri = paths.as_uri(fs.unstrip_protocol(found))
-        if ours and uri not in needed:
-            unneeded.append(uri)
-    paths.remove(unneeded)
-    return unneeded

@@ -186,3 +186,34 @@ class ItemTable:
         with paths.open_output(uri) as file:
             pq.write_table(self.to_arrow(), file, compression="zstd", store_schema=False)
         return uri
+
+
+class ItemTally:
+    """Events per (item, surface), added up now and then so that memory follows the items, not the events."""
+
+    LIMIT = 4_000_000
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self.rows = 0
+        """Of the parts held: 0 where nothing was added."""
+
+    def add(self, item: np.ndarray, surface: np.ndarray) -> None:
+        """Count one event per row, [N] each."""
+        self._parts.append(added_up(item, surface))
+        self.rows += len(self._parts[-1][0])
+        if self.rows > self.LIMIT:
+            self._parts = [self.total()]
+            self.rows = len(self._parts[0][0])
+
+    def total(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(item, surface, events), each pair once."""
+        if len(self._parts) == 1:
+            return self._parts[0]
+        kinds = (np.int64, np.int32, np.int64)
+        columns = zip(*self._parts, strict=True) if self._parts else ((), (), ())
+        return added_up(*(np.concatenate([np.zeros(0, k), *c]) for k, c in zip(kinds, columns, strict=True)))
+
+    def table(self) -> ItemTable:
+        """The same as an :class:`ItemTable` without names."""
+        return ItemTable.of(*self.total())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,8 @@ class DataFile:
     """One sorted file of one bucket; plain values, so it can be sent to a worker.
 
     Attributes:
-        commit: number of the commit that added its rows; 0 where another engine wrote the file.
+        commit: number of the last commit that added rows of it; 0 where another engine wrote the file.
+        first_commit: number of the first one; less than ``commit`` where files were merged (vista/data/compaction.py).
         min_time, max_time: bounds in milliseconds, None where the table has none.
     """
 
@@ -35,6 +37,7 @@ class DataFile:
     min_time: int | None = None
     max_time: int | None = None
     commit: int = 0
+    first_commit: int = 0
 
 
 def summary_of(snapshot: Any) -> dict[str, str]:
@@ -73,6 +76,7 @@ def files_of(table: Table, snapshot_id: int) -> list[DataFile]:
                 f"{name}: expected data files alone, found the delete file {f.file_path}; compact the table with the "
                 f"engine that wrote it, then run vista status again"
             )
+        first, last = _commits_in_name(f.file_path)
         low, high = (f.lower_bounds or {}).get(time_id), (f.upper_bounds or {}).get(time_id)
         files.append(
             DataFile(
@@ -82,15 +86,22 @@ def files_of(table: Table, snapshot_id: int) -> list[DataFile]:
                 bytes=int(f.file_size_in_bytes),
                 min_time=None if low is None else from_bytes(LongType(), low),
                 max_time=None if high is None else from_bytes(LongType(), high),
-                commit=_commit_in_name(f.file_path),
+                commit=last,
+                first_commit=first,
             )
         )
     return files
 
 
-def _commit_in_name(path: str) -> int:
-    head = posixpath.basename(path).split("-", 1)[0]
-    return int(head) if len(head) == 8 and head.isdigit() else 0
+MERGED = "-from-"
+"""In the name of a merged file, before the number of its first commit."""
+_NAME = re.compile(rf"(\d{{8}})-.*?(?:-\d{{5}}{MERGED}(\d{{8}}))?(?:-without-[0-9a-f]+)?\.parquet")
+
+
+def _commits_in_name(path: str) -> tuple[int, int]:
+    """(first, last) commit of the rows of a file, by its name; zeros where it is not ours."""
+    name = _NAME.fullmatch(posixpath.basename(path))
+    return (0, 0) if name is None else (int(name[2] or name[1]), int(name[1]))
 
 
 def commit_of(table: Table, snapshot_id: int) -> tuple[int, bool]:

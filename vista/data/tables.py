@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,18 @@ from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError
 from pyiceberg.table import Table
 from pyiceberg.table.sorting import UNSORTED_SORT_ORDER
-from pyiceberg.types import LongType, StringType
 
 from vista.data import paths
-from vista.data.commits import Addition, TableChanged, commit, recover
+from vista.data.adopting import checked, count_items
+from vista.data.commits import Addition, TableChanged, alone, commit, recover
 from vista.data.events import Events
-from vista.data.forgetting import Forgotten, forget_in, sweep
+from vista.data.forgetting import Forgotten, forget_in
 from vista.data.items import ItemTable, item_schema
 from vista.data.manifests import PREFIX, DataFile, commit_of, files_of, summary_of
 from vista.data.merge import joined
+from vista.data.pruning import Pruned, old_snapshots, sweep
 from vista.data.reading import ImpressionBatch, UserBatch, read_bucket, read_impressions
-from vista.data.rows import HISTORY, IMPRESSIONS, Kind, Rows, SortedWriter, batches_of
+from vista.data.rows import HISTORY, IMPRESSIONS, Kind, Rows, SortedWriter
 from vista.data.table_schemas import (
     SOURCES,
     TABLE_PROPERTIES,
@@ -159,7 +160,7 @@ class Warehouse:
             **(properties or {}),
         }
         # History last: it is what says that the warehouse exists.
-        self._create_others(user_kind)
+        self.create_others(user_kind)
         schema = table_schema(HISTORY, user_kind)
         self.catalog.create_table(
             (self.namespace, "history"),
@@ -190,7 +191,7 @@ class Warehouse:
             if PREFIX + key not in self.history.properties:
                 raise DataError(
                     f"{self.name}: table history lacks the property {PREFIX}{key}; it was not made by vista ingest. "
-                    f"Take it over once with Warehouse.adopt (vista/data/tables.py), or make another with vista ingest"
+                    f"Take it over once with `vista ingest --adopt`, or make another with vista ingest"
                 )
         return self
 
@@ -308,16 +309,27 @@ class Warehouse:
             files = files_of(table, snapshot)
         if snapshot is not None and kind is not HISTORY:
             until, _ = commit_of(self.history, snapshot)
+            self._apart(files, until)
             files = [f for f in files if f.commit <= until]
         if since is not None:
             before, still_there = commit_of(self.history, since)
             known = {f.path for f in files_of(table, since)} if still_there and kind is HISTORY else set()
             # A file rewritten by forget has a new path, and the commit number of the rows it had before.
             files = [f for f in files if f.path not in known and not 0 < f.commit <= before]
+            self._apart(files, before)
         found: dict[int, list[DataFile]] = {}
         for f in sorted(files, key=lambda f: f.path):
             found.setdefault(f.bucket, []).append(f)
         return dict(sorted(found.items()))
+
+    def _apart(self, files: Sequence[DataFile], commit: int) -> None:
+        """Raises DataError where a merged file has rows of before and after a commit."""
+        both = [f.path for f in files if 0 < f.first_commit <= commit < f.commit]
+        if both:
+            raise DataError(
+                f"{self.name}: expected files from before or from after commit {commit}, found {len(both)} that vista "
+                f"compact merged over it, such as {both[0]}; run vista summarize, or vista refresh without --since"
+            )
 
     def read_items(self) -> ItemTable:
         """All items with their names, commonest surface and number of events."""
@@ -378,7 +390,7 @@ class Warehouse:
             with SortedWriter(uri, HISTORY, self.user_kind, int(bucket)) as writer:
                 writer.write(rows)
             written.append(uri)
-        item_file = ItemTable.count(events.item, events.surface).write(self._item_uri(commit, run, 0))
+        item_file = ItemTable.count(events.item, events.surface).write(self.item_uri(commit, run, 0))
         return self.commit(Addition(run, written, items=[item_file], actions=actions))
 
     def forget(
@@ -395,24 +407,42 @@ class Warehouse:
         Raises:
             DataError: ids of the other kind, tags that keep old snapshots, or a writer in between.
         """
-        self.recover()
         strings = [isinstance(u, str) for u in users]
         if any(s != (self.user_kind == "string") for s in strings):
             raise DataError(
                 f"{self.name}: expected {self.user_kind} user ids, found others; see vista forget --help"
             )
-        done = {}
-        for kind in (HISTORY, IMPRESSIONS):
-            table = self.table(kind.name)
-            done[kind.name] = forget_in(table, kind, self.user_kind, users, buckets, self.commit_number)
-        self.refresh()
+        self.recover()
+        with alone(self):
+            self.refresh()
+            done = {}
+            for kind in (HISTORY, IMPRESSIONS):
+                table = self.table(kind.name)
+                done[kind.name] = forget_in(table, kind, self.user_kind, users, buckets, self.commit_number)
+            self.refresh()
         return done
 
-    def sweep(self) -> list[str]:
-        """Delete data files that no snapshot needs, left by runs that never committed; their URIs."""
+    def prune(self, keep: Collection[int], before_ms: int, dry_run: bool = False) -> Pruned:
+        """Expire snapshots that nobody needs and delete the files that only they, or no commit, had.
+
+        Args:
+            keep: history snapshots to keep: those that kept generations were made from. The current one stays anyway.
+            before_ms: what is younger is left, for a job may be reading or writing it.
+            dry_run: change nothing, only say what would go.
+        """
         self.recover()
-        names = ("history", "impressions", "items")
-        return [uri for name in names for uri in sweep(self.table(name), self.commit_number)]
+        with alone(self):
+            self.refresh()
+            snapshots, files = [], []
+            for name in ("history", "impressions", "items"):
+                table = self.table(name)
+                expired = old_snapshots(table, keep, before_ms)
+                snapshots += expired
+                files += sweep(
+                    table, self.commit_number, expire=expired, untouched_since_ms=before_ms, dry_run=dry_run
+                )
+            self.refresh()
+        return Pruned(snapshots, files)
 
     def adopt(
         self,
@@ -422,46 +452,20 @@ class Warehouse:
         actions: Sequence[str],
         surfaces: Sequence[str] = (),
     ) -> Warehouse:
-        """Take over a history table that another engine keeps: bucketed by our function, sorted by (user, time).
-
-        Args:
-            bucket_of: ``cache_store.keys.bucket_of``; the first users of every file are checked against it.
+        """Take over a history table that another engine keeps (vista/data/adopting.py).
 
         Raises:
-            DataError: columns, partition, buckets or order are not as in docs/architecture.md.
+            DataError: columns, partition, buckets or order are not as docs/data.md says.
         """
-        table = self.history
-        columns = {f.name: f.field_type for f in table.schema().fields}
-        wanted = ("bucket", "user_id", "time", "request", "item", "action", "surface")
-        missing = [name for name in wanted if name not in columns]
-        user_kind = {LongType(): "int64", StringType(): "string"}.get(columns.get("user_id"))
-        if missing or user_kind is None:
-            raise DataError(
-                f"{self.name}: expected columns {', '.join(wanted)} with user_id long or string, found "
-                f"{ {n: str(t) for n, t in columns.items()} }; bring its rows in with vista ingest"
-            )
-        check_vocabulary(actions, surfaces)
-        for bucket, files in self.bucket_files().items():
-            for f in files:
-                first = next(batches_of(f.path, HISTORY, 4_096), None)
-                if first is not None and (bucket_of(first.users, num_buckets) != bucket).any():
-                    raise DataError(
-                        f"{f.path}: expected users of bucket {bucket} of {num_buckets} by XXH64, found others; "
-                        f"bring its rows in with vista ingest"
-                    )
-        facts = {
-            "user-kind": user_kind,
-            "buckets": str(num_buckets),
-            "actions": json.dumps(list(actions)),
-            "surfaces": json.dumps(list(surfaces)),
-            "commit": "0",
-        }
-        self._create_others(user_kind)
-        with table.transaction() as tx:
+        facts = checked(self, num_buckets, bucket_of, actions, surfaces)
+        self.create_others(facts["user-kind"])
+        with self.history.transaction() as tx:
             tx.set_properties({PREFIX + k: v for k, v in facts.items()})
-        return self.refresh().open()
+        count_items(self.refresh().open())
+        return self
 
-    def _create_others(self, user_kind: str) -> None:
+    def create_others(self, user_kind: str) -> None:
+        """Make the tables beside history that are not there."""
         schemas = {
             "sources": SOURCES,
             "items": item_schema(),
@@ -476,5 +480,6 @@ class Warehouse:
                 properties=TABLE_PROPERTIES,
             )
 
-    def _item_uri(self, commit: int, run: str, shard: int) -> str:
+    def item_uri(self, commit: int, run: str, shard: int) -> str:
+        """Where a commit's file of an item shard lies."""
         return posixpath.join(self.items.location(), "data", f"{commit:08d}-{run}-{shard:05d}.parquet")
