@@ -1,25 +1,43 @@
 """One model for both tasks against one each; masked action modelling and same-user masking, on and off.
 
-Every side is the product's own training (same examples, same steps) with one thing changed, judged on the
-same held-out requests: ranking MRR among the slate's candidates, retrieval recall in the whole catalogue, and
-the AUC of the actions *given* an engagement, which is what masked action modelling is meant to teach. Batches
-are bucketed as in production, several slates of a user side by side, which is what same-user masking is for.
+Every side is the product's own training with one thing changed: the same batches, steps, random negatives and first
+weights, judged on the same held-out requests. Batches are bucketed as in production, a visit's slates side by side,
+which is what same-user masking is for; ``same_user_negatives`` tells how many of a positive's in-batch negatives are
+its own user's. The visits of a whole epoch are shuffled, so a short run still sees all users.
+
+- Ranking, among the slate's candidates: ``mrr``, ``gauc``, and ``ne``, the log loss of all actions over that of
+  their base rates, at the share of negatives trained with; lower is better.
+- Retrieval, in the whole catalogue: ``recall@10``, ``recall@100`` and ``retrieval_mrr`` of engaged items.
+- ``action_auc``: which action it was, *given* an engagement; what masked action modelling is meant to teach.
+
+A side's figure has the range over its seeds as ``low`` and ``high``; a difference has its 95 % interval over users of
+the mean over seeds, and the notes list it seed by seed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from tools.bench.harness import Figure, Result
-from tools.quality.protocol import generated, load
+from tools.quality.protocol import Data, generated, load
 from vista import metrics
-from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig
-from vista.data.examples import ExampleConfig, collate
+from vista.config import (
+    EmbeddingConfig,
+    ModelConfig,
+    RankerConfig,
+    SlotConfig,
+    SummarizerConfig,
+    fingerprint,
+)
+from vista.data.examples import Batch, ExampleConfig, collate
 from vista.data.loader import Loader, LoaderConfig, grouped
 from vista.evaluation import NEGATIVES, Scored, held_out, score
 from vista.losses import action_labels
@@ -35,104 +53,220 @@ SIDES = {
     "without_masked_actions": ObjectiveConfig(mask_actions=0.0),
     "without_user_mask": ObjectiveConfig(mask_same_user=False),
 }
-MEASURES = ("mrr", "recall@100", "action_auc")
+PER_USER = 16
+"""Held-out slates of one user, so that a few busy ones do not decide."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A measure as a weighted mean over rows: owner int64 [n], value and weight float64 [n]."""
+
+    owner: np.ndarray
+    value: np.ndarray
+    weight: np.ndarray
+
+    def mean(self) -> float:
+        return float(np.average(self.value, weights=self.weight))
 
 
 def run(
     quick: bool,
     data: str | None = None,
     seeds: int = 3,
-    steps: int = 300,
-    positives: int = 1_000,
+    steps: int = 800,
+    slates: int = 4_000,
     names: str | None = None,
+    keep: str | None = None,
 ) -> Result:
     """Train every side and compare.
 
     Args:
         data: a warehouse or Parquet events; the generated set without it.
-        seeds, steps: of every side. positives: requests judged. names: sides, comma separated.
+        seeds, steps: of every side. slates: held-out requests judged. names: sides, comma separated.
+        keep: folder for each side's predictions; a side that is there is not trained again.
     """
     torch.set_num_threads(1)
     if quick:
-        seeds, steps, positives = 1, min(steps, 30), 200
+        seeds, steps, slates = 1, min(steps, 30), min(slates, 200)
     chosen = names.split(",") if names else list(SIDES)
-    with tempfile.TemporaryDirectory() as folder:
-        found = load(data) if data else generated(Path(folder) / "events", 40, 160_000)
-    examples = ExampleConfig(slates_per_visit=16, max_history=1_024, negatives=8)
-    model = ModelConfig(
-        actions=found.actions,
-        embedding=EmbeddingConfig(rows=32_768, content_width=found.content.shape[1]),
-        slots=SlotConfig(buckets=1_024, clusters=256),
-        summarizer=SummarizerConfig(layers=1, seeds=16, chunk=128),
-        ranker=RankerConfig(recent=32),
-    )
-    scores: dict[tuple[str, str], list[float]] = {}
-    for seed in range(seeds):
-        for name in chosen:
-            config = TrainingConfig(
-                model=dataclasses.replace(model, seed=seed),
-                examples=examples,
-                loader=LoaderConfig(slates=96, events=32_768),
-                objective=SIDES[name],
-                max_steps=steps,
-                seed=seed,
-            )
-            for measure, value in _side(config, found, positives).items():
-                scores.setdefault((name, measure), []).append(value)
     result = Result(
-        params=dict(
-            data=Path(data).name if data else "generated", seeds=seeds, steps=steps, positives=positives
-        )
+        params=dict(data=Path(data).name if data else "generated", seeds=seeds, steps=steps, slates=slates)
     )
-    for (name, measure), values in scores.items():
-        result.figures[f"{name}_{measure}"] = _spread(np.array(values), measure)
-    joint = {m: np.array(scores["joint", m]) for m in MEASURES if ("joint", m) in scores}
-    for name in chosen:
-        for measure, ours in joint.items():
-            if name != "joint":
-                gain = ours - np.array(scores[name, measure])
-                result.figures[f"joint_over_{name}_{measure}"] = _spread(gain, f"{measure} gained")
+    judged: dict[str, list[dict[str, Rows | float]]] = {name: [] for name in chosen}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(keep) if keep else Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        found = histories(data, quick, Path(scratch))
+        for seed in range(seeds):
+            for name in chosen:
+                scored, told = side(
+                    folder, name, configuration(found, SIDES[name], steps, seed), found, slates
+                )
+                judged[name].append(measured(scored, found.actions))
+                result.notes.append(f"{name} {seed}: {told}")
+    _figures(result, judged)
     return result
 
 
-def _spread(values: np.ndarray, unit: str) -> Figure:
-    return Figure(float(values.mean()), unit, low=float(values.min()), high=float(values.max()))
+def histories(data: str | None, quick: bool, scratch: Path) -> Data:
+    """A warehouse or Parquet events; without a path, generated histories."""
+    if data:
+        return load(data)
+    return generated(scratch / "events", *((8, 24_000) if quick else (40, 160_000)))
 
 
-def _side(config: TrainingConfig, data, positives: int) -> dict[str, float]:
-    catalogue = data.catalogue
-    trained = VistaModel(config.model)
-    catalogue.fit(trained)
-    trained.items.set_content(catalogue.item, data.content)
-    trainer = Trainer(config, trained, catalogue.item, torch.device("cpu"))
-    recent = config.model.ranker.recent
+def configuration(found: Data, objective: ObjectiveConfig, steps: int, seed: int) -> TrainingConfig:
+    """Small enough for one core; 16 slates of a user share a pass over at most 1,024 events before them."""
+    return TrainingConfig(
+        model=ModelConfig(
+            actions=found.actions,
+            embedding=EmbeddingConfig(rows=32_768, content_width=found.content.shape[1]),
+            slots=SlotConfig(buckets=1_024, clusters=256),
+            summarizer=SummarizerConfig(layers=1, seeds=16, chunk=128),
+            ranker=RankerConfig(recent=32),
+            seed=seed,
+        ),
+        examples=ExampleConfig(slates_per_visit=16, max_history=1_024, negatives=8),
+        loader=LoaderConfig(slates=96, events=32_768, shuffle_visits=1 << 16),
+        objective=objective,
+        max_steps=steps,
+        seed=seed,
+    )
+
+
+def side(folder: Path, name: str, config: TrainingConfig, found: Data, slates: int) -> tuple[Scored, str]:
+    """Predictions of one trained side, from ``folder`` if they are there, and how they came about."""
+    key = fingerprint(config, f"{found.name} {slates}".encode())[:12]
+    kept = folder / f"{name}-{config.seed}-{key}.npz"
+    if not kept.exists():
+        trainer, told = train(config, found)
+        scored = score(trainer.model.eval(), questions(config, found, slates), found.catalogue.item)
+        building = kept.with_suffix(".building.npz")
+        np.savez(building, told=np.array(json.dumps(told)), **dataclasses.asdict(scored))
+        building.rename(kept)
+    with np.load(kept) as arrays:
+        scored = Scored(**{f.name: arrays[f.name] for f in dataclasses.fields(Scored)})
+        return scored, str(arrays["told"])
+
+
+def train(config: TrainingConfig, found: Data) -> tuple[Trainer, dict]:
+    """The product's training on the events before the split, and how it went (losses by fifths of the run)."""
+    catalogue = found.catalogue
+    model = VistaModel(config.model)
+    catalogue.fit(model)
+    model.items.set_content(catalogue.item, found.content)
+    trainer = Trainer(config, model, catalogue.item, torch.device("cpu"))
     loader = Loader(
-        data.source,
+        found.source,
         config.examples,
         config.loader,
-        recent,
+        config.model.ranker.recent,
         catalogue.popular(),
         config.seed,
         before_ms=catalogue.split_ms,
     )
+    losses, shared, began = [], [], time.process_time()
     for epoch, _, batch in loader.batches():
         if trainer.position.step >= config.max_steps:
             break
-        trainer.step(batch, epoch)
-    judged = dataclasses.replace(config.examples, negatives=NEGATIVES)
-    visits = held_out(data.source, judged, recent, catalogue.popular(), catalogue.split_ms, positives, 16)
-    batches = (collate(group, recent, judged.recent_pool) for group in grouped(visits, 128, 131_072))
-    return _measured(score(trainer.model.eval(), batches, catalogue.item), len(config.model.actions))
-
-
-def _measured(scored: Scored, actions: int) -> dict[str, float]:
-    engaged = scored.action != 0
-    per = metrics.slate_metrics(scored.probability.sum(1), engaged, scored.offsets, ks=())
-    labels = action_labels(torch.from_numpy(scored.action[engaged]), actions).numpy()
-    areas = [metrics.auc(scored.probability[engaged, a], labels[:, a]) for a in range(actions)]
-    areas = [a for a in areas if np.isfinite(a)]
-    return {
-        "mrr": float(per["mrr"].mean()),
-        "recall@100": float((scored.rank <= 100).mean()),
-        "action_auc": float(np.mean(areas)) if areas else float("nan"),
+        losses.append(trainer.step(batch, epoch))
+        shared.append(_same_user(batch))
+    parts = np.array_split(np.arange(len(losses)), min(5, len(losses)))
+    told = {
+        "cpu_seconds": round(time.process_time() - began),
+        "epoch": epoch,
+        "same_user_negatives": round(float(np.mean(shared)), 3),
+        **{
+            part: [round(float(np.mean([losses[i][part] for i in rows])), 3) for rows in parts]
+            for part in ("action", "past", "item", "next")
+        },
     }
+    return trainer, told
+
+
+def _same_user(batch: Batch) -> float:
+    """Share of the (positive, other engaged row) pairs of a batch whose two rows are of one user."""
+    slate = np.repeat(np.arange(len(batch)), np.diff(batch.offsets))
+    counts = np.bincount(batch.user_of[slate[batch.action != 0]]).astype(np.float64)
+    total = counts.sum()
+    return float((counts * (counts - 1)).sum() / max(total * (total - 1), 1.0))
+
+
+def questions(config: TrainingConfig, found: Data, slates: int) -> Iterator[Batch]:
+    """Held-out requests, the same for every side and seed."""
+    catalogue, recent = found.catalogue, config.model.ranker.recent
+    examples = dataclasses.replace(config.examples, negatives=NEGATIVES)
+    visits = held_out(
+        found.source, examples, recent, catalogue.popular(), catalogue.split_ms, slates, PER_USER
+    )
+    return (collate(group, recent, examples.recent_pool) for group in grouped(visits, 128, 131_072))
+
+
+def measured(scored: Scored, actions: tuple[str, ...], trained_negatives: int = 8) -> dict[str, Rows | float]:
+    """All measures of one side's predictions."""
+    engaged = scored.action != 0
+    sizes = np.diff(scored.offsets)
+    per = metrics.slate_metrics(scored.probability.sum(1), engaged, scored.offsets, ks=())
+    owner = scored.owner[per["group"]]
+    split = ~np.isnan(per["auc"])
+    weight = sizes[per["group"]].astype(np.float64)
+    found: dict[str, Rows | float] = {
+        "mrr": Rows(owner, per["mrr"], np.ones(len(owner))),
+        "gauc": Rows(owner[split], per["auc"][split], weight[split]),
+        "ne": _entropy(scored, len(actions), trained_negatives / NEGATIVES),
+    }
+    owner = scored.owner[scored.rank_slate]
+    tables = {
+        "recall@10": scored.rank <= 10,
+        "recall@100": scored.rank <= 100,
+        "retrieval_mrr": 1 / scored.rank,
+    }
+    for name, values in tables.items():
+        found[name] = Rows(owner, values.astype(np.float64), np.ones(len(owner)))
+    labels = action_labels(torch.from_numpy(scored.action[engaged]), len(actions)).numpy()
+    areas = [metrics.auc(scored.probability[engaged, a], labels[:, a]) for a in range(len(actions))]
+    found["action_auc"] = float(np.mean([a for a in areas if np.isfinite(a)] or [np.nan]))
+    return found
+
+
+def _entropy(scored: Scored, actions: int, thin: float) -> Rows:
+    """Log loss of each candidate, all actions together, over that of predicting every action's base rate."""
+    kept = scored.shown | (np.random.default_rng(13).random(len(scored.shown)) < thin)
+    owner = np.repeat(scored.owner, np.diff(scored.offsets))[kept]
+    y = action_labels(torch.from_numpy(scored.action[kept]), actions).numpy().astype(np.float64)
+
+    def loss(p: np.ndarray) -> np.ndarray:
+        p = np.clip(p.astype(np.float64), 1e-12, 1 - 1e-12)
+        return -(y * np.log(p) + (1 - y) * np.log1p(-p)).sum(1)
+
+    base = loss(np.broadcast_to(y.mean(0), y.shape)).mean()
+    return Rows(owner, loss(scored.probability[kept]) / base, np.ones(len(owner)))
+
+
+def _figures(result: Result, judged: dict[str, list[dict[str, Rows | float]]]) -> None:
+    numbers = {
+        name: {m: [r[m].mean() if isinstance(r[m], Rows) else r[m] for r in runs] for m in runs[0]}
+        for name, runs in judged.items()
+    }
+    for name, table in numbers.items():
+        for measure, values in table.items():
+            result.figures[f"{name}_{measure}"] = Figure(
+                float(np.mean(values)), measure, low=min(values), high=max(values)
+            )
+    for name in numbers if "joint" in numbers else ():
+        if name == "joint":
+            continue
+        for measure, ours in numbers["joint"].items():
+            gains = np.array(ours) - np.array(numbers[name][measure])
+            low, high = float(gains.min()), float(gains.max())
+            first = judged["joint"][0][measure]
+            if isinstance(first, Rows):
+                pairs = zip(judged["joint"], judged[name], strict=True)
+                mean = np.mean([a[measure].value - b[measure].value for a, b in pairs], axis=0)
+                _, low, high = metrics.bootstrap(first.owner, mean, first.weight)
+            result.figures[f"joint_over_{name}_{measure}"] = Figure(
+                float(gains.mean()), f"{measure} gained", low=low, high=high
+            )
+            result.notes.append(
+                f"joint over {name}, {measure}, by seed: {[round(float(g), 4) for g in gains]}"
+            )
