@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import tempfile
-import threading
 import time
+import traceback
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,8 +25,8 @@ import numpy as np
 
 from cache_store import Store
 from tools.faults.drill import memory_folder
-from tools.faults.truth import STEP, Truth
-from tools.faults.watch import Seen, Watch
+from tools.faults.truth import STEP, Truth, WrongValue
+from tools.faults.watch import Seen, Watch, shared
 
 
 @dataclass
@@ -33,6 +36,7 @@ class StormReport:
     Attributes:
         published: generations by kind. pruned: generations removed. seen: of the reader processes.
         slowest: lookups of the reader process that did fewest. threads: lookups by threads of one store.
+        publish_ms: median and largest time of one turn of the publisher, shards built and old ones pruned included.
     """
 
     published: Counter[str] = field(default_factory=Counter)
@@ -40,6 +44,7 @@ class StormReport:
     seen: Seen = field(default_factory=Seen)
     slowest: int = 0
     threads: int = 0
+    publish_ms: tuple[float, float] = (0.0, 0.0)
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, object]:
@@ -64,7 +69,7 @@ def run(
     """Publish ``generations`` (or for ``seconds``, one every ``every_ms``) under the eyes of readers.
 
     Args:
-        readers: processes. threads: of this process, sharing one store that they refresh under each other.
+        readers: processes. threads: of one more process, sharing one store that they refresh under each other.
         min_lookups: go on publishing until every reader has looked so often.
 
     Raises:
@@ -79,7 +84,7 @@ def run(
         watch = Watch([root], truth, readers, seed, gated=False)
         group = _Threads(root, truth, threads, seed)
         try:
-            version = STEP
+            version, turns = STEP, []
             while True:
                 number = sum(report.published.values())
                 enough = (
@@ -91,9 +96,12 @@ def run(
                     break
                 due = start + number * every_ms / 1000
                 time.sleep(max(0.0, due - time.perf_counter()))
+                turn = time.perf_counter()
                 version = _publish(publisher, truth, version, number, report)
+                turns.append((time.perf_counter() - turn) * 1000)
                 watch.check()
                 group.check()
+            report.publish_ms = (round(float(np.median(turns)), 1), round(max(turns), 1))
             report.slowest = int(watch.lookups().min())
             report.threads = group.close()
             report.seen = watch.close()
@@ -126,44 +134,65 @@ def _publish(store: Store, truth: Truth, version: int, number: int, report: Stor
 
 
 class _Threads:
-    """Threads that share one store, refresh it under each other, and look at pinned views of it."""
+    """A process whose threads share one store, refresh it under each other, and look at pinned views of it.
+
+    A process of its own, since threads beside the publisher would hold the interpreter whenever it comes back from
+    a file-system call.
+    """
 
     def __init__(self, root: Path, truth: Truth, count: int, seed: int) -> None:
-        self._store, self._truth = Store.open(root), truth
-        self._stop, self._errors = threading.Event(), []
-        self._counts = [0] * count
-        self._threads = [
-            threading.Thread(target=self._loop, args=(i, np.random.default_rng([seed, 99, i])))
-            for i in range(count)
-        ]
-        [t.start() for t in self._threads]
+        self._stop, self._counts = shared(1, np.int64), shared(count, np.int64)
+        context = multiprocessing.get_context("fork")
+        self._errors, theirs = context.Pipe(duplex=False)
+        self._child = context.Process(target=self._run, args=(root, truth, seed, theirs), daemon=True)
+        self._child.start()
+        theirs.close()
 
-    def _loop(self, number: int, rng: np.random.Generator) -> None:
-        try:
-            while not self._stop.is_set():
-                self._store.refresh()
-                with self._store.pin() as pinned:
+    def _run(self, root: Path, truth: Truth, seed: int, errors) -> None:
+        os.nice(5)
+
+        def loop(number: int) -> None:
+            rng = np.random.default_rng([seed, 99, number])
+            while not self._stop[0]:
+                store.refresh()
+                with store.pin() as pinned:
                     version = pinned.manifest.watermark_ms
                     for _ in range(2):
-                        at = rng.integers(0, self._truth.num_users, 20)
-                        self._truth.check(pinned.lookup(self._truth.users[at]), at, version)
+                        at = rng.integers(0, truth.num_users, 20)
+                        truth.check(pinned.lookup(truth.users[at]), at, version)
                         self._counts[number] += 1
-        except BaseException as error:
-            self._errors.append(error)
+
+        try:
+            with Store.open(root) as store, ThreadPoolExecutor(max(1, len(self._counts))) as pool:
+                for done in as_completed([pool.submit(loop, i) for i in range(len(self._counts))]):
+                    self._stop[0] |= done.exception() is not None
+                    done.result()
+        except BaseException:
+            errors.send(traceback.format_exc())
 
     def check(self) -> None:
-        if self._errors:
-            raise self._errors[0]
+        """Raise what a thread has raised.
+
+        Raises:
+            WrongValue
+        """
+        try:
+            if self._errors.poll():
+                raise WrongValue(self._errors.recv())
+        except EOFError:
+            pass  # it ended
+        if not self._child.is_alive() and not self._stop[0]:
+            raise WrongValue(f"the process of threads died with exit code {self._child.exitcode}")
 
     def stop(self) -> None:
-        self._stop.set()
+        self._stop[0] = 1
 
     def close(self) -> int:
-        self._stop.set()
-        [t.join() for t in self._threads]
+        """End the threads; lookups that they did. Raises as :meth:`check`."""
+        self.stop()
+        self._child.join(60)
         self.check()
-        self._store.close()
-        return sum(self._counts)
+        return int(self._counts.sum())
 
 
 def main() -> None:
