@@ -4,7 +4,7 @@ The pool is one memory-mapped file, best on a memory file system (``/dev/shm``);
 processes share. A plain mapped file rather than ``multiprocessing.shared_memory``, whose tracker unlinks the
 memory of a living writer when a reader started elsewhere exits (CPython before 3.13). The file::
 
-    magic    24 bytes  "vista-kvpool 1", zero padded
+    magic    24 bytes  "vista-kvpool 2", zero padded
     layout   4,072 bytes  JSON, zero padded: slots, slot_bytes, device, and the shapes of a context
     headers  one HEADER record per slot
     payload  slots x slot_bytes; on a GPU pool absent: the payload lies in device memory there, and the
@@ -47,7 +47,7 @@ from vista.errors import DataError, VistaError
 if TYPE_CHECKING:
     from vista.model import VistaModel
 
-MAGIC = b"vista-kvpool 1"
+MAGIC = b"vista-kvpool 2"
 _MAGIC_BYTES, _LAYOUT_BYTES, _NAME_BYTES, _OWNER_BYTES = 24, 4_072, 64, 512
 
 HEADER = np.dtype(
@@ -123,6 +123,7 @@ class KVPool:
         slots: int,
         *,
         recent: int | None = None,
+        dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ) -> KVPool:
         """A new pool at ``path`` (replaces a file that is there; readers of the old one keep the old one).
@@ -132,10 +133,14 @@ class KVPool:
             model: whose contexts it will hold; their size follows from its configuration.
             slots: contexts kept. Take several times what can be in flight between the processes.
             recent: recent events a context may have at most; the model's own number by default.
+            dtype: of keys and values in the pool: ``float32``, or ``float16`` in half the memory, rounded to
+                11 bits. Readers get float32 of either.
             device: ``cpu``, or a CUDA device whose memory the readers map by CUDA IPC.
         """
         if slots < 1:
             raise DataError(f"pool slots: expected at least 1, found {slots}")
+        if dtype not in (torch.float32, torch.float16):
+            raise DataError(f"pool dtype: expected torch.float32 or torch.float16, found {dtype}")
         config, path = model.config, Path(path)
         recent = config.ranker.recent if recent is None else recent
         layout = {
@@ -149,6 +154,7 @@ class KVPool:
             "slot_tokens": model.slots.tokens if config.slots.enabled else 0,
             "seeds": config.summarizer.seeds,
             "recent": recent,
+            "half": dtype == torch.float16,
         }
         layout["slot_bytes"] = sum(_sizes(layout, config.summarizer.seeds + recent + 1, recent).values())
         text = json.dumps(layout).encode()
@@ -249,10 +255,10 @@ class KVPool:
         header, place = self._headers[slot], self._payload[slot]
         owner = _owner(ctx.owner[u])
         header["sequence"] += np.uint64(1 if header["sequence"] % 2 == 0 else 2)  # odd, also after a crash
-        at = 0
+        at, dtypes = 0, _dtypes(self.layout)
         for name in TENSORS:
             x = tensors[name][:, u] if name in LAYERED else tensors[name][u]
-            raw = x.detach().to(DTYPES[name]).contiguous().view(-1).view(torch.uint8)
+            raw = x.detach().to(dtypes[name]).contiguous().view(-1).view(torch.uint8)
             place[at : at + raw.numel()].copy_(raw)
             place[at + raw.numel() : at + sizes[name]].zero_()
             at += sizes[name]
@@ -315,10 +321,10 @@ class KVPool:
                 return None, name
         length, recent = int(header["length"]), int(header["recent"])
         shapes, sizes = _shapes(self.layout, length, recent), _sizes(self.layout, length, recent)
-        tensors, at = {}, 0
+        tensors, at, dtypes = {}, 0, _dtypes(self.layout)
         for name in TENSORS:
-            count = int(np.prod(shapes[name], dtype=np.int64)) * DTYPES[name].itemsize
-            x = copy[at : at + count].view(DTYPES[name]).view(shapes[name])
+            count = int(np.prod(shapes[name], dtype=np.int64)) * dtypes[name].itemsize
+            x = copy[at : at + count].view(dtypes[name]).view(shapes[name]).to(DTYPES[name])
             tensors[name] = x.unsqueeze(1 if name in LAYERED else 0)
             at += sizes[name]
         plain = {n: None if t is None else t.decode() for n, t in texts.items() if n != "owner"}
@@ -374,8 +380,13 @@ def _shapes(layout: dict, length: int, recent: int) -> dict[str, tuple[int, ...]
 
 def _sizes(layout: dict, length: int, recent: int) -> dict[str, int]:
     """Bytes of every tensor in a slot, each padded to 8."""
-    shapes = _shapes(layout, length, recent)
-    return {n: -(-int(np.prod(s, dtype=np.int64)) * DTYPES[n].itemsize // 8) * 8 for n, s in shapes.items()}
+    shapes, dtypes = _shapes(layout, length, recent), _dtypes(layout)
+    return {n: -(-int(np.prod(s, dtype=np.int64)) * dtypes[n].itemsize // 8) * 8 for n, s in shapes.items()}
+
+
+def _dtypes(layout: dict) -> dict[str, torch.dtype]:
+    """As stored; readers get :data:`DTYPES`."""
+    return {**DTYPES, **(dict.fromkeys(LAYERED, torch.float16) if layout["half"] else {})}
 
 
 def _owner(user: int | str) -> bytes:

@@ -158,6 +158,19 @@ def test_what_is_read_is_what_was_put_whatever_the_length(pool):
             assert same(pool.get(ticket, int(ctx.owner[u])), ctx[u])
 
 
+def test_a_half_precision_pool_rounds_keys_and_values_and_nothing_else(tmp_path, pool):
+    half = KVPool.create(tmp_path / "half", MODEL, 2, dtype=torch.float16)
+    ctx = context(np.array([1]))
+    (ticket,) = half.put(ctx)
+    found = KVPool.attach(half.path).get(ticket, 1)
+    for name, x in ctx.tensors().items():
+        expected = x.half().float() if name in ("keys", "values") else x
+        assert torch.equal(found.tensors()[name], expected)
+    saved = pool.layout["slot_bytes"] - half.layout["slot_bytes"]
+    assert saved == 2 * (2 * 12 * 16) * 2  # keys and values, layers x tokens x width, two bytes each
+    half.close()
+
+
 def test_text_users_keep_trailing_zeros_and_length(pool):
     users = ["a", "a\0", "é" * 200]
     tickets = pool.put(context(users))
@@ -241,6 +254,8 @@ def test_wrong_uses_are_refused(pool, tmp_path):
         KVPool.attach(pool.path).put(context(np.array([1])))
     with pytest.raises(DataError, match="at least 1"):
         KVPool.create(tmp_path / "none", MODEL, 0)
+    with pytest.raises(DataError, match="float32 or torch.float16"):
+        KVPool.create(tmp_path / "none", MODEL, 1, dtype=torch.bfloat16)
     with pytest.raises(PoolError, match="start that process first"):
         KVPool.attach(tmp_path / "absent")
     (tmp_path / "other").write_bytes(b"something else" * 400)

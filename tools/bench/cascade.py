@@ -127,6 +127,7 @@ def run(
                     result.figures[f"{key}_at_{seeds + shorter + 1}"] = Figure(
                         gain.value, low=gain.low, high=gain.high, at_least=gain.at_least
                     )
+            _half_pool(cascade, result)
         if processes:
             _two_processes(params, result, 2 if quick else 5)
     finally:
@@ -185,6 +186,24 @@ def _parts(cascade: Cascade, repeats: int) -> dict[str, np.ndarray]:
         },
         repeats,
     )
+
+
+def _half_pool(cascade: Cascade, result: Result) -> None:
+    """What a float16 pool saves and what it costs in accuracy."""
+    apart, slot_bytes = 0.0, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for dtype in (torch.float32, torch.float16):
+            pool = KVPool.create(Path(folder) / "pool", cascade.model, 1, dtype=dtype)
+            slot_bytes[dtype] = pool.layout["slot_bytes"]
+            for number, inputs in enumerate(cascade.requests[:4]):
+                ctx, found = cascade.retrieve(inputs)
+                read = pool.get(pool.put(ctx)[0], number)
+                assert read is not None
+                gap = cascade.rank_shared(read, found) - cascade.rank_shared(ctx, found)
+                apart = max(apart, float(gap.abs().max()))
+            pool.close()
+    result.figures["pool_float16_memory"] = Figure(slot_bytes[torch.float16] / slot_bytes[torch.float32])
+    result.figures["pool_float16_difference"] = Figure(apart, "logit")
 
 
 def _ranking_process(params: dict[str, Any], pool_path: Path, pipe: Connection) -> None:
