@@ -211,9 +211,10 @@ def _race(track: Track, rng: np.random.Generator, report: Report, aim: Aim) -> N
     with Store.open(track.root) as store:
         parent, depth = store.manifest.generation, store.manifest.depth
     pairs = [p for p in PAIRS if ("compact" not in p or depth) and ("delta" not in p or depth < _DEPTH)]
-    names = pairs[rng.integers(len(pairs))]
+    # The pair that has raced least: some are not possible in every state of the line.
+    names = min(pairs, key=lambda pair: (report.races[" and ".join(pair)], rng.random()))
+    report.races[" and ".join(names)] += 1
     entries = track.entries(*names)
-    report.races[f"{names[0]} and {names[1]}"] += 1
     mode = str(rng.choice(["file", "line"], p=[0.7, 0.3]))
     first = Child(lambda: track.work(entries[0], parent), mode, aim.next(names[0], mode), stops=True)
     stopped = first.until("stopped")
