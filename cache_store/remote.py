@@ -12,7 +12,7 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -163,7 +163,7 @@ def pull(
             with exclusive(layout, f"pulling {url}"):
                 name = _enter_chain(layout, chain, line, report)
                 if name is None:
-                    continue  # prune was faster than we: copy again what it took
+                    continue  # prune or forget was faster than we: copy again what it took
                 pointer = lines.read_pointer(layout, line)
                 if pointer is None or pointer.live != name:
                     lines.write_pointer(layout, line, pointer.then(name) if pointer else lines.Pointer(name))
@@ -256,7 +256,8 @@ def _download(
             if part is None or _is(target, fact):  # another pull was faster
                 return False
             remote.download(f"generations/{g.folder}/{file}", part, fact)
-            os.replace(_part_path(target), target)
+            with suppress(FileNotFoundError):  # forget took it away: the chain is then incomplete, and copied again
+                os.replace(_part_path(target), target)
         return True
 
     _count(report, g.manifest.files, _each(copy, list(g.manifest.files.items()), jobs))

@@ -23,7 +23,7 @@ from cache_store.errors import (
 )
 from cache_store.keys import hash_of
 from cache_store.remote import pull, push, sweep
-from cache_store.remote_files import RemoteError
+from cache_store.remote_files import RemoteError, RemoteFiles
 from tools.faults.truth import Truth
 
 TRUTH = Truth(num_users=30)
@@ -271,6 +271,23 @@ def test_what_was_forgotten_leaves_the_remote_side_with_the_next_push_and_sweep(
     gone[user] = True
     TRUTH.check_all(Store.open(target.layout.root), 1002, gone)
     assert sweep(url) == []
+
+
+def test_a_forget_while_a_pull_is_copying_is_kept_by_what_the_pull_enters(url, tmp_path, monkeypatch):
+    store, _ = origin(tmp_path, (1000,))
+    push(store, None, url)
+    target, gone, download = replica(tmp_path), np.arange(30) < 4, RemoteFiles.download
+
+    def then_forget(*args):
+        download(*args)
+        monkeypatch.setattr(RemoteFiles, "download", download)
+        target.forget(TRUTH.users[gone])
+
+    monkeypatch.setattr(RemoteFiles, "download", then_forget)
+    pull(url, target, jobs=1)
+    with Store.open(target.layout.root) as reader:
+        TRUTH.check_all(reader, 1000, gone)
+        assert (reader.lookup(TRUTH.users[gone]).status == Status.MISSING).all()
 
 
 @pytest.mark.parametrize("strings", [False, True], ids=["int64", "string"])
