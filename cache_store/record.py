@@ -219,8 +219,11 @@ class RecordSchema:
 
     def decode(self, records: np.ndarray, out: np.ndarray) -> None:
         """Tokens of structured records [n] into ``out``, float32 [n, S, D]."""
-        for g in self.groups:
-            Codec(g.codec, g.tokens, g.width).decode(records[g.name], out[:, self.slices[g.name]])
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # a damaged record may hold anything; nobody is served it
+            for g in self.groups:
+                Codec(g.codec, g.tokens, g.width).decode(records[g.name], out[:, self.slices[g.name]])
 
     def as_dict(self) -> dict[str, Any]:
         """Plain form for the manifest; the layout is repeated there so that a reader need not derive it."""

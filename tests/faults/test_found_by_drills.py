@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
-from cache_store import Store
+from cache_store import Status, Store
 from tools.faults.truth import Truth
 
 TRUTH = Truth(num_users=20)
@@ -32,3 +34,16 @@ def test_a_reader_that_first_reads_states_after_a_forget_finds_them(tmp_path):
         for view in (pinned, reader):
             TRUTH.check_states(view.states(TRUTH.users), np.arange(20), 1000, gone)
             assert view.states(TRUTH.users[there[:1]]) == [None]
+
+
+def test_a_damaged_record_spoils_no_batch_even_where_warnings_are_errors(tmp_path):
+    store, there = published(tmp_path / "s")
+    file, row = store.places(TRUTH.users[there[:1]])[0]
+    raw = bytearray(file.read_bytes())
+    start = row + 16 + 64
+    raw[start : row + 16 + TRUTH.schema.record_bytes] = b"\x7f" * (TRUTH.schema.record_bytes - 64)
+    file.write_bytes(raw)
+    with warnings.catch_warnings(), Store.open(tmp_path / "s") as reader:
+        warnings.simplefilter("error")
+        status = reader.lookup(TRUTH.users[there]).status
+    assert status[0] == Status.CORRUPT and (status[1:] == Status.FRESH).all()
