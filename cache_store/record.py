@@ -219,9 +219,8 @@ class RecordSchema:
 
     def decode(self, records: np.ndarray, out: np.ndarray) -> None:
         """Tokens of structured records [n] into ``out``, float32 [n, S, D]."""
-        with np.errstate(
-            over="ignore", invalid="ignore"
-        ):  # a damaged record may hold anything; nobody is served it
+        # A damaged record may hold anything; it is decoded with the others, and served to nobody.
+        with np.errstate(over="ignore", invalid="ignore"):
             for g in self.groups:
                 Codec(g.codec, g.tokens, g.width).decode(records[g.name], out[:, self.slices[g.name]])
 
