@@ -62,6 +62,7 @@ class ItemEncoder(nn.Module):
         super().__init__()
         e = config.embedding
         self.width, self.tables, self.rows = config.width, e.tables, e.rows
+        self.sparse_gradients = False  # of the rows; a training step looks them up a dozen times
         self.weight = nn.Parameter(
             torch.randn(e.tables * e.rows, config.width // e.tables) * config.width**-0.5
         )
@@ -83,7 +84,7 @@ class ItemEncoder(nn.Module):
             [bucket_torch(item, _ITEM_SALT + t, self.rows) + t * self.rows for t in range(self.tables)],
             dim=-1,
         )
-        vector = F.embedding(index, self.weight).flatten(-2)
+        vector = F.embedding(index, self.weight, sparse=self.sparse_gradients).flatten(-2)
         if self.content is not None and self.project is not None and len(self.content):
             row, known = self.content(item)
             vector = vector + self.project(self.content.values[row]) * known.unsqueeze(-1)

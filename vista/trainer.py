@@ -103,9 +103,17 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            parts = self.objective(self.model, batch, self.position.step, epoch)
-        parts["loss"].backward()
+        # Every dense gradient of a lookup would be a whole table of zeros: sparse ones are summed, then made dense.
+        self.model.items.sparse_gradients = True
+        try:
+            with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+                parts = self.objective(self.model, batch, self.position.step, epoch)
+            parts["loss"].backward()
+        finally:
+            self.model.items.sparse_gradients = False
+        rows = self.model.items.weight
+        if rows.grad is not None:
+            rows.grad = rows.grad.to_dense()
         values = torch.stack([v.detach().float() for v in parts.values()])
         if parallel():
             self._sum_gradients()
