@@ -26,10 +26,8 @@ from beam_jobs.run_record import RunDirectory, RunRecord, peak_memory_bytes
 from beam_jobs.summarize import now_ms
 from cache_store.store import Store
 from vista.data import paths
-from vista.data.compaction import MAX_FILES, Merge, merge_items, merges, publish_merges, write_merged
-from vista.data.manifests import commit_of
+from vista.data.compaction import MAX_FILES, Merge, horizon, merge_items, merges, publish_merges, write_merged
 from vista.data.tables import DataFile, Warehouse
-from vista.errors import DataError
 
 JOB = "compact"
 
@@ -109,20 +107,10 @@ def do_merge(merge: Merge, run_dir: str, max_rows: int) -> None:
     run.write_receipt(merge.name, receipt)
 
 
-def horizon(warehouse: Warehouse, stores: Sequence[str]) -> int:
-    """The last commit that every kept generation has seen: files up to it may be merged."""
-    last = warehouse.commit_number
-    for path in stores:
-        if not (Path(path) / "FORMAT").exists():
-            continue
-        for manifest in Store(path).generations():
-            if manifest.table_snapshot is None:
-                continue
-            try:
-                last = min(last, commit_of(warehouse.history, int(manifest.table_snapshot))[0])
-            except DataError:
-                continue  # no refresh can go on from it in any case
-    return last
+def horizon_of(warehouse: Warehouse, stores: Sequence[str]) -> int:
+    """The last commit that every kept generation of the stores has seen; files up to it may be merged."""
+    kept = [Store(path) for path in stores if (Path(path) / "FORMAT").exists()]
+    return horizon(warehouse, [m.table_snapshot for store in kept for m in store.generations()])
 
 
 def run(options: CompactOptions, beam_args: Sequence[str] = ()) -> RunRecord:
@@ -148,15 +136,14 @@ def run(options: CompactOptions, beam_args: Sequence[str] = ()) -> RunRecord:
     with directory.hold():
         warehouse = Warehouse(options.warehouse).open()
         warehouse.recover()
-        tasks = merges(
-            warehouse, record.run_id, horizon(warehouse, options.stores), options.most, options.everything
-        )
+        until = horizon_of(warehouse, options.stores)
+        tasks = merges(warehouse, record.run_id, until, options.most, options.everything)
         if tasks:
             _work(directory, tasks, options, beam_args)
         done = [merge_of(receipt["merge"]) for receipt in directory.receipts().values()]
         published = publish_merges(warehouse, done, record.run_id)
         items = merge_items(warehouse, record.run_id, 1 if options.everything else options.most)
-        return directory.finish(_finished(record, directory, warehouse, published, items, started))
+        return directory.finish(_finished(record, directory, warehouse, published, items, until, started))
 
 
 def merge_of(facts: Mapping[str, Any]) -> Merge:
@@ -203,6 +190,7 @@ def _finished(
     warehouse: Warehouse,
     published: Sequence[Merge],
     items: int,
+    until: int,
     started: float,
 ) -> RunRecord:
     receipts = directory.receipts()
@@ -214,8 +202,13 @@ def _finished(
         "skipped": len(receipts) - len(published),
     }
     notes = []
-    if not published and not items:
-        notes.append("nothing to do: no bucket is due")
+    if not published:
+        notes.append("no bucket is due")
+    if until < warehouse.commit_number:
+        notes.append(
+            f"files of the last {warehouse.commit_number - until} commits stay apart, for a kept generation has not "
+            f"seen them; vista refresh, then vista prune, moves that on"
+        )
     if counts["skipped"]:
         notes.append(f"{counts['skipped']} buckets changed meanwhile and were left as they are; run it again")
     return dataclasses.replace(

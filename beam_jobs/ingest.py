@@ -153,7 +153,6 @@ def run(
         DataError, JobError: typed faults; nothing was committed.
     """
     started = time.perf_counter()
-    where = dict(options.catalog) or options.warehouse
     run_dir, record = RunDirectory.start(
         options.run_dir,
         job=JOB,
@@ -168,7 +167,7 @@ def run(
     if record.exit_code is not None:
         return record
     with run_dir.hold():
-        warehouse = Warehouse(where)
+        warehouse = Warehouse(options.warehouse)
         plan = make_plan(options, warehouse, run_dir, record, beam_args)
         committed = warehouse.exists() and warehouse.has_commit(plan.run)
         if not committed:
@@ -219,7 +218,7 @@ def _settings(options: IngestOptions, warehouse: Warehouse, run_dir: RunDirector
         num_buckets=plan.num_buckets,
         item_shards=max(1, math.ceil(plan.rows / ITEM_SHARD_ROWS)),
         roots={name: warehouse.table(name).location() for name in ("history", "impressions", "items")},
-        rules=Rules(plan.min_time_ms, plan.max_time_ms, plan.actions, plan.surfaces),
+        rules=Rules(plan.min_time_ms, plan.max_time_ms, plan.actions, plan.surfaces, options.time_unit),
         chunk_rows=min(options.chunk_rows, options.max_rows),
         max_rows=options.max_rows,
         skip_bad_files=options.skip_bad_files,

@@ -33,12 +33,13 @@ class IngestOptions:
         events: files, folders or globs. impressions: likewise, or none.
         items: Parquet files with ``item_id`` and ``name``; gives numbered items their names, and lists items that no
             event has touched.
-        warehouse: folder of the tables. catalog: properties of another PyIceberg catalog instead.
+        warehouse: folder of the tables, or properties of a PyIceberg catalog.
         run_dir: where the run keeps its record, and its chunks while it works; all workers see it.
         columns, impression_columns: meaning to column name, where they differ.
         num_buckets: of a new warehouse; an existing one keeps its own (0 takes it, or 16).
         actions, surfaces: the whole vocabulary, in order; None finds them in the logs. A value that is not in a
             given vocabulary is a dead letter.
+        time_unit: of times that are numbers; one of :data:`vista.data.schema.TIME_UNITS`.
         min_time_ms, max_time_ms: bounds on times; by default 1990 and a day after the start of the run.
         skip_bad_files: go on without files that cannot be read; they are counted and listed.
         again: read files that are in the ledger already; their rows are dropped one by one.
@@ -47,16 +48,16 @@ class IngestOptions:
     """
 
     events: tuple[str, ...]
-    warehouse: str
+    warehouse: str | Mapping[str, str]
     run_dir: str
     impressions: tuple[str, ...] = ()
     items: tuple[str, ...] = ()
-    catalog: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
     impression_columns: Mapping[str, str] = field(default_factory=dict)
     num_buckets: int = 0
     actions: tuple[str, ...] | None = None
     surfaces: tuple[str, ...] | None = None
+    time_unit: str = "ms"
     min_time_ms: int = schema.MIN_TIME_MS
     max_time_ms: int | None = None
     skip_bad_files: bool = False
@@ -72,6 +73,11 @@ class IngestOptions:
                     f"{FLAGS.get(name, name)}: expected at least {low}, found {getattr(self, name)}; "
                     f"see vista ingest --help"
                 )
+        if self.time_unit not in schema.TIME_UNITS:
+            raise OptionsError(
+                f"--time-unit: expected one of {', '.join(schema.TIME_UNITS)}, found {self.time_unit!r}; "
+                f"see vista ingest --help"
+            )
         if not self.events and not self.impressions:
             raise OptionsError("expected files of events or impressions, found none; see vista ingest --help")
         if self.max_time_ms is not None and self.max_time_ms <= self.min_time_ms:
@@ -139,6 +145,7 @@ def inspect_all(
     columns: tuple[schema.Column, ...],
     mapping: Mapping[str, str],
     bounds: tuple[int, int],
+    time_unit: str,
     skip_bad_files: bool,
 ) -> tuple[list[Source], list[tuple[str, str]]]:
     """Check the footers of all files: (good ones, [(path, why)] of unreadable ones).
@@ -154,7 +161,7 @@ def inspect_all(
 
     def look(path: str) -> Source | UnreadableFile:
         try:
-            return schema.inspect(path, columns, mapping, bounds)
+            return schema.inspect(path, columns, mapping, bounds, time_unit)
         except UnreadableFile as error:
             return error
 
@@ -239,12 +246,12 @@ def make_plan(
         return _unchanged(Plan.from_json(path.read_text()), run_dir)
     latest = record.started_ms + schema.CLOCK_SKEW_MS if options.max_time_ms is None else options.max_time_ms
     bounds = (options.min_time_ms, latest)
-    skip = options.skip_bad_files
-    events, bad = inspect_all(options.events, schema.EVENTS, options.columns, bounds, skip)
+    unit, skip = options.time_unit, options.skip_bad_files
+    events, bad = inspect_all(options.events, schema.EVENTS, options.columns, bounds, unit, skip)
     shown, bad_shown = inspect_all(
-        options.impressions, schema.IMPRESSIONS, options.impression_columns, bounds, skip
+        options.impressions, schema.IMPRESSIONS, options.impression_columns, bounds, unit, skip
     )
-    items, bad_items = inspect_all(options.items, ITEM_COLUMNS, {}, bounds, skip)
+    items, bad_items = inspect_all(options.items, ITEM_COLUMNS, {}, bounds, unit, skip)
     there = warehouse.exists()
     fixed: dict[str, str] = {}
     if there:

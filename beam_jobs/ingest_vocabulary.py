@@ -133,7 +133,7 @@ def vocabularies(
             raise DataError(
                 f"{name}: expected at most {limit} different values, found {len(values)}: {', '.join(values[:40])}...; "
                 f"is this the right column (vista ingest --column {name}=NAME)? Or name those to keep with "
-                f"vista ingest --action A --action B (surfaces: IngestOptions.surfaces); the rest will be dead letters"
+                f"vista ingest --action A --action B (surfaces: --surface); the rest will be dead letters"
             )
     return tuple(actions), tuple(surfaces)
 

@@ -1,7 +1,8 @@
 """``plan``: what a summarize or refresh would read, take, hold and write, before it runs.
 
-Rows, files and bytes are the tables' own. Users are estimated from the first events of some buckets, which are also
-put through the model for a few seconds to measure its rate on this machine. Nothing is written.
+Rows, files and bytes are the tables' own. Users are counted (in very large tables in some buckets, whose users stand
+for the others'). The first events of some buckets are put through the model for a few seconds to measure its rate on
+this machine. Nothing is written.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 
 from beam_jobs import refresh, summarize
 from beam_jobs.bucket_task import worker_model
+from beam_jobs.compact_tables import horizon_of
 from beam_jobs.errors import OptionsError
 from beam_jobs.pipeline import torch_threads
 from beam_jobs.refresh import RefreshOptions
@@ -24,7 +26,9 @@ from beam_jobs.run_record import RunRecord
 from beam_jobs.summarize import SummarizeOptions, schema_of
 from cache_store.record import PAGE, RecordSchema
 from vista import bundle as bundles
+from vista.data.compaction import most_files
 from vista.data.events import Events
+from vista.data.reading import count_users
 from vista.data.tables import DataFile, UserBatch, Warehouse, read_bucket
 from vista.model import VistaModel
 from vista.summarizer import summarize_stream
@@ -32,6 +36,8 @@ from vista.summarizer import summarize_stream
 SAMPLE_EVENTS = 65_536
 SAMPLE_BUCKETS = 8
 SAMPLE_USERS = 128
+COUNTED_ROWS = 100_000_000
+"""Users are counted bucket by bucket until so many rows were read: a second or two."""
 
 WORKER_BYTES = 700 << 20
 """Anonymous memory of a worker that does not depend on the knob: interpreter, torch, Beam and Arrow (300 MiB), one
@@ -48,8 +54,8 @@ class JobPlan:
 
     Attributes:
         job: ``summarize`` or ``refresh``; a refresh that cannot go on from the store is planned as ``summarize``.
-        users: estimated. events, files, read_bytes: of the files to read (a refresh also reads whole histories of
-            late users, which nobody knows before).
+        users: counted, or from those of some buckets (``notes`` say so). events, files, read_bytes: of the files to
+            read (a refresh also reads whole histories of late users, which nobody knows before).
         shards: of the generation, one per bucket.
         written_bytes: estimated, records and states.
         events_per_second: of one worker, measured. user_seconds: to take up and store one user, measured.
@@ -107,8 +113,16 @@ def plan(options: SummarizeOptions | RefreshOptions, workers: int = 1) -> JobPla
     flat = [f for row in files.values() for f in row]
     events = sum(f.rows for f in flat)
     sample = _Sample.take(files, model, options)
-    users = round(events * sample.users_per_event)
+    users, counted = count_users(files, COUNTED_ROWS)
+    if counted < len(files):
+        users = round(users * len(files) / counted)
+        notes.append(f"users: counted in {counted} of {len(files)} buckets")
     seconds = events / sample.events_per_second + users * sample.user_seconds if events else 0.0
+    most, due = most_files(warehouse, horizon_of(warehouse, [options.store]))
+    if due:
+        notes.append(
+            f"{due} buckets have up to {most} files, which are slow to read: `vista compact tables` is due"
+        )
     weights = sum(p.numel() * p.element_size() for p in model.state_dict().values())
     return JobPlan(
         job=job,
@@ -138,7 +152,6 @@ def stored_bytes(schema: RecordSchema) -> int:
 class _Sample:
     """What the first events of some buckets tell."""
 
-    users_per_event: float
     events_per_second: float
     user_seconds: float
     state_bytes: int
@@ -148,7 +161,7 @@ class _Sample:
         files: dict[int, list[DataFile]], model: VistaModel, options: SummarizeOptions | RefreshOptions
     ) -> _Sample:
         if not files:
-            return _Sample(0.0, 1.0, 0.0, 0)
+            return _Sample(1.0, 0.0, 0)
         batches = list(_first_batches(files))
         events = sum(len(b.events) for b in batches)
         users = sum(len(b.users) for b in batches)
@@ -178,7 +191,6 @@ class _Sample:
                 user_seconds = (time.perf_counter() - start) / len(states)
                 state_bytes = int(np.mean([len(data) for data in packed]))
         return _Sample(
-            users_per_event=users / max(events, 1),
             # The time of its users is counted apart.
             events_per_second=events / max(took - user_seconds * users, took / 4),
             user_seconds=user_seconds,

@@ -8,6 +8,7 @@ HOME/
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,27 @@ class Home:
     @property
     def runs(self) -> Path:
         return self.root / "runs"
+
+    def tables(self, given: str | None) -> str | dict[str, str]:
+        """Where the tables are: the folder given, the catalog's properties in the .json file given, or ``warehouse``.
+
+        Raises:
+            DataError: the file does not hold names and values.
+        """
+        if given is None or not given.endswith(".json"):
+            return given or str(self.warehouse)
+        from vista.errors import DataError
+
+        try:
+            found = json.loads(Path(given).read_text())
+            if not found or any(not isinstance(value, str) for value in found.values()):
+                raise ValueError(repr(found))
+        except (OSError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"{given}: expected the properties of a PyIceberg catalog, names and values, all text; found {error}. "
+                f"docs/data.md has an example; try it with `vista status --warehouse {given}`"
+            ) from error
+        return dict(found)
 
     def new_run(self, verb: str) -> Path:
         """A run directory that does not exist yet: ``runs/VERB-YYYYmmdd-HHMMSS`` (UTC)."""

@@ -12,7 +12,13 @@ HomeOption = Annotated[
     Path, typer.Option("--home", help="Folder with warehouse/, model/, store/ and runs/ (see each default).")
 ]
 WarehouseOption = Annotated[
-    Path | None, typer.Option("--warehouse", help="Folder of the tables.  [default: HOME/warehouse]")
+    str | None,
+    typer.Option(
+        "--warehouse",
+        help="Folder of the tables, or a .json file with the properties of a PyIceberg catalog.  "
+        "[default: HOME/warehouse]",
+        show_default=False,
+    ),
 ]
 ModelOption = Annotated[
     Path | None, typer.Option("--model", help="Model bundle.  [default: HOME/model]", show_default=False)
@@ -34,7 +40,11 @@ ModeOption = Annotated[
 ]
 WorkersOption = Annotated[
     int,
-    typer.Option("--workers", min=1, help="Local workers; more than 1 needs another mode than in_memory."),
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Local workers: processes, unless --mode says threads.",
+    ),
 ]
 BeamArguments = Annotated[
     list[str] | None,

@@ -1,7 +1,9 @@
-"""How the result of a job is shown: the same table for ingest, summarize and refresh."""
+"""How the result of a job is shown: the same table for ingest, summarize, refresh and compact."""
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tools import console
@@ -9,25 +11,40 @@ from tools import console
 if TYPE_CHECKING:
     from beam_jobs.run_record import RunRecord
 
+ALWAYS = ("users", "events", "dead_letters")
+"""Counts that are shown also where they are 0."""
+
 
 def report(record: RunRecord, json: bool) -> int:
     """Print the record and return the exit code of the run."""
     if json:
         console.json_line(record.as_dict())
-    else:
-        rows: dict[str, object] = {"run": record.path}
-        if record.generation:
-            rows["generation"] = record.generation
-        rows |= {name.replace("_", " "): value for name, value in record.counts.items()}
-        if record.finished_ms is not None:
-            rows["seconds"] = (record.finished_ms - record.started_ms) / 1000
-        rows["peak memory MB"] = record.peak_memory_bytes // 2**20
-        rows |= {f"{name} digest": value for name, value in record.digests.items()}
-        console.fields(record.job, rows)
-        for text in record.notes:
-            console.note(text)
-        if record.counts.get("dead_letters"):
-            console.note(
-                f"{record.counts['dead_letters']:,} dead letters: {record.path}/dead-letters.parquet says which and why"
-            )
+        return int(record.exit_code or 0)
+    rows: dict[str, object] = {"run": record.path}
+    if record.generation:
+        rows["generation"] = record.generation
+    shown = {name: n for name, n in record.counts.items() if n or name in ALWAYS}
+    rows |= {name.replace("_", " "): n for name, n in shown.items()}
+    if record.finished_ms is not None:
+        rows["seconds"] = (record.finished_ms - record.started_ms) / 1000
+    rows["peak memory MB"] = record.peak_memory_bytes // 2**20
+    rows |= {f"{name} digest": value for name, value in record.digests.items()}
+    console.fields(record.job, rows)
+    for text in record.notes:
+        console.note(text)
+    if record.exit_code == 3:
+        letters = Path(record.path) / "dead-letters.parquet"
+        console.note(f"set aside: {_reasons(letters)}; {letters} says which and why (docs/operations.md)")
     return int(record.exit_code or 0)
+
+
+def _reasons(letters: Path) -> str:
+    """How many rows or users were set aside for each reason, most first."""
+    import pyarrow.parquet as pq
+
+    found: Counter[str] = Counter()
+    with pq.ParquetFile(letters) as file:
+        for batch in file.iter_batches(columns=["reason", "rows"]):
+            for reason, rows in zip(*(c.to_pylist() for c in batch.columns), strict=True):
+                found[reason] += max(rows, 1)  # a file whose rows nobody could count stands for one
+    return ", ".join(f"{n:,} {reason}" for reason, n in found.most_common())

@@ -210,7 +210,7 @@ def broken(folder: Path, how: str) -> str:
 FAULTS = {
     "missing column": ("MissingColumn", ["log-0.parquet", "'action'", "user_id", "--column"]),
     "wrong type": ("WrongType", ["log-0.parquet", "'item_id'", "int64 or string", "double"]),
-    "seconds": ("WrongTime", ["log-0.parquet", "'timestamp_ms'", "look like seconds", "--min-time"]),
+    "seconds": ("WrongTime", ["log-0.parquet", "'timestamp_ms'", "--time-unit s", "--min-time"]),
     "empty": ("UnreadableFile", ["log-0.parquet", "--skip-bad-files"]),
     "not parquet": ("UnreadableFile", ["log-0.parquet", "--skip-bad-files"]),
     "no file": ("DataError", ["log-*.parquet", "at least one file"]),

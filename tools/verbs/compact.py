@@ -1,19 +1,80 @@
-"""``vista compact``: fold a chain of deltas into one full generation."""
+"""``vista compact``: a chain of deltas into one full generation, or the small files of the tables into few."""
 
 from __future__ import annotations
 
-from tools import console
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from tools import console, runs
 from tools.home import Home
-from tools.options import HOME, HomeOption, JsonOption, LineOption, StoreOption
+from tools.options import (
+    HOME,
+    BeamArguments,
+    HomeOption,
+    JsonOption,
+    LineOption,
+    ModeOption,
+    RunOption,
+    StoreOption,
+    WarehouseOption,
+    WorkersOption,
+    beam_arguments,
+)
+
+
+class What(StrEnum):
+    store = "store"
+    tables = "tables"
 
 
 def command(
-    home: HomeOption = HOME, store: StoreOption = None, line: LineOption = "main", json: JsonOption = False
-) -> None:
-    """Fold the live chain of a line into one full generation and make it live."""
+    what: Annotated[
+        What,
+        typer.Argument(help="store: deltas of a line. tables: files of the buckets."),
+    ] = What.store,
+    beam: BeamArguments = None,
+    home: HomeOption = HOME,
+    store: StoreOption = None,
+    line: LineOption = "main",
+    warehouse: WarehouseOption = None,
+    run_dir: RunOption = None,
+    files: Annotated[
+        int, typer.Option("--files", min=1, help="Tables: buckets with more files than this are due.")
+    ] = 8,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Tables: every bucket down to one file, whatever it costs.")
+    ] = False,
+    memory_rows: Annotated[
+        int,
+        typer.Option("--memory-rows", min=1, help="Tables: rows a worker holds, about 200 bytes each."),
+    ] = 1_000_000,
+    mode: ModeOption = "in_memory",
+    workers: WorkersOption = 1,
+    json: JsonOption = False,
+) -> int:
+    """Fold what refreshes and ingests leave behind: deltas of the store, or (`compact tables`) files of the tables.
+
+    Both give what was there in fewer pieces, and leave the old pieces to `vista prune`. Files that came after the
+    oldest kept generation of the store stay as they are, so that refresh can go on from it.
+    """
+    at = Home(home)
+    if what is What.tables:
+        from beam_jobs import compact_tables
+
+        options = compact_tables.CompactOptions(
+            warehouse=at.tables(warehouse),
+            run_dir=str(run_dir or at.new_run("compact")),
+            stores=(str(store or at.store),),
+            most=files,
+            everything=everything,
+            max_rows=memory_rows,
+        )
+        return runs.report(compact_tables.run(options, beam_arguments(beam, mode, workers)), json)
     from cache_store import Store
 
-    with Store.open(store or Home(home).store, line=line) as opened, console.status("compacting"):
+    with Store.open(store or at.store, line=line) as opened, console.status("compacting"):
         before = opened.manifest
         name = opened.compact()
         after = opened.manifest
@@ -26,3 +87,4 @@ def command(
         "bytes": after.bytes,
     }
     console.json_line(found) if json else console.fields("compacted", found)
+    return 0

@@ -31,7 +31,7 @@ def command(
 
     at = Home(home)
     torch.set_num_threads(1)
-    tables = Warehouse(warehouse or at.warehouse).open()
+    tables = Warehouse(at.tables(warehouse)).open()
     with console.status("evaluating"):
         found = evaluate(model or at.model, tables, after_ms=after, slates=slates, seed=seed)
     if json:

@@ -28,11 +28,11 @@ def command(
     from vista.data.tables import Warehouse
 
     at = Home(home)
-    tables = warehouse or at.warehouse
+    tables = at.tables(warehouse)
     stored = store or at.store
     has_tables, has_store = Warehouse(tables).exists(), (stored / "FORMAT").exists()
     if not has_tables and not has_store:
-        raise typer.BadParameter(f"no tables at {tables} and no store at {stored}; name them")
+        raise typer.BadParameter(f"no tables at {tables} and no store at {stored}; name them, or --home")
     kind = Warehouse(tables).open().user_kind if has_tables else Store(stored).format.user_kind
     ids = parse_users(users, kind)
     if not yes and not json:
@@ -40,14 +40,17 @@ def command(
     record = forget.run(
         forget.ForgetOptions(
             users=ids,
-            warehouse=str(tables) if has_tables else None,
+            warehouse=tables if has_tables else None,
             stores=(str(stored),) if has_store else (),
             runs=(str(at.runs),) if at.runs.exists() else (),
         )
     )
     if json:
         return console.json_line(record.as_dict())
-    rows: dict[str, object] = {f"table {name}": str(done) for name, done in record.tables.items()}
+    rows: dict[str, object] = {
+        f"table {name}": f"{done.rows:,} rows, in {done.files_rewritten} files"
+        for name, done in record.tables.items()
+    }
     for name, done in record.stores.items():
         removed = ", ".join(f"{n} in {g}" for g, n in done.generations.items()) or "none"
         rows |= {f"{name}: records": removed, f"{name}: states": done.states}

@@ -39,14 +39,14 @@ def command(
     workers: Annotated[int, typer.Option(min=1, help="Workers it would run on.")] = 1,
     json: JsonOption = False,
 ) -> None:
-    """Users, events, bytes, minutes and memory of a job, measured on a sample; changes nothing."""
+    """Users, events, bytes, minutes and memory of a job, counted and measured on samples; changes nothing."""
     from beam_jobs import plan
     from beam_jobs.refresh import RefreshOptions
     from beam_jobs.summarize import SummarizeOptions
 
     at = Home(home)
     options = (SummarizeOptions if job is Job.summarize else RefreshOptions)(
-        warehouse=str(warehouse or at.warehouse),
+        warehouse=at.tables(warehouse),
         bundle=str(model or at.model),
         store=str(store or at.store),
         run_dir=str(at.runs / "plan"),
@@ -60,6 +60,7 @@ def command(
     shown = {
         name.replace("_", " "): value for name, value in dataclasses.asdict(found).items() if name != "notes"
     }
+    shown["minutes"] = found.minutes if found.minutes >= 0.1 else "less than 0.1, and the runner's start"
     console.fields("plan", shown)
     for text in found.notes:
         console.note(text)

@@ -1,40 +1,64 @@
-"""``vista prune``: delete generations that nothing needs, and what crashes left."""
+"""``vista prune``: delete generations, table snapshots and files that nothing needs, and what crashes left."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+import time
+from typing import Annotated, Any
 
 import typer
 
 from tools import console
 from tools.home import Home
-from tools.options import HOME, HomeOption, JsonOption, StoreOption
+from tools.options import HOME, HomeOption, JsonOption, StoreOption, WarehouseOption
 
 
 def command(
     home: HomeOption = HOME,
     store: StoreOption = None,
-    keep: Annotated[int, typer.Option(min=1, help="Earlier generations kept per line.")] = 2,
+    warehouse: WarehouseOption = None,
+    keep: Annotated[
+        int, typer.Option(min=1, help="Earlier generations kept per line, to go back to and for as-of reads.")
+    ] = 2,
     staging_hours: Annotated[
-        float, typer.Option(help="Remove unfinished runs untouched for so long.")
+        float,
+        typer.Option(
+            help="Leave unfinished runs, snapshots and files of the tables that are younger than this."
+        ),
     ] = 24.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Delete generations that no line keeps and no reader has in use."""
+    """Delete generations that no line keeps and no reader has in use, then what only they needed of the tables."""
     from cache_store import Store
+    from vista.data.tables import Warehouse
 
-    report = Store(store or Home(home).store).prune(keep, int(staging_hours * 3_600_000), dry_run)
+    at = Home(home)
+    tables = Warehouse(at.tables(warehouse))
+    there, path = tables.exists(), store or at.store
+    found: dict[str, Any] = {"dry_run": dry_run}
+    kept: set[int] = set()
+    if (path / "FORMAT").exists() or not there:
+        opened = Store(path)
+        report = opened.prune(keep, int(staging_hours * 3_600_000), dry_run)
+        found |= dataclasses.asdict(report)
+        stay = [m for m in opened.generations() if m.generation in report.kept]
+        kept = {int(m.table_snapshot) for m in stay if m.table_snapshot is not None}
+    if there:
+        before_ms = int(time.time() * 1000 - staging_hours * 3_600_000)
+        pruned = tables.open().prune(kept, before_ms, dry_run)
+        found["tables"] = {"snapshots": len(pruned.snapshots), "files": len(pruned.files)}
     if json:
-        return console.json_line({**dataclasses.asdict(report), "dry_run": dry_run})
-    console.fields(
-        "would prune" if dry_run else "pruned",
-        {
-            "generations": ", ".join(report.generations) or "none",
-            "unfinished runs": ", ".join(report.staging) or "none",
-            "remains of crashes": len(report.remains),
-            "bytes": report.bytes,
-        },
-    )
-    console.table("kept", ("generation", "why"), list(report.kept.items()))
+        return console.json_line(found)
+    rows: dict[str, object] = {}
+    if "generations" in found:
+        rows = {
+            "generations": ", ".join(found["generations"]) or "none",
+            "unfinished runs": ", ".join(found["staging"]) or "none",
+            "remains of crashes": len(found["remains"]),
+            "bytes": found["bytes"],
+        }
+    rows |= {f"tables: {name}": n for name, n in found.get("tables", {}).items()}
+    console.fields("would prune" if dry_run else "pruned", rows)
+    if "kept" in found:
+        console.table("kept", ("generation", "why"), list(found["kept"].items()))

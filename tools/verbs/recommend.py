@@ -51,7 +51,7 @@ def command(
     at = Home(home)
     torch.set_num_threads(1)
     bundle = bundles.load(model or at.model)
-    tables = Warehouse(warehouse or at.warehouse).open()
+    tables = Warehouse(at.tables(warehouse)).open()
     ids = parse_users(users, tables.user_kind)
     recent = histories.newest(tables, ids, MAX_RECENT)
     ends = recent.offsets[1:] - 1

@@ -63,10 +63,10 @@ def command(
     from vista.data.tables import Warehouse
 
     at = Home(home)
-    tables = warehouse or at.warehouse
+    tables = at.tables(warehouse)
     kind = Warehouse(tables).open().user_kind
     options = refresh.RefreshOptions(
-        warehouse=str(tables),
+        warehouse=tables,
         bundle=str(model or at.model),
         store=str(store or at.store),
         run_dir=str(run_dir or (at.runs / "follow" if follow else at.new_run("refresh"))),

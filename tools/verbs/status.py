@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from tools import console
@@ -20,14 +21,15 @@ def command(
     """Tables, model and store at a glance; every line of the store with its live generation."""
     at = Home(home)
     found: dict[str, Any] = {
-        "warehouse": _warehouse(warehouse or at.warehouse),
+        "warehouse": _warehouse(at.tables(warehouse), store or at.store),
         "model": _model(model or at.model),
         "store": _store(store or at.store),
     }
     if json:
         return console.json_line(found)
-    for part in ("warehouse", "model"):
-        console.fields(part, found[part] or {"": "none; see `vista --help`"})
+    console.fields("warehouse", found["warehouse"] or {"": "none; `vista ingest` makes one"})
+    model_facts = {k: v for k, v in (found["model"] or {}).items() if not k.startswith("action.")}
+    console.fields("model", model_facts or {"": "none; `vista train` makes one"})
     if not found["store"]:
         return console.fields("store", {"": "none; `vista summarize` makes one"})
     rows = [list(row.values()) for row in found["store"]["generations"]]
@@ -36,7 +38,9 @@ def command(
     console.fields("live generation by line", found["store"]["lines"])
 
 
-def _warehouse(path: Any) -> dict[str, Any] | None:
+def _warehouse(path: Any, store: Path) -> dict[str, Any] | None:
+    from cache_store import Store
+    from vista.data.compaction import horizon, most_files
     from vista.data.tables import Warehouse
 
     tables = Warehouse(path)
@@ -44,13 +48,16 @@ def _warehouse(path: Any) -> dict[str, Any] | None:
         return None
     tables.open()
     files = [f for bucket in tables.bucket_files().values() for f in bucket]
+    kept = Store(store).generations() if (store / "FORMAT").exists() else []
+    most, due = most_files(tables, horizon(tables, [m.table_snapshot for m in kept]))
     return {
-        "path": str(path),
-        "snapshot": tables.snapshot(),
+        "path": tables.name,
+        "snapshot": None if tables.snapshot() is None else str(tables.snapshot()),
         "buckets": tables.num_buckets,
         "users_are": tables.user_kind,
         "events": sum(f.rows for f in files),
         "files": len(files),
+        "most files of a bucket": f"{most}; {due} buckets due for `vista compact tables`" if due else most,
         "bytes": sum(f.bytes for f in files),
         "items": len(tables.read_items()),
         "actions": ", ".join(tables.actions),

@@ -56,7 +56,7 @@ def command(
 
     at = Home(home)
     options = summarize.SummarizeOptions(
-        warehouse=str(warehouse or at.warehouse),
+        warehouse=at.tables(warehouse),
         bundle=str(model or at.model),
         store=str(store or at.store),
         run_dir=str(run_dir or at.new_run("summarize")),

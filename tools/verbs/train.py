@@ -29,10 +29,15 @@ def command(
     from vista import bundle
     from vista.config import from_text
     from vista.data.tables import Warehouse
+    from vista.errors import DataError
     from vista.training import TrainingConfig, train
 
     at = Home(home)
-    tables = Warehouse(warehouse or at.warehouse).open()
+    tables = Warehouse(at.tables(warehouse)).open()
+    if tables.snapshot() is None:
+        raise DataError(
+            f"{tables.name}: expected events to learn from, found none; bring logs in with vista ingest"
+        )
     settings = from_text(TrainingConfig, config.read_text()) if config else TrainingConfig()
     changes: dict[str, object] = {"model": dataclasses.replace(settings.model, actions=tables.actions)}
     if steps is not None:

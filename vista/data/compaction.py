@@ -14,15 +14,14 @@ from. A merge is published as one snapshot per table in which the new files stan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from vista.data import paths
 from vista.data.commits import alone, replace_files
 from vista.data.items import ItemTable
-from vista.data.manifests import MERGED, PREFIX, DataFile, files_of
+from vista.data.manifests import MERGED, PREFIX, DataFile, commit_of, files_of
 from vista.data.merge import MIN_WINDOW, merged
 from vista.data.rows import HISTORY, IMPRESSIONS, Kind, SortedWriter, batches_of
 from vista.data.tables import Warehouse
@@ -58,14 +57,14 @@ class Merge:
         return sum(f.rows for f in self.files)
 
 
-def mergeable(files: Sequence[DataFile], horizon: int, most: int, everything: bool) -> list[DataFile]:
+def mergeable(files: Sequence[DataFile], until: int, most: int, everything: bool) -> list[DataFile]:
     """The files of a bucket to merge into one, oldest first; none where it is not due.
 
     Args:
-        horizon: files of later commits, and files of other engines, are left.
+        until: files of later commits, and files of other engines, are left.
         most: how many files are too few to bother. everything: down to one file, whatever the sizes.
     """
-    ours = sorted((f for f in files if 0 < f.commit <= horizon), key=lambda f: (f.commit, f.path))
+    ours = sorted((f for f in files if 0 < f.commit <= until), key=lambda f: (f.commit, f.path))
     if len(ours) <= (1 if everything else most):
         return []
     taken, size = [ours[-1]], ours[-1].bytes
@@ -77,19 +76,34 @@ def mergeable(files: Sequence[DataFile], horizon: int, most: int, everything: bo
     return taken[::-1] if len(taken) > 1 else []
 
 
+def horizon(warehouse: Warehouse, snapshots: Iterable[int | str | None]) -> int:
+    """The last commit that all of these history snapshots have seen, by which files up to it may be merged.
+
+    Args:
+        snapshots: those that kept generations were made from. None, and what the tables no longer know, do not count:
+            no refresh can go on from there.
+    """
+    last = warehouse.commit_number
+    for snapshot in snapshots:
+        if snapshot is not None:
+            with contextlib.suppress(DataError):
+                last = min(last, commit_of(warehouse.history, int(snapshot))[0])
+    return last
+
+
 def merges(
     warehouse: Warehouse,
     run: str,
-    horizon: int | None = None,
+    until: int | None = None,
     most: int = MAX_FILES,
     everything: bool = False,
 ) -> list[Merge]:
     """What is due, in order of table and bucket.
 
     Args:
-        run: in the names of the new files. horizon: number of a commit; the last one by default.
+        run: in the names of the new files. until: number of a commit (:func:`horizon`); the last one by default.
     """
-    until = warehouse.commit_number if horizon is None else horizon
+    until = warehouse.commit_number if until is None else until
     found = []
     for name, kind in KINDS.items():
         for bucket, files in warehouse.bucket_files(kind=kind).items():
@@ -167,11 +181,9 @@ def merge_items(warehouse: Warehouse, run: str, most: int = MAX_FILES) -> int:
     return len(files)
 
 
-def most_files(warehouse: Warehouse, horizon: int | None = None) -> tuple[int, int]:
+def most_files(warehouse: Warehouse, until: int | None = None) -> tuple[int, int]:
     """(files of the history bucket that has most of them, buckets that are due)."""
-    until = warehouse.commit_number if horizon is None else horizon
-    counts = [
-        (len(files), bool(mergeable(files, until, MAX_FILES, False)))
-        for files in warehouse.bucket_files().values()
-    ]
-    return max((n for n, _ in counts), default=0), int(np.sum([due for _, due in counts]))
+    until = warehouse.commit_number if until is None else until
+    buckets = warehouse.bucket_files().values()
+    due = [files for files in buckets if mergeable(files, until, MAX_FILES, False)]
+    return max(map(len, buckets), default=0), len(due)

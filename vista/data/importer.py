@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from vista.data.schema import Source, kind_of
+from vista.data.schema import TIME_UNITS, Source, kind_of
 
 MAX_USER_BYTES = 511
 MAX_ACTION = 30
@@ -30,12 +30,14 @@ class Rules:
         min_time_ms, max_time_ms: bounds, inclusive.
         actions: names of the bits; an action that is not among them is refused.
         surfaces: names of string surfaces.
+        time_unit: of times that are numbers (``vista.data.schema.TIME_UNITS``).
     """
 
     min_time_ms: int
     max_time_ms: int
     actions: tuple[str, ...]
     surfaces: tuple[str, ...]
+    time_unit: str = "ms"
 
 
 @dataclass(frozen=True)
@@ -226,10 +228,20 @@ def _ids(column: pa.Array, kind: str) -> tuple[np.ndarray, tuple[np.ndarray, pa.
 
 
 def _times(column: pa.Array, rules: Rules, bad: _Bad) -> np.ndarray:
-    bad.where(column.is_null(), "null_time")
+    """int64 [N], milliseconds."""
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.timestamp("ms"), safe=False).cast(pa.int64())
-    time = _ints(column)
+        factor = 1.0
+    else:
+        factor = TIME_UNITS[rules.time_unit]
+    missing = column.is_null(nan_is_null=True)
+    bad.where(missing, "null_time")
+    values = pc.if_else(missing, 0, column).to_numpy(zero_copy_only=False)
+    if values.dtype.kind == "f" or factor > 1:
+        # Exact below 2^53; what is beyond lies outside any bounds, also once it is cut.
+        time = np.clip(np.rint(values * factor), -(2**62), 2**62).astype(np.int64)
+    else:
+        time = values.astype(np.int64) // round(1 / factor)
     bad.where(time < 0, "negative_time")
     bad.where(time < rules.min_time_ms, "time_too_early")
     bad.where(time > rules.max_time_ms, "time_too_late")

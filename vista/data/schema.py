@@ -7,6 +7,7 @@ checked on reading (vista/data/importer.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +26,9 @@ CLOCK_SKEW_MS = 86_400_000
 """Events may be this much later than the clock of the run (one day)."""
 
 FOOTER_BYTES = 65_536
+
+TIME_UNITS: dict[str, float] = {"s": 1e3, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
+"""Milliseconds in a unit of time."""
 
 
 class UnreadableFile(DataError):
@@ -63,7 +67,9 @@ EVENTS: tuple[Column, ...] = (
         "an int below 31, a string, or a list",
     ),
     Column("surface", ("int", "string"), False, "int or string"),
-    Column("timestamp_ms", ("int", "timestamp"), True, "int64 milliseconds, or an Arrow timestamp"),
+    Column(
+        "timestamp_ms", ("int", "float", "timestamp"), True, "a number (--time-unit), or an Arrow timestamp"
+    ),
     Column("request_id", ("int", "string"), False, "int64 or string"),
 )
 IMPRESSIONS: tuple[Column, ...] = (
@@ -74,14 +80,16 @@ IMPRESSIONS: tuple[Column, ...] = (
     Column(
         "actions", ("int", "string", "list of int", "list of string"), True, "a list, empty where not engaged"
     ),
-    Column("timestamp_ms", ("int", "timestamp"), False, "int64 milliseconds, or an Arrow timestamp"),
+    Column(
+        "timestamp_ms", ("int", "float", "timestamp"), False, "a number (--time-unit), or an Arrow timestamp"
+    ),
 )
 ALIASES = {"action": "actions", "actions": "action", "timestamp_ms": "timestamp"}
 """A column that is not mapped and not there under its name may be there under this one."""
 
 
 def kind_of(type_: pa.DataType) -> str | None:
-    """``int``, ``string``, ``timestamp``, ``list of int``, ``list of string``, or None for what never fits.
+    """``int``, ``float``, ``string``, ``timestamp``, ``list of int``, ``list of string``, or None for what never fits.
 
     Dictionaries count as their values; uint64 does not fit, as half of it is outside int64.
     """
@@ -94,6 +102,8 @@ def kind_of(type_: pa.DataType) -> str | None:
         return "int"
     if pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
         return "string"
+    if pa.types.is_floating(type_):
+        return "float"
     return "timestamp" if pa.types.is_timestamp(type_) else None
 
 
@@ -155,6 +165,7 @@ def inspect(
     columns: tuple[Column, ...],
     mapping: Mapping[str, str],
     time_bounds: tuple[int, int] | None = None,
+    time_unit: str = "ms",
 ) -> Source:
     """Read a file's footer and check what it promises.
 
@@ -162,6 +173,7 @@ def inspect(
         columns: :data:`EVENTS` or :data:`IMPRESSIONS`.
         mapping: meaning to column name, where they differ.
         time_bounds: least and largest time in milliseconds that a file may lie wholly outside of not.
+        time_unit: of times that are numbers, one of :data:`TIME_UNITS`.
 
     Raises:
         UnreadableFile, MissingColumn, WrongType, WrongTime: naming file, column, expected, found, next command.
@@ -193,8 +205,8 @@ def inspect(
                 )
             names[column.name], kinds[column.name] = name, kind
         groups = tuple(metadata.row_group(g).num_rows for g in range(metadata.num_row_groups))
-        if time_bounds is not None and "timestamp_ms" in names and kinds["timestamp_ms"] == "int":
-            _check_times(path, names["timestamp_ms"], metadata, time_bounds)
+        if time_bounds is not None and "timestamp_ms" in names and kinds["timestamp_ms"] in ("int", "float"):
+            _check_times(path, names["timestamp_ms"], metadata, time_bounds, time_unit)
     return Source(str(path), size, digest, metadata.num_rows, groups, names, kinds)
 
 
@@ -214,22 +226,30 @@ def column_bounds(metadata: pq.FileMetaData, name: str) -> tuple[int, int] | Non
                 return None
             low = stats.min if low is None else min(low, stats.min)
             high = stats.max if high is None else max(high, stats.max)
-    return None if low is None or high is None else (int(low), int(high))
+    if low is None or high is None or not math.isfinite(low) or not math.isfinite(high):
+        return None
+    return int(low), int(high)
 
 
-def _check_times(path: str, name: str, metadata: pq.FileMetaData, bounds: tuple[int, int]) -> None:
+def _check_times(
+    path: str, name: str, metadata: pq.FileMetaData, bounds: tuple[int, int], time_unit: str
+) -> None:
+    """Refuse a file none of whose times is within the bounds."""
     found = column_bounds(metadata, name)
-    if found is None or (found[1] >= bounds[0] and found[0] <= bounds[1]):
+
+    def within(unit: str) -> bool:
+        factor = TIME_UNITS[unit]
+        return found[1] * factor >= bounds[0] and found[0] * factor <= bounds[1]
+
+    if found is None or within(time_unit):
         return
-    guess = ""
-    for unit, factor in (("seconds", 1_000), ("microseconds", 1e-3), ("nanoseconds", 1e-6)):
-        if bounds[0] <= found[0] * factor and found[1] * factor <= bounds[1]:
-            guess = f" These look like {unit}."
+    fitting = [unit for unit in TIME_UNITS if within(unit)]
+    guess = f"These would fit vista ingest --time-unit {fitting[0]}; else convert" if fitting else "Convert"
     raise WrongTime(
-        f"{path}: column {name!r}: expected milliseconds between {_date(bounds[0])} and {_date(bounds[1])}, found "
-        f"{found[0]} to {found[1]}.{guess} Convert the column, or set vista ingest --min-time and --max-time"
+        f"{path}: column {name!r}: expected times in {time_unit} between {_date(bounds[0])} and {_date(bounds[1])}, "
+        f"found {found[0]} to {found[1]}. {guess} the column, or set vista ingest --min-time and --max-time"
     )
 
 
 def _date(ms: int) -> str:
-    return f"{ms} ({datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d})"
+    return f"{ms / 1000:.0f} s ({datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d})"

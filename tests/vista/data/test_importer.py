@@ -9,7 +9,7 @@ import pytest
 
 from vista.data import schema
 from vista.data.importer import Rules, check, hash_strings
-from vista.data.schema import EVENTS, IMPRESSIONS, WrongType, inspect
+from vista.data.schema import EVENTS, IMPRESSIONS, MIN_TIME_MS, WrongTime, WrongType, inspect
 
 T0 = 1_700_000_000_000
 RULES = Rules(schema.MIN_TIME_MS, T0 + 10**9, ("a", "b", "c"), ("home", "shop"))
@@ -156,3 +156,23 @@ def test_what_fsspec_lacks_is_looked_for_in_pyarrow_and_an_unknown_scheme_is_a_t
     assert fs.size(path) == 5 and path == "folder/a.parquet"
     with pytest.raises(DataError, match="nowhere://x: no filesystem.*vista ingest"):
         paths.filesystem("nowhere://x")
+
+
+@pytest.mark.parametrize("unit, factor", [("s", 1e-3), ("ms", 1), ("us", 1e3), ("ns", 1e6)])
+@pytest.mark.parametrize("type_", [pa.int64(), pa.float64()])
+def test_times_that_are_numbers_are_read_in_their_unit(tmp_path, unit, factor, type_):
+    wanted = [1_600_000_000_000, 1_600_000_000_000 + 86_400_000]
+    times = pa.array([t * factor for t in wanted] + [None, -1e18, 9e18], pa.float64())
+    times = times.cast(type_, safe=False)
+    path = tmp_path / "a.parquet"
+    pq.write_table(
+        pa.table({**{n: [1] * 5 for n in ("user_id", "item_id", "action")}, "timestamp_ms": times}), path
+    )
+    source = inspect(str(path), EVENTS, {}, (MIN_TIME_MS, 2 * 10**12), unit)
+    found = check(pq.read_table(path), source, Rules(MIN_TIME_MS, 2 * 10**12, ("0", "1"), (), unit), 0)
+    assert found.columns["time"].tolist() == wanted
+    assert [x.reason for x in found.letters] == ["null_time", "negative_time", "time_too_late"]
+    for other in {"s", "ms", "us", "ns"} - {unit}:
+        pq.write_table(pq.read_table(path).slice(0, 2), tmp_path / "two.parquet")
+        with pytest.raises(WrongTime, match=f"--time-unit {unit}"):
+            inspect(str(tmp_path / "two.parquet"), EVENTS, {}, (MIN_TIME_MS, 2 * 10**12), other)
