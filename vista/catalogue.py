@@ -65,11 +65,15 @@ class Catalogue:
         return digest.hexdigest()
 
     def fit(self, model: VistaModel) -> None:
-        """Give the model's slots clusters of items that are used together, where it has clusters.
+        """What a model takes from a look at the histories before training: its slots the clusters of items that
+        are used together, its sketch the places of events.
 
         Histories too short to tell leave clusters by hash, which is what unknown items get anyway.
         """
-        if not model.config.slots.enabled or not model.config.slots.clusters or not len(self.sample):
+        if not len(self.sample):
+            return
+        model.summarizer.start(self.sample)
+        if not model.config.slots.enabled or not model.config.slots.clusters:
             return
         try:
             items, cluster = fit_clusters(self.sample, model.config.slots.clusters, seed=model.config.seed)

@@ -52,8 +52,8 @@ class EmbeddingConfig:
 class SlotConfig:
     """Addressed memory (vista/slots.py): decayed masses in hashed buckets.
 
-    By default (rows x buckets + clusters) x 3 horizons are 24,444 masses: with 64 seeds of width 64 in
-    float16 a record fills 8 pages of 4 KiB and wastes none of them.
+    By default (rows x buckets + clusters) x 3 horizons are 28,284 masses: with 64 seeds of width 64 in int8 a
+    record fills 8 pages of 4 KiB and wastes none of them.
 
     Attributes:
         rows: independent hash rows; a candidate reads one bucket of each.
@@ -64,7 +64,7 @@ class SlotConfig:
     """
 
     rows: int = 2
-    buckets: int = 2_026
+    buckets: int = 2_666
     clusters: int = 4_096
     half_lives_days: tuple[float, ...] = (float("inf"), 30.0)
     half_lives_events: tuple[float, ...] = (256.0,)

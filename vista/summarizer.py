@@ -105,9 +105,7 @@ class Summarizer(nn.Module):
 
     def groups(self) -> list[tuple[str, int, int, str]]:
         """Token groups as (name, S_g, D, default codec of the store)."""
-        seeds = (
-            [("seeds", self.config.summarizer.seeds, self.config.width, "float16")] if self.encoder else []
-        )
+        seeds = [("seeds", self.config.summarizer.seeds, self.config.width, "int8")] if self.encoder else []
         slots = [("slots", self.slots.tokens, self.config.width, "log8")] if self.config.slots.enabled else []
         return seeds + slots
 

@@ -116,7 +116,7 @@ def test_every_variant_learns_from_and_answers_the_same_questions(data, asked, n
     losses: list[float] = []
     train(model, variant, batches, watch=lambda _, loss: losses.append(loss))
     assert all(math.isfinite(x) for x in losses)
-    got = answer(model, variant, dataclasses.replace(asked, batches=asked.batches[:1]))
+    got = answer(model, variant, dataclasses.replace(asked, batches=asked.batches[:1]))[""]
     assert len(got.rank) == len(asked.batches[0]) and (got.rank >= 1).all() and (got.rank <= 100).all()
 
 

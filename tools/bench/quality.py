@@ -43,8 +43,12 @@ CODECS = {
 LEAST = 0.01
 """MRR that full attention must gain over recent events for shares of it to be told."""
 
-CURVE = {4: (384, 256), 8: (768, 512), 16: (1_536, 1_024), 32: (3_584, 1_024), 64: (7_680, 1_024)}
-"""KiB of slots served to (buckets of each of two rows, clusters): 4 horizons of one byte each."""
+CURVE = {4: (341, 683), 8: (682, 1_366), 16: (1_365, 2_730), 32: (3_413, 4_096), 64: (8_874, 4_096)}
+"""KiB of slots served to (buckets of each of two rows, clusters): 3 horizons of one byte each."""
+
+PAUSE_MINUTES = {"events": 0.0, "generated": 30.0}
+"""Asked are requests after so long a pause: all of a log's, and where the generated visits begin. Inside a
+visit the last few events say what comes next, and four of five generated positives would be of that kind."""
 
 TARGETS = {
     "recovered": 1.2,
@@ -65,9 +69,10 @@ def run(
     slates: int = 48,
     window: int = 8_192,
     positives: int = 1_000,
-    users: int = 150,
-    events: int = 1_200_000,
+    users: int = 60,
+    events: int = 400_000,
     min_history: int = 512,
+    pause_minutes: float | None = None,
     names: str | None = None,
     curve: bool = False,
     keep: str | None = None,
@@ -79,8 +84,9 @@ def run(
         there are.
         seeds, first_seed: runs per variant. steps, slates: of training, the same for all. window: events that
             full attention and summaries read. positives: questions asked.
-        users, events: of the generated set. min_history: earlier events of the users who are asked. names:
-        variants, comma separated.
+        users, events: of the generated set. min_history: earlier events of the users who are asked.
+        pause_minutes: training and questions take requests after so long a pause; by default ``PAUSE_MINUTES``.
+        names: variants, comma separated.
         curve: also slots alone at 4 to 64 KiB.
         keep: folder where every finished run is kept and taken from, so that a long study can be made in
             pieces.
@@ -105,7 +111,8 @@ def run(
                 found = load(str(data))
             else:
                 found = generated(folder / f"generated-{users}-{events}", users, events)
-            runs = Runs(found, folder, steps, slates, window, positives, min_history)
+            pause = PAUSE_MINUTES[which] if pause_minutes is None else pause_minutes
+            runs = Runs(found, folder, steps, slates, window, positives, min_history, pause)
             for seed in range(first_seed, first_seed + seeds):
                 for name in chosen:
                     ways = CODECS if name == "ours" and seed == first_seed and not quick else None
@@ -122,12 +129,19 @@ class Runs:
     """Finished runs of one data set, by variant and seed; what was asked is shared by all of them."""
 
     def __init__(
-        self, data: Data, folder: Path, steps: int, slates: int, window: int, positives: int, least: int = 512
+        self,
+        data: Data,
+        folder: Path,
+        steps: int,
+        slates: int,
+        window: int,
+        positives: int,
+        least: int = 512,
+        pause_minutes: float = 0.0,
     ) -> None:
         self.data, self.folder = data, folder
-        self.steps, self.slates, self.window = steps, slates, window
-        per_visit = max(8, slates // 2)
-        self.examples = examples(window, 8, per_visit, least)
+        self.steps, self.slates, self.window, self.pause = steps, slates, window, pause_minutes
+        self.examples = examples(window, 8, max(8, slates // 2), least, pause_minutes)
         self.questions = held_out(data, self.examples, 1_024, positives)
         self.found: dict[tuple[str, int], dict[str, Any]] = {}
         self._batches: tuple[int, list] | None = None
@@ -141,8 +155,8 @@ class Runs:
     def path(self, variant: Variant, seed: int, base: ModelConfig) -> Path:
         mark = fingerprint(base)[:8]
         return self.folder / (
-            f"{self.data.name}-{self.steps}-{self.slates}-{self.window}-{len(self.questions.owner)}-"
-            f"{variant.name}-{mark}-{seed}.json"
+            f"{self.data.name}-{self.steps}-{self.slates}-{self.window}-{self.pause:g}-"
+            f"{len(self.questions.owner)}-{variant.name}-{mark}-{seed}.json"
         )
 
     def run(
@@ -170,18 +184,19 @@ class Runs:
                 "seed": seed,
                 "bytes": served_bytes(model, variant),
                 "seconds": round(seconds, 1),
-                "ranks": {"": self._judge(model, variant, default)},
+                "ranks": self._judge(model, variant, {"": default, **(codecs or {})}),
                 "information": information(model, variant, self.data, self.questions, default),
             }
-            for name, way in (codecs or {}).items():
-                row["ranks"][name] = self._judge(model, variant, {**default, **way})
             path.write_text(json.dumps(row))
         self.found[label or variant.name, seed] = row
         return row
 
-    def _judge(self, model, variant: Variant, codecs: dict[str, str]) -> dict[str, list[float]]:
-        got = answer(model, variant, self.questions, codecs)
-        return {"rank": got.rank.tolist(), "auc": np.nan_to_num(got.auc, nan=-1).tolist()}
+    def _judge(self, model, variant: Variant, ways: dict[str, dict[str, str]]) -> dict[str, Any]:
+        got = answer(model, variant, self.questions, ways)
+        return {
+            name: {"rank": x.rank.tolist(), "auc": np.nan_to_num(x.auc, nan=-1).tolist()}
+            for name, x in got.items()
+        }
 
     def measures(self, label: str, seed: int, way: str = "") -> dict[str, dict[str, float]]:
         row = self.found[label, seed]["ranks"][way]
@@ -232,8 +247,10 @@ def _figures(result: Result, runs: Runs, labels: Iterable[str], prefix: str) -> 
         ("recovered_returns", "ours", "returns"),
         ("recovered_far", "ours", "far"),
         ("recovered_seeds", "seeds", "all"),
+        ("recovered_seeds_returns", "seeds", "returns"),
         ("recovered_paper", "paper", "all"),
         ("recovered_slots", "slots", "all"),
+        ("recovered_slots_returns", "slots", "returns"),
         *((f"recovered_slots_{kib}KiB", f"slots_{kib}KiB", "all") for kib in CURVE),
     ):
         values = runs.recovered(label, part) if (label, runs_seed(runs, label)) in runs.found else None

@@ -9,7 +9,8 @@ memory of (item, time) pairs would read, without collisions.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cache_store.quantize import Codec
-from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig
-from vista.context_kv import ContextKV
+from vista.config import ModelConfig
 from vista.data.events import Events
 from vista.data.examples import Batch
 from vista.embedding import gaps
@@ -39,7 +39,8 @@ class Variant:
     """One context.
 
     Attributes:
-        seeds, slots: groups of summary tokens that are used. chunk: of the summarizer; 0 is the paper's form.
+        seeds, slots: groups of summary tokens that are used.
+        summarizer: fields of ``SummarizerConfig`` that differ from the default; chunk 0 is the paper's form.
         attend: events before the cut that candidates attend to raw; 0 for none.
         counts: slot features come from exact counts instead of hashed ones.
         recent: raw events beside the summary. distinct: newest of each item first, out of 1,024.
@@ -49,7 +50,7 @@ class Variant:
     name: str
     seeds: bool = False
     slots: bool = False
-    chunk: int = 64
+    summarizer: dict[str, Any] = field(default_factory=dict)
     attend: int = 0
     counts: bool = False
     recent: int = 32
@@ -65,8 +66,9 @@ def variants(window: int = 8_192) -> dict[str, Variant]:
         Variant("last1024", attend=1_024),
         Variant("full", attend=window),
         Variant("full+counts", attend=window, counts=True),
-        Variant("paper", seeds=True, chunk=0),
+        Variant("paper", seeds=True, summarizer={"chunk": 0}),
         Variant("seeds", seeds=True),
+        Variant("sketch", seeds=True, summarizer={"kind": "sketch", "seeds": 256}),
         Variant("slots", slots=True),
         Variant("ours", seeds=True, slots=True),
     ]
@@ -82,38 +84,31 @@ def model_config(
 ) -> ModelConfig:
     """``base`` with the parts the variant uses; the ranker's width, layers and heads stay."""
     slots = base.slots if variant.slots or variant.counts else replace(base.slots, buckets=0, clusters=0)
-    seeds = base.summarizer.seeds if variant.seeds else (0 if slots.enabled else 1)
+    summarizer = replace(base.summarizer, **variant.summarizer)
+    if not variant.seeds:
+        summarizer = replace(summarizer, seeds=0 if slots.enabled else 1)
     return replace(
         base,
         actions=actions,
         seed=seed,
         embedding=replace(base.embedding, content_width=content_width),
         slots=slots,
-        summarizer=replace(base.summarizer, seeds=seeds, chunk=variant.chunk),
+        summarizer=summarizer,
         ranker=replace(base.ranker, recent=variant.recent),
     )
 
 
-BASE = ModelConfig(
-    width=64,
-    embedding=EmbeddingConfig(tables=2, rows=65_536),
-    slots=SlotConfig(),
-    summarizer=SummarizerConfig(layers=2, heads=2, seeds=64, chunk=64),
-    ranker=RankerConfig(layers=2, heads=2, recent=32),
-)
-"""24,448 masses of a byte and 64 x 64 seed values of two: 32,640 bytes served, the default record."""
+BASE = ModelConfig()
+"""The default model: 64 seed tokens in int8 (4,352 bytes) and 28,284 masses of a byte."""
 
 
-def served_bytes(model: VistaModel, variant: Variant, codecs: dict[str, str] | None = None) -> int:
+def served_bytes(model: VistaModel, variant: Variant) -> int:
     """Bytes per user of the variant's summary (or of its raw events at 17 bytes each: item, time, action)."""
     if variant.attend:
         return variant.attend * 17
-    size = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "log8": 1.0, "int4": 0.5}
-    used = [
-        g for g in model.groups if (g[0] == "seeds" and variant.seeds) or (g[0] == "slots" and variant.slots)
-    ]
-    total = sum(tokens * width * size[(codecs or {}).get(name, codec)] for name, tokens, width, codec in used)
-    return int(total) + max(0, variant.recent - 32) * 17
+    used = {"seeds": variant.seeds, "slots": variant.slots}
+    groups = [Codec(codec, *shape).fields for name, *shape, codec in model.groups if used[name]]
+    return sum(np.dtype(fields).itemsize for fields in groups) + max(0, variant.recent - 32) * 17
 
 
 class ExactMasses:
@@ -293,34 +288,23 @@ def coded(tokens: dict[str, Tensor], codecs: dict[str, str]) -> dict[str, Tensor
     return out
 
 
-def logits(
-    model: VistaModel,
-    variant: Variant,
-    batch: Batch,
-    exact: bool = False,
-    codecs: dict[str, str] | None = None,
-) -> tuple[Tensor, ContextKV]:
-    """Logits [B, A] of a batch's candidates under a variant."""
+def summaries(model: VistaModel, variant: Variant, batch: Batch, exact: bool = False) -> dict[str, Tensor]:
+    """Summary tokens of every slate by group, [K, S_g, D]; none where the variant has no summary."""
     summarizer = model.summarizer
-    if variant.seeds or variant.slots:
-        cuts = batch.cut
-        if variant.seeds and not variant.chunk and not exact:
-            # Nothing can be shared between cuts in the paper's form: in training, a visit's slates share the
-            # oldest.
-            oldest = np.full(batch.events.users, np.iinfo(np.int64).max)
-            np.minimum.at(oldest, batch.user_of, cuts)
-            users = np.arange(batch.events.users)
-            tokens = {
-                n: x[torch.from_numpy(batch.user_of)]
-                for n, x in summarizer.prefixes(batch.events, oldest, users).items()
-            }
-        else:
-            tokens = summarizer.prefixes(batch.events, cuts, batch.user_of, exact=exact)
-        if codecs:
-            tokens = coded(tokens, codecs)
-        status = None
-    else:
-        tokens, status = {}, np.full(len(batch), MISSING, np.uint8)
+    if not (variant.seeds or variant.slots):
+        return {}
+    if summarizer.chunk or exact or not variant.seeds:
+        return summarizer.prefixes(batch.events, batch.cut, batch.user_of, exact=exact)
+    # Nothing can be shared between cuts in the paper's form: in training, a visit's slates share the oldest.
+    oldest = np.full(batch.events.users, np.iinfo(np.int64).max)
+    np.minimum.at(oldest, batch.user_of, batch.cut)
+    tokens = summarizer.prefixes(batch.events, oldest, np.arange(batch.events.users))
+    return {name: x[torch.from_numpy(batch.user_of)] for name, x in tokens.items()}
+
+
+def logits(model: VistaModel, variant: Variant, batch: Batch, tokens: dict[str, Tensor]) -> Tensor:
+    """Logits [B, A] of a batch's candidates under a variant; ``tokens`` as :func:`summaries` gives them."""
+    status = None if tokens else np.full(len(batch), MISSING, np.uint8)
     recent = select_recent(batch.recent, variant.recent, variant.distinct)  # out of the last 1,024
     ctx = model.ranker.context(tokens, status, recent, batch.now_ms, batch.last_event_ms)
     item = torch.from_numpy(batch.item)
@@ -333,4 +317,4 @@ def logits(
         found = model.ranker.rank(ctx, item, batch.offsets, **more)
     finally:
         model.ranker.__dict__["slots"] = kept
-    return (found if history is None else found + history.logits()), ctx
+    return found if history is None else found + history.logits()

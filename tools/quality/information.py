@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from tools.quality.contexts import Variant, logits
+from tools.quality.contexts import Variant, coded, logits, summaries
 from tools.quality.protocol import Data, Questions
 from vista.data.events import Events
 from vista.data.examples import Batch
@@ -95,13 +95,13 @@ def information(
     """``items`` and ``order`` as the module says; with slots also ``counter_items`` and ``counter_order``."""
     batch, touches = _probe(data, questions, users, items, seed)
     model.eval()
-    scores = logits(model, replace(variant, recent=1), batch, exact=True, codecs=codecs)[0]
+    tokens = summaries(model, variant, batch, exact=True)
+    scores = logits(model, replace(variant, recent=1), batch, coded(tokens, codecs or {}))
     found = _told(scores.logsumexp(-1).numpy(), batch.offsets, touches)
     if variant.slots:
-        tokens = model.summarizer.prefixes(batch.events, batch.cut, batch.user_of, exact=True)["slots"]
         user = torch.from_numpy(np.repeat(np.arange(len(batch)), np.diff(batch.offsets)))
         mass = model.slots.read(
-            tokens, torch.zeros(len(batch), dtype=torch.int64), user, torch.from_numpy(batch.item)
+            tokens["slots"], torch.zeros(len(batch), dtype=torch.int64), user, torch.from_numpy(batch.item)
         )
         least = (
             mass.unflatten(1, (-1, model.slots.horizons))[:, : model.slots.rows].amin(1).numpy()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tools.quality.contexts import BASE, HistoryRead, Variant, logits, model_config
+from tools.quality.contexts import BASE, HistoryRead, Variant, coded, logits, model_config, summaries
 from tools.quality.protocol import Data, Questions
 from vista import metrics
 from vista.clusters import kmeans
@@ -54,6 +54,7 @@ def build(data: Data, variant: Variant, base: ModelConfig = BASE, seed: int = 0)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             model.history = HistoryRead(model.config)
+    model.summarizer.start(data.catalogue.sample)
     if model.slots.clusters and model.config.slots.enabled:
         clusters(data, model)
     return model
@@ -111,7 +112,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate
         optimizer.zero_grad(set_to_none=True)
-        scores = logits(model, variant, batch)[0].logsumexp(-1)
+        scores = logits(model, variant, batch, summaries(model, variant, batch)).logsumexp(-1)
         loss = listwise(scores, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -134,14 +135,25 @@ def listwise(scores: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 @torch.no_grad()
 def answer(
-    model: VistaModel, variant: Variant, questions: Questions, codecs: dict[str, str] | None = None
-) -> Answers:
-    """Ranks under the summaries that serving would read: cut exactly, coded where ``codecs`` says so."""
+    model: VistaModel,
+    variant: Variant,
+    questions: Questions,
+    ways: dict[str, dict[str, str]] | None = None,
+) -> dict[str, Answers]:
+    """Ranks under the summaries that serving would read, cut exactly, by name of the way of serving.
+
+    Args:
+        ways: group to codec, by name; groups without one stay float32. None is one way of no codec, ``""``.
+    """
     model.eval()
-    rank, auc = [], []
+    ways = ways or {"": {}}
+    rank: dict[str, list[np.ndarray]] = {name: [] for name in ways}
+    auc: dict[str, list[np.ndarray]] = {name: [] for name in ways}
     for batch in questions.batches:
-        scores = logits(model, variant, batch, exact=True, codecs=codecs)[0].logsumexp(-1).numpy()
+        tokens = summaries(model, variant, batch, exact=True)
         positive = batch.action != 0
-        rank.append(metrics.positive_ranks(scores, positive, batch.offsets)[0])
-        auc.append(metrics.slate_metrics(scores, positive, batch.offsets, ks=())["auc"])
-    return Answers(np.concatenate(rank), np.concatenate(auc))
+        for name, codecs in ways.items():
+            scores = logits(model, variant, batch, coded(tokens, codecs)).logsumexp(-1).numpy()
+            rank[name].append(metrics.positive_ranks(scores, positive, batch.offsets)[0])
+            auc[name].append(metrics.slate_metrics(scores, positive, batch.offsets, ks=())["auc"])
+    return {name: Answers(np.concatenate(rank[name]), np.concatenate(auc[name])) for name in ways}
