@@ -38,6 +38,7 @@ from vista.embedding import EventEncoder, ItemEncoder, gaps
 from vista.errors import DataError
 from vista.layer import Layer, Sight
 from vista.ops import crossing
+from vista.ops.nearest import nearest
 from vista.recent import select_recent
 from vista.slots import SlotMemory, recency
 
@@ -104,7 +105,9 @@ class Ranker(nn.Module):
         self.horizons = config.slots.horizons if config.slots.enabled else 0
         self.slot_keys = config.slots.rows + (config.slots.clusters > 0) if config.slots.enabled else 0
         seen = self.slot_keys + 1 if self.horizons else 0
-        wide = (2 * self.horizons - 1) * seen + 4
+        # Sketch tokens are places among the items: next to one lies what is near something of the history.
+        self.places = seeds if config.summarizer.kind == "sketch" else 0
+        wide = (2 * self.horizons - 1) * seen + (self.places > 0) + 4
         self.deep = nn.Sequential(nn.Linear(wide, d), nn.SiLU(), nn.Linear(d, d))
         self.head_norm = nn.RMSNorm(d)
         self.head = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, actions))
@@ -126,6 +129,8 @@ class Ranker(nn.Module):
             if self.horizons:
                 self.wide.weight[:, : self.horizons] = 1.0 / self.horizons  # count-min estimate per horizon
             self.wide.weight[:, -4:] = torch.tensor([0.5, 0.5, 0.5, 3.0])  # recent matches; retrieval score
+            if self.places:
+                self.wide.weight[:, -5] = 1.0
 
     # --- context ---------------------------------------------------------------------------------------
 
@@ -391,7 +396,8 @@ class Ranker(nn.Module):
         """What is known of (user, candidate) without attention, [B, W].
 
         Log masses of the candidate's own buckets, after their minimum over hash rows (the count-min
-        estimate), and how lately each was touched; matches among the recent events; the retrieval score.
+        estimate), and how lately each was touched; nearness to the nearest sketch token; matches among the
+        recent events; the retrieval score.
         """
         user = plan.user
         parts = []
@@ -401,6 +407,11 @@ class Ranker(nn.Module):
             least = mass[:, : self.config.slots.rows].amin(1, keepdim=True)
             mass = torch.cat([least, mass], 1)
             parts += [torch.log1p(mass).flatten(1), recency(mass).flatten(1)]
+        if self.places:
+            layer, s = self.layers[0], self.places
+            asked = layer.key(layer.before_attention(vector * math.sqrt(self.config.width)))
+            near = nearest(asked, ctx.keys[0][:, :s].flatten(2), ctx.mask[:, :s], plan)
+            parts.append(near[:, None])
         parts.append(self._matches(ctx, item, user))
         parts.append((ctx.query[user] * vector[:, None]).sum(-1).amax(-1, keepdim=True))
         return torch.cat(parts, -1)

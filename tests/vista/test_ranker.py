@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -41,6 +43,8 @@ def build(config: ModelConfig = CONFIG, seed: int = 0) -> Ranker:
 
 
 RANKER = build()
+SKETCH = build(dataclasses.replace(CONFIG, summarizer=SummarizerConfig(seeds=5, kind="sketch")))
+BOTH = pytest.mark.parametrize("ranker", [RANKER, SKETCH], ids=["qla", "sketch"])
 
 
 def histories(lengths, rng) -> Events:
@@ -96,27 +100,29 @@ def close(a, b):
 SLATES = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 7)), min_size=1, max_size=4)
 
 
+@BOTH
 @given(SLATES, st.integers(0, 2**16))
-def test_deduplicated_equals_one_context_per_candidate_row(shape, seed):
+def test_deduplicated_equals_one_context_per_candidate_row(ranker, shape, seed):
     rng = np.random.default_rng(seed)
     inputs = request([r for r, _ in shape], rng)
     counts = np.array([b for _, b in shape])
     items = rng.integers(0, 40, counts.sum())
     with torch.no_grad():
-        shared = RANKER.rank(RANKER.context(**inputs), items, offsets_of(counts))
+        shared = ranker.rank(ranker.context(**inputs), items, offsets_of(counts))
         rows = only(inputs, np.repeat(np.arange(len(shape)), counts))
-        expanded = RANKER.rank(RANKER.context(**rows), items, np.arange(len(items) + 1), cross=crossing.naive)
+        expanded = ranker.rank(ranker.context(**rows), items, np.arange(len(items) + 1), cross=crossing.naive)
     close(shared, expanded)
 
 
+@BOTH
 @given(st.integers(0, 6), st.integers(1, 9), st.integers(0, 3), st.integers(0, 2**16))
-def test_context_and_crossing_equal_one_masked_sequence(recent, candidates, status, seed):
+def test_context_and_crossing_equal_one_masked_sequence(ranker, recent, candidates, status, seed):
     rng = np.random.default_rng(seed)
     inputs = {**request([recent], rng), "status": np.array([status], np.uint8)}
     items = rng.integers(0, 40, candidates)
     with torch.no_grad():
-        split = RANKER.rank(RANKER.context(**inputs), items, [0, candidates])
-        close(split, one_sequence(RANKER, inputs, items))
+        split = ranker.rank(ranker.context(**inputs), items, [0, candidates])
+        close(split, one_sequence(ranker, inputs, items))
 
 
 @given(SLATES, st.integers(0, 2**16))
