@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 
 from cache_store import lines, publish
-from cache_store.errors import PublishConflict
+from cache_store.errors import Incomplete, PublishConflict
 from cache_store.fold import blocks, fold, sealed_rows
 from cache_store.generation import Generation
 from cache_store.layout import Layout, storage_errors
@@ -21,13 +21,17 @@ from cache_store.reader import Snapshot
 from cache_store.writer import ShardReceipt, ShardWriter, finished
 
 
-def compact(layout: Layout, line: str, snapshot: Snapshot, published_ms: int) -> str:
+def compact(layout: Layout, line: str, snapshot: Snapshot, published_ms: int, began: str) -> str:
     """Publish the full form of a chain on its line; the name of what is then live.
 
     A chain of one generation is left as it is. Killed and run again, it goes on with the shards that are missing.
 
+    Args:
+        began: ``publish.beginning`` from before the chain was opened.
+
     Raises:
-        PublishConflict: something was published meanwhile; what was built is dropped.
+        PublishConflict: something was published meanwhile. Incomplete: ``forget`` took a finished shard away. What was
+            built is dropped.
         Damaged: a record to be copied fails its check. StorageFull, ReadOnlyStorage
     """
     chain, newest = snapshot.chain, snapshot.chain[0].manifest
@@ -36,9 +40,9 @@ def compact(layout: Layout, line: str, snapshot: Snapshot, published_ms: int) ->
     seals = xxhash.xxh3_64_hexdigest(b"".join(g.seal for g in chain))
     pointer = lines.live(layout, line)
     # A compaction that was rolled back is not the one that is asked for now.
-    staging = layout.run(f"compact-{newest.generation}-{seals}-{len(pointer.taken_back)}")
+    run_id = f"compact-{newest.generation}-{seals}-{len(pointer.taken_back)}"
+    staging = publish.stage(layout, run_id, began)
     with storage_errors(f"compacting {newest.generation}"):
-        staging.mkdir(parents=True, exist_ok=True)
         letters = chain[0].folder / publish.DEAD_LETTERS
         if publish.DEAD_LETTERS in newest.extra_files:
             shutil.copyfile(letters, staging / publish.DEAD_LETTERS)
@@ -58,7 +62,7 @@ def compact(layout: Layout, line: str, snapshot: Snapshot, published_ms: int) ->
             dead_letters=newest.dead_letters,
             published_ms=published_ms,
         )
-    except PublishConflict:
+    except (PublishConflict, Incomplete):
         shutil.rmtree(staging, ignore_errors=True)
         raise
 

@@ -10,8 +10,8 @@ view in between. Readers move on at their next ``refresh``; until then they read
 
 A crash leaves a generation whole, before or after. Doing it again finishes the rest, remains included.
 
-Before all that the users are noted down, hashed (``forgotten.py``): a generation pulled later from a copy that is older
-than the forgetting is rewritten in the same way before it is entered.
+Before all that the users are noted down, hashed (``forgotten.py``): a generation that is pulled from an older copy, or
+whose run was under way, is rewritten in the same way before it is entered.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from cache_store.forgotten import Forgotten
 from cache_store.generation import Generation, Table
 from cache_store.keys import Users, as_users, from_keys, hash_of, key_bytes, keys_of, second_hash_of
 from cache_store.layout import (
+    DEAD_LETTERS,
     Layout,
     digest_file,
     exclusive,
@@ -43,7 +44,6 @@ from cache_store.layout import (
 )
 from cache_store.manifest import Manifest
 from cache_store.prune import foreign_files, remove
-from cache_store.publish import DEAD_LETTERS
 from cache_store.record import HEADER, HEADER_BYTES
 from cache_store.sorted_file import FileFact
 from cache_store.writer import ShardReceipt, ShardWriter
@@ -129,10 +129,14 @@ def _forget_in_generation(folder: Path, ids: np.ndarray, report: ForgetReport) -
     report.states += int(in_states.sum())
 
 
-def without_forgotten(folder: Path, manifest: Manifest, record: Forgotten) -> tuple[Manifest, int]:
-    """Take users out of a copied generation that is not entered yet: all that is older than their forgetting.
+def without_forgotten(
+    folder: Path, manifest: Manifest, record: Forgotten, known_ms: int
+) -> tuple[Manifest, int]:
+    """Take users out of a generation that is not entered yet: all that is older than their forgetting.
 
-    The time of a record is that of its summary, the time of anything else that of the generation's publication.
+    Args:
+        known_ms: time of what has none of its own: tombstones, states without a record, dead letters. The time of a
+            record is that of its summary.
 
     Returns:
         The manifest of what is left, and how many records, tombstones and dead letters are not. Files that it no
@@ -143,11 +147,11 @@ def without_forgotten(folder: Path, manifest: Manifest, record: Forgotten) -> tu
     """
     if not record.times:
         return manifest, 0
-    generation, published = Generation(folder, manifest, verify=True), manifest.published_ms
+    generation = Generation(folder, manifest, verify=True)
     shards, extra, removed = list(manifest.shards), dict(manifest.extra_files), 0
     for k in range(manifest.num_shards):
         entries, states = generation.keys(k), generation.keys(k, states=True)
-        made = np.full(len(entries.keys), published)
+        made = np.full(len(entries.keys), known_ms)
         full = np.flatnonzero(entries.length != HEADER_BYTES)
         data = generation.table.shard_data(k)
         made[full] = data[entries.offset[full][:, None] + _SUMMARIZED].view("<i8")[:, 0]
@@ -155,7 +159,7 @@ def without_forgotten(folder: Path, manifest: Manifest, record: Forgotten) -> tu
         orphans = [key for key in states.keys if key not in known]
         gone = {key for key, is_gone in known.items() if is_gone}
         removed += len(gone)
-        gone |= {key for key, at in zip(orphans, record.when(orphans), strict=True) if at >= published}
+        gone |= {key for key, at in zip(orphans, record.when(orphans), strict=True) if at >= known_ms}
         if gone:
             shards[k] = _rewrite(generation, k, gone)
     written = removed
@@ -166,7 +170,7 @@ def without_forgotten(folder: Path, manifest: Manifest, record: Forgotten) -> tu
                 key = key_bytes(int(name) if manifest.schema.user_kind == "int64" else name)
             except (ValueError, KeyKind):
                 return False
-            return record.when([key])[0] >= published
+            return record.when([key])[0] >= known_ms
 
         letters, extra[DEAD_LETTERS] = _dead_letters_without(folder, is_gone)
         removed += letters

@@ -1,4 +1,5 @@
-"""Whom ``forget`` removed, and when: so that ``pull`` does not bring them back from a copy that is older.
+"""Whom ``forget`` removed, and when: so that nothing older brings them back, be it a copy that is pulled, a run or a
+compaction that was under way.
 
     STORE/FORGOTTEN
       vista-forgotten 1 SALT              32 hex digits, random, of this store alone
@@ -73,6 +74,14 @@ def read(layout: Layout) -> Forgotten:
     return Forgotten(
         bytes.fromhex(lines[0].removeprefix(_FIRST)), {name: int(time) for name, time in entries}
     )
+
+
+def mark(layout: Layout) -> str:
+    """Says whether anyone was forgotten since it was taken: it is then another."""
+    try:
+        return xxhash.xxh3_128_hexdigest(layout.forgotten.read_bytes())
+    except FileNotFoundError:
+        return "nobody"
 
 
 def write(layout: Layout, forgotten: Forgotten) -> None:

@@ -6,9 +6,10 @@
       lines/NAME                      pointers of other lines
       SEQUENCE                        last generation number given away; numbers are never used twice
       LOCK                            flock of whoever changes the store: publish, compact, prune, forget, promote
-      FORGOTTEN                       salted hashes of forgotten users; ``pull`` leaves them out
+      FORGOTTEN                       salted hashes of forgotten users; what is older does not come in any more
       leases/PID-ID.json              generations that a reader has in use
       staging/RUN/                    shards under construction; becomes a generation by one rename
+        BEGAN                         when the run began, and what FORGOTTEN was then
       generations/00000007/
         manifest.json
         shard-00003-of-00016.mdb      LMDB, one record per user
@@ -45,6 +46,7 @@ FEATURES: frozenset[str] = frozenset()
 """Feature flags that this version understands."""
 
 MAIN = "main"
+DEAD_LETTERS = "dead-letters.parquet"
 GENERATION = re.compile(r"[0-9]{8,}")
 DELETING = ".deleting-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

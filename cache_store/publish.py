@@ -1,6 +1,6 @@
 """Publication: from finished shards in staging to a live generation, in an order that a crash cannot spoil.
 
-    1  every receipt is compared with the files, and law 8 is checked
+    1  every receipt is compared with the files, and law 8 is checked; users forgotten since the run began are left out
     2  manifest.json, then READY, are written in the staging folder, which is fsynced
     3  the folder is renamed to generations/NUMBER; both parents are fsynced
     4  the line's pointer is replaced; its folder is fsynced
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cache_store import lines
+from cache_store import forgotten, lines
 from cache_store import manifest as manifests
 from cache_store.errors import (
     ChainTooDeep,
@@ -29,7 +29,16 @@ from cache_store.errors import (
     SchemaError,
     StoreError,
 )
-from cache_store.layout import Layout, digest_file, exclusive, fsync_folder, storage_errors, write_file
+from cache_store.forget import without_forgotten
+from cache_store.layout import (
+    DEAD_LETTERS,
+    Layout,
+    digest_file,
+    exclusive,
+    fsync_folder,
+    storage_errors,
+    write_file,
+)
 from cache_store.manifest import DELTA, FULL, Manifest
 from cache_store.record import RecordSchema
 from cache_store.sorted_file import FileFact
@@ -38,7 +47,26 @@ from cache_store.writer import RECEIPT, ShardReceipt
 MAX_DEPTH = 8
 """Deltas that may lie above a full generation, unless told otherwise; every one costs a miss a search."""
 
-DEAD_LETTERS = "dead-letters.parquet"
+_BEGAN = "BEGAN"
+
+
+def beginning(layout: Layout, now_ms: int) -> str:
+    """What BEGAN holds for a run that begins now: it has read nothing yet."""
+    return f"{now_ms} {forgotten.mark(layout)}"
+
+
+def stage(layout: Layout, run_id: str, began: str) -> Path:
+    """Staging folder of a run; of a run that goes on, as it began first.
+
+    Raises:
+        StorageFull, ReadOnlyStorage
+    """
+    path = layout.run(run_id)
+    with storage_errors(f"staging run {run_id}"):
+        path.mkdir(parents=True, exist_ok=True)
+        if not (path / _BEGAN).exists():
+            write_file(path / _BEGAN, began.encode())
+    return path
 
 
 def publish(
@@ -78,6 +106,7 @@ def publish(
                 published_ms=int(published_ms), expected=int(expected), dead_letters=int(dead_letters), shards=shards,
                 extra_files=_extra_files(staging),
             )  # fmt: skip
+            done = _without_forgotten(layout, staging, done)
             enter(layout, staging, done)
         pointer = lines.read_pointer(layout, line)
         known = (pointer.live, *pointer.earlier, *pointer.taken_back) if pointer else ()
@@ -214,6 +243,17 @@ def _refuse_other_winner(layout: Layout, line: str, parent: str | None, force: b
             f"{layout.root}: line {line!r} is at generation {now}, this run was made on {parent}; another publisher "
             f"was faster: run `vista refresh` again on what is live"
         )
+
+
+def _without_forgotten(layout: Layout, staging: Path, manifest: Manifest) -> Manifest:
+    """The run without users who were forgotten while it was under way. The lock is held."""
+    try:
+        began, mark = (staging / _BEGAN).read_text().split()
+    except (FileNotFoundError, ValueError):  # not from ``stage``: it may have begun at any time
+        began, mark = "0", ""
+    if mark == forgotten.mark(layout):
+        return manifest
+    return without_forgotten(staging, manifest, forgotten.read(layout), int(began))[0]
 
 
 def _extra_files(staging: Path) -> dict[str, FileFact]:

@@ -256,7 +256,9 @@ def _download(
             if part is None or _is(target, fact):  # another pull was faster
                 return False
             remote.download(f"generations/{g.folder}/{file}", part, fact)
-            with suppress(FileNotFoundError):  # forget took it away: the chain is then incomplete, and copied again
+            with suppress(
+                FileNotFoundError
+            ):  # forget took it away: the chain is then incomplete, and copied again
                 os.replace(_part_path(target), target)
         return True
 
@@ -283,7 +285,7 @@ def _enter_chain(
                 (staging / f).is_file() and (staging / f).stat().st_size == facts[f].bytes for f in facts
             ):
                 return None
-            kept, left_out = without_forgotten(staging, g.manifest, gone)
+            kept, left_out = without_forgotten(staging, g.manifest, gone, g.manifest.published_ms)
             report.left_out += left_out
             name = publish.next_number(layout)
             mine = dataclasses.replace(kept, generation=name, parent=parent, run_id=g.run_id, line=line)

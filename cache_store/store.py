@@ -15,7 +15,7 @@ import numpy as np
 from cache_store import compact, forget, lines, prune, publish, verify
 from cache_store import manifest as manifests
 from cache_store.crew import Crew
-from cache_store.errors import Damaged, FormatUnknown, MissingUsers, SchemaError, StoreError
+from cache_store.errors import Damaged, FormatUnknown, Incomplete, MissingUsers, SchemaError, StoreError
 from cache_store.fold import fold
 from cache_store.forget import ForgetReport
 from cache_store.keys import Users, as_users
@@ -298,13 +298,12 @@ class Store:
     def stage(self, run_id: str) -> Path:
         """Folder in which the shards of a run are built; the same for the same run.
 
+        Called before the run reads its input: whom ``forget`` removes from then on is left out when it is published.
+
         Raises:
             StorageFull, ReadOnlyStorage
         """
-        path = self.layout.run(run_id)
-        with storage_errors(f"staging run {run_id}"):
-            path.mkdir(parents=True, exist_ok=True)
-        return path
+        return publish.stage(self.layout, run_id, publish.beginning(self.layout, self._clock()))
 
     def publish(
         self,
@@ -350,10 +349,21 @@ class Store:
         """Fold the live chain of this line into one full generation and move to it; its name.
 
         Raises:
-            PublishConflict: something was published meanwhile. Damaged, StorageFull, ReadOnlyStorage
+            PublishConflict: something was published meanwhile. Incomplete: someone was forgotten meanwhile.
+            Damaged, StorageFull, ReadOnlyStorage
         """
+        began = publish.beginning(self.layout, self._clock())
         self.refresh()
-        compact.compact(self.layout, self.line, self._current(self._clock()), self._clock())
+        snapshot: Snapshot | None = self._current(self._clock())
+        while snapshot is not None:
+            try:
+                compact.compact(self.layout, self.line, snapshot, self._clock(), began)
+                break
+            except (Damaged, Incomplete):
+                # forget may have replaced files of the chain, or taken a finished shard away: then once more.
+                snapshot = self._views.reopened(snapshot)
+                if snapshot is None:
+                    raise
         return self.refresh()
 
     def prune(self, keep: int = 2, staging_ms: int = prune.STAGING_MS, dry_run: bool = False) -> PruneReport:
@@ -393,7 +403,7 @@ class Store:
     def forget(self, users: Users) -> ForgetReport:
         """Remove users from every generation of every line. Other readers stop serving them at their next refresh.
 
-        What was summarised of them until now does not come back by ``pull`` either.
+        What was summarised of them until now does not come back, by ``pull`` or by a run under way.
 
         Raises:
             Damaged: a generation cannot be read; all others are done. KeyKind, StorageFull, ReadOnlyStorage

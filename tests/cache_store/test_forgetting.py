@@ -135,6 +135,77 @@ def test_forgetting_cut_short_leaves_every_generation_whole_and_is_finished_by_t
     assert not any(trace in c for _, c in known.bytes_left() for trace in traces(known, 4, [1, 2]))
 
 
+def nowhere(known, user, versions):
+    return not any(trace in c for _, c in known.bytes_left() for trace in traces(known, user, versions))
+
+
+@SCHEMAS
+def test_a_run_under_way_does_not_bring_a_forgotten_user_back(tmp_path, schema):
+    known = KnownStore(tmp_path / "s", schema)
+    known.publish({u: 1 for u in range(110, 120)})
+    staging = known.admin.stage("under-way")  # and its workers have read what they need
+    known.admin.forget(known.ids([113, 114, 999]))
+    _, receipts = known.stage({113: 2, 115: 2, 116: None, 114: None}, run="under-way")
+    pq.write_table(
+        pa.table({"user": [str(known.name(u)) for u in (999, 998)]}), staging / "dead-letters.parquet"
+    )
+    name = known.admin.publish(
+        staging, receipts, kind="delta", parent="00000001", fingerprint="model-a", watermark_ms=1, expected=6,
+        dead_letters=2,
+    )  # fmt: skip
+    truth = {u: 1 for u in (110, 111, 112, 117, 118, 119)} | {115: 2}
+    with known.open() as reader:
+        users = list(range(110, 121))
+        known.check(reader.lookup(known.ids(users)), users, truth)
+        assert reader.manifest.generation == name and reader.manifest.forgotten == 2
+    assert known.admin.verify().ok
+    assert nowhere(known, 113, [1, 2]) and nowhere(known, 114, [1])
+    letters = tmp_path / "s/generations" / name / "dead-letters.parquet"
+    assert pq.read_table(letters)["user"].to_pylist() == [str(known.name(998))]
+    known.truth[name] = truth
+    known.publish({113: 3}, "delta", watermark=2)  # a run that began later may know him again
+    known.check(known.open().lookup(known.ids([113])), [113], {113: 3})
+
+
+@pytest.mark.parametrize("when", ["before", 0, 1])
+@pytest.mark.parametrize("states_mapped", [False, True])
+def test_a_compaction_under_way_does_not_bring_a_forgotten_user_back(
+    tmp_path, monkeypatch, when, states_mapped
+):
+    from cache_store import compact, views
+
+    known = KnownStore(tmp_path / "s")
+    known.publish({u: 1 for u in range(100, 120)})
+    known.publish({u: 2 for u in range(100, 120, 2)}, "delta")
+    gone = [next(u for u in range(100, 120) if bucket_of([u], 2) == k) for k in (0, 1)]
+    resolve, fold_shard = views.Views.refresh, compact.fold_shard
+
+    def fold_then_forget(chain, shard, staging):
+        if shard == when:
+            monkeypatch.setattr(compact, "fold_shard", fold_shard)
+            known.admin.forget(gone)
+        return fold_shard(chain, shard, staging)
+
+    def refresh_then_forget(self):
+        found = resolve(self)
+        monkeypatch.setattr(views.Views, "refresh", resolve)
+        known.admin.forget(gone)
+        return found
+
+    store = known.open()
+    if states_mapped:
+        store.states(gone)
+    monkeypatch.setattr(compact, "fold_shard", fold_then_forget)
+    if when == "before":
+        monkeypatch.setattr(views.Views, "refresh", refresh_then_forget)
+    store.compact()
+    users = list(range(100, 120))
+    truth = {u: v for u, v in known.truth["00000002"].items() if u not in gone}
+    known.check(store.lookup(users), users, truth)
+    assert store.manifest.kind == "full" and known.admin.verify().ok
+    assert all(nowhere(known, user, [1, 2]) for user in gone)
+
+
 def test_a_damaged_record_stays_recognisable_after_its_shard_was_rewritten(tmp_path):
     known = KnownStore(tmp_path / "s", PAGED, num_shards=1)
     known.publish({u: 1 for u in range(10)})
