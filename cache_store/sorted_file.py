@@ -17,7 +17,7 @@ import lmdb
 import numpy as np
 
 from cache_store import index, pages
-from cache_store.errors import Damaged, OutOfOrder
+from cache_store.errors import Damaged, Incomplete, OutOfOrder
 from cache_store.layout import digest_file, fsync_file, storage_errors, temporary
 
 COMMIT_BYTES = 1 << 26
@@ -109,40 +109,49 @@ class SortedFile:
 
         Raises:
             Damaged: what was read back is not what was written. StorageFull, ReadOnlyStorage
+            Incomplete: the unfinished file was taken away; ``forget`` does that.
         """
-        with storage_errors(str(self.path)):
-            self._commit()
-            self._env.close()
-            self._env = None
-            fsync_file(self._temp)
-            size = self._temp.stat().st_size
-            data = np.memmap(self._temp, np.uint8, "r")
-            entries = pages.walk(data, str(self.path))
-            self._check(data, entries)
-            tomb = entries.length == self._empty_is
-            words = index.build(
-                np.concatenate([np.zeros(0, np.uint64), *self._hashes]),
-                np.concatenate([np.zeros(0, np.uint64), *self._seconds]) if self._second else None,
-                data[entries.offset[:, None] + np.arange(8)].view("<u8")[:, 0],
-                np.where(tomb, 0, entries.offset),
-                entries.length if self._lengths else None,
-                size,
-            )
-            del data
-            index_temp = temporary(self.index_path)
-            try:
-                with open(index_temp, "wb") as file:
-                    file.write(words.data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                facts = {
-                    p.name: _fact(t) for p, t in ((self.path, self._temp), (self.index_path, index_temp))
-                }
-                os.replace(index_temp, self.index_path)
-            except BaseException:
-                index_temp.unlink(missing_ok=True)
+        try:
+            with storage_errors(str(self.path)):
+                return self._finish()
+        except (FileNotFoundError, lmdb.Error) as error:
+            if isinstance(error, lmdb.Error) and self._temp.exists():
                 raise
-            os.replace(self._temp, self.path)
+            raise Incomplete(
+                f"{self.path}: was taken away while it was built, as `vista forget` does; build the shard again"
+            ) from error
+
+    def _finish(self) -> dict[str, FileFact]:
+        self._commit()
+        self._env.close()
+        self._env = None
+        fsync_file(self._temp)
+        size = self._temp.stat().st_size
+        data = np.memmap(self._temp, np.uint8, "r")
+        entries = pages.walk(data, str(self.path))
+        self._check(data, entries)
+        tomb = entries.length == self._empty_is
+        words = index.build(
+            np.concatenate([np.zeros(0, np.uint64), *self._hashes]),
+            np.concatenate([np.zeros(0, np.uint64), *self._seconds]) if self._second else None,
+            data[entries.offset[:, None] + np.arange(8)].view("<u8")[:, 0],
+            np.where(tomb, 0, entries.offset),
+            entries.length if self._lengths else None,
+            size,
+        )
+        del data
+        index_temp = temporary(self.index_path)
+        try:
+            with open(index_temp, "wb") as file:
+                file.write(words.data)
+                file.flush()
+                os.fsync(file.fileno())
+            facts = {p.name: _fact(t) for p, t in ((self.path, self._temp), (self.index_path, index_temp))}
+            os.replace(index_temp, self.index_path)
+        except BaseException:
+            index_temp.unlink(missing_ok=True)
+            raise
+        os.replace(self._temp, self.path)
         return facts
 
     def _check(self, data: np.ndarray, entries: pages.Entries) -> None:

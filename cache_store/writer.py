@@ -263,6 +263,7 @@ class ShardWriter:
         receipt returned.
 
         Raises:
+            Incomplete: what was built was taken away meanwhile; build the shard again.
             Damaged, StorageFull, ReadOnlyStorage
         """
         receipt = ShardReceipt(

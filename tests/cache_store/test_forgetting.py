@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from known_stores import PAGED, PAGED_TEXT, SMALL, TEXT, KnownStore
 
-from cache_store import Status, Store, bucket_of, key_bytes
-from cache_store.errors import Damaged, StoreError
+from cache_store import ShardWriter, Status, Store, bucket_of, key_bytes
+from cache_store.errors import Damaged, Incomplete, StoreError
 from cache_store.keys import as_users, hash_of
 
 SCHEMAS = pytest.mark.parametrize(
@@ -165,6 +165,17 @@ def test_a_run_under_way_does_not_bring_a_forgotten_user_back(tmp_path, schema):
     known.truth[name] = truth
     known.publish({113: 3}, "delta", watermark=2)  # a run that began later may know him again
     known.check(known.open().lookup(known.ids([113])), [113], {113: 3})
+
+
+def test_a_shard_taken_away_while_it_is_built_is_a_typed_error(tmp_path):
+    known = KnownStore(tmp_path / "s", num_shards=1)
+    facts = (np.array([1]), np.array([1]), np.array([1]))
+    with ShardWriter(known.admin.stage("r"), 0, 1, SMALL, True, fingerprint="model-a") as writer:
+        writer.add(known.ids([1]), known.tokens([1], [1]), *facts)
+        known.admin.forget([1])
+        with pytest.raises(Incomplete, match="vista forget.*build the shard again"):
+            writer.finish()
+    assert [p.name for p in (tmp_path / "s/staging/r").iterdir()] == ["BEGAN"]
 
 
 @pytest.mark.parametrize("when", ["before", 0, 1])
