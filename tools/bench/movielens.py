@@ -4,13 +4,15 @@ The data and the rival come from RecBole's wheel, which the product does not nee
 
     python -m venv /tmp/recbole && /tmp/recbole/bin/pip install recbole==1.2.1 'torch>=2.8' 'pandas<3' scipy
     DATA=$(ls /tmp/recbole/lib/python*/site-packages/recbole/dataset_example/ml-100k/ml-100k.inter)
-    vista bench movielens -p data=$DATA -p recbole=/tmp/recbole/bin/python -p seconds=240
+    vista bench movielens -p data=$DATA -p recbole=/tmp/recbole/bin/python                      # equal CPU seconds
+    vista bench movielens ... -p seeds=3 -p sasrec_seconds=1000000 -p keep=/tmp/movielens    # both to convergence
 
 A user's last rating is the test, the one before it the validation, all earlier ones train. Ratings of one second are
 ordered by item id and moved 1 ms apart, so that both sides see the same order; a rating is an event whatever its
-value. Both sides read the 50 newest events, take their best epoch by validation NDCG@10, and get the same CPU seconds
-of one thread for training and validating. All 1,682 items are ranked, nothing is sampled; ``new_`` figures leave out
-items that the user has rated, which nobody rates twice.
+value. Both sides read the 50 newest events, take their best epoch by validation NDCG@10, and get CPU seconds of one
+thread for training and validating: the same by default, or each its own; SASRec ends by RecBole's early stopping (ten
+epochs without a better validation) where that comes first. All 1,682 items are ranked, nothing is sampled; ``new_``
+figures leave out items that the user has rated, which nobody rates twice.
 
 Ours is one model read in two ways: ``retrieval`` ranks by query . item vector, ``ranking`` by the ranking head over
 every item. Its summary reads the whole history; SASRec reads none beyond the 50.
@@ -294,15 +296,18 @@ def run(
     data: str | None = None,
     recbole: str | None = None,
     seconds: int = 180,
+    sasrec_seconds: int | None = None,
+    seeds: int = 1,
     length: int = 50,
-    seed: int = 0,
     keep: str | None = None,
 ) -> Result:
     """Train both sides, judge both on the same targets.
 
     Args:
         data: path of ml-100k.inter. recbole: interpreter that has RecBole; None runs our side alone.
-        seconds: CPU seconds of each side. length: events that both read. seed: of both.
+        seconds: CPU seconds of our side, and of SASRec unless ``sasrec_seconds`` says otherwise.
+        seeds: models of ours that are trained; figures are means over them, the notes have each.
+        length: events that both read.
         keep: folder for what each side ended with; a side that is there is taken from it, a stopped rival goes on.
 
     Raises:
@@ -316,21 +321,32 @@ def run(
         )
     split = read(data)
     seconds = min(seconds, 12) if quick else seconds
-    result = Result(params={"seconds": seconds, "length": length, "seed": seed, "sasrec": SASREC})
+    rival = seconds if sasrec_seconds is None else sasrec_seconds
+    result = Result(
+        params=dict(seconds=seconds, sasrec_seconds=rival, seeds=seeds, length=length, sasrec=SASREC)
+    )
     result.notes.append(f"{len(split.users)} users, {len(split.items)} items, {len(split.events)} ratings")
+    sides: dict[str, list[np.ndarray]] = {"retrieval": [], "ranking": []}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(keep) if keep else Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        sides, note = ours(split, folder, configuration(length, seconds, seed))
-        result.notes.append(note)
+        for seed in range(seeds):
+            scores, note = ours(split, folder, configuration(length, seconds, seed))
+            for name, values in scores.items():
+                sides[name].append(values)
+            each = {
+                name: round(quality(values, split, 1)[0]["ndcg@10"], 4) for name, values in scores.items()
+            }
+            result.notes.append(f"seed {seed}: test NDCG@10 {each}; {note}")
         if recbole is not None:
-            sides["sasrec"], told = sasrec(split, recbole, folder / "sasrec", seconds, length, seed, SASREC)
-            _same_metrics(sides["sasrec"], split, told)
+            scores, told = sasrec(split, recbole, folder / "sasrec", rival, length, 0, SASREC)
+            sides["sasrec"] = [scores]
+            _same_metrics(scores, split, told)
             result.notes.append(
                 f"sasrec: {told['epochs']} epochs in {told['cpu_seconds']:.0f} CPU s, {told['parameters']:,} "
                 f"parameters, ended by {told['stopped']}, validation NDCG@10 {[round(v, 4) for _, v in told['curve']]}"
             )
-    _figures(result, split, sides, seed)
+    _figures(result, split, sides)
     return result
 
 
@@ -365,19 +381,23 @@ def _same_metrics(scores: np.ndarray, split: Split, told: dict[str, Any]) -> Non
             )
 
 
-def _figures(result: Result, split: Split, sides: dict[str, np.ndarray], seed: int) -> None:
+def _figures(result: Result, split: Split, sides: dict[str, list[np.ndarray]]) -> None:
+    """Means over a side's models, with 95 % bootstrap intervals over users."""
     rows: dict[str, dict[str, np.ndarray]] = {}
     for prefix, new in (("", False), ("new_", True)):
-        for name, scores in sides.items():
-            _, rank = quality(scores, split, 1, new)
-            hits = {"hr10": (rank <= 10) * 1.0, "ndcg10": np.where(rank <= 10, 1 / np.log2(rank + 1), 0.0)}
+        for name, models in sides.items():
+            ranks = [quality(scores, split, 1, new)[1] for scores in models]
+            hits = {
+                "hr10": np.mean([rank <= 10 for rank in ranks], axis=0),
+                "ndcg10": np.mean([np.where(r <= 10, 1 / np.log2(r + 1), 0.0) for r in ranks], axis=0),
+            }
             for measure, values in hits.items():
                 rows.setdefault(prefix + measure, {})[name] = values
-                value, low, high = metrics.bootstrap(split.users, values, seed=seed)
+                value, low, high = metrics.bootstrap(split.users, values)
                 result.figures[f"{prefix}{measure}_{name}"] = Figure(value, measure, low, high)
     if "sasrec" not in sides:
         return
     for measure, by_side in rows.items():
         for name in ("retrieval", "ranking"):
-            gain = metrics.bootstrap(split.users, by_side[name] - by_side["sasrec"], seed=seed)
+            gain = metrics.bootstrap(split.users, by_side[name] - by_side["sasrec"])
             result.figures[f"{measure}_{name}_over_sasrec"] = Figure(gain[0], measure, gain[1], gain[2])
