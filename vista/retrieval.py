@@ -14,8 +14,8 @@ Kinds, with when to take which:
 
 =======  ======================================================================  =======================
 exact    every vector is compared; up to about a million items on a CPU            recall 1
-hnsw     graph; fastest per query, 0.3 to 0.5 KB per item on top, slow to build     by ``search``
-ivf      inverted lists; fast to build and small                                     by ``search``
+hnsw     graph; millions of items and few candidates; 0.3 to 0.5 KB per item more   by ``search``
+ivf      inverted lists; fast to build and small; loses the most                    by ``search``
 =======  ======================================================================  =======================
 
 :meth:`ItemIndex.recall_vs_exact` tells the recall of an index on given queries.
