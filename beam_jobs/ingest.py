@@ -283,7 +283,7 @@ def _item_names(sources: Sequence[Source], settings: Settings) -> list[Routed]:
 
     routed: list[Routed] = []
     for i, source in enumerate(sources):
-        with schema.open_source(source.path) as file:
+        with schema.open_source(source.data) as file:
             for b, batch in enumerate(
                 file.iter_batches(settings.chunk_rows, columns=list(source.names.values()))
             ):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from beam_jobs.errors import OptionsError
+from beam_jobs.ingest_text import TextLog, as_parquet
 from beam_jobs.ingest_units import ReadTask
 from beam_jobs.ingest_vocabulary import ScanColumns, vocabularies
 from beam_jobs.run_record import RunDirectory, RunRecord, write_atomically
@@ -140,44 +141,89 @@ ITEM_COLUMNS = (
 )
 
 
+@dataclass
+class _Logs:
+    """Files of one option (``events``, ``impressions``, ``items``), the ``good`` and the ``bad`` ones (path, why)."""
+
+    files: list[str]
+    columns: tuple[schema.Column, ...]
+    mapping: Mapping[str, str]
+    good: list[Source] = field(default_factory=list)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def texts(self) -> list[str]:
+        return [path for path in self.files if paths.text_ending(path)]
+
+    def leave_out(self, seen: Collection[tuple[int, str]]) -> int:
+        """Forget text logs that were ingested before, so that they need not be converted; how many."""
+        known = {path for path in self.texts if schema.identity(path) in seen} if seen else set()
+        self.files = [path for path in self.files if path not in known]
+        return len(known)
+
+    def inspect(self, rows_at: Mapping[str, str], bounds: tuple[int, int], time_unit: str) -> None:
+        """Check the footers of the Parquet files, or with ``rows_at`` those of converted text logs.
+
+        Raises:
+            DataError: the first fault of a column.
+        """
+        files = [path for path in self.files if (path in rows_at if rows_at else not paths.text_ending(path))]
+
+        def look(path: str) -> Source | UnreadableFile:
+            try:
+                return schema.inspect(
+                    path, self.columns, self.mapping, bounds, time_unit, rows_at.get(path, "")
+                )
+            except UnreadableFile as error:
+                return error
+
+        with ThreadPoolExecutor(8) as pool:
+            for path, found in zip(files, pool.map(look, files), strict=True):
+                if isinstance(found, UnreadableFile):
+                    self.bad.append((path, str(found)))
+                else:
+                    self.good.append(found)
+
+
 def inspect_all(
-    patterns: Sequence[str],
-    columns: tuple[schema.Column, ...],
-    mapping: Mapping[str, str],
+    groups: Sequence[_Logs],
+    fixed: Mapping[str, str],
+    options: IngestOptions,
     bounds: tuple[int, int],
-    time_unit: str,
-    skip_bad_files: bool,
-) -> tuple[list[Source], list[tuple[str, str]]]:
-    """Check the footers of all files: (good ones, [(path, why)] of unreadable ones).
+    run_dir: RunDirectory,
+    beam_args: Sequence[str],
+) -> dict[str, str]:
+    """Check all files, converting text logs first; the kinds of the columns.
 
     Raises:
-        UnreadableFile: names all of them, unless they are skipped.
-        DataError: no file, or the first fault of a column.
+        UnreadableFile: names all of those, unless they are skipped. DataError: the first fault of a column.
     """
-    schema.check_mapping(mapping, columns)
-    files = paths.expand(patterns) if patterns else []
-    good: list[Source] = []
-    bad: list[tuple[str, str]] = []
-
-    def look(path: str) -> Source | UnreadableFile:
-        try:
-            return schema.inspect(path, columns, mapping, bounds, time_unit)
-        except UnreadableFile as error:
-            return error
-
-    with ThreadPoolExecutor(8) as pool:
-        for path, found in zip(files, pool.map(look, files), strict=True):
-            if isinstance(found, UnreadableFile):
-                bad.append((path, str(found)))
-            else:
-                good.append(found)
-    if bad and not skip_bad_files:
-        listed = "\n  ".join(why for _, why in bad[:20])
-        more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
+    for group in groups:
+        group.inspect({}, bounds, options.time_unit)
+    kinds = _agreed(groups, fixed)
+    folder = str(run_dir.path / "spill" / "text")
+    logs = [TextLog(path, folder, g.columns, dict(g.mapping)) for g in groups for path in g.texts]
+    rows_at, bad = as_parquet(logs, kinds, beam_args)
+    for group in groups:
+        group.bad += [(path, bad[path]) for path in group.texts if path in bad]
+        if rows_at:
+            group.inspect(rows_at, bounds, options.time_unit)
+    why = [text for group in groups for _, text in sorted(group.bad)]
+    if why and not options.skip_bad_files:
+        listed = "\n  ".join(why[:20])
+        more = f"\n  and {len(why) - 20} more" if len(why) > 20 else ""
         raise UnreadableFile(
-            f"{len(bad)} of {len(files)} files cannot be read; nothing was written:\n  {listed}{more}"
+            f"{len(why)} of {sum(len(g.files) for g in groups)} files cannot be read; nothing was written:\n  "
+            f"{listed}{more}"
         )
-    return good, bad
+    return _agreed(groups, fixed)
+
+
+def _agreed(groups: Sequence[_Logs], fixed: Mapping[str, str]) -> dict[str, str]:
+    events, shown, items = (group.good for group in groups)
+    kinds = common_kinds([*events, *shown], fixed)
+    common_kinds(items, {k: v for k, v in kinds.items() if k == "item_id"})
+    return kinds
 
 
 def common_kinds(sources: Iterable[Source], fixed: Mapping[str, str]) -> dict[str, str]:
@@ -246,12 +292,16 @@ def make_plan(
         return _unchanged(Plan.from_json(path.read_text()), run_dir)
     latest = record.started_ms + schema.CLOCK_SKEW_MS if options.max_time_ms is None else options.max_time_ms
     bounds = (options.min_time_ms, latest)
-    unit, skip = options.time_unit, options.skip_bad_files
-    events, bad = inspect_all(options.events, schema.EVENTS, options.columns, bounds, unit, skip)
-    shown, bad_shown = inspect_all(
-        options.impressions, schema.IMPRESSIONS, options.impression_columns, bounds, unit, skip
+    asked = (
+        (options.events, schema.EVENTS, options.columns),
+        (options.impressions, schema.IMPRESSIONS, options.impression_columns),
+        (options.items, ITEM_COLUMNS, {}),
     )
-    items, bad_items = inspect_all(options.items, ITEM_COLUMNS, {}, bounds, unit, skip)
+    for _, columns, mapping in asked:
+        schema.check_mapping(mapping, columns)
+    groups = [
+        _Logs(paths.expand(names) if names else [], columns, mapping) for names, columns, mapping in asked
+    ]
     there = warehouse.exists()
     fixed: dict[str, str] = {}
     if there:
@@ -264,21 +314,19 @@ def make_plan(
                 f"{warehouse.name}: expected --buckets {warehouse.num_buckets} (fixed when the tables were made), "
                 f"found {options.num_buckets}; leave the option out of vista ingest"
             )
-    kinds = common_kinds([*events, *shown], fixed)
-    common_kinds(items, {k: v for k, v in kinds.items() if k == "item_id"})
-    if "user_id" not in kinds:
-        raise UnreadableFile(
-            f"{len(bad) + len(bad_shown)} files, none of which can be read; nothing was written. See {options.events}"
-        )
-    known = 0
+    seen: set[tuple[int, str]] = set()
     if there and not options.again:
         ledger = warehouse.read_sources()
         seen = set(zip(ledger["bytes"].to_pylist(), ledger["digest"].to_pylist(), strict=True))
-        before = len(events) + len(shown) + len(items)
-        events, shown, items = (
-            [s for s in group if (s.bytes, s.digest) not in seen] for group in (events, shown, items)
+    known = sum(group.leave_out(seen) for group in groups)
+    kinds = inspect_all(groups, fixed, options, bounds, run_dir, beam_args)
+    bad = [letter for group in groups for letter in group.bad]
+    if "user_id" not in kinds:
+        raise UnreadableFile(
+            f"{len(bad)} files, none of which can be read; nothing was written. See {', '.join(options.events)}"
         )
-        known = before - len(events) - len(shown) - len(items)
+    events, shown, items = ([s for s in g.good if (s.bytes, s.digest) not in seen] for g in groups)
+    known += sum(len(g.good) for g in groups) - len(events) - len(shown) - len(items)
     plan = Plan(
         run=record.run_id,
         commit=warehouse.commit_number + 1 if there else 1,
@@ -291,7 +339,7 @@ def make_plan(
         impressions=tuple(shown),
         items=tuple(items),
         known=known,
-        bad_files=(*bad, *bad_shown, *bad_items),
+        bad_files=tuple(bad),
     )
     scan = ScanColumns(str(run_dir.path), options.skip_bad_files)
     actions, surfaces = vocabularies(

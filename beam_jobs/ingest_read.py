@@ -37,7 +37,7 @@ def read_logs(task: ReadTask, settings: Settings) -> list[Routed]:
             expected = sum(source.groups[g] for g in some)
             seen = 0
             try:
-                with open_source(source.path) as file:
+                with open_source(source.data) as file:
                     wanted = list(dict.fromkeys(source.names.values()))
                     for batch in file.iter_batches(
                         settings.chunk_rows, list(some), wanted, use_threads=False

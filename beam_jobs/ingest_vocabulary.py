@@ -44,7 +44,7 @@ class ScanColumns:
             return
         found: dict[str, set[str | int]] = {m: set() for m in meanings}
         try:
-            with open_source(source.path) as file:
+            with open_source(source.data) as file:
                 for batch in file.iter_batches(1 << 20, columns=[source.names[m] for m in meanings]):
                     for m in meanings:
                         column = batch.column(source.names[m])
@@ -141,7 +141,7 @@ def vocabularies(
 def _int_bounds(source: Source, meaning: str) -> tuple[int, int] | None:
     if not source.rows:
         return (0, -1)
-    with open_source(source.path) as file:
+    with open_source(source.data) as file:
         return column_bounds(file.metadata, source.names[meaning])
 
 

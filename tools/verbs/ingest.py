@@ -28,7 +28,8 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="EVENTS... [-- BEAM OPTIONS]",
-            help="Parquet files, folders or globs of events: user_id, item_id, action, timestamp_ms and, if there, "
+            help="Files, folders or globs of events, as Parquet, CSV, TSV or JSON lines (also .gz, .bz2, .zst), with "
+            "columns user_id, item_id, action, timestamp_ms and, if there, "
             "surface, request_id.",
         ),
     ] = None,

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from vista.data.schema import TIME_UNITS, Source, kind_of
+from vista.data.schema import BROKEN, LINE, TIME_UNITS, Source, kind_of
 
 MAX_USER_BYTES = 511
 MAX_ACTION = 30
@@ -42,7 +42,8 @@ class Rules:
 
 @dataclass(frozen=True)
 class Letter:
-    """One row set aside: its number in the file, a short stable reason, its user, all its values as JSON."""
+    """One row set aside: its number in the file (from 0; in a text log its line, from 1), a short stable reason, its
+    user, all its values as JSON."""
 
     row: int
     reason: str
@@ -93,6 +94,9 @@ def check(batch: pa.RecordBatch | pa.Table, source: Source, rules: Rules, first_
     n = batch.num_rows
     bad = _Bad(n)
     columns = {meaning: _valid(_plain(batch.column(name)), bad) for meaning, name in source.names.items()}
+    line = columns.pop(LINE).to_numpy() if LINE in columns else np.arange(first_row, first_row + n)
+    if BROKEN in columns:
+        bad.where(columns.pop(BROKEN).is_valid(), "broken_line")
     user = columns["user_id"]
     bad.where(user.is_null(), "null_user")
     if source.kinds["user_id"] == "int":
@@ -124,7 +128,7 @@ def check(batch: pa.RecordBatch | pa.Table, source: Source, rules: Rules, first_
         return Checked(user, out, names, [])
     rows = np.flatnonzero(bad.mask)
     found = zip(rows.tolist(), _values(batch, source, rows), strict=True)
-    letters = [Letter(first_row + i, bad.reason(i), *values) for i, values in found]
+    letters = [Letter(int(line[i]), bad.reason(i), *values) for i, values in found]
     kept = user.filter(pa.array(keep))
     out = {name: c[keep] for name, c in out.items()}
     if len(names[0]):
@@ -312,13 +316,17 @@ def _values(batch: pa.RecordBatch | pa.Table, source: Source, rows: np.ndarray) 
     """Per row: (its user, its raw values by meaning as JSON)."""
     columns = {}
     for meaning, name in source.names.items():
+        if meaning == LINE:
+            continue
         column = _plain(batch.column(name)).take(pa.array(rows))
         try:
             columns[meaning] = column.to_pylist()
         except UnicodeDecodeError:
             raw = column.cast(pa.binary()).to_pylist()
             columns[meaning] = [None if v is None else v.decode() if _is_utf8(v) else repr(v) for v in raw]
+    broken = columns.pop(BROKEN, [None] * len(rows))
     for i in range(len(rows)):
-        values = {meaning: column[i] for meaning, column in columns.items()}
+        values = {"broken": broken[i]} if broken[i] else {}
+        values |= {meaning: column[i] for meaning, column in columns.items()}
         user = values["user_id"]
         yield "" if user is None else str(user), json.dumps(values, default=str, ensure_ascii=False)

@@ -100,8 +100,19 @@ def size(uri: str) -> int:
     )
 
 
+TEXT_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
+COMPRESSED = (".gz", ".bz2", ".zst")
+
+
+def text_ending(path: str) -> str:
+    """One of :data:`TEXT_ENDINGS`, also before one of :data:`COMPRESSED`; empty for what is no text log by its name."""
+    stem, last = os.path.splitext(path.lower())
+    found = os.path.splitext(stem)[1] if last in COMPRESSED else last
+    return found if found in TEXT_ENDINGS else ""
+
+
 def expand(patterns: Iterable[str]) -> list[str]:
-    """Files named by paths, folders (every ``*.parquet`` below) or globs, sorted, each once.
+    """Files named by paths, folders (every Parquet file and text log below) or globs, sorted, each once.
 
     Raises:
         DataError: a pattern that names no file.
@@ -111,16 +122,19 @@ def expand(patterns: Iterable[str]) -> list[str]:
         if is_local(pattern):
             path = local_path(pattern)
             if os.path.isdir(path):
-                path = os.path.join(path, "**", "*.parquet")
-            names = [n for n in local_glob.glob(path, recursive=True) if os.path.isfile(n)]
-            names = [os.path.abspath(n) for n in names] or (
-                [os.path.abspath(path)] if os.path.isfile(path) else []
-            )
+                names = [
+                    n for n in local_glob.glob(os.path.join(path, "**", "*"), recursive=True) if _is_log(n)
+                ]
+            else:
+                names = local_glob.glob(path, recursive=True) or [path]
+            names = [os.path.abspath(n) for n in names if os.path.isfile(n)]
         else:
             fs, path = filesystem(pattern)
             if not local_glob.has_magic(path) and fs.isdir(path):
-                path = path.rstrip("/") + "/**/*.parquet"
-            names = [fs.unstrip_protocol(n) for n in fs.glob(path) if fs.isfile(n)]
+                names = [n for n in fs.find(path) if _is_log(n)]
+            else:
+                names = [n for n in fs.glob(path) if fs.isfile(n)]
+            names = [fs.unstrip_protocol(n) for n in names]
         if not names:
             raise DataError(
                 f"{pattern}: expected at least one file, found none; check the path or the glob, then run "
@@ -128,3 +142,7 @@ def expand(patterns: Iterable[str]) -> list[str]:
             )
         found.update(names)
     return sorted(found)
+
+
+def _is_log(path: str) -> bool:
+    return path.endswith(".parquet") or bool(text_ending(path))

@@ -8,7 +8,7 @@ checked on reading (vista/data/importer.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -26,6 +26,9 @@ CLOCK_SKEW_MS = 86_400_000
 """Events may be this much later than the clock of the run (one day)."""
 
 FOOTER_BYTES = 65_536
+
+LINE, BROKEN = "__line", "__broken"
+"""Columns of a text log's rows (vista/data/text_logs.py): its line, and what is wrong with it (null where nothing)."""
 
 TIME_UNITS: dict[str, float] = {"s": 1e3, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 """Milliseconds in a unit of time."""
@@ -116,6 +119,7 @@ class Source:
         rows: in all. groups: rows of each row group.
         names: meaning to column name in the file, for the columns that are there.
         kinds: meaning to kind.
+        rows_at: where the rows are as Parquet, if ``path`` is a text log.
     """
 
     path: str
@@ -125,6 +129,21 @@ class Source:
     groups: tuple[int, ...]
     names: dict[str, str]
     kinds: dict[str, str]
+    rows_at: str = ""
+
+    @property
+    def data(self) -> str:
+        """The Parquet file to read."""
+        return self.rows_at or self.path
+
+
+def column_name(column: Column, mapping: Mapping[str, str], available: Collection[str]) -> tuple[str, bool]:
+    """(what a column is called in a file, whether the mapping says so)."""
+    name = mapping.get(column.name) or mapping.get(ALIASES.get(column.name, ""))
+    if name is not None:
+        return name, True
+    other = ALIASES.get(column.name)
+    return (other if column.name not in available and other in available else column.name), False
 
 
 def check_mapping(mapping: Mapping[str, str], columns: tuple[Column, ...]) -> None:
@@ -145,8 +164,8 @@ def open_source(path: str) -> pq.ParquetFile:
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnreadableFile(
-            f"{path}: expected a readable Parquet file, found: {reason}; replace or leave out the file, or run vista "
-            f"ingest --skip-bad-files"
+            f"{path}: expected a readable Parquet file, or a text log by its name ({', '.join(paths.TEXT_ENDINGS)}, "
+            f"also .gz), found: {reason}; rename, replace or leave out the file, or run vista ingest --skip-bad-files"
         ) from error
 
 
@@ -166,6 +185,7 @@ def inspect(
     mapping: Mapping[str, str],
     time_bounds: tuple[int, int] | None = None,
     time_unit: str = "ms",
+    rows_at: str = "",
 ) -> Source:
     """Read a file's footer and check what it promises.
 
@@ -174,26 +194,23 @@ def inspect(
         mapping: meaning to column name, where they differ.
         time_bounds: least and largest time in milliseconds that a file may lie wholly outside of not.
         time_unit: of times that are numbers, one of :data:`TIME_UNITS`.
+        rows_at: the text log ``path`` as Parquet.
 
     Raises:
         UnreadableFile, MissingColumn, WrongType, WrongTime: naming file, column, expected, found, next command.
     """
-    with open_source(path) as file:
+    with open_source(rows_at or path) as file:
         metadata, schema = file.metadata, file.schema_arrow
         size, digest = identity(path)
-        names: dict[str, str] = {}
+        there = [name for name in schema.names if name not in (LINE, BROKEN)]
+        names = {name: name for name in (LINE, BROKEN) if name in schema.names}
         kinds: dict[str, str] = {}
         for column in columns:
-            name = mapping.get(column.name) or mapping.get(ALIASES.get(column.name, ""))
-            mapped = name is not None
-            if name is None:
-                name = column.name
-                if name not in schema.names and ALIASES.get(name) in schema.names:
-                    name = ALIASES[name]
+            name, mapped = column_name(column, mapping, schema.names)
             if schema.names.count(name) != 1:
                 if column.required or mapped:
                     raise MissingColumn(
-                        f"{path}: expected one column {name!r} ({column.says}), found {schema.names}; "
+                        f"{path}: expected one column {name!r} ({column.says}), found {there}; "
                         f"name the right one with vista ingest --column {column.name}=NAME"
                     )
                 continue
@@ -207,7 +224,7 @@ def inspect(
         groups = tuple(metadata.row_group(g).num_rows for g in range(metadata.num_row_groups))
         if time_bounds is not None and "timestamp_ms" in names and kinds["timestamp_ms"] in ("int", "float"):
             _check_times(path, names["timestamp_ms"], metadata, time_bounds, time_unit)
-    return Source(str(path), size, digest, metadata.num_rows, groups, names, kinds)
+    return Source(str(path), size, digest, metadata.num_rows, groups, names, kinds, rows_at)
 
 
 def column_bounds(metadata: pq.FileMetaData, name: str) -> tuple[int, int] | None:
