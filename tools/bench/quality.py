@@ -67,6 +67,7 @@ def run(
     first_seed: int = 0,
     steps: int = 300,
     slates: int = 48,
+    negatives: int = 24,
     window: int = 8_192,
     positives: int = 1_000,
     users: int = 60,
@@ -82,8 +83,8 @@ def run(
     Args:
         data: path of a warehouse or of Parquet events. sets: which of ``events,generated``; by default those
         there are.
-        seeds, first_seed: runs per variant. steps, slates: of training, the same for all. window: events that
-            full attention and summaries read. positives: questions asked.
+        seeds, first_seed: runs per variant. steps, slates, negatives: of training, the same for all.
+        window: events that full attention and summaries read. positives: questions asked.
         users, events: of the generated set. min_history: earlier events of the users who are asked.
         pause_minutes: training and questions take requests after so long a pause; by default ``PAUSE_MINUTES``.
         names: variants, comma separated.
@@ -100,6 +101,7 @@ def run(
     result = Result(
         params=dict(
             data=Path(data).name if data else None, sets=wanted, seeds=seeds, steps=steps, slates=slates,
+            negatives=negatives,
             window=window, positives=positives, users=users, events=events, variants=list(chosen),
         )
     )  # fmt: skip
@@ -112,7 +114,7 @@ def run(
             else:
                 found = generated(folder / f"generated-{users}-{events}", users, events)
             pause = PAUSE_MINUTES[which] if pause_minutes is None else pause_minutes
-            runs = Runs(found, folder, steps, slates, window, positives, min_history, pause)
+            runs = Runs(found, folder, steps, slates, window, positives, min_history, pause, negatives)
             for seed in range(first_seed, first_seed + seeds):
                 for name in chosen:
                     ways = CODECS if name == "ours" and seed == first_seed and not quick else None
@@ -138,10 +140,11 @@ class Runs:
         positives: int,
         least: int = 512,
         pause_minutes: float = 0.0,
+        negatives: int = 24,
     ) -> None:
         self.data, self.folder = data, folder
         self.steps, self.slates, self.window, self.pause = steps, slates, window, pause_minutes
-        self.examples = examples(window, 8, max(8, slates // 2), least, pause_minutes)
+        self.examples = examples(window, negatives, max(8, slates // 2), least, pause_minutes)
         self.questions = held_out(data, self.examples, 1_024, positives)
         self.found: dict[tuple[str, int], dict[str, Any]] = {}
         self._batches: tuple[int, list] | None = None
@@ -156,7 +159,7 @@ class Runs:
         mark = fingerprint(base)[:8]
         return self.folder / (
             f"{self.data.name}-{self.steps}-{self.slates}-{self.window}-{self.pause:g}-"
-            f"{len(self.questions.owner)}-{variant.name}-{mark}-{seed}.json"
+            f"{self.examples.negatives}-{len(self.questions.owner)}-{variant.name}-{mark}-{seed}.json"
         )
 
     def run(
