@@ -10,9 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vista.catalogue import survey
 from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, SummarizerConfig
 from vista.data.events import Events
+from vista.data.loader import Arrays
 from vista.embedding import EventEncoder, ItemEncoder
+from vista.model import VistaModel
 from vista.summarizer import KINDS, Summarizer
 
 C = 8
@@ -124,3 +127,14 @@ def test_prototypes_start_where_the_events_are():
         near = [(x @ torch.nn.functional.normalize(s, dim=-1).T).amax(-1).mean() for s in (seeds, before)]
     assert near[0] > near[1] + 0.1
     built("qla").start(events)  # nothing to do
+
+
+def test_training_starts_the_prototypes_and_the_same_histories_start_the_same():
+    config = dataclasses.replace(CONFIG, summarizer=dataclasses.replace(CONFIG.summarizer, kind="sketch"))
+    catalogue = survey(Arrays(np.arange(3), histories([200, 40, 9], 7)), held_out=0.1)
+    models = [VistaModel(config), VistaModel(config)]
+    before = models[0].summarizer.encoder.seeds.detach().clone()
+    for model in models:
+        catalogue.fit(model)
+    one, other = (model.summarizer.encoder.seeds for model in models)
+    assert torch.equal(one, other) and not torch.equal(one, before)
