@@ -21,7 +21,7 @@ from cache_store.reader import Snapshot
 from cache_store.writer import ShardReceipt, ShardWriter, finished
 
 
-def compact(layout: Layout, line: str, snapshot: Snapshot, published_ms: int, began: str) -> str:
+def compact(layout: Layout, line: str, snapshot: Snapshot, published_ms: int, began: int) -> str:
     """Publish the full form of a chain on its line; the name of what is then live.
 
     A chain of one generation is left as it is. Killed and run again, it goes on with the shards that are missing.

@@ -10,8 +10,9 @@ view in between. Readers move on at their next ``refresh``; until then they read
 
 A crash leaves a generation whole, before or after. Doing it again finishes the rest, remains included.
 
-Before all that the users are noted down, hashed (``forgotten.py``): a generation that is pulled from an older copy, or
-whose run was under way, is rewritten in the same way before it is entered.
+Last, and still under the lock, the users are noted down, hashed (``forgotten.py``): a generation that is pulled from an
+older copy, or whose run was under way, is rewritten in the same way before it is entered. Not before: a delta that
+leaves a user out must lie on generations that no longer have him.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def forget(layout: Layout, users: Users, now_ms: int) -> ForgetReport:
     ids = np.unique(as_users(users, store.user_kind))  # law 8 counts each user once
     report, unreadable = ForgetReport(), []
     with exclusive(layout, "forgetting"), storage_errors("forgetting users"):
-        forgotten.write(layout, forgotten.read(layout).with_users(keys_of(ids), now_ms))
+        record = forgotten.read(layout)
         for path in layout.generations.glob(".*") if layout.generations.is_dir() else ():
             remove(path)
         for name in layout.generation_names():
@@ -94,6 +95,7 @@ def forget(layout: Layout, users: Users, now_ms: int) -> ForgetReport:
             except StoreError as error:
                 unreadable.append(f"{name}: {error}")
         _forget_in_staging(layout, ids, store.num_shards, report)
+        forgotten.write(layout, record.with_users(keys_of(ids), now_ms))
     if unreadable:
         raise Damaged(
             f"{layout.root}: these generations may still hold the users, all others are done; delete them with "
@@ -129,14 +131,10 @@ def _forget_in_generation(folder: Path, ids: np.ndarray, report: ForgetReport) -
     report.states += int(in_states.sum())
 
 
-def without_forgotten(
-    folder: Path, manifest: Manifest, record: Forgotten, known_ms: int
-) -> tuple[Manifest, int]:
+def without_forgotten(folder: Path, manifest: Manifest, record: Forgotten) -> tuple[Manifest, int]:
     """Take users out of a generation that is not entered yet: all that is older than their forgetting.
 
-    Args:
-        known_ms: time of what has none of its own: tombstones, states without a record, dead letters. The time of a
-            record is that of its summary.
+    The time of a record is that of its summary, the time of anything else that of the generation's publication.
 
     Returns:
         The manifest of what is left, and how many records, tombstones and dead letters are not. Files that it no
@@ -147,11 +145,11 @@ def without_forgotten(
     """
     if not record.times:
         return manifest, 0
-    generation = Generation(folder, manifest, verify=True)
+    generation, published = Generation(folder, manifest, verify=True), manifest.published_ms
     shards, extra, removed = list(manifest.shards), dict(manifest.extra_files), 0
     for k in range(manifest.num_shards):
         entries, states = generation.keys(k), generation.keys(k, states=True)
-        made = np.full(len(entries.keys), known_ms)
+        made = np.full(len(entries.keys), published)
         full = np.flatnonzero(entries.length != HEADER_BYTES)
         data = generation.table.shard_data(k)
         made[full] = data[entries.offset[full][:, None] + _SUMMARIZED].view("<i8")[:, 0]
@@ -159,7 +157,7 @@ def without_forgotten(
         orphans = [key for key in states.keys if key not in known]
         gone = {key for key, is_gone in known.items() if is_gone}
         removed += len(gone)
-        gone |= {key for key, at in zip(orphans, record.when(orphans), strict=True) if at >= known_ms}
+        gone |= {key for key, at in zip(orphans, record.when(orphans), strict=True) if at >= published}
         if gone:
             shards[k] = _rewrite(generation, k, gone)
     written = removed
@@ -170,7 +168,7 @@ def without_forgotten(
                 key = key_bytes(int(name) if manifest.schema.user_kind == "int64" else name)
             except (ValueError, KeyKind):
                 return False
-            return record.when([key])[0] >= known_ms
+            return record.when([key])[0] >= published
 
         letters, extra[DEAD_LETTERS] = _dead_letters_without(folder, is_gone)
         removed += letters

@@ -3,7 +3,8 @@ compaction that was under way.
 
     STORE/FORGOTTEN
       vista-forgotten 1 SALT              32 hex digits, random, of this store alone
-      HASH TIME                           BLAKE2b-128 of the key bytes, keyed with SALT; ms since the Unix epoch
+      HASH TIME                           BLAKE2b-128 of the key bytes, keyed with SALT; ms since the Unix epoch, later
+                                          than every TIME that was there before
       check 3f2a…                         XXH3-64 of the lines above
 
 No id, and no hash that a record holds, is among the bytes. Whoever can read the file can still ask it about an id that
@@ -24,8 +25,8 @@ from cache_store.errors import Damaged
 from cache_store.layout import Layout, write_file
 
 _FIRST = "vista-forgotten 1 "
-NEVER = -1
-"""Time of a user who was not forgotten."""
+NEVER, ALWAYS = -1, 1 << 62
+"""Time of a user who was not forgotten; and of one of whom nothing may come in, however new."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,19 @@ class Forgotten:
             return np.full(len(keys), NEVER)
         return np.array([self.times.get(self._hash(key), NEVER) for key in keys], np.int64)
 
+    @property
+    def last(self) -> int:
+        """Time of the last forgetting; 0 before the first."""
+        return max(self.times.values(), default=0)
+
     def with_users(self, keys: Sequence[bytes], now_ms: int) -> Forgotten:
         """The same and these users."""
-        return Forgotten(self.salt, {**self.times, **{self._hash(key): now_ms for key in keys}})
+        now = max(now_ms, self.last + 1)
+        return Forgotten(self.salt, {**self.times, **{self._hash(key): now for key in keys}})
+
+    def since(self, last: int) -> Forgotten:
+        """Only users forgotten since ``last``, for ever: of whom something was read before that."""
+        return Forgotten(self.salt, {name: ALWAYS for name, time in self.times.items() if time > last})
 
     def _hash(self, key: bytes) -> str:
         return hashlib.blake2b(key, digest_size=16, key=self.salt).hexdigest()
@@ -74,14 +85,6 @@ def read(layout: Layout) -> Forgotten:
     return Forgotten(
         bytes.fromhex(lines[0].removeprefix(_FIRST)), {name: int(time) for name, time in entries}
     )
-
-
-def mark(layout: Layout) -> str:
-    """Says whether anyone was forgotten since it was taken: it is then another."""
-    try:
-        return xxhash.xxh3_128_hexdigest(layout.forgotten.read_bytes())
-    except FileNotFoundError:
-        return "nobody"
 
 
 def write(layout: Layout, forgotten: Forgotten) -> None:

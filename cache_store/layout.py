@@ -9,7 +9,7 @@
       FORGOTTEN                       salted hashes of forgotten users; what is older does not come in any more
       leases/PID-ID.json              generations that a reader has in use
       staging/RUN/                    shards under construction; becomes a generation by one rename
-        BEGAN                         when the run began, and what FORGOTTEN was then
+        BEGAN                         time of the last forgetting when the run began
       generations/00000007/
         manifest.json
         shard-00003-of-00016.mdb      LMDB, one record per user

@@ -50,13 +50,16 @@ MAX_DEPTH = 8
 _BEGAN = "BEGAN"
 
 
-def beginning(layout: Layout, now_ms: int) -> str:
-    """What BEGAN holds for a run that begins now: it has read nothing yet."""
-    return f"{now_ms} {forgotten.mark(layout)}"
+def beginning(layout: Layout) -> int:
+    """What BEGAN holds for a run that begins now, and has read nothing yet."""
+    return forgotten.read(layout).last
 
 
-def stage(layout: Layout, run_id: str, began: str) -> Path:
+def stage(layout: Layout, run_id: str, began: int) -> Path:
     """Staging folder of a run; of a run that goes on, as it began first.
+
+    Args:
+        began: from :func:`beginning`.
 
     Raises:
         StorageFull, ReadOnlyStorage
@@ -65,7 +68,7 @@ def stage(layout: Layout, run_id: str, began: str) -> Path:
     with storage_errors(f"staging run {run_id}"):
         path.mkdir(parents=True, exist_ok=True)
         if not (path / _BEGAN).exists():
-            write_file(path / _BEGAN, began.encode())
+            write_file(path / _BEGAN, f"{began}\n".encode())
     return path
 
 
@@ -123,7 +126,7 @@ def enter(layout: Layout, staging: Path, manifest: Manifest) -> None:
     keep = {*manifest.files, "manifest.json", "READY"}
     (staging / "READY").unlink(missing_ok=True)
     for path in staging.iterdir():
-        if path.name not in keep and not path.name.endswith(RECEIPT):
+        if path.name not in keep and not _of_the_run(path):
             path.unlink()
     text = manifest.text()
     write_file(staging / "manifest.json", text.encode())
@@ -132,8 +135,12 @@ def enter(layout: Layout, staging: Path, manifest: Manifest) -> None:
     os.rename(staging, layout.generation(manifest.generation))
     fsync_folder(layout.generations)
     fsync_folder(staging.parent)
-    for path in layout.generation(manifest.generation).glob(f"*{RECEIPT}"):
-        path.unlink()  # only now: until the rename they spare a repeated run its work
+    for path in filter(_of_the_run, layout.generation(manifest.generation).iterdir()):
+        path.unlink()  # only now: until the rename a repeated run needs them
+
+
+def _of_the_run(path: Path) -> bool:
+    return path.name == _BEGAN or path.name.endswith(RECEIPT)
 
 
 def next_number(layout: Layout) -> str:
@@ -248,12 +255,10 @@ def _refuse_other_winner(layout: Layout, line: str, parent: str | None, force: b
 def _without_forgotten(layout: Layout, staging: Path, manifest: Manifest) -> Manifest:
     """The run without users who were forgotten while it was under way. The lock is held."""
     try:
-        began, mark = (staging / _BEGAN).read_text().split()
+        began = int((staging / _BEGAN).read_text())
     except (FileNotFoundError, ValueError):  # not from ``stage``: it may have begun at any time
-        began, mark = "0", ""
-    if mark == forgotten.mark(layout):
-        return manifest
-    return without_forgotten(staging, manifest, forgotten.read(layout), int(began))[0]
+        began = 0
+    return without_forgotten(staging, manifest, forgotten.read(layout).since(began))[0]
 
 
 def _extra_files(staging: Path) -> dict[str, FileFact]:

@@ -285,7 +285,7 @@ def _enter_chain(
                 (staging / f).is_file() and (staging / f).stat().st_size == facts[f].bytes for f in facts
             ):
                 return None
-            kept, left_out = without_forgotten(staging, g.manifest, gone, g.manifest.published_ms)
+            kept, left_out = without_forgotten(staging, g.manifest, gone)
             report.left_out += left_out
             name = publish.next_number(layout)
             mine = dataclasses.replace(kept, generation=name, parent=parent, run_id=g.run_id, line=line)

@@ -303,7 +303,7 @@ class Store:
         Raises:
             StorageFull, ReadOnlyStorage
         """
-        return publish.stage(self.layout, run_id, publish.beginning(self.layout, self._clock()))
+        return publish.stage(self.layout, run_id, publish.beginning(self.layout))
 
     def publish(
         self,
@@ -352,7 +352,7 @@ class Store:
             PublishConflict: something was published meanwhile. Incomplete: someone was forgotten meanwhile.
             Damaged, StorageFull, ReadOnlyStorage
         """
-        began = publish.beginning(self.layout, self._clock())
+        began = publish.beginning(self.layout)
         self.refresh()
         snapshot: Snapshot | None = self._current(self._clock())
         while snapshot is not None:

@@ -1,4 +1,5 @@
-"""Two publishers at once: both go live, in order, or one wins and the other is told; none is lost silently.
+"""Two publishers at once: both go live, in order, or one wins and the other is told; none is lost silently. And a
+publisher beside ``forget``: whoever is forgotten while a run or a compaction is under way is nowhere afterwards.
 
     python -m tools.faults.race --races 1000 --seed 7
 
@@ -21,7 +22,8 @@ import numpy as np
 
 from cache_store import Store
 from cache_store import manifest as manifests
-from cache_store.errors import PublishConflict, StoreBusy
+from cache_store.errors import Incomplete, PublishConflict, StoreBusy
+from cache_store.generation import Generation
 from cache_store.layout import exclusive
 from cache_store.lines import live
 from tools.faults.drill import Aim, memory_folder
@@ -30,6 +32,7 @@ from tools.faults.truth import STEP, Truth, WrongValue
 from tools.faults.watch import Seen, Watch
 
 CONFLICT = "conflict"
+_ATTEMPTS = 5
 _DEPTH = 4
 _RACES_PER_WORLD = 25
 
@@ -40,20 +43,23 @@ class Entry:
 
     Attributes:
         kind: ``delta``, ``full`` (both refuse to go live unless the line is where they began), ``free`` (a full one
-            that takes the line as it finds it), ``again`` (the same run as the other publisher), ``compact``.
-        run: its run. version: what it publishes; of a compaction, what was live before.
-        line: where.
+            that takes the line as it finds it), ``again`` (the same run as the other publisher), ``compact``,
+            ``forget``.
+        run: its run. version: what it publishes; of a compaction or a forget, what was live before.
+        line: where. users: indices of those to forget.
     """
 
     kind: str
     run: str
     version: int
     line: str = "main"
+    users: tuple[int, ...] = ()
 
 
 PAIRS = (
     ("delta", "delta"), ("delta", "full"), ("full", "delta"), ("full", "full"), ("free", "free"), ("free", "delta"),
     ("delta", "free"), ("compact", "delta"), ("delta", "compact"), ("delta", "again"), ("free", "shadow"),
+    ("delta", "forget"), ("free", "forget"), ("compact", "forget"), ("forget", "delta"), ("forget", "compact"),
 )  # fmt: skip
 """Who races whom; the first is the one that is stopped."""
 
@@ -63,7 +69,7 @@ class Report:
     """Counts of races.
 
     Attributes:
-        races: by pair. endings: ``both``, ``one``, ``same`` (one generation for one run) by count.
+        races: by pair. endings: ``both``, ``one``, ``same`` (one generation for one run), ``forgot``, by count.
         kills: of the first and of the second publisher. after_flip: kills after a pointer had been replaced.
         waited: races in which the second came while the first held the lock. steps: distinct steps of the first.
     """
@@ -94,14 +100,14 @@ class Report:
 class Track:
     """A store on which races are run."""
 
-    def __init__(self, root: Path, truth: Truth) -> None:
+    def __init__(self, root: Path, truth: Truth, readers: int, seed: int) -> None:
         self.root, self.truth = root, truth
         self.version, self.last_full, self.serial = STEP, STEP, 0
         truth.publish(truth.create(root), "run-0", STEP)
+        self.watch = Watch([root], truth, readers, seed, gated=False)
 
-    def entries(self, first: str, second: str) -> tuple[Entry, Entry]:
-        """Two publishers with contents of their own, their shards built."""
-        names = (first, second)
+    def entries(self, names: tuple[str, str], rng: np.random.Generator) -> tuple[Entry, Entry]:
+        """Two publishers with contents of their own; their shards are built, unless someone is forgotten."""
         out: list[Entry] = []
         for i, kind in enumerate(names):
             self.serial += 1
@@ -114,36 +120,56 @@ class Track:
             if kind == "compact":
                 out.append(Entry(kind, "", self.version))
                 continue
+            if kind == "forget":
+                at = rng.choice(self.truth.num_users, 2, replace=False)
+                self.watch.forgotten[at] = True
+                out.append(Entry(kind, "", self.version, users=tuple(at.tolist())))
+                continue
             if kind == "delta":
                 version = self.version + 1 + i
             else:
                 self.last_full += STEP
                 version = self.last_full
             out.append(Entry(kind, run, version, line))
-            self.truth.build(Store(self.root), run, version, self.version if kind == "delta" else None)
+            Store(self.root).stage(run)
+            if "forget" not in names:
+                self.truth.build(Store(self.root), run, version, self.version if kind == "delta" else None)
         return out[0], out[1]
 
     def work(self, entry: Entry, parent: str) -> str:
         """Publish; the generation that went live, or that it gave way."""
-        try:
-            if entry.kind == "compact":
-                with Store.open(self.root) as store:
-                    return store.compact()
-            delta = entry.kind in ("delta", "again")
-            return self.truth.publish(
-                Store(self.root), entry.run, entry.version, line=entry.line,
-                parent=None if entry.kind == "free" else parent, base=self.version if delta else None,
-            )  # fmt: skip
-        except PublishConflict:
-            return CONFLICT
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self._work(entry, parent)
+            except PublishConflict:
+                return CONFLICT
+            except Incomplete:  # forget took what was built; a job does it again, and so do we
+                if attempt == _ATTEMPTS - 1:
+                    raise
+        raise AssertionError("not reached")
 
-    def check(self, entries: tuple[Entry, Entry], results: tuple[str, str], parent: str) -> str:
+    def _work(self, entry: Entry, parent: str) -> str:
+        if entry.kind == "forget":
+            Store(self.root).forget(self.truth.users[list(entry.users)])
+            return ""
+        if entry.kind == "compact":
+            with Store.open(self.root) as store:
+                return store.compact()
+        delta = entry.kind in ("delta", "again")
+        return self.truth.publish(
+            Store(self.root), entry.run, entry.version, line=entry.line,
+            parent=None if entry.kind == "free" else parent, base=self.version if delta else None,
+        )  # fmt: skip
+
+    def check(self, both: tuple[Entry, Entry], said: tuple[str, str]) -> str:
         """Who said that he went live is in the line, who was refused is not; the line shows one of them, whole.
 
         Raises:
             WrongValue
         """
-        place = f"{entries}: {results}"
+        place = f"{both}: {said}"
+        entries = [entry for entry in both if entry.kind != "forget"]
+        results = [result for entry, result in zip(both, said, strict=True) if entry.kind != "forget"]
         for entry, result in zip(entries, results, strict=True):
             layout = Store(self.root, lease=False).layout
             pointer = live(layout, entry.line)
@@ -174,10 +200,24 @@ class Track:
                 }
                 if version not in may:
                     raise WrongValue(f"{place}: version {version} is live on {line!r}, expected one of {may}")
-                self.truth.check_all(store, version)
+                self.truth.check_all(store, version, self.watch.forgotten)
                 if line == "main":
                     self.version = version
+        for entry in both:
+            self._check_law_11(entry, place)
+        if len(entries) == 1:
+            return "forgot"
         return "same" if "again" in kinds else "both" if len(won) == 2 else "one"
+
+    def _check_law_11(self, entry: Entry, place: str) -> None:
+        gone = set(self.truth.users[list(entry.users)].tolist())
+        with Store.open(self.root) as store:
+            for manifest in store.generations() if gone else ():
+                generation = Generation(store.layout.generation(manifest.generation), manifest, True)
+                for k in range(manifest.num_shards):
+                    left = gone & set(generation.users(k)[0].tolist())
+                    if left:
+                        raise WrongValue(f"{place}: {left} came back in {manifest.generation}")
 
 
 def run(races: int, seed: int, *, readers: int = 2, folder: Path | None = None) -> Report:
@@ -191,16 +231,15 @@ def run(races: int, seed: int, *, readers: int = 2, folder: Path | None = None) 
     while sum(report.races.values()) < races:
         truth = Truth(num_users=20, strings=bool(rng.integers(4) == 0))
         with tempfile.TemporaryDirectory(dir=folder or memory_folder()) as root:
-            track = Track(Path(root) / "store", truth)
-            watch = Watch([track.root], truth, readers, seed * 1000 + sum(report.races.values()), gated=False)
+            track = Track(Path(root) / "store", truth, readers, seed * 1000 + sum(report.races.values()))
             try:
                 for _ in range(min(_RACES_PER_WORLD, races - sum(report.races.values()))):
                     _race(track, rng, report, aim)
-                    watch.check()
-                report.seen.add(watch.close())
+                    track.watch.check()
+                report.seen.add(track.watch.close())
                 _tidy(track)
             except BaseException:
-                watch.stop()
+                track.watch.stop()
                 raise
     report.seconds = time.perf_counter() - start
     return report
@@ -214,7 +253,7 @@ def _race(track: Track, rng: np.random.Generator, report: Report, aim: Aim) -> N
     # The pair that has raced least: some are not possible in every state of the line.
     names = min(pairs, key=lambda pair: (report.races[" and ".join(pair)], rng.random()))
     report.races[" and ".join(names)] += 1
-    entries = track.entries(*names)
+    entries = track.entries(names, rng)
     mode = str(rng.choice(["file", "line"], p=[0.7, 0.3]))
     first = Child(lambda: track.work(entries[0], parent), mode, aim.next(names[0], mode), stops=True)
     stopped = first.until("stopped")
@@ -238,7 +277,7 @@ def _race(track: Track, rng: np.random.Generator, report: Report, aim: Aim) -> N
         report.after_flip += _after_flip(outcome)
         # A killed run is run again; one that ended had its say.
         results.append(track.work(entry, parent) if outcome.killed else outcome.result)
-    report.endings[track.check(entries, (results[0], results[1]), parent)] += 1
+    report.endings[track.check(entries, (results[0], results[1]))] += 1
 
 
 def _after_flip(outcome: Outcome) -> bool:
