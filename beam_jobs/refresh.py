@@ -53,6 +53,7 @@ class RefreshOptions:
         users: only these, from their whole history; the generation keeps its parent's table snapshot, so that
             the next refresh still sees what is new for all others.
         max_age_ms: also recompute, from their whole history, users summarised longer ago than this.
+        codecs: by group name; those of the live generation by default.
         max_depth: deltas over a full generation before the chain is compacted.
     """
 
@@ -236,7 +237,8 @@ def parent_of(options: RefreshOptions, record: RunRecord, warehouse: Warehouse) 
     model = worker_model(str(options.bundle), str(record.fingerprint), options.device)
     if not model.summarizer.resumable:
         raise NoParent("this model cannot resume (summarizer.chunk is 0)")
-    if parent.schema.as_dict() != schema_of(model, warehouse.user_kind, options.codecs).as_dict():
+    codecs = options.codecs or {group.name: group.codec for group in parent.schema.groups}
+    if parent.schema.as_dict() != schema_of(model, warehouse.user_kind, codecs).as_dict():
         raise NoParent(f"generation {parent.generation} has other codecs")
     if parent.records and not parent.states:
         raise NoParent(f"generation {parent.generation} keeps no states")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import traceback
 from typing import Annotated
@@ -44,8 +43,6 @@ for _name, _section in VERBS.items():
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits with the code of docs/operations.md."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    # Beam warns of Google's libraries at import, wanted or not
-    logging.getLogger().addFilter(lambda record: "apitools not found" not in record.getMessage())
     try:
         code = app(args=arguments, standalone_mode=False)
     except typer.Exit as done:

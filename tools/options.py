@@ -9,7 +9,11 @@ from typing import Annotated
 import typer
 
 HomeOption = Annotated[
-    Path, typer.Option("--home", help="Folder with warehouse/, model/, store/ and runs/ (see each default).")
+    Path,
+    typer.Option(
+        "--home",
+        help="Folder of warehouse/, model/, store/ and runs/, unless named one by one.",
+    ),
 ]
 WarehouseOption = Annotated[
     str | None,
@@ -34,6 +38,21 @@ RunOption = Annotated[
     ),
 ]
 LineOption = Annotated[str, typer.Option("--line", help="Line of generations in the store.")]
+MemoryOption = Annotated[
+    int,
+    typer.Option(
+        "--memory-events", min=1, help="Events one worker holds at a time, 200 bytes each; see `vista plan`."
+    ),
+]
+CodecOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--codec",
+        metavar="GROUP=CODEC",
+        help="How a group of tokens (seeds, slots) is stored: float32, float16, bfloat16, int8, int4 or log8. May be "
+        "repeated.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON line instead of a table.")]
 ModeOption = Annotated[
     str, typer.Option("--mode", help="Local runner: in_memory, multi_threading or multi_processing.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import apache_beam as beam
@@ -81,3 +83,9 @@ def test_the_number_of_torch_threads_is_set_for_the_task_and_put_back():
 
 def test_the_largest_tasks_come_first():
     assert pipeline.in_balanced_order([("a", 1), ("b", 5), ("c", 5), ("d", 9)]) == ["d", "b", "c", "a"]
+
+
+def test_importing_the_jobs_says_nothing():
+    modules = "beam_jobs.summarize, beam_jobs.ingest, beam_jobs.plan, tools.bench.job"
+    done = subprocess.run([sys.executable, "-c", f"import {modules}"], capture_output=True, text=True, check=True)
+    assert done.stdout == "" and done.stderr == ""

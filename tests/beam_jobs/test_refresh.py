@@ -312,3 +312,13 @@ def test_following_first_continues_a_refresh_that_was_cut_short(small_world):
     records = list(refresh.follow(options, every_s=1, wait=lambda _: False))
     assert [Path(r.path).name for r in records] == ["000001"]
     assert_equals_full(world)
+
+
+def test_a_refresh_keeps_the_codecs_of_the_live_generation_unless_told_otherwise(small_world):
+    world = small_world
+    summarize.run(world.summarize(codecs={"seeds": "int8", "slots": "float32"}))
+    add(world, 1, all_events(world)[0][:3])
+    record = refresh.run(world.refresh(codecs={}))
+    assert record.notes == [] and record.counts["resumed"] == 3
+    with world.store() as store:
+        assert [group.codec for group in store.manifest.schema.groups] == ["int8", "float32"]

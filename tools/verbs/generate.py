@@ -14,17 +14,30 @@ from tools.options import JsonOption
 
 def command(
     out: Annotated[Path, typer.Argument(help="Folder for the Parquet files; made if missing.")],
-    users: Annotated[int, typer.Option(help="Users.")] = 1_000,
-    events: Annotated[int, typer.Option(help="Events in all; 0: what the lengths give.")] = 0,
-    min_events: Annotated[int, typer.Option(help="Shortest history.")] = 20,
-    max_events: Annotated[int, typer.Option(help="Longest history.")] = 50_000,
-    held_back_days: Annotated[float, typer.Option(help="Last days, kept apart in later-*.parquet.")] = 0.0,
-    string_ids: Annotated[bool, typer.Option("--string-ids", help="Users as strings.")] = False,
-    content_width: Annotated[int, typer.Option(help="Floats per item vector; 0 for none.")] = 0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    users: Annotated[int | None, typer.Option(help="How many users.  [default: 1000]")] = None,
+    events: Annotated[
+        int | None, typer.Option(help="Events in all.  [default: what the lengths give]")
+    ] = None,
+    min_events: Annotated[int | None, typer.Option(help="Shortest history.  [default: 20]")] = None,
+    max_events: Annotated[int | None, typer.Option(help="Longest history.  [default: 50000]")] = None,
+    held_back_days: Annotated[
+        float | None, typer.Option(help="Last days, kept apart in later-*.parquet.  [default: 0]")
+    ] = None,
+    string_ids: Annotated[bool, typer.Option("--string-ids", help="User ids as strings.")] = False,
+    content_width: Annotated[
+        int | None, typer.Option(help="Floats per item vector.  [default: none]")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same files.  [default: 0]")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that write.")] = 1,
     config: Annotated[
-        Path | None, typer.Option(help="JSON with any field of vista.data.generator.GeneratorOptions.")
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="JSON with any field of vista.data.generator.GeneratorOptions; what is given beside it has its say.",
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -33,21 +46,17 @@ def command(
     from vista.data.generator import GeneratorOptions, generate
 
     base = from_text(GeneratorOptions, config.read_text()) if config else GeneratorOptions()
-    options = (
-        dataclasses.replace(
-            base,
-            users=users,
-            events=events,
-            min_events=min_events,
-            max_events=max_events,
-            held_back_days=held_back_days,
-            user_ids="string" if string_ids else "int64",
-            content_width=content_width,
-            seed=seed,
-        )
-        if config is None
-        else base
-    )
+    given = {
+        "users": users,
+        "events": events,
+        "min_events": min_events,
+        "max_events": max_events,
+        "held_back_days": held_back_days,
+        "user_ids": "string" if string_ids else None,
+        "content_width": content_width,
+        "seed": seed,
+    }
+    options = dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
     with console.status(f"generating {options.users:,} lives"):
         made = generate(options, out, workers=workers)
     if json:

@@ -19,7 +19,8 @@ def command(
     store: StoreOption = None,
     line: LineOption = "main",
     as_of: Annotated[
-        int | None, typer.Option(help="Milliseconds: the newest kept generation that is not later.")
+        int | None,
+        typer.Option(help="Time in ms since 1970: read the newest kept generation that is not later."),
     ] = None,
     max_age_days: Annotated[float | None, typer.Option(help="Older summaries are STALE.")] = None,
     out: Annotated[

@@ -15,6 +15,7 @@ from tools.options import (
     HomeOption,
     JsonOption,
     LineOption,
+    MemoryOption,
     ModelOption,
     StoreOption,
     WarehouseOption,
@@ -33,9 +34,7 @@ def command(
     model: ModelOption = None,
     store: StoreOption = None,
     line: LineOption = "main",
-    memory_events: Annotated[
-        int, typer.Option("--memory-events", min=1, help="Events one worker holds at a time.")
-    ] = 262_144,
+    memory_events: MemoryOption = 262_144,
     workers: Annotated[int, typer.Option(min=1, help="Workers it would run on.")] = 1,
     json: JsonOption = False,
 ) -> None:

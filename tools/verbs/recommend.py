@@ -31,7 +31,7 @@ def command(
     line: LineOption = "main",
     k: Annotated[int, typer.Option("-k", "--top", min=1, help="Items per user.")] = 10,
     candidates: Annotated[int, typer.Option(min=1, help="Retrieved per user, then ranked.")] = 600,
-    index: Annotated[str, typer.Option(help="exact, hnsw or ivf.")] = "exact",
+    index: Annotated[str, typer.Option(help="Kind of item index: exact, hnsw or ivf.")] = "exact",
     exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out recent items.")] = False,
     now: Annotated[
         int | None,

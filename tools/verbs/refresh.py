@@ -11,9 +11,11 @@ from tools.home import Home
 from tools.options import (
     HOME,
     BeamArguments,
+    CodecOption,
     HomeOption,
     JsonOption,
     LineOption,
+    MemoryOption,
     ModelOption,
     ModeOption,
     RunOption,
@@ -21,6 +23,7 @@ from tools.options import (
     WarehouseOption,
     WorkersOption,
     beam_arguments,
+    pairs,
     parse_users,
 )
 
@@ -33,7 +36,11 @@ def command(
     store: StoreOption = None,
     run_dir: RunOption = None,
     line: LineOption = "main",
-    since: Annotated[int | None, typer.Option(help="Go on from this snapshot, not the parent's own.")] = None,
+    codec: CodecOption = None,
+    since: Annotated[
+        int | None,
+        typer.Option(help="Go on from this snapshot of the tables, not the parent's own."),
+    ] = None,
     user: Annotated[
         list[str] | None,
         typer.Option("--user", help="Only this user, from its whole history. May be repeated."),
@@ -44,13 +51,12 @@ def command(
     max_depth: Annotated[
         int, typer.Option(min=1, help="Deltas over a full generation before compaction.")
     ] = 6,
-    memory_events: Annotated[
-        int, typer.Option("--memory-events", min=1, help="Events one worker holds at a time.")
-    ] = 262_144,
+    memory_events: MemoryOption = 262_144,
     follow: Annotated[
         float | None,
         typer.Option(
-            metavar="SECONDS", help="Keep looking for new files this often, a delta each time; ^C ends."
+            metavar="SECONDS",
+            help="Do not end: look for new events this often, a delta each time there are; ^C ends.",
         ),
     ] = None,
     mode: ModeOption = "in_memory",
@@ -58,7 +64,11 @@ def command(
     threads: Annotated[int, typer.Option("--worker-threads", min=1, help="Torch threads per worker.")] = 1,
     json: JsonOption = False,
 ) -> int:
-    """Resume the users that changed from their stored states and publish a delta generation."""
+    """Resume the users that changed from their stored states and publish a delta generation.
+
+    Where it cannot go on from the live generation (none yet, another model, other codecs) it runs
+    summarize and says so.
+    """
     from beam_jobs import refresh
     from vista.data.tables import Warehouse
 
@@ -71,6 +81,7 @@ def command(
         store=str(store or at.store),
         run_dir=str(run_dir or (at.runs / "follow" if follow else at.new_run("refresh"))),
         line=line,
+        codecs=pairs(codec, "--codec"),
         since=since,
         users=tuple(parse_users(user, kind)) if user else None,
         max_age_ms=None if max_age_days is None else int(max_age_days * 86_400_000),

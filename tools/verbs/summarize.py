@@ -11,9 +11,11 @@ from tools.home import Home
 from tools.options import (
     HOME,
     BeamArguments,
+    CodecOption,
     HomeOption,
     JsonOption,
     LineOption,
+    MemoryOption,
     ModelOption,
     ModeOption,
     RunOption,
@@ -33,18 +35,11 @@ def command(
     store: StoreOption = None,
     run_dir: RunOption = None,
     line: LineOption = "main",
-    codec: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--codec", metavar="GROUP=CODEC", help="float32, float16, bfloat16, int8, int4 or log8."
-        ),
-    ] = None,
+    codec: CodecOption = None,
     snapshot: Annotated[
         int | None, typer.Option(help="History snapshot.  [default: the current one]")
     ] = None,
-    memory_events: Annotated[
-        int, typer.Option("--memory-events", min=1, help="Events one worker holds at a time.")
-    ] = 262_144,
+    memory_events: MemoryOption = 262_144,
     mode: ModeOption = "in_memory",
     workers: WorkersOption = 1,
     threads: Annotated[int, typer.Option("--worker-threads", min=1, help="Torch threads per worker.")] = 1,

@@ -18,11 +18,21 @@ def command(
     warehouse: WarehouseOption = None,
     model: ModelOption = None,
     config: Annotated[
-        Path | None, typer.Option(help="JSON with any field of vista.training.TrainingConfig.")
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="JSON with any field of vista.training.TrainingConfig; what is given beside it has its say.",
+        ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=1, help="Stop after so many seconds.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything drawn in training.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many steps.  [default: 2000]")
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=1, help="Stop after so many seconds, and at no step unless --steps says so."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.  [default: 0]")] = None,
     json: JsonOption = False,
 ) -> None:
     """Train one model for summarising, retrieval and ranking. An interrupted run goes on from its checkpoint."""
