@@ -361,7 +361,7 @@ def _turn(world: World, rng: np.random.Generator, report: Report, aim: Aim, powe
     outcome = killing.run(act.work, mode, at)
     if outcome.killed:
         report.kills[act.name] += 1
-        report.after_flip += 0 < outcome.flip < outcome.steps
+        report.after_flip += outcome.after_flip
         report.steps.setdefault(act.name, set()).add(outcome.step)
         if power:
             report.lost.update(

@@ -59,6 +59,11 @@ class Outcome:
     durable: frozenset[tuple[int, int]]
     result: str
 
+    @property
+    def after_flip(self) -> bool:
+        """Was it killed when a pointer had been replaced?"""
+        return self.killed and 0 < self.flip < self.steps
+
 
 class WorkFailed(AssertionError):
     """The work raised an error of its own; the text is its traceback."""

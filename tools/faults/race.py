@@ -24,15 +24,14 @@ from cache_store import Store
 from cache_store import manifest as manifests
 from cache_store.errors import Incomplete, PublishConflict, StoreBusy
 from cache_store.generation import Generation
-from cache_store.layout import exclusive
+from cache_store.layout import Layout, exclusive
 from cache_store.lines import live
 from tools.faults.drill import Aim, memory_folder
-from tools.faults.killing import Child, Outcome
+from tools.faults.killing import Child
 from tools.faults.truth import STEP, Truth, WrongValue
 from tools.faults.watch import Seen, Watch
 
 CONFLICT = "conflict"
-_ATTEMPTS = 5
 _DEPTH = 4
 _RACES_PER_WORLD = 25
 
@@ -138,15 +137,12 @@ class Track:
 
     def work(self, entry: Entry, parent: str) -> str:
         """Publish; the generation that went live, or that it gave way."""
-        for attempt in range(_ATTEMPTS):
-            try:
-                return self._work(entry, parent)
-            except PublishConflict:
-                return CONFLICT
-            except Incomplete:  # forget took what was built; a job does it again, and so do we
-                if attempt == _ATTEMPTS - 1:
-                    raise
-        raise AssertionError("not reached")
+        try:
+            return self._work(entry, parent)
+        except PublishConflict:
+            return CONFLICT
+        except Incomplete:  # forget took what was built: a job builds it again, and so do we
+            return self.work(entry, parent)
 
     def _work(self, entry: Entry, parent: str) -> str:
         if entry.kind == "forget":
@@ -274,17 +270,13 @@ def _race(track: Track, rng: np.random.Generator, report: Report, aim: Aim) -> N
     results = []
     for who, entry, outcome in zip(("first", "second"), entries, outcomes, strict=True):
         report.kills[who] += outcome.killed
-        report.after_flip += _after_flip(outcome)
+        report.after_flip += outcome.after_flip
         # A killed run is run again; one that ended had its say.
         results.append(track.work(entry, parent) if outcome.killed else outcome.result)
     report.endings[track.check(entries, (results[0], results[1]))] += 1
 
 
-def _after_flip(outcome: Outcome) -> bool:
-    return outcome.killed and 0 < outcome.flip < outcome.steps
-
-
-def _held(layout) -> bool:
+def _held(layout: Layout) -> bool:
     """Does another process hold the store's lock?"""
     try:
         with exclusive(layout, "looking", wait=False):
