@@ -10,13 +10,7 @@ import numpy as np
 from cache_store.errors import Damaged
 from cache_store.generation import Generation, headers_of
 from cache_store.keys import from_keys, hash_of
-from cache_store.record import (
-    HEADER_BYTES,
-    PAGE_HEADER,
-    RECORD_FORMAT,
-    header_check,
-    payload_hashes,
-)
+from cache_store.record import HEADER_BYTES, PAGE_HEADER, payload_hashes, sound
 
 
 @dataclass(frozen=True)
@@ -65,9 +59,7 @@ def sealed_rows(generation: Generation, shard: int, users: np.ndarray, offset: n
     generation.gather(generation.table.files.starts[shard] + offset, rows)
     head = headers_of(rows)
     records = rows[:, PAGE_HEADER : PAGE_HEADER + generation.schema.record_bytes]
-    ok = (head["check"] == header_check(head)) & (head["format"] == RECORD_FORMAT)
-    ok &= (head["key_hash"] == hash_of(users)) & (head["model"] == generation.model)
-    ok &= head["payload_hash"] == payload_hashes(records)
+    ok = sound(head, hash_of(users), generation.model) & (head["payload_hash"] == payload_hashes(records))
     if not ok.all():
         raise Damaged(
             f"{generation.folder / generation.table.names[shard]}: the record of user {users[~ok][0]!r} fails its "

@@ -297,6 +297,12 @@ def header_check(headers: np.ndarray) -> np.ndarray:
     return h
 
 
+def sound(headers: np.ndarray, key_hash: np.ndarray, model: int, flags: int = 0) -> np.ndarray:
+    """Headers that are whole, of these users (uint64 [n]), this model and kind; bool [n] (structured HEADER [n])."""
+    ok = (headers["check"] == header_check(headers)) & (headers["format"] == RECORD_FORMAT)
+    return ok & (headers["key_hash"] == key_hash) & (headers["model"] == model) & (headers["flags"] == flags)
+
+
 def payload_hashes(rows: np.ndarray) -> np.ndarray:
     """XXH3-64 of each row from byte 64 on, uint64 [n] (uint8 [n, record_bytes])."""
     digest = xxhash.xxh3_64_intdigest

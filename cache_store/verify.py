@@ -22,7 +22,7 @@ from cache_store.generation import Generation, Table, headers_of
 from cache_store.keys import from_keys, hash_of, second_hash_of
 from cache_store.layout import DELETING, Layout, digest_file
 from cache_store.prune import foreign_files
-from cache_store.record import HEADER, HEADER_BYTES, PAGE_HEADER, TOMBSTONE, header_check, payload_hashes
+from cache_store.record import HEADER, HEADER_BYTES, PAGE_HEADER, TOMBSTONE, payload_hashes, sound
 
 
 @dataclass(frozen=True)
@@ -247,22 +247,17 @@ def _judge_records(
     for rows in np.array_split(np.flatnonzero(gone), max(1, int(gone.sum()) // 4096)):
         if len(rows):
             head = data[offset[rows][:, None] + np.arange(HEADER_BYTES)].view(HEADER)[:, 0]
-            wrong[rows] = ~_good(head, hashes[rows], check[rows], generation.model, TOMBSTONE)
+            ok = sound(head, hashes[rows], generation.model, TOMBSTONE)
+            wrong[rows] = ~ok | (head["check"] != check[rows])
     full = np.flatnonzero(~gone & ~wrong)
     for part in blocks(len(full), size):
         rows = full[part]
         gathered = np.empty((len(rows), generation.row_bytes), np.uint8)
         generation.gather(table.files.starts[k] + offset[rows], gathered)
-        ok = _good(headers_of(gathered), hashes[rows], check[rows], generation.model, 0)
-        records = gathered[:, PAGE_HEADER : PAGE_HEADER + size]
-        ok &= headers_of(gathered)["payload_hash"] == payload_hashes(records)
-        wrong[rows] = ~ok
+        head, records = headers_of(gathered), gathered[:, PAGE_HEADER : PAGE_HEADER + size]
+        ok = sound(head, hashes[rows], generation.model) & (head["payload_hash"] == payload_hashes(records))
+        wrong[rows] = ~ok | (head["check"] != check[rows])
     return wrong
-
-
-def _good(head: np.ndarray, hashes: np.ndarray, check: np.ndarray, model: int, flags: int) -> np.ndarray:
-    ok = (head["check"] == check) & (head["check"] == header_check(head)) & (head["key_hash"] == hashes)
-    return ok & (head["model"] == model) & (head["flags"] == flags)
 
 
 def _judge_states(
