@@ -180,17 +180,20 @@ def read(folder: Path) -> Manifest:
         FormatUnknown
     """
     path = folder / "manifest.json"
-    try:
-        raw = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise Damaged(f"{path}: missing; run `vista rollback`") from error
-    ready = read_seal(folder)
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        raise Damaged(f"{path}: not UTF-8; run `vista rollback`") from error
-    if len(ready) not in (33, 66) or seal(text) not in (ready[:33], ready[33:]):
-        raise Damaged(f"{path}: does not have the digest that READY states; run `vista rollback`")
+    while True:
+        ready = read_seal(folder)
+        try:
+            raw = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise Damaged(f"{path}: missing; run `vista rollback`") from error
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError as error:
+            raise Damaged(f"{path}: not UTF-8; run `vista rollback`") from error
+        if len(ready) in (33, 66) and seal(text) in (ready[:33], ready[33:]):
+            break
+        if read_seal(folder) == ready:  # else forget has sealed it anew between the two readings
+            raise Damaged(f"{path}: does not have the digest that READY states; run `vista rollback`")
     manifest = Manifest.parse(text, path)
     if manifest.generation != folder.name:
         raise Damaged(

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 
 from cache_store import Status, Store
+from cache_store import manifest as manifests
 from tools.faults.truth import Truth
 
 TRUTH = Truth(num_users=20)
@@ -34,6 +35,20 @@ def test_a_reader_that_first_reads_states_after_a_forget_finds_them(tmp_path):
         for view in (pinned, reader):
             TRUTH.check_states(view.states(TRUTH.users), np.arange(20), 1000, gone)
             assert view.states(TRUTH.users[there[:1]]) == [None]
+
+
+def test_a_manifest_read_while_forget_seals_it_anew_is_whole(tmp_path, monkeypatch):
+    store, there = published(tmp_path / "s")
+    read_seal = manifests.read_seal
+
+    def then_forget(folder):
+        ready = read_seal(folder)
+        monkeypatch.setattr(manifests, "read_seal", read_seal)
+        store.forget(TRUTH.users[there[:1]])
+        return ready
+
+    monkeypatch.setattr(manifests, "read_seal", then_forget)
+    assert manifests.read(store.layout.generation("00000001")).forgotten == 1
 
 
 def test_a_damaged_record_spoils_no_batch_even_where_warnings_are_errors(tmp_path):
