@@ -260,12 +260,18 @@ class History:
             window = slice(int(self.offsets[w]), int(self.offsets[w + 1]))
             cut = torch.from_numpy(np.repeat(cuts, np.diff(offsets)[mine]))[:, None]
             place = torch.arange(window.stop - window.start)
-            hidden = (place >= cut) | (place < cut - self.limit)
-            score = query[a:b].transpose(0, 1) @ keys[window].permute(1, 2, 0)  # [H, b - a, T]
-            score = score.masked_fill(hidden, -math.inf)
-            empty = read.empty[number][:, None, None].expand(-1, b - a, 1)
-            weight = torch.cat([score, empty], -1).softmax(-1)[..., :-1]
-            pieces.append((weight @ values[window].transpose(0, 1)).transpose(0, 1))
+            seen = (place < cut) & (place >= cut - self.limit)
+            # The empty place is one more key: nothing but its score in the channel of bias, and no value.
+            empty = torch.cat(
+                [keys.new_zeros(1, read.heads, read.size - 1), read.empty[number][None, :, None]], 2
+            )
+            k = torch.cat([keys[window], empty]).transpose(0, 1)
+            v = torch.cat([values[window], torch.zeros_like(empty)]).transpose(0, 1)
+            mask = torch.cat([seen, seen.new_ones(b - a, 1)], 1)
+            found = functional.scaled_dot_product_attention(
+                query[a:b].transpose(0, 1)[None], k[None], v[None], attn_mask=mask, scale=1.0
+            )
+            pieces.append(found[0].transpose(0, 1))
         return torch.cat(pieces)
 
     def logits(self) -> Tensor:
