@@ -150,10 +150,11 @@ class _Threads:
 
     def _run(self, root: Path, truth: Truth, seed: int, errors) -> None:
         os.nice(5)
+        parent = os.getppid()
 
         def loop(number: int) -> None:
             rng = np.random.default_rng([seed, 99, number])
-            while not self._stop[0]:
+            while not self._stop[0] and os.getppid() == parent:
                 store.refresh()
                 with store.pin() as pinned:
                     version = pinned.manifest.watermark_ms

@@ -61,7 +61,7 @@ class Watch:
     ) -> None:
         context = multiprocessing.get_context("fork")
         self.forgotten = shared(truth.num_users, np.bool_)
-        self._stop = shared(1, np.int64)
+        self._stop, self._parent = shared(1, np.int64), os.getpid()
         self._counts = shared(readers * 5, np.int64).reshape(readers, 5)
         self._gate = context.Event()
         if not gated:
@@ -131,8 +131,10 @@ class Watch:
         counts = self._counts[number]
         store: Store | None = None
         old: tuple[Store, int] | None = None
-        while not self._stop[0]:
-            self._gate.wait()
+        # A drill that was killed leaves no reader behind.
+        while not self._stop[0] and os.getppid() == self._parent:
+            if not self._gate.wait(1.0):
+                continue
             try:
                 if store is None:
                     store = Store.open(root)
