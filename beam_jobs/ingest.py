@@ -189,7 +189,7 @@ def run(
             table_snapshot=snapshot,
             counts=counts,
             timings={**_step_times(run_dir), "wall": round(time.perf_counter() - started, 3)},
-            notes=_notes(plan),
+            notes=_notes(plan, warehouse),
             exit_code=int(ExitCode.DEAD_LETTERS if lost else ExitCode.DONE),
         )
         return run_dir.finish(facts)
@@ -370,11 +370,11 @@ def _step_times(run_dir: RunDirectory) -> dict[str, float]:
     return sums
 
 
-def _notes(plan: Plan) -> list[str]:
+def _notes(plan: Plan, warehouse: Warehouse) -> list[str]:
     notes = []
     if plan.known:
         notes.append(f"{plan.known} files were ingested before and left out")
-    if not plan.impressions:
+    if not warehouse.exists() or warehouse.impressions.current_snapshot() is None:
         notes.append(
             "no impressions: training draws candidates that were not engaged by popularity in the surface"
         )

@@ -157,7 +157,7 @@ class Layout:
             return StoreFormat.parse(self.format.read_text(encoding="utf-8"), self.format)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FormatUnknown(
-                f"{self.root}: no file FORMAT; this is no store (Store.create makes one)"
+                f"{self.root}: no file FORMAT, so this is no store; make one with `vista summarize`, or name another"
             ) from error
         except UnicodeDecodeError as error:
             raise Damaged(f"{self.format}: not UTF-8; restore the file") from error

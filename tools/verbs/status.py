@@ -10,6 +10,8 @@ from tools import console
 from tools.home import Home
 from tools.options import HOME, HomeOption, JsonOption, ModelOption, StoreOption, WarehouseOption
 
+SOME = 3
+
 
 def command(
     home: HomeOption = HOME,
@@ -35,7 +37,9 @@ def command(
     rows = [list(row.values()) for row in found["store"]["generations"]]
     columns = list(found["store"]["generations"][0]) if rows else []
     console.table(f"store {found['store']['path']}: generations", columns, rows)
-    console.fields("live generation by line", found["store"]["lines"])
+    users = found["store"]["some users"]
+    rows = [(name, live, " ".join(map(str, users[name]))) for name, live in found["store"]["lines"].items()]
+    console.table("lines", ("line", "live generation", "some of its users"), rows)
 
 
 def _warehouse(path: Any, store: Path) -> dict[str, Any] | None:
@@ -54,7 +58,7 @@ def _warehouse(path: Any, store: Path) -> dict[str, Any] | None:
         "path": tables.name,
         "snapshot": None if tables.snapshot() is None else str(tables.snapshot()),
         "buckets": tables.num_buckets,
-        "users_are": tables.user_kind,
+        "users are": tables.user_kind,
         "events": sum(f.rows for f in files),
         "files": len(files),
         "most files of a bucket": f"{most}; {due} buckets due for `vista compact tables`" if due else most,
@@ -83,6 +87,7 @@ def _store(path: Any) -> dict[str, Any] | None:
     now = time.time() * 1000
     return {
         "path": str(path),
+        "some users": _some_users(path, store.layout.line_names()),
         "lines": {name: lines.live(store.layout, name).live for name in store.layout.line_names()},
         "generations": [
             {
@@ -101,3 +106,23 @@ def _store(path: Any) -> dict[str, Any] | None:
             for m in store.generations()
         ],
     }
+
+
+def _some_users(path: Any, names: list[str]) -> dict[str, list[Any]]:
+    """A few users of the live generation of each line."""
+    from cache_store import Store
+    from cache_store.errors import StoreError
+
+    found: dict[str, list[Any]] = {}
+    for name in names:
+        try:
+            with Store.open(path, line=name, verify=False) as store:
+                users: list[Any] = []
+                for bucket in range(store.format.num_shards):
+                    users += store.users(bucket)[:SOME].tolist()
+                    if len(users) >= SOME:
+                        break
+                found[name] = users[:SOME]
+        except StoreError as error:
+            found[name] = [str(error)]
+    return found
