@@ -27,8 +27,8 @@ AS_OF_OPEN = 32
 """Chains kept open for as-of reads, least recently used first out."""
 
 CHECK_MS = 1000
-"""While reading, sizes of the mapped files are compared with the manifest so often: who reads past the end of a file
-that was cut is killed by the system."""
+"""While reading, the mapped files are compared with the manifest so often: all sizes, since who reads past the end of a
+file that was cut is killed by the system; and one index after the other."""
 
 _ATTEMPTS = 100
 
@@ -64,7 +64,7 @@ class Views:
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._lease: Lease | None = None
-        self._checked_ms = self._clock()
+        self._checked_ms, self._turn = self._clock(), 0
         self._pins: Counter[str] = Counter()
         self._generations: dict[str, Generation] = {}
         self._history: tuple[str, ...] = ()
@@ -93,7 +93,7 @@ class Views:
         """The chain as of the last refresh.
 
         Raises:
-            StoreClosed. Damaged: one of its files was cut; and as :meth:`refresh`, where that has let go of the chain.
+            StoreClosed. Damaged: a file was cut or an index altered; and as :meth:`refresh`, where that let go of it.
         """
         if self._pid != os.getpid():
             self._after_fork()
@@ -105,10 +105,16 @@ class Views:
         if self._lease is not None:
             self._lease.renew(now_ms)
         if not 0 <= now_ms - self._checked_ms < CHECK_MS:
-            for generation in snapshot.chain:
-                generation.recheck(indexes=False)
+            self._recheck(snapshot)
             self._checked_ms = now_ms
         return snapshot
+
+    def _recheck(self, snapshot: Snapshot) -> None:
+        shard, turn = divmod(self._turn, len(snapshot.chain))
+        for depth, generation in enumerate(snapshot.chain):
+            shards = [shard % len(generation.manifest.shards)] if self.verify and depth == turn else []
+            generation.recheck(shards)
+        self._turn += 1
 
     def refresh(self) -> Snapshot:
         """Move to the live generation of the line. What stays open after a move is checked again: sizes, indexes.
@@ -273,7 +279,7 @@ class Views:
             try:
                 if held is not None and held.seal == seal:
                     if moved:
-                        held.recheck(indexes=self.verify)
+                        held.recheck(range(len(held.manifest.shards)) if self.verify else ())
                     return held
                 manifest = manifests.read(folder)
                 if self.fingerprint is not None and manifest.fingerprint != self.fingerprint:

@@ -5,6 +5,7 @@ More: ``python -m tools.faults.corruption --trials 20000 --seed 1``.
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from cache_store import Store
@@ -31,6 +32,29 @@ def test_no_damage_is_served_as_fresh_or_goes_unseen_by_verify(seed, tmp_path):
 def test_a_file_cut_under_a_reader_kills_it_only_if_it_reads_there_within_a_second(tmp_path):
     assert corruption.cut_while_mapped(tmp_path / "at once") in ("SIGBUS", "Damaged")
     assert corruption.cut_while_mapped(tmp_path / "later", later_ms=1000) == "Damaged"
+
+
+def test_an_index_altered_under_a_reader_is_found_when_its_turn_comes_in_as_many_seconds_as_there_are(
+    tmp_path,
+):
+    truth, now = Truth(num_users=24, num_shards=3), np.zeros(1, np.int64)
+    publisher = truth.create(tmp_path / "s")
+    full = truth.publish(publisher, "a", 1000)
+    truth.publish(publisher, "b", 1001, parent=full, base=1000)
+    for index in sorted((tmp_path / "s/generations").rglob("*.idx")):
+        whole = index.read_bytes()
+        with Store.open(tmp_path / "s", clock=lambda: int(now[0])) as reader, open(index, "r+b") as file:
+            file.seek(len(whole) // 2)
+            file.write(b"altered!")
+            file.flush()
+            with pytest.raises(Damaged, match=f"{index.name}.*vista verify"):
+                for _ in range(2 * 3):
+                    now[0] += 1000
+                    reader.lookup(truth.users[:0])
+            file.seek(0)
+            file.write(whole)
+            file.flush()
+            truth.check_all(reader, 1001)
 
 
 def test_an_index_altered_under_a_reader_is_found_when_it_moves_and_nothing_is_read_by_it_then(tmp_path):
