@@ -1,4 +1,4 @@
-"""Whom ``forget`` removed, and when: so that nothing older brings them back, be it a copy that is pulled, a run or a
+"""Whom ``forget`` removed, and when, so that nothing older brings them back: a copy that is pulled, a run or a
 compaction that was under way.
 
     STORE/FORGOTTEN
@@ -93,7 +93,6 @@ def write(layout: Layout, forgotten: Forgotten) -> None:
     Raises:
         OSError
     """
-    # Sorted by hash, so that the order says nothing of who was forgotten together.
     entries = "".join(f"{name} {time}\n" for name, time in sorted(forgotten.times.items()))
     body = f"{_FIRST}{forgotten.salt.hex()}\n{entries}"
     write_file(layout.forgotten, f"{body}check {_check(body)}".encode())

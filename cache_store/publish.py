@@ -51,7 +51,11 @@ _BEGAN = "BEGAN"
 
 
 def beginning(layout: Layout) -> int:
-    """What BEGAN holds for a run that begins now, and has read nothing yet."""
+    """What BEGAN holds for a run that begins now, and has read nothing yet.
+
+    Raises:
+        Damaged: FORGOTTEN cannot be read.
+    """
     return forgotten.read(layout).last
 
 

@@ -301,7 +301,7 @@ class Store:
         Called before the run reads its input: whom ``forget`` removes from then on is left out when it is published.
 
         Raises:
-            StorageFull, ReadOnlyStorage
+            Damaged: FORGOTTEN cannot be read. StorageFull, ReadOnlyStorage
         """
         return publish.stage(self.layout, run_id, publish.beginning(self.layout))
 
