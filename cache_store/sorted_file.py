@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,19 @@ class FileFact:
 
     def as_dict(self) -> dict[str, Any]:
         return {"bytes": self.bytes, "digest": self.digest}
+
+
+@contextlib.contextmanager
+def taken_away(path: Path) -> Iterator[None]:
+    """Turn the loss of a file under construction into the typed error: ``forget`` takes them out of staging."""
+    try:
+        yield
+    except (FileNotFoundError, lmdb.Error) as error:
+        if isinstance(error, lmdb.Error) and "No such file" not in str(error):
+            raise
+        raise Incomplete(
+            f"{path}: was taken away while it was built, as `vista forget` does; build the shard again"
+        ) from error
 
 
 class SortedFile:
@@ -111,15 +124,8 @@ class SortedFile:
             Damaged: what was read back is not what was written. StorageFull, ReadOnlyStorage
             Incomplete: the unfinished file was taken away; ``forget`` does that.
         """
-        try:
-            with storage_errors(str(self.path)):
-                return self._finish()
-        except (FileNotFoundError, lmdb.Error) as error:
-            if isinstance(error, lmdb.Error) and self._temp.exists():
-                raise
-            raise Incomplete(
-                f"{self.path}: was taken away while it was built, as `vista forget` does; build the shard again"
-            ) from error
+        with taken_away(self.path), storage_errors(str(self.path)):
+            return self._finish()
 
     def _finish(self) -> dict[str, FileFact]:
         self._commit()

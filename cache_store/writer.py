@@ -26,7 +26,7 @@ from cache_store.errors import Damaged, SchemaError, WrongBucket
 from cache_store.keys import Users, as_users, hash_of, keys_of, second_hash_of
 from cache_store.layout import shard_name, state_name, storage_errors, write_file
 from cache_store.record import HEADER, HEADER_BYTES, TOMBSTONE, RecordSchema, as_rows, model_word, tombstones
-from cache_store.sorted_file import FileFact, SortedFile
+from cache_store.sorted_file import FileFact, SortedFile, taken_away
 
 RECEIPT = ".receipt.json"
 """Ending of the receipts that lie beside finished shards while their run is in staging."""
@@ -279,7 +279,7 @@ class ShardWriter:
             self.abandon()
             return before
         path = receipt_path(self.folder, self.shard, self.num_shards)
-        with storage_errors(str(path)):
+        with taken_away(path), storage_errors(str(path)):
             path.unlink(missing_ok=True)
             receipt.files.update(self._finish_files())
             write_file(path, (json.dumps(receipt.as_dict(), sort_keys=True) + "\n").encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 
@@ -167,12 +168,23 @@ def test_a_run_under_way_does_not_bring_a_forgotten_user_back(tmp_path, schema):
     known.check(known.open().lookup(known.ids([113])), [113], {113: 3})
 
 
-def test_a_shard_taken_away_while_it_is_built_is_a_typed_error(tmp_path):
+@pytest.mark.parametrize("step", ["built", ".idx", ".mdb", ".receipt.json"])
+def test_a_shard_taken_away_while_it_is_finished_is_a_typed_error(tmp_path, monkeypatch, step):
     known = KnownStore(tmp_path / "s", num_shards=1)
     facts = (np.array([1]), np.array([1]), np.array([1]))
+    replace = os.replace
+
+    def forget_first(source, target):
+        if str(target).endswith(step):
+            monkeypatch.undo()
+            known.admin.forget([1])
+        replace(source, target)
+
     with ShardWriter(known.admin.stage("r"), 0, 1, SMALL, True, fingerprint="model-a") as writer:
         writer.add(known.ids([1]), known.tokens([1], [1]), *facts)
-        known.admin.forget([1])
+        monkeypatch.setattr(os, "replace", forget_first)
+        if step == "built":
+            known.admin.forget([1])
         with pytest.raises(Incomplete, match="vista forget.*build the shard again"):
             writer.finish()
     assert [p.name for p in (tmp_path / "s/staging/r").iterdir()] == ["BEGAN"]
