@@ -107,33 +107,35 @@ class Track:
 
     def entries(self, names: tuple[str, str], rng: np.random.Generator) -> tuple[Entry, Entry]:
         """Two publishers with contents of their own; their shards are built, unless someone is forgotten."""
-        out: list[Entry] = []
-        for i, kind in enumerate(names):
-            self.serial += 1
-            run, line = f"run-{self.serial}", "main"
-            if kind == "shadow":
-                kind, line = "free", "shadow"
-            if kind == "again":
-                out.append(Entry(kind, out[0].run, out[0].version))
-                continue
-            if kind == "compact":
-                out.append(Entry(kind, "", self.version))
-                continue
-            if kind == "forget":
-                at = rng.choice(self.truth.num_users, 2, replace=False)
-                self.watch.forgotten[at] = True
-                out.append(Entry(kind, "", self.version, users=tuple(at.tolist())))
-                continue
-            if kind == "delta":
-                version = self.version + 1 + i
-            else:
-                self.last_full += STEP
-                version = self.last_full
-            out.append(Entry(kind, run, version, line))
-            Store(self.root).stage(run)
-            if "forget" not in names:
-                self.truth.build(Store(self.root), run, version, self.version if kind == "delta" else None)
-        return out[0], out[1]
+        first = self._entry(names[0], 1, rng)
+        same = Entry("again", first.run, first.version)
+        second = same if names[1] == "again" else self._entry(names[1], 2, rng)
+        if "forget" not in names:
+            for entry in (first, second):
+                if entry.run:
+                    self._build(entry)
+        return first, second
+
+    def _entry(self, kind: str, place: int, rng: np.random.Generator) -> Entry:
+        if kind == "compact":
+            return Entry(kind, "", self.version)
+        if kind == "forget":
+            at = rng.choice(self.truth.num_users, 2, replace=False)
+            self.watch.forgotten[at] = True
+            return Entry(kind, "", self.version, users=tuple(at.tolist()))
+        if kind == "delta":
+            version = self.version + place
+        else:
+            self.last_full += STEP
+            version = self.last_full
+        self.serial += 1
+        run = f"run-{self.serial}"
+        Store(self.root).stage(run)
+        return Entry("free", run, version, "shadow") if kind == "shadow" else Entry(kind, run, version)
+
+    def _build(self, entry: Entry) -> None:
+        delta = entry.kind in ("delta", "again")
+        self.truth.build(Store(self.root), entry.run, entry.version, self.version if delta else None)
 
     def work(self, entry: Entry, parent: str) -> str:
         """Publish; the generation that went live, or that it gave way."""
