@@ -140,7 +140,7 @@ def save(path: str | Path, model: VistaModel, meta: Meta, items: pa.Table) -> Pa
     path = Path(path)
     if path.exists():
         raise BundleError(
-            f"{path}: expected no file or folder of that name, found one; name another with `vista train --model`, or remove it"
+            f"{path}: expected no file or folder of that name, found one; name another by `vista train --model`"
         )
     if not items.schema.equals(ITEMS):
         raise BundleError(

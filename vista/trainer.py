@@ -126,7 +126,7 @@ class Trainer:
                 "gradient "
                 f"norm {found['gradient_norm']}; lower lr and lr_embedding and run `vista train` again: it "
                 "goes on "
-                "from the last checkpoint only with the same configuration, so give it another --out"
+                "from the last checkpoint only with the same configuration, so give it another --model"
             )
         self.optimizer.step()
         self.position.step += 1

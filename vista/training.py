@@ -122,7 +122,7 @@ def train_source(
     meta = meta or bundle.Meta(actions=tuple(config.model.actions))
     if out.exists():
         raise bundle.BundleError(
-            f"{out}: expected no file or folder of that name, found one; give `vista train` another --out"
+            f"{out}: expected no file or folder of that name, found one; name another by `vista train --model`"
         )
     folder = out.with_name(out.name + ".training")
     folder.mkdir(parents=True, exist_ok=True)
@@ -272,6 +272,6 @@ def _resume(trainer: Trainer, path: Path, run: dict[str, Any]) -> None:
         raise ConfigError(
             f"{path}: expected a checkpoint of this run, found one with another {', '.join(changed)}; give "
             "`vista train` "
-            f"another --out, or delete {path.parent} to start over"
+            f"another --model, or delete {path.parent} to start over"
         )
     trainer.restore(state)
