@@ -5,8 +5,8 @@
 The kind of a column is one for all text logs of a run (vista/data/text_logs.py makes it so):
 
 - times are numbers (``--time-unit``) where half of the values are, else ISO 8601; positions are integers;
-- any other column has the kind that the tables, or the run's Parquet files, give it already; else it is int where
-  every value in every file is an integer, else string.
+- any other column has the kind that the tables, or the run's Parquet files, give it already (if that is int and most
+  values are not, the file is refused); else it is int where every value in every file is an integer, else string.
 """
 
 from __future__ import annotations
@@ -150,4 +150,7 @@ def _kind(meaning: str, name: str, facts: Facts, fixed: Mapping[str, str]) -> st
             return "int"
         return "float" if 2 * facts.numbers[name] >= values else "time"
     kind = fixed.get("action" if meaning == "actions" else meaning, "int")
-    return f"list of {kind}" if name in facts.lists else kind
+    if name in facts.lists:
+        return f"list of {kind}"
+    # Names where numbers are wanted are no stray values: as text the file is refused for what it is.
+    return "string" if 2 * facts.integers[name] < values else kind

@@ -129,6 +129,10 @@ def test_a_value_that_is_no_text_and_a_stray_name_among_numbers_cost_their_rows_
     assert [x["reason"] for x in letters(record)] == [*["broken_line"] * 3, "null_user"]
     assert len(history(tmp_path)) == before + 1
 
+    (tmp_path / "names.csv").write_text("user_id,item_id,action,timestamp_ms\nu,8,1,1700000000001\n")
+    with pytest.raises(WrongType, match="names.csv.*user_id.*expected int as in the table, found string"):
+        run(tmp_path, "names.csv")
+
     (tmp_path / "c.csv").write_bytes(
         b"user_id,item_id,action,timestamp_ms\n\xff\xfe,a,view,1700000000001\nx,b,view,1700000000002\n"
     )
