@@ -124,10 +124,11 @@ def test_a_value_that_is_no_text_and_a_stray_name_among_numbers_cost_their_rows_
     (tmp_path / "b.csv").write_bytes(
         b"user_id,item_id,action,timestamp_ms\n7,8,1,1700000000001\nNaN,8,1,1700000000002\n"
         b"99999999999999999999,1,1,1700000000003\n007,1,1,1700000000004\n,1,1,1700000000005\n"
+        b"7,8,1,1700000000006\n7,8,1,1700000000007\n9223372036854775807,8,1,1700000000008\n"
     )
     record = run(tmp_path, "b.csv")
     assert [x["reason"] for x in letters(record)] == [*["broken_line"] * 3, "null_user"]
-    assert len(history(tmp_path)) == before + 1
+    assert len(history(tmp_path)) == before + 4
 
     (tmp_path / "names.csv").write_text("user_id,item_id,action,timestamp_ms\nu,8,1,1700000000001\n")
     with pytest.raises(WrongType, match="names.csv.*user_id.*expected int as in the table, found string"):
