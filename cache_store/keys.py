@@ -104,11 +104,12 @@ def from_keys(keys: Iterable[bytes], kind: str) -> np.ndarray:
     Raises:
         Damaged: keys that no id of this kind has.
     """
-    keys = list(keys)
-    if kind == "int64":
-        odd = next((k for k in keys if len(k) != 8), None)
-        if odd is not None:
-            raise Damaged(f"key {odd!r}: expected 8 bytes, for the store holds int64 ids; run `vista verify`")
+    keys, ints = list(keys), kind == "int64"
+    odd = next((k for k in keys if not (len(k) == 8 if ints else 1 <= len(k) <= MAX_KEY_BYTES)), None)
+    if odd is not None:
+        wanted = "8 bytes" if ints else f"1 to {MAX_KEY_BYTES} bytes"
+        raise Damaged(f"key {odd!r}: expected {wanted}, for the store holds {kind} ids; run `vista verify`")
+    if ints:
         return (np.frombuffer(b"".join(keys), ">u8").astype(np.uint64) ^ _SIGN).view(np.int64)
     out = np.empty(len(keys), object)
     try:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import pytest
 
 from cache_store import Status, Store
 from cache_store import manifest as manifests
+from cache_store.errors import Damaged
+from cache_store.keys import from_keys
 from tools.faults.truth import Truth
 
 TRUTH = Truth(num_users=20)
@@ -62,3 +65,11 @@ def test_a_damaged_record_spoils_no_batch_even_where_warnings_are_errors(tmp_pat
         warnings.simplefilter("error")
         status = reader.lookup(TRUTH.users[there]).status
     assert status[0] == Status.CORRUPT and (status[1:] == Status.FRESH).all()
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"), [(b"", "string"), (b"\xff", "string"), (b"k" * 512, "string"), (b"k", "int64")]
+)
+def test_a_key_that_no_user_has_is_damage_and_not_a_wrong_argument(key, kind):
+    with pytest.raises(Damaged, match="vista verify"):
+        from_keys([key], kind)
