@@ -30,7 +30,7 @@ from cache_store.errors import Unstorable
 from cache_store.record import RecordSchema
 from cache_store.writer import ShardWriter, receipt_path
 from vista import bundle as bundles
-from vista.data.tables import UserBatch, read_bucket
+from vista.data.reading import UserBatch, read_bucket
 from vista.model import VistaModel
 from vista.summarizer import SummaryBatch, UserState, summarize_stream
 
@@ -165,6 +165,11 @@ class FullSource:
     def __call__(self, meter: Meter, users: Sequence[Any] | None = None) -> Input:
         batches = read_bucket(self.task.files, max_rows=self.max_events, users=users)
         return batches, lambda users: [None] * len(users)
+
+
+def full_source(task: BucketTask, settings: Settings) -> Source:
+    """Every user of the bucket from its first event."""
+    return FullSource(task, settings.max_events)
 
 
 def do_bucket(task: BucketTask, settings: Settings, source: Source) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from beam_jobs.bucket_task import BucketTask, Input, Meter, plain, select_users
+from beam_jobs.bucket_task import BucketTask, Input, Meter, Settings, Source, plain, select_users
 from cache_store.errors import Damaged, PublishConflict
 from cache_store.store import Store
 from vista.data.events import Events
-from vista.data.tables import UserBatch, read_bucket
+from vista.data.reading import UserBatch, read_bucket
 from vista.state import StateError, UserState, event_key
 
 LOOKUP_USERS = 1_024
@@ -49,6 +49,11 @@ class RefreshSource:
     def __call__(self, meter: Meter, users: Sequence[Any] | None = None) -> Input:
         reader = _Reader(self, meter, users)
         return reader.batches(), reader.states
+
+
+def refresh_source(task: BucketTask, settings: Settings) -> Source:
+    """The changed users of one bucket."""
+    return RefreshSource(task, settings.max_events, **settings.more)
 
 
 @dataclass

@@ -35,8 +35,8 @@ from beam_jobs.spill import Piece, groups_of, read_pieces, write_chunk
 from vista.data import paths, sorting
 from vista.data.items import ItemTable, ItemTally
 from vista.data.merge import joined, merged
+from vista.data.reading import DataFile
 from vista.data.rows import DTYPES, HISTORY, Kind, Rows, SortedWriter, batches_of
-from vista.data.tables import DataFile
 
 
 def build_bucket(bucket: int, values: Iterable[Piece | OldFile], settings: Settings) -> list[Routed]:

@@ -19,9 +19,9 @@ from beam_jobs.run_record import RunDirectory, peak_memory_bytes
 from beam_jobs.spill import Piece
 from vista.data import paths
 from vista.data.importer import Rules
+from vista.data.reading import DataFile
 from vista.data.rows import HISTORY, IMPRESSIONS
 from vista.data.schema import Source
-from vista.data.tables import DataFile
 
 KINDS = {"events": HISTORY, "impressions": IMPRESSIONS}
 

@@ -20,7 +20,6 @@ from beam_jobs import pipeline
 from beam_jobs.run_record import write_atomically
 from vista.data.importer import MAX_ACTION
 from vista.data.schema import Source, UnreadableFile, column_bounds, open_source
-from vista.data.table_schemas import MAX_ACTIONS
 from vista.errors import DataError
 
 MAX_SURFACES = 1_000_000
@@ -128,7 +127,7 @@ def vocabularies(
     # A number beyond the mask is a dead letter, not a name.
     actions = (*actions, *(str(a) for a in range(len(actions), min(largest, MAX_ACTION) + 1)))
     surfaces = given[1] or (*present[1], *sorted(strings["surface"] - set(present[1])))
-    for name, values, limit in (("action", actions, MAX_ACTIONS), ("surface", surfaces, MAX_SURFACES)):
+    for name, values, limit in (("action", actions, MAX_ACTION + 1), ("surface", surfaces, MAX_SURFACES)):
         if len(values) > limit:
             raise DataError(
                 f"{name}: expected at most {limit} different values, found {len(values)}: {', '.join(values[:40])}...; "

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from beam_jobs import generation_job as job
 from beam_jobs import summarize
-from beam_jobs.bucket_task import BucketTask, Settings, Source, worker_model
-from beam_jobs.changed_users import RefreshSource, as_users
+from beam_jobs.bucket_task import BucketTask, Settings, worker_model
+from beam_jobs.changed_users import as_users, refresh_source
 from beam_jobs.errors import OptionsError
 from beam_jobs.run_record import RunDirectory, RunRecord
 from beam_jobs.summarize import SummarizeOptions, schema_of
@@ -105,11 +105,6 @@ class RefreshOptions:
 
 class NoParent(Exception):
     """There is nothing to go on from; the text says why. Never leaves this module."""
-
-
-def refresh_source(task: BucketTask, settings: Settings) -> Source:
-    """The changed users of one bucket."""
-    return RefreshSource(task, settings.max_events, **settings.more)
 
 
 def run(options: RefreshOptions, beam_args: Sequence[str] = ()) -> RunRecord:

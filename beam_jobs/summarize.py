@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from beam_jobs import generation_job as job
-from beam_jobs.bucket_task import BucketTask, FullSource, Settings, Source, worker_model
+from beam_jobs.bucket_task import BucketTask, Settings, full_source, worker_model
 from beam_jobs.errors import OptionsError
 from beam_jobs.run_record import RunDirectory, RunRecord
 from cache_store.record import Group, RecordSchema
@@ -84,11 +84,6 @@ class SummarizeOptions:
             "threads": self.threads,
             "device": self.device,
         }
-
-
-def full_source(task: BucketTask, settings: Settings) -> Source:
-    """Every user of the bucket from its first event."""
-    return FullSource(task, settings.max_events)
 
 
 def run(options: SummarizeOptions, beam_args: Sequence[str] = ()) -> RunRecord:

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from vista.data import paths
 from vista.data.commits import alone, replace_files
 from vista.data.items import ItemTable
-from vista.data.manifests import MERGED, PREFIX, DataFile, commit_of, files_of
+from vista.data.manifests import MERGED, PREFIX, commit_of, files_of
 from vista.data.merge import MIN_WINDOW, merged
+from vista.data.reading import DataFile
 from vista.data.rows import HISTORY, IMPRESSIONS, Kind, SortedWriter, batches_of
 from vista.data.tables import Warehouse
 from vista.errors import DataError

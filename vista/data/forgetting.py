@@ -21,9 +21,9 @@ import numpy as np
 from pyiceberg.table import Table
 
 from vista.data.commits import replace_files
-from vista.data.manifests import PREFIX, DataFile, files_of
+from vista.data.manifests import PREFIX, files_of
 from vista.data.pruning import sweep
-from vista.data.reading import sorted_users
+from vista.data.reading import DataFile, sorted_users
 from vista.data.rows import Kind, SortedWriter, batches_of, member, open_sorted, wanted_groups
 from vista.errors import DataError
 

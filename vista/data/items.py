@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyiceberg.schema import Schema
-from pyiceberg.types import IntegerType, LongType, NestedField, StringType
 
 from vista.data import paths
 
@@ -26,16 +24,6 @@ ARROW_SCHEMA = pa.schema(
         pa.field("events", pa.int64(), False),
     ]
 )
-
-
-def item_schema() -> Schema:
-    """Iceberg schema of the items table."""
-    return Schema(
-        NestedField(1, "item_id", LongType(), required=True),
-        NestedField(2, "name", StringType(), required=False),
-        NestedField(3, "surface", IntegerType(), required=True),
-        NestedField(4, "events", LongType(), required=True),
-    )
 
 
 FEW_SURFACES = 256

@@ -6,7 +6,6 @@ import json
 import posixpath
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from pyiceberg.conversions import from_bytes
@@ -14,30 +13,11 @@ from pyiceberg.manifest import DataFileContent
 from pyiceberg.table import Table
 from pyiceberg.types import LongType
 
+from vista.data.reading import DataFile
 from vista.errors import DataError
 
 PREFIX = "vista."
 """Of our keys in table properties and snapshot summaries."""
-
-
-@dataclass(frozen=True)
-class DataFile:
-    """One sorted file of one bucket; plain values, so it can be sent to a worker.
-
-    Attributes:
-        commit: number of the last commit that added rows of it; 0 where another engine wrote the file.
-        first_commit: number of the first one; less than ``commit`` where files were merged (vista/data/compaction.py).
-        min_time, max_time: bounds in milliseconds, None where the table has none.
-    """
-
-    path: str
-    bucket: int
-    rows: int
-    bytes: int
-    min_time: int | None = None
-    max_time: int | None = None
-    commit: int = 0
-    first_commit: int = 0
 
 
 def summary_of(snapshot: Any) -> dict[str, str]:

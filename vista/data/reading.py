@@ -1,4 +1,7 @@
-"""Histories and impressions of one bucket as a stream of batches; needs paths alone, no catalog."""
+"""Histories and impressions of one bucket as a stream of batches; needs paths alone, no catalog.
+
+Workers import this and not ``vista.data.tables``: PyIceberg is a good part of a second of a process's start.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,28 @@ from dataclasses import dataclass
 import numpy as np
 
 from vista.data.events import Events
-from vista.data.manifests import DataFile
 from vista.data.merge import read_sorted
 from vista.data.rows import HISTORY, IMPRESSIONS, open_sorted, read_users
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One sorted file of one bucket; plain values, so it can be sent to a worker.
+
+    Attributes:
+        commit: number of the last commit that added rows of it; 0 where another engine wrote the file.
+        first_commit: number of the first one; less than ``commit`` where files were merged (vista/data/compaction.py).
+        min_time, max_time: bounds in milliseconds, None where the table has none.
+    """
+
+    path: str
+    bucket: int
+    rows: int
+    bytes: int
+    min_time: int | None = None
+    max_time: int | None = None
+    commit: int = 0
+    first_commit: int = 0
 
 
 @dataclass(frozen=True)

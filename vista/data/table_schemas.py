@@ -33,6 +33,16 @@ SOURCES = Schema(
 )
 
 
+def item_schema() -> Schema:
+    """Of the items table."""
+    return Schema(
+        NestedField(1, "item_id", LongType(), required=True),
+        NestedField(2, "name", StringType(), required=False),
+        NestedField(3, "surface", IntegerType(), required=True),
+        NestedField(4, "events", LongType(), required=True),
+    )
+
+
 def table_schema(kind: Kind, user_kind: str) -> Schema:
     user = LongType() if user_kind == "int64" else StringType()
     types = {"action": IntegerType(), "surface": IntegerType(), "position": IntegerType()}

@@ -35,17 +35,18 @@ from vista.data.adopting import checked, count_items
 from vista.data.commits import Addition, TableChanged, alone, commit, recover
 from vista.data.events import Events
 from vista.data.forgetting import Forgotten, forget_in
-from vista.data.items import ItemTable, item_schema
-from vista.data.manifests import PREFIX, DataFile, commit_of, files_of, summary_of
+from vista.data.items import ItemTable
+from vista.data.manifests import PREFIX, commit_of, files_of, summary_of
 from vista.data.merge import joined
 from vista.data.pruning import Pruned, old_snapshots, sweep
-from vista.data.reading import ImpressionBatch, UserBatch, read_bucket, read_impressions
+from vista.data.reading import DataFile, ImpressionBatch, UserBatch, read_bucket, read_impressions
 from vista.data.rows import HISTORY, IMPRESSIONS, Kind, Rows, SortedWriter
 from vista.data.table_schemas import (
     SOURCES,
     TABLE_PROPERTIES,
     bucket_spec,
     check_vocabulary,
+    item_schema,
     sort_order,
     table_schema,
 )
