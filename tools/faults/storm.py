@@ -10,6 +10,7 @@ thread of its own store, or from an old pin, is one of them.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,8 @@ from tools.faults.drill import memory_folder
 from tools.faults.truth import STEP, Truth, WrongValue
 from tools.faults.watch import Seen, Watch, shared
 
+_DEPTH = 4
+
 
 @dataclass
 class StormReport:
@@ -36,7 +40,7 @@ class StormReport:
     Attributes:
         published: generations by kind. pruned: generations removed. seen: of the reader processes.
         slowest: lookups of the reader process that did fewest. threads: lookups by threads of one store.
-        publish_ms: median and largest time of one turn of the publisher, shards built and old ones pruned included.
+        publish_ms: median and largest time of one turn of the publisher, compaction and pruning included.
     """
 
     published: Counter[str] = field(default_factory=Counter)
@@ -75,33 +79,36 @@ def run(
     Raises:
         WrongValue: a reader saw something that was never published together, or failed.
     """
-    rng, report, start = np.random.default_rng(seed), StormReport(), time.perf_counter()
+    rng, report = np.random.default_rng(seed), StormReport()
     truth = Truth(num_users=40, record_scale=int(rng.choice([1, 48])))
     with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
         root = Path(folder) / "store"
         publisher = truth.create(root)
         truth.publish(publisher, "run-0", STEP)
+        planned = generations if generations is not None else int((seconds or 0) * 1000 / max(every_ms, 100))
+        for turn in itertools.islice(_turns(), planned):
+            if turn.kind != "compacted":  # jobs build; what is looked at here is going live
+                truth.build(publisher, turn.run, turn.version, turn.base)
         watch = Watch([root], truth, readers, seed, gated=False)
         group = _Threads(root, truth, threads, seed)
+        start, times = time.perf_counter(), []
         try:
-            version, turns = STEP, []
-            while True:
-                number = sum(report.published.values())
+            for turn in _turns():
                 enough = (
-                    number >= generations
+                    turn.number >= generations
                     if generations is not None
                     else time.perf_counter() - start >= (seconds or 0)
                 )
                 if enough and watch.lookups().min(initial=min_lookups) >= min_lookups:
                     break
-                due = start + number * every_ms / 1000
+                due = start + turn.number * every_ms / 1000
                 time.sleep(max(0.0, due - time.perf_counter()))
-                turn = time.perf_counter()
-                version = _publish(publisher, truth, version, number, report)
-                turns.append((time.perf_counter() - turn) * 1000)
+                began = time.perf_counter()
+                _publish(publisher, truth, turn, report)
+                times.append((time.perf_counter() - began) * 1000)
                 watch.check()
                 group.check()
-            report.publish_ms = (round(float(np.median(turns)), 1), round(max(turns), 1))
+            report.publish_ms = (round(float(np.median(times)), 1), round(max(times), 1))
             report.slowest = int(watch.lookups().min())
             report.threads = group.close()
             report.seen = watch.close()
@@ -113,24 +120,44 @@ def run(
     return report
 
 
-def _publish(store: Store, truth: Truth, version: int, number: int, report: StormReport) -> int:
-    """The next generation: mostly deltas, a compaction now and then, a full one every tenth; old ones are pruned."""
+@dataclass(frozen=True)
+class _Turn:
+    """What the publisher does next: mostly deltas, a compaction now and then, a full generation every tenth time."""
+
+    number: int
+    kind: str
+    version: int
+
+    @property
+    def run(self) -> str:
+        return f"run-{self.number + 1}"
+
+    @property
+    def base(self) -> int | None:
+        return self.version - 1 if self.kind == "delta" else None
+
+
+def _turns() -> Iterator[_Turn]:
+    version, depth = STEP, 0
+    for number in itertools.count():
+        if number % 10 == 9:
+            kind, version, depth = "full", (version // STEP + 1) * STEP, 0
+        elif depth == _DEPTH:
+            kind, depth = "compacted", 0
+        else:
+            kind, version, depth = "delta", version + 1, depth + 1
+        yield _Turn(number, kind, version)
+
+
+def _publish(store: Store, truth: Truth, turn: _Turn, report: StormReport) -> None:
     store.refresh()
-    live = store.manifest
-    if number % 10 == 9:
-        version = (version // STEP + 1) * STEP
-        truth.publish(store, f"run-{number + 1}", version, parent=live.generation)
-        report.published["full"] += 1
-    elif live.depth >= 4:
+    if turn.kind == "compacted":
         store.compact()
-        report.published["compacted"] += 1
     else:
-        version += 1
-        truth.publish(store, f"run-{number + 1}", version, parent=live.generation, base=version - 1)
-        report.published["delta"] += 1
-    if number % 3 == 2:
+        truth.publish(store, turn.run, turn.version, parent=store.manifest.generation, base=turn.base)
+    report.published[turn.kind] += 1
+    if turn.number % 3 == 2:
         report.pruned += len(store.prune(2).generations)
-    return version
 
 
 class _Threads:
