@@ -52,7 +52,7 @@ class EmbeddingConfig:
 class SlotConfig:
     """Addressed memory (vista/slots.py): decayed masses in hashed buckets.
 
-    By default (rows x buckets + clusters) x 3 horizons are 28,284 masses: with 64 seeds of width 64 in int8 a
+    By default (rows x buckets + clusters) x 3 horizons are 31,548 masses: with 16 seeds of width 64 in int8 a
     record fills 8 pages of 4 KiB and wastes none of them.
 
     Attributes:
@@ -64,7 +64,7 @@ class SlotConfig:
     """
 
     rows: int = 2
-    buckets: int = 2_666
+    buckets: int = 3_210
     clusters: int = 4_096
     half_lives_days: tuple[float, ...] = (float("inf"), 30.0)
     half_lives_events: tuple[float, ...] = (256.0,)
@@ -109,7 +109,7 @@ class SummarizerConfig:
     layers: int = 2
     heads: int = 2
     chunk: int = 256
-    seeds: int = 64
+    seeds: int = 16
     max_events: int = 0
     half_lives_events: tuple[float, ...] = (float("inf"),)
     gradient_events: int = 0
