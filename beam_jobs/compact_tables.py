@@ -18,12 +18,11 @@ from typing import Any
 
 import apache_beam as beam
 
-from beam_jobs import generation_job as job
 from beam_jobs import pipeline
 from beam_jobs.errors import BucketFailed, ExitCode, OptionsError
 from beam_jobs.progress import progress_bar
+from beam_jobs.run_facts import environment, now_ms, step_times
 from beam_jobs.run_record import RunDirectory, RunRecord, peak_memory_bytes
-from beam_jobs.summarize import now_ms
 from cache_store.store import Store
 from vista.data import paths
 from vista.data.compaction import MAX_FILES, Merge, horizon, merge_items, merges, publish_merges, write_merged
@@ -128,7 +127,7 @@ def run(options: CompactOptions, beam_args: Sequence[str] = ()) -> RunRecord:
         options.run_dir,
         job=JOB,
         identity=options.identity(),
-        environment=job.environment(beam_args, attempts=options.attempts),
+        environment=environment(beam_args, attempts=options.attempts),
         started_ms=now_ms(options.now_ms),
     )
     if record.exit_code is not None:
@@ -167,7 +166,7 @@ def _work(
     with progress_bar(directory, "compact tables", sum(task.rows for task in tasks), options.progress):
         for attempt in range(1, options.attempts + 1):
             try:
-                pipeline.run(build, beam_args)
+                pipeline.run(build, beam_args, imports=(__name__,))
                 return
             except Exception as error:
                 failures = directory.failures()
@@ -216,7 +215,7 @@ def _finished(
         finished_ms=record.started_ms + int((time.perf_counter() - started) * 1000),
         table_snapshot=warehouse.snapshot(),
         counts=counts,
-        timings=job.step_times(receipts, started),
+        timings=step_times(receipts, started),
         notes=notes,
         exit_code=int(ExitCode.DONE),
     )

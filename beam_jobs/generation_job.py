@@ -9,7 +9,6 @@ only finishes its record.
 from __future__ import annotations
 
 import dataclasses
-import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from beam_jobs import pipeline
 from beam_jobs.bucket_task import BucketTask, Settings, Source, do_bucket
 from beam_jobs.errors import BucketFailed, ExitCode, IncompleteRun
 from beam_jobs.progress import progress_bar
+from beam_jobs.run_facts import step_times
 from beam_jobs.run_record import RunDirectory, RunRecord
 from cache_store.publish import DEAD_LETTERS, MAX_DEPTH, find_run
 from cache_store.store import Store
@@ -75,7 +75,7 @@ def run_tasks(
     with progress_bar(run, settings.job, sum(task.rows for task in tasks), progress):
         for attempt in range(1, attempts + 1):
             try:
-                pipeline.run(build, beam_args)
+                pipeline.run(build, beam_args, imports=(__name__, source.__module__))
                 break
             except Exception as error:
                 failures = run.failures()
@@ -209,29 +209,6 @@ def totals(receipts: Receipts) -> dict[str, int]:
         for name, n in receipt["counts"].items():
             sums[name] = sums.get(name, 0) + n
     return sums
-
-
-def step_times(receipts: Receipts, started: float) -> dict[str, float]:
-    """Seconds of each step summed over buckets, and the wall time of the driver since ``started``."""
-    sums: dict[str, float] = {}
-    for receipt in receipts.values():
-        for name, s in receipt["timings"].items():
-            sums[name] = sums.get(name, 0.0) + s
-    return {
-        **{name: round(s, 3) for name, s in sums.items()},
-        "wall": round(time.perf_counter() - started, 3),
-    }
-
-
-def environment(beam_args: Sequence[str], **more: Any) -> dict[str, Any]:
-    """What is worth keeping about where a run ran; nothing in it changes the result."""
-    return {
-        "beam_args": list(beam_args),
-        "beam": beam.__version__,
-        "python": platform.python_version(),
-        "host": platform.node(),
-        **more,
-    }
 
 
 def _failed(run: RunDirectory, failures: dict[str, dict[str, Any]], error: Exception) -> Exception:

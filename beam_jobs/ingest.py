@@ -14,13 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import apache_beam as beam
 
 from beam_jobs import pipeline
 from beam_jobs.errors import BucketFailed, ExitCode, IncompleteRun
@@ -29,6 +26,7 @@ from beam_jobs.ingest_plan import IngestOptions, Plan, make_plan, read_tasks
 from beam_jobs.ingest_read import spill_names
 from beam_jobs.ingest_units import OldFile, Routed, Settings
 from beam_jobs.progress import progress_bar
+from beam_jobs.run_facts import environment
 from beam_jobs.run_record import DeadLetter, RunDirectory, RunRecord, write_atomically
 from vista.data import schema
 from vista.data.importer import Rules
@@ -62,11 +60,7 @@ def run(
         options.run_dir,
         job=JOB,
         identity=options.identity(),
-        environment={
-            "beam_args": list(beam_args),
-            "beam": beam.__version__,
-            "python": platform.python_version(),
-        },
+        environment=environment(beam_args, attempts=options.attempts),
         started_ms=int(clock() * 1000),
     )
     if record.exit_code is not None:
@@ -154,7 +148,11 @@ def _work(
         for attempt in range(1, options.attempts + 1):
             shutil.rmtree(run_dir.path / "failures", ignore_errors=True)
             try:
-                pipeline.run(lambda p: build_pipeline(p, tasks, old, named, settings), beam_args)
+                pipeline.run(
+                    lambda p: build_pipeline(p, tasks, old, named, settings),
+                    beam_args,
+                    imports=(build_pipeline.__module__,),
+                )
                 faults = run_dir.failures()
                 if not faults:
                     break

@@ -98,7 +98,7 @@ def _each(step: beam.DoFn, elements: Sequence[Any], beam_args: Sequence[str]) ->
             | beam.ParDo(step)
         )
 
-    pipeline.run(build, beam_args)
+    pipeline.run(build, beam_args, imports=(__name__,))
 
 
 def as_parquet(

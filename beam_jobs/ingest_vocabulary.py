@@ -155,4 +155,4 @@ def _scan_all(
             | "Scan" >> beam.ParDo(Scan(scan))
         )
 
-    pipeline.run(build, beam_args)
+    pipeline.run(build, beam_args, imports=(__name__,))

@@ -86,12 +86,16 @@ def is_local(options: PipelineOptions) -> bool:
     return options.view_as(StandardOptions).runner.endswith(LOCAL_RUNNER)
 
 
-def run(build: Callable[[beam.Pipeline], Any], beam_args: Sequence[str] = ()) -> dict[str, int]:
+def run(
+    build: Callable[[beam.Pipeline], Any], beam_args: Sequence[str] = (), *, imports: Sequence[str] = ()
+) -> dict[str, int]:
     """Build a pipeline, run it on the chosen runner, wait, and return its counters.
 
     Args:
         build: applies the transforms.
         beam_args: the runner's own arguments.
+        imports: modules that local worker processes import at their start, all at the same time; else each would at
+            its first element, and Beam gives the first stage's only element to one of them while the others wait.
 
     Returns:
         Counters in the namespace ``vista`` by name. A runner may count a retried task twice or not report at
@@ -105,7 +109,7 @@ def run(build: Callable[[beam.Pipeline], Any], beam_args: Sequence[str] = ()) ->
     local = is_local(options)
     pipeline = beam.Pipeline(runner=FnApiRunner() if local else None, options=options)
     build(pipeline)
-    with _supervised_workers() if local else contextlib.nullcontext([]) as lost:
+    with _supervised_workers(imports) if local else contextlib.nullcontext([]) as lost:
         try:
             result = pipeline.run()
             result.wait_until_finish()
@@ -129,15 +133,16 @@ def run(build: Callable[[beam.Pipeline], Any], beam_args: Sequence[str] = ()) ->
 class _SupervisedWorkerHandler(SubprocessSdkWorkerHandler):
     """A worker process whose death fails the run. Beam 2.77 waits for its answer for ever instead."""
 
-    def __init__(self, lost: list[str], *args: Any):
+    def __init__(self, lost: list[str], imports: Sequence[str], *args: Any):
         super().__init__(*args)
-        self._lost = lost
+        self._lost, self._imports = lost, imports
         self._stopped = threading.Event()
 
     def start_worker(self) -> None:
         # Options reach such a worker only from here; what is below ERROR would go to the terminal.
         self.provision_info.provision_info.pipeline_options.update({_LOG_LEVEL: "ERROR"})
-        command = f"{shlex.quote(sys.executable)} -m beam_jobs.quiet_worker".encode()
+        words = [sys.executable, "-m", "beam_jobs.quiet_worker", *self._imports]
+        command = shlex.join(words).encode()
         self.worker = SubprocessSdkWorker(command, self.control_address, self.provision_info, self.worker_id)
         self.worker_thread = threading.Thread(name="run_worker", target=self._supervise, daemon=True)
         self.worker_thread.start()
@@ -159,7 +164,7 @@ class _SupervisedWorkerHandler(SubprocessSdkWorkerHandler):
 
 
 @contextlib.contextmanager
-def _supervised_workers() -> Iterator[list[str]]:
+def _supervised_workers(imports: Sequence[str]) -> Iterator[list[str]]:
     """Use :class:`_SupervisedWorkerHandler` for subprocess workers while the body runs; yields what was lost.
 
     Beam's own chatter about the start and end of each worker is left out meanwhile.
@@ -167,7 +172,7 @@ def _supervised_workers() -> Iterator[list[str]]:
     registry = WorkerHandler._registered_environments
     before = registry[SUBPROCESS_SDK]
     lost: list[str] = []
-    registry[SUBPROCESS_SDK] = (functools.partial(_SupervisedWorkerHandler, lost), before[1])
+    registry[SUBPROCESS_SDK] = (functools.partial(_SupervisedWorkerHandler, lost, imports), before[1])
     chatter = logging.getLogger("apache_beam.runners.portability.local_job_service")
     level = chatter.level
     chatter.setLevel(logging.ERROR)

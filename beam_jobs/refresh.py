@@ -24,6 +24,7 @@ from beam_jobs import summarize
 from beam_jobs.bucket_task import BucketTask, Settings, worker_model
 from beam_jobs.changed_users import as_users, refresh_source
 from beam_jobs.errors import OptionsError
+from beam_jobs.run_facts import environment, now_ms
 from beam_jobs.run_record import RunDirectory, RunRecord
 from beam_jobs.summarize import SummarizeOptions, schema_of
 from cache_store.errors import FormatUnknown, NothingPublished
@@ -180,8 +181,8 @@ def _run(options: RefreshOptions, beam_args: list[str], started: float) -> RunRe
         options.run_dir,
         job=JOB,
         identity={**options.identity(), "fingerprint": fingerprint},
-        environment=job.environment(beam_args, bundle=str(options.bundle), attempts=options.attempts),
-        started_ms=summarize.now_ms(options.now_ms),
+        environment=environment(beam_args, bundle=str(options.bundle), attempts=options.attempts),
+        started_ms=now_ms(options.now_ms),
     )
     if record.exit_code is not None:
         return record

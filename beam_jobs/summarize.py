@@ -19,6 +19,7 @@ from typing import Any
 from beam_jobs import generation_job as job
 from beam_jobs.bucket_task import BucketTask, Settings, full_source, worker_model
 from beam_jobs.errors import OptionsError
+from beam_jobs.run_facts import environment, now_ms
 from beam_jobs.run_record import RunDirectory, RunRecord
 from cache_store.record import Group, RecordSchema
 from cache_store.store import Store
@@ -111,7 +112,7 @@ def _run(options: SummarizeOptions, beam_args: list[str], started: float) -> Run
         options.run_dir,
         job=JOB,
         identity={**options.identity(), "fingerprint": fingerprint},
-        environment=job.environment(beam_args, bundle=str(options.bundle), attempts=options.attempts),
+        environment=environment(beam_args, bundle=str(options.bundle), attempts=options.attempts),
         started_ms=now_ms(options.now_ms),
     )
     if record.exit_code is not None:
@@ -165,11 +166,6 @@ def full_generation(
         parent=None,
         watermark_ms=0,
     )
-
-
-def now_ms(given: int | None) -> int:
-    """The clock of a run: the time given, else now."""
-    return int(time.time() * 1000) if given is None else given
 
 
 def check_same_users(user_kind: str, warehouse: Warehouse) -> None:
