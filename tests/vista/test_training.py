@@ -127,7 +127,7 @@ def test_a_checkpoint_of_another_configuration_is_refused_with_the_remedy(tmp_pa
 
     with pytest.raises(KeyboardInterrupt):
         train_source(CONFIG, loyal(), tmp_path / "b", on_step=stop)
-    with pytest.raises(ConfigError, match="config.*--out"):
+    with pytest.raises(ConfigError, match="config.*--model"):
         train_source(dataclasses.replace(CONFIG, lr=1e-4), loyal(), tmp_path / "b")
     with pytest.raises(ConfigError, match="catalogue"):
         train_source(CONFIG, loyal(seed=1), tmp_path / "b")
@@ -231,7 +231,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
 
 def test_an_existing_bundle_is_not_trained_over(tmp_path):
     (tmp_path / "b").mkdir()
-    with pytest.raises(BundleError, match="--out"):
+    with pytest.raises(BundleError, match="--model"):
         train_source(CONFIG, loyal(), tmp_path / "b")
 
 
