@@ -81,7 +81,7 @@ def test_a_model_of_another_fingerprint_is_refused_with_the_remedy(saved):
 
 
 def test_an_existing_folder_is_not_overwritten(saved, model):
-    with pytest.raises(BundleError, match="--out"):
+    with pytest.raises(BundleError, match="--model"):
         bundle.save(saved, model, bundle.Meta(), catalogue())
 
 
