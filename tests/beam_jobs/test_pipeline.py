@@ -87,12 +87,16 @@ def test_the_largest_tasks_come_first():
 
 def test_importing_the_jobs_says_nothing():
     modules = "beam_jobs.summarize, beam_jobs.ingest, beam_jobs.plan, tools.bench.job"
-    done = subprocess.run([sys.executable, "-c", f"import {modules}"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {modules}"], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "" and done.stderr == ""
 
 
 def test_what_workers_import_is_no_catalog():
-    modules = "beam_jobs.generation_job, beam_jobs.changed_users, beam_jobs.ingest_pipeline, beam_jobs.ingest_text"
+    modules = (
+        "beam_jobs.generation_job, beam_jobs.changed_users, beam_jobs.ingest_pipeline, beam_jobs.ingest_text"
+    )
     code = f"import sys, {modules}; print([m for m in ('pyiceberg', 'sqlalchemy', 'pydantic') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
