@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -57,3 +58,18 @@ def test_a_crew_goes_through_pickle():
     done = []
     pickle.loads(pickle.dumps(Crew(2))).each(5, done.append)
     assert sorted(done) == list(range(5))
+
+
+def test_a_forked_child_hires_helpers_of_its_own():
+    crew = Crew(2)
+    crew.each(2, lambda i: None)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            together = threading.Barrier(2, timeout=30)  # passed only by two threads at once
+            crew.each(2, lambda i: together.wait())
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
