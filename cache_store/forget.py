@@ -44,7 +44,7 @@ from cache_store.layout import (
     write_file,
 )
 from cache_store.manifest import Manifest
-from cache_store.prune import foreign_files, remove
+from cache_store.prune import foreign_files, remove, settle
 from cache_store.record import HEADER, HEADER_BYTES
 from cache_store.sorted_file import FileFact
 from cache_store.writer import ShardReceipt, ShardWriter
@@ -106,6 +106,7 @@ def forget(layout: Layout, users: Users, now_ms: int) -> ForgetReport:
 
 def _forget_in_generation(folder: Path, ids: np.ndarray, report: ForgetReport) -> None:
     manifest = manifests.read(folder)
+    settle(folder)
     for path in foreign_files(folder):  # remains of an earlier attempt hold what is to be forgotten
         remove(path)
     generation = Generation(folder, manifest, verify=True)

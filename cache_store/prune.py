@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cache_store import leases, lines
 from cache_store import manifest as manifests
-from cache_store.errors import StoreError
-from cache_store.layout import DELETING, Layout, exclusive, fsync_folder, storage_errors
+from cache_store.errors import Damaged, FormatUnknown, StoreError
+from cache_store.layout import DELETING, Layout, exclusive, fsync_folder, storage_errors, write_file
 
 STAGING_MS = 7 * 86_400_000
 """Staging folders in which nothing has changed for so long belong to no job any more."""
@@ -70,6 +71,9 @@ def prune(
             report.bytes += size_of(folder)
             if not dry_run:
                 discard(layout, folder)
+        if not dry_run:
+            for name in layout.generation_names():
+                settle(layout.generation(name))
         for path in _remains(layout):
             report.remains.append(str(path.relative_to(layout.root)))
             report.bytes += size_of(path)
@@ -159,6 +163,18 @@ def foreign_files(folder: Path) -> list[Path]:
     except StoreError:
         return []
     return sorted(p for p in folder.iterdir() if p.name not in known)
+
+
+def settle(folder: Path) -> None:
+    """Let READY state the present manifest alone where ``forget`` was cut short, before files of the other one go.
+
+    Readers take an unchanged READY to mean that what they have opened is still the generation.
+    """
+    with suppress(Damaged, FormatUnknown):
+        manifests.read(folder)
+        alone = manifests.seal((folder / "manifest.json").read_text())
+        if manifests.read_seal(folder) != alone:
+            write_file(folder / "READY", alone)
 
 
 def _abandoned(layout: Layout, before_ms: int) -> list[Path]:

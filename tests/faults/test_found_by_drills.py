@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from cache_store import Status, Store
+from cache_store import Status, Store, forget
 from cache_store import manifest as manifests
 from cache_store.errors import Damaged
 from cache_store.keys import from_keys
@@ -52,6 +52,33 @@ def test_a_manifest_read_while_forget_seals_it_anew_is_whole(tmp_path, monkeypat
 
     monkeypatch.setattr(manifests, "read_seal", then_forget)
     assert manifests.read(store.layout.generation("00000001")).forgotten == 1
+
+
+@pytest.mark.parametrize("again", [Store.forget, lambda store, _: store.prune()])
+def test_a_reader_that_opened_while_a_forget_was_cut_short_moves_on_when_it_is_finished(
+    tmp_path, monkeypatch, again
+):
+    store, there = published(tmp_path / "s")
+    gone = np.zeros(20, bool)
+    gone[there[0]] = True
+    readers, write = [], forget.write_file
+
+    def cut(path, raw):
+        if path.name == "READY" and readers:
+            raise KeyboardInterrupt  # the manifest is the new one, READY states both
+        write(path, raw)
+        if path.name == "READY":
+            readers.append(Store.open(tmp_path / "s"))  # on the old manifest
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forget, "write_file", cut)
+        with pytest.raises(KeyboardInterrupt):
+            store.forget(TRUTH.users[there[:1]])
+    again(store, TRUTH.users[there[:1]])
+    with readers[0] as reader:
+        TRUTH.check_states(reader.states(TRUTH.users), np.arange(20), 1000, gone)
+        reader.refresh()
+        assert reader.lookup(TRUTH.users[there[:1]]).status[0] == Status.MISSING
 
 
 def test_a_damaged_record_spoils_no_batch_even_where_warnings_are_errors(tmp_path):
