@@ -26,7 +26,7 @@ def open_index(bundle: Bundle, path: Path, kind: str = "exact") -> ItemIndex:
             console.note(f"{path}: building the index again ({error})")
     with console.status("building the item index"):
         index = ItemIndex.build(
-            bundle.model, bundle.items()["item_id"].to_numpy().copy(), kind, fingerprint=bundle.fingerprint
+            bundle.model, bundle.items()["item_id"].to_numpy(), kind, fingerprint=bundle.fingerprint
         )
         index.save(path)
     return index

@@ -110,7 +110,7 @@ class ItemIndex:
         Raises:
             DataError: no items, an item twice, or an unknown kind.
         """
-        items = np.ascontiguousarray(items, np.int64)
+        items = np.array(items, np.int64)  # torch takes no array that is read-only, as a column of a table is
         vectors = np.empty((len(items), model.config.width), np.float32)
         device = next(model.items.parameters()).device
         with torch.inference_mode():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +47,19 @@ def test_looking_up_tells_known_from_unknown_users(home: Path, capsys) -> None:
     assert [row["status"] for row in found["users"]] == ["FRESH", "MISSING"]
     code, found = vista(capsys, "recommend", str(known), "-k", "5", "--home", str(home))
     assert code == 0 and len(found["users"][0]["items"]) == 5
+
+
+def test_the_python_of_the_readme_runs_as_it_stands(home: Path, tmp_path, monkeypatch) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "my-home").symlink_to(home)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["tokens"].shape == (2, *names["found"].tokens.shape[1:])
+    assert len(names["item"]) == len(names["score"]) == len(names["probability"]) == 10
+    names["store"].close()
 
 
 def test_verify_compact_rollback_prune_push_and_pull_follow_each_other(home: Path, tmp_path, capsys) -> None:
