@@ -30,14 +30,16 @@ def _log8_tables() -> tuple[np.ndarray, np.ndarray]:
     codes = np.arange(256, dtype=np.float64)
     decode = np.exp2((codes - LOG8_BIAS) / LOG8_STEPS).astype(np.float32)
     decode[0] = 0.0
-    # The code depends on the upper 16 bits of the float32 alone, judged at the middle of their interval.
+    # The code depends on the upper 16 bits of the float32 alone, judged at the middle of their interval; not on
+    # the sign (only -0.0 comes, see `refused`), so the table is there twice.
     with np.errstate(all="ignore"):
         middle = ((np.arange(1 << 15, dtype=np.uint32) << 16) | 0x8000).view(np.float32).astype(np.float64)
         code = np.rint(LOG8_STEPS * np.log2(middle)) + LOG8_BIAS
     encode = np.clip(np.nan_to_num(code, nan=0, posinf=255, neginf=0), 0, 255).astype(np.uint8)
-    return encode, decode
+    return np.tile(encode, 2), decode
 
 
+_LOG8_BLOCK = 8
 _LOG8_ENCODE, _LOG8_DECODE = _log8_tables()
 _PAIR = np.arange(1 << 16)
 _LOG8_PAIRS = np.stack([_LOG8_DECODE[_PAIR & 255], _LOG8_DECODE[_PAIR >> 8]], axis=1).view(np.uint64)[:, 0]
@@ -159,7 +161,11 @@ class Codec:
         out[...] = values.reshape(n, packed.shape[1] * GROUP)[:, :size].reshape(out.shape)
 
     def _encode_log8(self, tokens: np.ndarray, into: np.ndarray) -> None:
-        into["codes"] = _LOG8_ENCODE[(tokens.view(np.uint32) >> 16) & 0x7FFF]
+        # The upper half of a float32 is its place in the table; a block of records at a time stays in cache.
+        upper = tokens.view("<u2")[..., 1::2]
+        for a in range(0, len(tokens), _LOG8_BLOCK):
+            block = slice(a, a + _LOG8_BLOCK)
+            into["codes"][block] = np.take(_LOG8_ENCODE, upper[block], mode="clip")
 
     def _decode_log8(self, record: np.ndarray, out: np.ndarray) -> None:
         codes = record["codes"]

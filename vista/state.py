@@ -137,11 +137,11 @@ def _pack_column(column: np.ndarray) -> tuple[int, int, bytes]:
     """(width code, minimum, offsets from it): modular in 64 bits, so any int64 column fits."""
     if not len(column):
         return 0, 0, b""
-    low = int(column.min())
-    offset = column.astype(np.int64).view(np.uint64) - np.int64(low).view(np.uint64)
-    top = int(offset.max())
+    # the ufuncs themselves: the methods of an array cost as much again, and this is called for every user
+    low, high = np.minimum.reduce(column), np.maximum.reduce(column)
+    top = int(high) - int(low)
     code = next(i for i, bits in enumerate((8, 16, 32, 64)) if top < 1 << bits)
-    return code, low, _little(offset, _NARROW[code])
+    return code, int(low), _little(np.subtract(column, low, dtype=np.int64), _NARROW[code])
 
 
 def _unpack_column(packed: list) -> np.ndarray:

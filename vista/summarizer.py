@@ -27,7 +27,7 @@ gradients, and what follows starts from their state.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -192,11 +192,13 @@ class Summarizer(nn.Module):
             tokens["slots"] = self._served(events, boundary, emitted, folded, row_of)
         if not self.chunk:
             return tokens, [None] * events.users, late
+        tails = events.slices(boundary, events.offsets[1:])
         new = [
             self._state_of(
                 given[u],
-                events.rows(int(events.offsets[u]), int(events.offsets[u + 1])),
+                tails.user(u),
                 int(chunks[u]),
+                event_key(events, int(boundary[u]) - 1) if chunks[u] else None,
                 memories.get(u),
                 folded.mass[row_of[u]] if folded is not None and u in row_of else None,
                 signature,
@@ -238,36 +240,26 @@ class Summarizer(nn.Module):
     def _state_of(
         self,
         before: UserState | None,
-        events: Events,
+        tail: Events,
         chunks: int,
+        boundary: EventKey | None,
         memory: torch.Tensor | None,
         slot_mass: np.ndarray | None,
         signature: str,
     ) -> UserState:
-        """State of one user; ``events`` are those since the boundary of ``before``."""
-        split = chunks * self.chunk
-        tail = events.rows(split, len(events))
-        tail = Events(tail.offsets, **{name: column.copy() for name, column in tail.columns.items()})
+        """State of one user that has folded ``chunks`` since ``before``, the last of them up to ``boundary``."""
+        none = np.zeros((0, self.slots.horizons), np.float32)
         if not chunks:
             if before is None:
-                return UserState(
-                    signature, slot_mass=np.zeros((0, self.slots.horizons), np.float32), tail=tail
-                )
-            return UserState(
-                signature,
-                before.count,
-                before.boundary,
-                before.memory,
-                before.slot_index,
-                before.slot_mass,
-                tail,
-            )
-        index = np.zeros(0, np.int32)
-        mass = np.zeros((0, self.slots.horizons), np.float32)
+                return UserState(signature, slot_mass=none, tail=tail)
+            return replace(before, tail=tail)
+        index, mass = np.zeros(0, np.int32), none
         if slot_mass is not None:
-            index = np.flatnonzero(slot_mass.any(axis=1)).astype(np.int32)
+            held = slot_mass[:, 0] > 0
+            for horizon in range(1, slot_mass.shape[1]):  # column by column: a reduction over so few is slow
+                held |= slot_mass[:, horizon] > 0
+            index = np.flatnonzero(held).astype(np.int32)
             mass = slot_mass[index]
-        boundary: EventKey = event_key(events, split - 1)
         count = (before.count if before else 0) + chunks * self.chunk
         array = None if memory is None else memory.float().cpu().numpy()
         return UserState(signature, count, boundary, array, index, mass, tail)
