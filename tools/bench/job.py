@@ -59,7 +59,7 @@ def histories(lengths: np.ndarray, seed: int, start_ms: int = START_MS) -> Event
     )
 
 
-def make_bundle(path: Path, width: int, layers: int, seeds: int) -> Path:
+def make_bundle(path: Path, width: int, layers: int, seeds: int = SummarizerConfig.seeds) -> Path:
     """A bundle with random weights: time does not depend on what they are."""
     config = ModelConfig(
         width=width,
@@ -128,7 +128,7 @@ def run(
     buckets: int = 8,
     width: int = 64,
     layers: int = 2,
-    seeds: int = 64,
+    seeds: int = SummarizerConfig.seeds,
     window: int = 65_536,
     workers: tuple[int, ...] | int = (1, 2),
     repeats: int | None = None,

@@ -82,7 +82,7 @@ def run(
     knob = knob or (50_000 if quick else 262_144)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        bundle = make_bundle(root / "bundle", width, layers, seeds=64)
+        bundle = make_bundle(root / "bundle", width, layers)
         weights = sum(p.stat().st_size for p in bundle.glob("*.safetensors"))
         cases = {
             "empty": np.zeros(0, np.int64),

@@ -20,6 +20,7 @@ from cache_store.keys import bucket_of
 from cache_store.store import Store
 from tools.bench.harness import Figure, Result, median, ratio
 from tools.bench.job import START_MS, histories, lengths_of, make_bundle, make_tables
+from vista.config import SummarizerConfig
 from vista.data.tables import Warehouse
 
 FLOAT32 = {"seeds": "float32", "slots": "float32"}
@@ -34,7 +35,7 @@ def run(
     buckets: int = 8,
     width: int = 64,
     layers: int = 2,
-    seeds: int = 64,
+    seeds: int = SummarizerConfig.seeds,
     repeats: int | None = None,
 ) -> Result:
     """Measure both sides in turn.

@@ -92,7 +92,7 @@ def measure(quick: bool) -> Measured:
     users, mean = (64, 500) if quick else (512, 2_000)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        bundle = make_bundle(root / "bundle", width=64, layers=2, seeds=64)
+        bundle = make_bundle(root / "bundle", width=64, layers=2)
         model = bundles.load(bundle).model
         torch.set_num_threads(1)
         ids = np.arange(users, dtype=np.int64)

@@ -72,7 +72,7 @@ def run(
     layers: int = 3,
     heads: int = 4,
     chunk: int = 256,
-    seeds: int = 64,
+    seeds: int = SummarizerConfig.seeds,
     device: str = "cpu",
 ) -> Result:
     users = users or (24 if quick else 64)
