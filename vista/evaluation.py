@@ -182,7 +182,8 @@ def _retrieval_ranks(
 ) -> np.ndarray:
     """float64 [P]: rank of each positive among all items that its slate did not engage with; ties count half.
 
-    Items outside the catalogue rank last: an index would never return them.
+    Items outside the catalogue rank last: an index would never return them. So do all items of a query that is
+    not a number.
     """
     ranks = np.full(len(positive), float(len(items) + 1))
     place = np.minimum(np.searchsorted(items, positive), len(items) - 1)
@@ -190,6 +191,8 @@ def _retrieval_ranks(
     for k in np.unique(slate[known]):
         rows = np.flatnonzero((slate == k) & known)
         scores = (table @ query[k].T).amax(1)  # [I], the best of Q queries
+        if torch.isnan(scores).any():
+            continue  # nothing is greater than NaN: every item would be the first
         own = scores[torch.from_numpy(place[rows]).to(table.device)]
         better = (scores[None] > own[:, None]).sum(1).double()
         ties = (scores[None] == own[:, None]).sum(1).double() - 1

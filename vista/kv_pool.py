@@ -179,7 +179,7 @@ class KVPool:
         """The pool that another process created at ``path``, to read from.
 
         Raises:
-            PoolError: no pool there, or one of another version.
+            PoolError: no pool there, one of another version, or one that was cut short.
         """
         path = Path(path)
         try:
@@ -194,13 +194,19 @@ class KVPool:
             raise PoolError(
                 f"{path}, magic: expected {MAGIC!r}, found {found!r}; start both sides from one version"
             )
-        layout = json.loads(bytes(mapped[_MAGIC_BYTES : _MAGIC_BYTES + _LAYOUT_BYTES]).rstrip(b"\0"))
-        fixed = _MAGIC_BYTES + _LAYOUT_BYTES + layout["slots"] * HEADER.itemsize
-        if torch.device(layout["device"]).type == "cpu":
-            payload = _view(mapped, layout, fixed)
-        else:
-            payload = _open_shared(path.with_name(path.name + ".cuda").read_bytes())
-        return KVPool(path, layout, mapped, payload, writer=False)
+        try:
+            layout = json.loads(bytes(mapped[_MAGIC_BYTES : _MAGIC_BYTES + _LAYOUT_BYTES]).rstrip(b"\0"))
+            fixed = _MAGIC_BYTES + _LAYOUT_BYTES + layout["slots"] * HEADER.itemsize
+            if torch.device(layout["device"]).type == "cpu":
+                payload = _view(mapped, layout, fixed)
+            else:
+                payload = _open_shared(path.with_name(path.name + ".cuda").read_bytes())
+            return KVPool(path, layout, mapped, payload, writer=False)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise PoolError(
+                f"{path}: expected layout, headers and slots, found {error}; the file was cut short or its "
+                "device memory is gone: start the retrieving process again"
+            ) from error
 
     def close(self, unlink: bool | None = None) -> None:
         """Let go of the memory; the writer also removes the file (``unlink`` overrides)."""
@@ -219,10 +225,13 @@ class KVPool:
         """Write the contexts of all U users, one slot each, over the oldest ones.
 
         Raises:
-            DataError: no owners, more users than slots, or contexts that are longer than the pool's slots.
+            DataError: no owners, more users than slots, contexts of another model's shapes, or longer ones
+                than the pool's slots.
         """
         if not self.writer:
             raise DataError(f"{self.path}: only the process that created a pool writes to it")
+        if not ctx.users:
+            return []
         if ctx.owner is None or ctx.users > self.slots:
             raise DataError(
                 f"{self.path}: expected contexts of at most {self.slots} users with their owners, "
@@ -237,6 +246,14 @@ class KVPool:
                 "create the pool with a larger `recent`"
             )
         tensors = ctx.tensors()
+        expected = _shapes(self.layout, ctx.length, recent)
+        for name, x in tensors.items():
+            shape = x[:, 0].shape if name in LAYERED else x[0].shape
+            if tuple(shape) != expected[name]:
+                raise DataError(
+                    f"{self.path}, {name}: expected {expected[name]} per user, found {tuple(shape)}; create "
+                    "the pool with the model that makes the contexts"
+                )
         names = [_name(ctx.generation, _NAME_BYTES), _name(ctx.fingerprint, _NAME_BYTES)]
         with self._lock:
             return [self._put_one(ctx, tensors, sizes, names, u) for u in range(ctx.users)]
@@ -344,7 +361,11 @@ class KVPool:
         Args:
             tickets: one per user; None is a miss.
             owners: user ids [U].
-            compute: positions int64 [m] of the users that missed -> their :class:`ContextKV`, in that order.
+            compute: positions int64 [m] of the users that missed -> their :class:`ContextKV`, in that order;
+                called with none if there are no users at all.
+
+        Raises:
+            DataError: ``compute`` answered for other users than it was asked for.
         """
         found = [
             None
@@ -354,9 +375,16 @@ class KVPool:
         ]
         missed = np.array([u for u, ctx in enumerate(found) if ctx is None], np.int64)
         parts = [ctx for ctx in found if ctx is not None]
-        if len(missed):
+        if len(missed) or not parts:
             self.counts["recomputed"] += len(missed)
-            parts.append(compute(missed))
+            made = compute(missed)
+            asked = [owners[u] for u in missed]
+            if made.users != len(missed) or (made.owner is not None and list(made.owner) != asked):
+                raise DataError(
+                    f"{self.path}, compute: expected contexts of users {asked}, found {made.users} of "
+                    f"{'unnamed users' if made.owner is None else list(made.owner)}"
+                )
+            parts.append(made)
         joined = ContextKV.concat(parts)
         order = np.concatenate([np.setdiff1d(np.arange(len(found)), missed), missed])
         return joined if (np.diff(order) > 0).all() else joined.select(np.argsort(order))

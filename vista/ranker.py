@@ -154,6 +154,7 @@ class Ranker(nn.Module):
             tokens: group name to float [U, S_g, D]. ``slots`` is addressed by candidates; ``seeds`` is
                 attended to. A summary counts as missing where ``status`` says so or all its rows are zero.
             status: uint8 [U] of the lookup (FRESH 0, STALE 1, MISSING 2, CORRUPT 3), or None: all usable.
+                With a status, tokens that are not finite count as CORRUPT.
             recent: the newest events of each user (see :func:`vista.recent.select_recent`); may be empty.
             now_ms: int64 [U].
             last_event_ms: int64 [U], last event in the summary; None where there is none.
@@ -253,6 +254,8 @@ class Ranker(nn.Module):
             code = torch.as_tensor(status, device=device)
             for bad in UNUSABLE:
                 usable &= code != bad
+            for x in found.values():  # one broken number would take every candidate of the user with it
+                usable &= x.flatten(1).isfinite().all(-1)
             found = {n: torch.where(usable[:, None, None], x, 0) for n, x in found.items()}
         return found["seeds"], found[SLOTS], usable
 
@@ -369,11 +372,20 @@ class Ranker(nn.Module):
             vectors: [B, D], the items' L2-normalised vectors, where the index returned them already
                 (arXiv 2606.00422, serving: stored vectors are used directly as candidate tokens).
             cross: form of the crossing, ``fast`` or ``naive``.
+
+        Raises:
+            DataError: items, offsets, vectors and contexts are not of the same candidates and users.
         """
         device = self.now_token.device
         item = torch.as_tensor(item, device=device)
         plan = offsets if isinstance(offsets, crossing.Plan) else crossing.Plan.of(offsets, device)
         vector = self.items.vector(item) if vectors is None else vectors.to(device)
+        found = (len(item), tuple(vector.shape), ctx.users)
+        expected = (plan.candidates, (plan.candidates, self.config.width), plan.users)
+        if found != expected:
+            raise DataError(
+                f"candidates: expected items, vectors and users {expected} by the offsets, found {found}"
+            )
         known = self.read(ctx, item, vector, plan)
         x = self.candidates(vector, known)
         for number, layer in enumerate(self.layers):

@@ -108,7 +108,7 @@ class ItemIndex:
         """Index of the vectors that ``model.items`` gives to ``items`` (int64 [M], distinct).
 
         Raises:
-            DataError: no items, an item twice, or an unknown kind.
+            DataError: no items, an item twice, a vector that is not finite, or an unknown kind.
         """
         items = np.array(items, np.int64)  # torch takes no array that is read-only, as a column of a table is
         vectors = np.empty((len(items), model.config.width), np.float32)
@@ -142,6 +142,12 @@ class ItemIndex:
             )
         if len(np.unique(items)) != len(items):
             raise DataError("index items: an item appears twice; keep one row per item in the catalogue")
+        broken = np.flatnonzero(~np.isfinite(vectors).all(1))
+        if len(broken):
+            raise DataError(
+                f"index vectors: expected finite numbers, found others for {len(broken)} items (item "
+                f"{items[broken[0]]} for one), which no search would find; is the model trained? (`vista train`)"
+            )
         width, count = vectors.shape[1], len(items)
         if kind == "exact":
             index, effort = faiss.IndexFlatIP(width), 0
@@ -164,18 +170,20 @@ class ItemIndex:
         Each of a user's Q queries searches for k; an item found by several keeps its best score.
 
         Args:
-            query: float32 [U, Q, D] (``Ranker.query``).
+            query: float32 [U, Q, D] (``Ranker.query``). One that is not finite finds nothing.
             k: candidates per user; fewer come back where the index (or the lists probed) holds fewer.
             fingerprint: of the model that made the queries.
 
         Raises:
             FingerprintMismatch: the queries are of another model than the vectors.
-            DataError: queries of another width.
+            DataError: queries of another width, or ``k`` below 0.
         """
         self.expect(fingerprint)
         if isinstance(query, Tensor):
             query = query.detach().float().cpu().numpy()
         query = np.ascontiguousarray(query, np.float32)
+        if k < 0:
+            raise DataError(f"k: expected 0 or more candidates per user, found {k}")
         if query.ndim != 3 or query.shape[2] != self.width:
             raise DataError(f"queries: expected [U, Q, {self.width}], found {query.shape}")
         users, queries, width = query.shape
@@ -236,8 +244,17 @@ class ItemIndex:
     # --- disk ------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the directory ``path`` (replaced if it is an index already)."""
+        """Write the directory ``path`` (replaced if it is an index already).
+
+        Raises:
+            DataError: something else is there.
+        """
         path = Path(path)
+        replaces = (path / "index.json").exists()
+        if path.exists() and not replaces:
+            raise DataError(
+                f"{path}: expected nothing or an item index there, found something else; name another"
+            )
         building = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         building.mkdir(parents=True)
         try:
@@ -256,7 +273,7 @@ class ItemIndex:
                 with open(building / name, "rb") as file:
                     os.fsync(file.fileno())
             old = path.with_name(f".{path.name}.{uuid.uuid4().hex}.old")
-            if (path / "index.json").exists():
+            if replaces:
                 path.rename(old)
             building.rename(path)
             shutil.rmtree(old, ignore_errors=True)
@@ -290,11 +307,17 @@ class ItemIndex:
                 facts["search_effort"],
             )
             expected, rows = (facts["count"], facts["width"]), (len(result.items), result._index.d)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, RuntimeError) as error:
             raise IndexDamaged(
                 f"{path}: expected {', '.join(FILES)}, found {error!r}; "
                 "build the index again (`vista recommend`)"
             ) from error
+        items = result.items
+        if items.dtype != np.int64 or items.ndim != 1 or len(np.unique(items)) != len(items):
+            raise IndexDamaged(
+                f"{path}/items.npy: expected distinct int64 ids, found {items.dtype} {items.shape} with "
+                f"{len(np.unique(items))} different ones; build the index again (`vista recommend`)"
+            )
         if expected != rows or result._index.ntotal != expected[0] or result.kind not in KINDS:
             raise IndexDamaged(
                 f"{path}: expected {expected[0]} items of width {expected[1]}, found {rows[0]} ids and "

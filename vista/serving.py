@@ -118,7 +118,7 @@ class Recommender:
             number as in training (``ExampleConfig.recent_pool``), so that serving sees what training saw.
 
     Raises:
-        ConfigError: an action the model does not have, or ``recent`` out of range.
+        ConfigError: an action the model does not have, a weight that is not finite, or ``recent`` out of range.
         FingerprintMismatch: the index is of another model.
     """
 
@@ -142,6 +142,8 @@ class Recommender:
             raise ConfigError(f"action_weights: expected names among {self.actions}, found {unknown}")
         weights = dict.fromkeys(self.actions, 1.0) if action_weights is None else action_weights
         self.weights = np.array([weights.get(a, 0.0) for a in self.actions], np.float32)
+        if not np.isfinite(self.weights).all():
+            raise ConfigError(f"action_weights: expected finite numbers, found {dict(weights)}")
         self.recent = model.config.ranker.recent if recent is None else recent
         self.recent_pool = recent_pool
         if not 0 <= self.recent <= MAX_RECENT:
@@ -166,6 +168,10 @@ class Recommender:
             k: items per user; fewer come back where fewer candidates were found.
             candidates: retrieved per user and ranked.
             exclude_seen: leave out every item among the user's ``recent`` events as passed.
+
+        Raises:
+            DataError: ``recent``, ``now_ms`` or the lookup's answer are not of U users, or ``k`` or
+                ``candidates`` is negative.
         """
         found = self.retrieve(users, recent, now_ms, candidates=candidates, exclude_seen=exclude_seen)
         return self.rank(users, found, k)
@@ -175,12 +181,19 @@ class Recommender:
         """Context of U users, and the status of their summaries (uint8 [U])."""
         if recent.users != len(users):
             raise DataError(f"recent: expected one history per user ({len(users)}), found {recent.users}")
+        if np.shape(now_ms) not in ((), (len(users),)):
+            raise DataError(f"now_ms: expected one time or {len(users)}, found shape {np.shape(now_ms)}")
         now = np.broadcast_to(np.asarray(now_ms, np.int64), len(users)).copy()
         tokens, status, last, generation = {}, np.full(len(users), 2, np.uint8), None, None
         if self._lookup is not None:
             found = self._lookup(users)
             tokens, generation = self._grouped(found.tokens), found.generation
             status, last = np.asarray(found.status, np.uint8), found.last_event_ms
+            if status.shape != (len(users),) or (last is not None and np.shape(last) != (len(users),)):
+                raise DataError(
+                    f"lookup: expected status and last_event_ms of {len(users)} users, found shapes "
+                    f"{status.shape} and {np.shape(last)}"
+                )
         ctx = self.model.ranker.context(
             tokens,
             status,
@@ -224,6 +237,9 @@ class Recommender:
         more = 0
         if exclude_seen:
             more = int(max((len(np.unique(recent.user(u).item)) for u in range(len(users))), default=0))
+            more = min(more, max(len(self.index) - candidates, 0))
+        if candidates < 0:
+            raise DataError(f"candidates: expected 0 or more per user, found {candidates}")
         found = self.index.search(
             self.model.ranker.query(ctx), candidates + more, fingerprint=self.fingerprint
         )
@@ -241,8 +257,13 @@ class Recommender:
 
         Raises:
             FingerprintMismatch: the context was made by another model.
+            DataError: ``k`` is negative, or ``found`` is not of these users.
         """
         found.ctx.expect(self.fingerprint)
+        if k < 0:
+            raise DataError(f"k: expected 0 or more items per user, found {k}")
+        if len(users) != found.ctx.users:
+            raise DataError(f"users: expected the {found.ctx.users} of the context, found {len(users)}")
         logits = self.model.ranker.rank(
             found.ctx, found.item, found.offsets, vectors=torch.from_numpy(found.vectors)
         )

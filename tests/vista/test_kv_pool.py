@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import pickle
 
@@ -261,6 +262,33 @@ def test_wrong_uses_are_refused(pool, tmp_path):
     (tmp_path / "other").write_bytes(b"something else" * 400)
     with pytest.raises(PoolError, match="magic"):
         KVPool.attach(tmp_path / "other")
+    for size in (24, 5_000, 8_000):  # a pool that was cut short
+        (tmp_path / "cut").write_bytes(pool.path.read_bytes()[:size])
+        with pytest.raises(PoolError, match="cut short"):
+            KVPool.attach(tmp_path / "cut")
+
+
+def test_a_context_of_another_models_shapes_is_not_put(pool):
+    ctx = context(np.array([1]))
+    deeper = {n: torch.cat([x, x]) for n, x in ctx.tensors().items() if n in ("keys", "values")}
+    with pytest.raises(DataError, match="keys: expected"):
+        pool.put(dataclasses.replace(ctx, **deeper))
+    with pytest.raises(DataError, match="query: expected"):
+        pool.put(dataclasses.replace(ctx, query=ctx.query[:, :1]))
+
+
+def test_what_was_computed_for_other_users_does_not_serve(pool):
+    both = context(np.array([1, 2]))
+    assert pool.get_or_compute([None, None], np.array([1, 2]), both.select).owner.tolist() == [1, 2]
+    for wrong in (both.select([1, 0]), both[0]):
+        with pytest.raises(DataError, match="expected contexts of users"):
+            pool.get_or_compute([None, None], np.array([1, 2]), lambda missed, ctx=wrong: ctx)
+
+
+def test_no_users_are_no_slots_and_an_empty_context(pool):
+    nobody = context(np.array([1])).select(np.zeros(0, np.int64))
+    assert pool.put(nobody) == []
+    assert pool.get_or_compute([], np.zeros(0, np.int64), lambda missed: nobody).users == 0
 
 
 def test_tickets_are_plain_numbers_that_travel():

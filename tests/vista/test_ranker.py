@@ -303,6 +303,20 @@ def test_tokens_of_another_shape_are_refused():
         RANKER.context({"seeds": torch.zeros(1, 4, 16)}, None, Events.empty(1), [NOW])
 
 
+def test_candidates_that_do_not_agree_with_their_offsets_or_contexts_are_refused():
+    ctx = RANKER.context({}, None, Events.empty(2), [NOW, NOW])
+    vectors = torch.randn(3, 16)
+    RANKER.rank(ctx, [1, 2, 3], [0, 1, 3], vectors)
+    for item, offsets, given_vectors in (
+        ([1, 2], [0, 1, 3], None),
+        ([1, 2, 3], [0, 3], None),
+        ([1, 2, 3], [0, 1, 2, 3], None),
+        ([1, 2, 3], [0, 1, 3], vectors[:1]),  # would be broadcast
+    ):
+        with pytest.raises(DataError, match="candidates: expected"):
+            RANKER.rank(ctx, item, offsets, given_vectors)
+
+
 def test_a_context_of_another_model_is_refused():
     ctx = RANKER.context({}, None, Events.empty(1), [NOW], fingerprint="a")
     ctx.expect("a")

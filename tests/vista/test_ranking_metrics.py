@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vista import metrics
+from vista import evaluation, metrics
 
 
 @st.composite
@@ -120,3 +121,10 @@ def test_the_bootstrap_takes_a_statistic_of_several_means():
 def test_no_rows_give_nan_not_an_exception():
     assert all(math.isnan(x) for x in metrics.bootstrap(np.zeros(0), np.zeros(0)))
     assert math.isnan(metrics.log_loss(np.zeros(0), np.zeros(0)))
+
+
+def test_a_query_that_is_not_a_number_retrieves_its_item_last():
+    table, items = torch.eye(4), np.arange(4) * 3
+    query = torch.stack([table[2], torch.full((4,), torch.nan)])[:, None]
+    ranks = evaluation._retrieval_ranks(query, table, items, np.array([6, 6, 5]), np.array([0, 1, 0]))
+    assert ranks.tolist() == [1, 5, 5]  # 5 is no item of the catalogue

@@ -126,3 +126,38 @@ def test_no_users_or_no_candidates_give_empty_answers():
     index = ItemIndex.of_vectors(*catalogue(rng, 5))
     assert index.search(np.zeros((0, 1, 8)), 3).vectors.shape == (0, 3, 8)
     assert index.search(unit(rng, 2, 1, 8), 0).ids.shape == (2, 0)
+
+
+def test_vectors_that_are_not_finite_are_refused_and_such_queries_find_nothing():
+    rng = np.random.default_rng(3)
+    items, vectors = catalogue(rng, 50)
+    query = unit(rng, 2, 1, 8)
+    query[0, 0, 0] = np.nan
+    assert ItemIndex.of_vectors(items, vectors).search(query, 5).counts.tolist() == [0, 5]
+    vectors[7, 3] = np.nan
+    with pytest.raises(DataError, match=str(items[7])):
+        ItemIndex.of_vectors(items, vectors)
+    with pytest.raises(DataError, match="-1"):
+        ItemIndex.of_vectors(items[:5], vectors[:5]).search(query, -1)
+
+
+@pytest.mark.parametrize("ids", ["empty", "float", "twice"])
+def test_an_index_whose_ids_are_damaged_does_not_open(ids, tmp_path):
+    items, vectors = catalogue(np.random.default_rng(4), 20)
+    ItemIndex.of_vectors(items, vectors).save(tmp_path / "index")
+    file = tmp_path / "index" / "items.npy"
+    if ids == "empty":
+        file.write_bytes(b"")
+    else:
+        np.save(file, items.astype(np.float32) if ids == "float" else np.full(20, items[0]))
+    with pytest.raises(IndexDamaged, match="items.npy"):
+        ItemIndex.load(tmp_path / "index")
+
+
+def test_an_index_is_not_written_over_something_else(tmp_path):
+    items, vectors = catalogue(np.random.default_rng(5), 20)
+    (tmp_path / "note").write_text("mine")
+    for path in (tmp_path, tmp_path / "note"):
+        with pytest.raises(DataError, match="something else"):
+            ItemIndex.of_vectors(items, vectors).save(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["note"]

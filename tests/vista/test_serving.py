@@ -185,3 +185,41 @@ def test_wrong_inputs_are_refused():
     )
     with pytest.raises(DataError, match="vista summarize"):
         Recommender(lambda users: short, MODEL, INDEX).recommend([1], Events.empty(1), NOW)
+
+
+def test_negative_sizes_and_answers_of_other_users_are_refused():
+    users, recent = np.array([1, 2]), Events.empty(2)
+    service = Recommender(summaries, MODEL, INDEX)
+    for wrong in ({"k": -1}, {"candidates": -1}, {"now_ms": np.array([NOW] * 3)}):
+        with pytest.raises(DataError, match="expected"):
+            service.recommend(**{"users": users, "recent": recent, "now_ms": NOW, **wrong})
+    with pytest.raises(DataError, match="users"):
+        service.rank(users[:1], service.retrieve(users, recent, NOW), 3)
+    for name in ("status", "last_event_ms"):
+        short = SimpleNamespace(**{**vars(summaries(users)), name: np.zeros(1, np.int64)})
+        with pytest.raises(DataError, match="2 users"):
+            Recommender(lambda _, answer=short: answer, MODEL, INDEX).recommend(users, recent, NOW)
+    with pytest.raises(ConfigError, match="finite"):
+        Recommender(summaries, MODEL, INDEX, action_weights={"view": float("nan")})
+
+
+def test_a_summary_that_is_not_finite_serves_as_a_missing_one_and_spares_the_others():
+    users = np.array([3, 4])
+
+    def broken(who):
+        found = summaries(who)
+        found.tokens["seeds"][0, 0, 0] = np.nan
+        return found
+
+    service = Recommender(broken, MODEL, INDEX)
+    result = service.recommend(users, recent_of(users), NOW, k=5)
+    assert result.summarized.tolist() == [False, True] and np.diff(result.offsets).tolist() == [5, 5]
+    without = Recommender(None, MODEL, INDEX).recommend(users[:1], recent_of(users[:1]), NOW, k=5)
+    np.testing.assert_array_equal(result.of(0)[0], without.of(0)[0])
+
+
+def test_excluding_a_long_history_asks_the_index_for_no_more_than_it_has():
+    seen = Events.of([150], item=np.repeat(ITEMS[:75], 2), time=NOW - np.arange(150)[::-1])
+    service = Recommender(None, MODEL, INDEX)
+    found = service.retrieve(np.array([1]), seen, NOW, candidates=190, exclude_seen=True)
+    assert sorted(found.item) == ITEMS[75:].tolist()
