@@ -251,7 +251,7 @@ class ItemIndex:
         """
         path = Path(path)
         replaces = (path / "index.json").exists()
-        if path.exists() and not replaces:
+        if path.exists() and not replaces and not (path.is_dir() and not any(path.iterdir())):
             raise DataError(
                 f"{path}: expected nothing or an item index there, found something else; name another"
             )

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from vista import bundle
 from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig
@@ -72,6 +73,18 @@ def test_the_fingerprint_changes_with_any_weight_and_any_setting(tmp_path, model
             assert bundle.model_fingerprint(SMALL, weights) != first, name
             value.view(-1)[0] -= 1
     assert bundle.model_fingerprint(ModelConfig(), weights) != first
+
+
+def test_a_bundle_from_before_a_setting_existed_loads_with_its_default(saved):
+    """As an older version wrote it: the fingerprint is over the settings that it knew."""
+    config = json.loads((saved / "config.json").read_text())
+    del config["summarizer"]["gradient_events"]
+    meta = json.loads((saved / "bundle.json").read_text())
+    meta["fingerprint"] = bundle.model_fingerprint(config, load_file(str(saved / "weights.safetensors")))
+    (saved / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (saved / "bundle.json").write_text(json.dumps(meta))
+    found = bundle.load(saved)
+    assert found.config == SMALL and found.fingerprint == meta["fingerprint"]
 
 
 def test_a_model_of_another_fingerprint_is_refused_with_the_remedy(saved):
