@@ -23,15 +23,13 @@ from beam_jobs import pipeline
 from beam_jobs.errors import BucketFailed, ExitCode, IncompleteRun
 from beam_jobs.ingest_pipeline import build_pipeline
 from beam_jobs.ingest_plan import IngestOptions, Plan, make_plan, read_tasks
-from beam_jobs.ingest_read import spill_names
-from beam_jobs.ingest_units import OldFile, Routed, Settings
+from beam_jobs.ingest_read import read_items
+from beam_jobs.ingest_units import OldFile, Settings
 from beam_jobs.progress import progress_bar
 from beam_jobs.run_facts import environment
 from beam_jobs.run_record import DeadLetter, RunDirectory, RunRecord, write_atomically
-from vista.data import schema
 from vista.data.importer import Rules
 from vista.data.rows import HISTORY, IMPRESSIONS
-from vista.data.schema import Source
 from vista.data.tables import Addition, Warehouse
 from vista.errors import DataError
 
@@ -143,7 +141,7 @@ def _work(
         for bucket, files in warehouse.bucket_files(kind=kind).items()
         for file in files
     ]
-    named = _item_names(plan.items, settings)
+    named = read_items(plan.items, settings)
     with progress_bar(run_dir, "ingest: read, then sort", 2 * plan.rows, progress):
         for attempt in range(1, options.attempts + 1):
             shutil.rmtree(run_dir.path / "failures", ignore_errors=True)
@@ -180,21 +178,6 @@ def _failed(
     )
 
 
-def _item_names(sources: Sequence[Source], settings: Settings) -> list[Routed]:
-    """Spill the names of item files."""
-    from vista.data.importer import item_names
-
-    routed: list[Routed] = []
-    for i, source in enumerate(sources):
-        with schema.open_source(source.data) as file:
-            for b, batch in enumerate(
-                file.iter_batches(settings.chunk_rows, columns=list(source.names.values()))
-            ):
-                item, names = item_names(batch, source)
-                routed += spill_names(item, names, f"file-{i:05d}-{b:05d}.arrow", settings)
-    return routed
-
-
 def _write_bad_files(run_dir: RunDirectory, plan: Plan) -> None:
     letters = [DeadLetter(JOB, "unreadable_file", why, source=path, rows=0) for path, why in plan.bad_files]
     run_dir.write_dead_letters("files", letters)
@@ -215,6 +198,7 @@ def _counts(run_dir: RunDirectory, plan: Plan) -> dict[str, int]:
     counts["bad_files"] = len(plan.bad_files)
     counts["empty_files"] = sum(s.rows == 0 for s in (*plan.events, *plan.impressions))
     counts["users"] = total("users", "bucket-")
+    counts["items_dead"] = total("dead", "read-items")
     counts["dead_rows"] = total("dead", "read-") + total("impressions_dead", "bucket-")
     wrong = []
     for tag, sources in (("events", plan.events), ("impressions", plan.impressions)):

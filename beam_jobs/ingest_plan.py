@@ -135,12 +135,6 @@ class Plan:
         return Plan(**values)
 
 
-ITEM_COLUMNS = (
-    schema.Column("item_id", ("int", "string"), True, "int64 or string"),
-    schema.Column("name", ("string",), False, "string"),
-)
-
-
 @dataclass
 class _Logs:
     """Files of one option (``events``, ``impressions``, ``items``), the ``good`` and the ``bad`` ones (path, why)."""
@@ -295,7 +289,7 @@ def make_plan(
     asked = (
         (options.events, schema.EVENTS, options.columns),
         (options.impressions, schema.IMPRESSIONS, options.impression_columns),
-        (options.items, ITEM_COLUMNS, {}),
+        (options.items, schema.ITEMS, {}),
     )
     for _, columns, mapping in asked:
         schema.check_mapping(mapping, columns)

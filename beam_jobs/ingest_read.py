@@ -1,4 +1,4 @@
-"""Read and check some row groups of logs, and spill their rows by bucket."""
+"""Read and check some row groups of logs, or the files of items, and spill their rows by bucket or item shard."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from beam_jobs.ingest_units import ReadTask, Routed, Settings, finished, inputs_
 from beam_jobs.run_record import DEAD_LETTER_SCHEMA, DeadLetter
 from beam_jobs.spill import write_chunk
 from cache_store.keys import bucket_of
-from vista.data.importer import Checked, Letter, check
-from vista.data.schema import UnreadableFile, open_source
+from vista.data.importer import Checked, Letter, check, check_items
+from vista.data.schema import Source, UnreadableFile, open_source
 
 
 def read_logs(task: ReadTask, settings: Settings) -> list[Routed]:
@@ -70,6 +70,40 @@ def read_logs(task: ReadTask, settings: Settings) -> list[Routed]:
     lost_rows = int(pa.compute.sum(dead["rows"]).as_py() or 0)
     counts = {"rows": rows, "dead": lost_rows, "kept": chunks.rows, "events": rows}
     write_unit(settings, task.name, inputs, routed, counts, start)
+    return routed
+
+
+def read_items(sources: Sequence[Source], settings: Settings) -> list[Routed]:
+    """Read, check and spill the names of item files.
+
+    Raises:
+        UnreadableFile: pages of a file cannot be read.
+    """
+    name, inputs = "read-items", inputs_digest([asdict(source) for source in sources], settings)
+    done = finished(settings, name, inputs) if sources else []
+    if done is not None:
+        return done
+    start = time.monotonic()
+    routed: list[Routed] = []
+    letters: list[pa.Table] = []
+    for i, source in enumerate(sources):
+        row = 0
+        try:
+            with open_source(source.data) as file:
+                wanted = list(source.names.values())
+                for batch in file.iter_batches(settings.chunk_rows, columns=wanted):
+                    item, names, bad = check_items(batch, source, row)
+                    letters.append(_letters(bad, source.path))
+                    routed += spill_names(item, names, f"file-{i:05d}-{row:012d}.arrow", settings)
+                    row += batch.num_rows
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UnreadableFile(
+                f"{source.path}: expected {source.rows} readable rows, found {row}, then: {error}; replace the file "
+                f"and run vista ingest again"
+            ) from error
+    dead = pa.concat_tables(letters) if letters else DEAD_LETTER_SCHEMA.empty_table()
+    settings.directory.write_dead_letters(name, dead)
+    write_unit(settings, name, inputs, routed, {"dead": dead.num_rows}, start)
     return routed
 
 

@@ -6,7 +6,8 @@ The kind of a column is one for all text logs of a run (vista/data/text_logs.py 
 
 - times are numbers (``--time-unit``) where half of the values are, else ISO 8601; positions are integers;
 - any other column has the kind that the tables, or the run's Parquet files, give it already (if that is int and most
-  values are not, the file is refused); else it is int where every value in every file is an integer, else string.
+  values are not, the file is refused); else it is int where every value in every file of events and impressions is
+  an integer, else string. Files of items follow.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ class TextLog:
     columns: Columns
     mapping: dict[str, str]
 
-    @property
+    @cached_property
     def key(self) -> str:
         size, digest = schema.identity(self.path)
         return xxhash.xxh3_64_hexdigest(f"{self.path}|{size}|{digest}".encode())
@@ -128,7 +130,9 @@ def _kinds(logs: Sequence[tuple[TextLog, Facts]], fixed: Mapping[str, str]) -> l
         found = {c.name: schema.column_name(c, log.mapping, facts.values)[0] for c in log.columns}
         named.append({meaning: name for meaning, name in found.items() if name in facts.values})
     texts = set()
-    for (_, facts), names in zip(logs, named, strict=True):
+    for (log, facts), names in zip(logs, named, strict=True):
+        if log.columns == schema.ITEMS:
+            continue
         for meaning, name in names.items():
             listed = facts.lists.get(name)
             if "string" in listed if listed is not None else facts.integers[name] < facts.values[name]:

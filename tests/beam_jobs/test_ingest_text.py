@@ -155,12 +155,13 @@ def test_ids_are_strings_in_all_files_where_they_are_in_one(tmp_path):
         run(tmp_path, "c.parquet")
 
 
-@pytest.mark.parametrize("spelled", ["iso", "iso with zone", "seconds", "mixed"])
+@pytest.mark.parametrize("spelled", ["iso", "iso with zone", "iso and UTC", "seconds", "mixed"])
 def test_times_may_be_iso_or_numbers_of_a_unit(tmp_path, spelled):
     stamp = datetime.fromtimestamp(T0 / 1000, UTC)
     value = {
         "iso": stamp.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3],
         "iso with zone": stamp.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "iso and UTC": stamp.strftime("%Y-%m-%d %H:%M:%S.%f UTC"),
         "seconds": f"{T0 / 1000:.3f}",
         "mixed": stamp.isoformat(timespec="milliseconds"),
     }[spelled]
@@ -168,6 +169,54 @@ def test_times_may_be_iso_or_numbers_of_a_unit(tmp_path, spelled):
     (tmp_path / "a.csv").write_text(f"user_id,item_id,action,timestamp_ms\n1,2,0,{value}\n2,2,0,{other}\n")
     record = run(tmp_path, "a.csv", time_unit="s" if spelled == "seconds" else "ms")
     assert record.exit_code == 0 and {row[1] for row in history(tmp_path)} == {T0}
+
+
+@pytest.mark.parametrize("separator", [";", "|", "\t"])
+def test_a_csv_may_separate_its_fields_otherwise_and_have_columns_without_names(tmp_path, separator):
+    found = rows(50)
+    (tmp_path / "a.csv").write_text(csv_text(found))
+    lines = csv_text(found, separator).splitlines()
+    (tmp_path / "b.csv").write_text("".join(line + 2 * separator + "\r\n" for line in lines))
+    for name in "ab":
+        assert run(tmp_path, f"{name}.csv", name=name).exit_code == 0
+    assert history(tmp_path, "a") == history(tmp_path, "b")
+
+
+def test_ids_that_pandas_wrote_as_floats_are_integers_and_version_numbers_are_names(tmp_path):
+    head = "user_id,item_id,action,timestamp_ms\n"
+    (tmp_path / "a.csv").write_text(head + f"1.0,1.0,0,{T0}\n2,1.1,0,{T0}\n,1.0,0,{T0}\n")
+    record = run(tmp_path, "a.csv")
+    assert [x["reason"] for x in letters(record)] == ["null_user"]
+    assert sorted(row[0] for row in history(tmp_path)) == [1, 2]
+    assert sorted(Warehouse(tmp_path / "home").open().read_items().name) == ["1.0", "1.1"]
+
+
+def test_a_text_log_that_was_mended_anywhere_is_read_again(tmp_path):
+    found = rows(4_000)
+    text = csv_text(found).replace("\r\n", "\n")
+    assert len(text) > 1 << 16
+    (tmp_path / "a.csv").write_text(text.replace(str(found[0][3]), "17000000000xx", 1))
+    assert run(tmp_path, "a.csv").counts["events_dead"] == 1
+    (tmp_path / "a.csv").write_text(text)
+    record = run(tmp_path, "a.csv")
+    assert record.counts["known_files"] == 0 and record.counts["events_written"] == 1
+
+
+def test_bad_rows_of_item_files_cost_themselves_alone_and_do_not_decide_what_an_id_is(tmp_path):
+    (tmp_path / "a.csv").write_text(f"user_id,item_id,action,timestamp_ms\n1,2,0,{T0}\n")
+    (tmp_path / "items.csv").write_bytes(b"item_id,name\n2,two\nx,ten\n4\n5,\n,six\n7,\xff\n8,eight\n")
+    record = run(tmp_path, "a.csv", items=(str(tmp_path / "items.csv"),))
+    found = {(x["row"], x["reason"]) for x in letters(record)}
+    assert found == {
+        (2, "broken_line"),
+        (3, "broken_line"),
+        (4, "null_name"),
+        (5, "null_item"),
+        (6, "not_utf8"),
+    }
+    assert record.exit_code == 3 and record.counts["items_dead"] == record.counts["dead_letters"] == 5
+    items = Warehouse(tmp_path / "home").open().read_items()
+    assert items.item.tolist() == [2, 8] and items.name.tolist() == ["two", "eight"]
 
 
 def test_impressions_and_items_may_be_text_too(tmp_path):
@@ -187,7 +236,15 @@ def test_impressions_and_items_may_be_text_too(tmp_path):
 @pytest.mark.parametrize(
     "name, data, error, says",
     [
-        ("empty.csv", b"", UnreadableFile, "Empty CSV"),
+        ("empty.csv", b"", UnreadableFile, "nothing, not even a header"),
+        ("twice.csv", b"user_id,item_id,item_id\n1,2,3\n", UnreadableFile, "'item_id' twice in the header"),
+        ("open.csv", b'user_id,item_id,action\n1,2,3\n1,"2,3\n4,5,6\n', UnreadableFile, "end in record 2"),
+        (
+            "long.csv",
+            b'user_id,item_id\n1,2\n1,"' + b"2,3\n" * 600_000,
+            UnreadableFile,
+            "record of more than 1 MB",
+        ),
         ("cut.csv.gz", gzip.compress(b"user_id,item_id\n1,2\n" * 99)[:30], UnreadableFile, "Truncated"),
         ("plain.jsonl.gz", b'{"user_id": 1}\n', UnreadableFile, "header"),
         ("no.csv", b"user,item_id,action,timestamp_ms\n1,2,3,4\n", MissingColumn, "found .'user', 'item_id'"),

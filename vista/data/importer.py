@@ -137,13 +137,27 @@ def check(batch: pa.RecordBatch | pa.Table, source: Source, rules: Rules, first_
     return Checked(kept, out, names, letters)
 
 
-def item_names(batch: pa.RecordBatch, source: Source) -> tuple[np.ndarray, pa.Array]:
-    """(item int64 [M], name string [M]) of an item file; string items without a name column are their own names."""
-    column = _plain(batch.column(source.names["item_id"]))
-    given = _plain(batch.column(source.names["name"])) if "name" in source.names else column
-    keep = pc.and_(column.is_valid(), given.is_valid())
-    item, _ = _ids(column.filter(keep), source.kinds["item_id"])
-    return item, given.filter(keep).cast(pa.string())
+def check_items(
+    batch: pa.RecordBatch, source: Source, first_row: int
+) -> tuple[np.ndarray, pa.Array, list[Letter]]:
+    """(item int64 [M], name string [M], the rows set aside) of an item file's rows; items of a file without a column
+    of names are their own names."""
+    n = batch.num_rows
+    bad = _Bad(n)
+    columns = {meaning: _valid(_plain(batch.column(name)), bad) for meaning, name in source.names.items()}
+    line = columns.pop(LINE).to_numpy() if LINE in columns else np.arange(first_row, first_row + n)
+    if BROKEN in columns:
+        bad.where(columns.pop(BROKEN).is_valid(), "broken_line")
+    item = columns["item_id"]
+    name = columns.get("name", item)
+    bad.where(item.is_null(), "null_item")
+    bad.where(name.is_null(), "null_name")
+    keep = pa.array(~bad.mask)
+    ids, _ = _ids(item.filter(keep), source.kinds["item_id"])
+    rows = np.flatnonzero(bad.mask)
+    found = zip(rows.tolist(), _values(batch, source, rows), strict=True)
+    letters = [Letter(int(line[i]), bad.reason(i), *values) for i, values in found]
+    return ids, name.filter(keep).cast(pa.string()), letters
 
 
 class _Bad:
@@ -328,5 +342,5 @@ def _values(batch: pa.RecordBatch | pa.Table, source: Source, rows: np.ndarray) 
     for i in range(len(rows)):
         values = {"broken": broken[i]} if broken[i] else {}
         values |= {meaning: column[i] for meaning, column in columns.items()}
-        user = values["user_id"]
+        user = values.get("user_id")
         yield "" if user is None else str(user), json.dumps(values, default=str, ensure_ascii=False)

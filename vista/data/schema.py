@@ -26,6 +26,7 @@ CLOCK_SKEW_MS = 86_400_000
 """Events may be this much later than the clock of the run (one day)."""
 
 FOOTER_BYTES = 65_536
+DIGEST_BYTES = 1 << 24
 
 LINE, BROKEN = "__line", "__broken"
 """Columns of a text log's rows (vista/data/text_logs.py): its line, and what is wrong with it (null where nothing)."""
@@ -86,6 +87,10 @@ IMPRESSIONS: tuple[Column, ...] = (
     Column(
         "timestamp_ms", ("int", "float", "timestamp"), False, "a number (--time-unit), or an Arrow timestamp"
     ),
+)
+ITEMS: tuple[Column, ...] = (
+    Column("item_id", ("int", "string"), True, "int64 or string"),
+    Column("name", ("string",), False, "string"),
 )
 ALIASES = {"action": "actions", "actions": "action", "timestamp_ms": "timestamp"}
 """A column that is not mapped and not there under its name may be there under this one."""
@@ -170,13 +175,16 @@ def open_source(path: str) -> pq.ParquetFile:
 
 
 def identity(path: str) -> tuple[int, str]:
-    """(bytes, XXH3-128 hex of size and the last 64 KiB): a Parquet footer holds the size, place and bounds of every
-    column chunk, so files of different content practically never share it."""
+    """(bytes, XXH3-128 hex of size and content). Of Parquet the last 64 KiB will do: a footer holds size, place and
+    bounds of every column chunk, so files of different content practically never share it."""
     size = paths.size(path)
+    digest = xxhash.xxh3_128(size.to_bytes(8, "big"))
     with paths.open_input(path) as file:
-        file.seek(max(0, size - FOOTER_BYTES))
-        tail = file.read()
-    return size, xxhash.xxh3_128_hexdigest(size.to_bytes(8, "big") + bytes(tail))
+        if not paths.text_ending(path):
+            file.seek(max(0, size - FOOTER_BYTES))
+        while block := file.read(DIGEST_BYTES):
+            digest.update(block)
+    return size, digest.hexdigest()
 
 
 def inspect(

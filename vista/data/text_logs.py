@@ -28,13 +28,16 @@ import pyarrow.parquet as pq
 from vista.data import paths
 from vista.data.schema import BROKEN, LINE, UnreadableFile
 
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
+SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}
+"""What may stand between the fields of a file by its name's ending; the one that its header has most of does."""
+
 BATCH_ROWS = 65_536
 KEPT = 1_000
 """Characters of a broken line or value that are kept."""
 
-INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"
-"""As a program writes an integer: ``007`` and ``+7`` are names."""
+INTEGER = r"^(0|-?[1-9][0-9]{0,18})(\.0)?$"
+"""As a program writes an integer: ``007`` and ``+7`` are names. ``7.0`` is how pandas writes one in a column where
+some are missing."""
 NUMBER = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
 
 
@@ -64,14 +67,14 @@ def draft(path: str, target: str, wanted: Collection[str]) -> Facts:
         UnreadableFile: it cannot be opened or decompressed, or has no header.
     """
     facts = Facts()
-    separator = SEPARATORS.get(paths.text_ending(path))
+    separators = SEPARATORS.get(paths.text_ending(path))
     compression = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}.get(os.path.splitext(path.lower())[1])
     try:
         with pa.input_stream(paths.open_input(path), compression=compression) as stream:
             rows = (
                 _json_rows(stream, sorted(wanted), facts)
-                if separator is None
-                else _csv_rows(stream, separator, facts)
+                if separators is None
+                else _csv_rows(stream, separators, wanted, facts)
             )
             _write(target, rows)
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
@@ -112,15 +115,25 @@ def _write(path: str, batches: Iterator[pa.RecordBatch]) -> None:
 # Drafts ------------------------------------------------------------------------------------------------------
 
 
-def _csv_rows(stream: Any, separator: str, facts: Facts) -> Iterator[pa.RecordBatch]:
+def _csv_rows(
+    stream: Any, separators: str, wanted: Collection[str], facts: Facts
+) -> Iterator[pa.RecordBatch]:
     broken: dict[int, str] = {}
+    open_quotes: list[str] = []
 
     def keep(row: csv.InvalidRow) -> str:
+        if "\n" in row.text and row.text.count('"') % 2:
+            open_quotes.append(f"a quote without its end in record {row.number - 1}: {row.text[:80]!r}")
         why = f"expected {row.expected_columns} fields, found {row.actual_columns}: {row.text[:KEPT]}"
         broken[row.number - 1] = why  # to Arrow the header is number 1
         return "skip"
 
-    names, stream = _header(stream, separator)
+    names, separator, stream = _header(stream, separators)
+    twice = sorted({name for name in names if names.count(name) > 1 and name in wanted})
+    if twice:
+        raise ValueError(f"column {twice[0]!r} twice in the header {names}")
+    # others of one name (spreadsheets write columns without any) are told apart by their place
+    called = [name if names.count(name) == 1 else f"{name}#{i}" for i, name in enumerate(names)]
     reader = csv.open_csv(
         stream,
         read_options=csv.ReadOptions(use_threads=False),
@@ -134,31 +147,55 @@ def _csv_rows(stream: Any, separator: str, facts: Facts) -> Iterator[pa.RecordBa
             quoted_strings_can_be_null=True,
         ),
     )
-    schema = _draft_schema(names)
-    for name in names:
+    schema = _draft_schema(called)
+    for name in called:
         facts.count(name, 0, 0, 0)
     done = 0
-    for batch in reader:
+    for batch in _whole_records(reader):
+        if open_quotes:  # the lines behind it are no record's: which they were, nobody can tell
+            raise ValueError(open_quotes[0])
         n = batch.num_rows
         lines = np.arange(done + 1, done + 1 + n + len(broken))
         lines = lines[~np.isin(lines, list(broken))][:n]
         done = int(lines[-1]) if n else done
-        for name, column in zip(names, batch.columns, strict=True):
+        for name, column in zip(called, batch.columns, strict=True):
             facts.count(name, n - column.null_count, _matching(column, INTEGER), _matching(column, NUMBER))
         text = [column.view(pa.string()) for column in batch.columns]
         yield pa.record_batch([*text, pa.array(lines), pa.nulls(n, pa.string())], schema=schema)
+    if open_quotes:
+        raise ValueError(open_quotes[0])
     nothing = [pa.nulls(len(broken), pa.string()) for _ in names]
     yield pa.record_batch([*nothing, pa.array(list(broken), pa.int64()), pa.array(list(broken.values()), pa.string())],
                           schema=schema)  # fmt: skip
 
 
-def _header(stream: Any, separator: str) -> tuple[list[str], Any]:
-    """The names of the columns, and a stream that begins with them again."""
+def _header(stream: Any, separators: str) -> tuple[list[str], str, Any]:
+    """The names of the columns, what separates them, and a stream that begins with them again."""
     head = stream.read(1 << 20)
-    line = csv.ReadOptions(block_size=max(len(head), 1))
-    first = head.split(b"\n", 1)[0] + b"\n"
-    names = csv.read_csv(pa.BufferReader(first), line, csv.ParseOptions(delimiter=separator)).column_names
-    return names, pa.PythonFile(_Rejoined(head, stream), mode="r")
+    if not head.strip():
+        raise ValueError("nothing, not even a header")
+    first = head.splitlines()[0] + b"\n"
+    separator = max(separators, key=lambda s: first.count(s.encode()))  # the first of those that are as many
+    block = csv.ReadOptions(block_size=len(first))
+    names = csv.read_csv(pa.BufferReader(first), block, csv.ParseOptions(delimiter=separator)).column_names
+    return names, separator, pa.PythonFile(_Rejoined(head, stream), mode="r")
+
+
+def _whole_records(reader: Any) -> Iterator[pa.RecordBatch]:
+    rows = 0
+    while True:
+        try:
+            batch = reader.read_next_batch()
+        except StopIteration:
+            return
+        except pa.ArrowInvalid as error:
+            if "straddling" not in str(error):
+                raise
+            raise ValueError(
+                f"a record of more than 1 MB behind {rows} others; a quote without its end?"
+            ) from error
+        rows += batch.num_rows
+        yield batch
 
 
 class _Rejoined:
@@ -276,6 +313,8 @@ def _cast_by(pattern: str | None, types: tuple[pa.DataType, ...], slow: Callable
     def convert(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
         values = column.drop_null().view(pa.binary())
         if pattern is None or _matching(values, pattern) == len(values):
+            if pattern == INTEGER and pc.any(pc.ends_with(column, ".0")).as_py():
+                column = pc.replace_substring_regex(column, r"\.0$", "")
             for type_ in types:
                 try:
                     return column.cast(type_).cast(types[-1]), np.zeros(len(column), bool)
@@ -287,14 +326,16 @@ def _cast_by(pattern: str | None, types: tuple[pa.DataType, ...], slow: Callable
 
 
 def _integer(value: bytes) -> int:
-    text = value.decode()
+    text = value.decode().removesuffix(".0")
     if str(int(text)) != text:
         raise ValueError(text)
     return int(text)
 
 
 def _time(value: bytes) -> datetime:
-    found = datetime.fromisoformat(value.decode())
+    text = value.decode()
+    # "2024-01-31 12:00:00 UTC" is how BigQuery writes it
+    found = datetime.fromisoformat(text[:-4] + "Z" if text.endswith((" UTC", " GMT")) else text)
     return found.astimezone(UTC).replace(tzinfo=None) if found.tzinfo else found
 
 
