@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from beam_jobs import pipeline
+from beam_jobs.errors import OptionsError
 from beam_jobs.run_record import DeadLetter, RunDirectory, peak_memory_bytes, unit_name
 from cache_store.errors import Unstorable
 from cache_store.record import RecordSchema
@@ -127,12 +128,23 @@ _models: dict[tuple[str, str, str], VistaModel] = {}
 _models_lock = threading.Lock()
 
 
-def worker_model(path: str, fingerprint: str, device: str) -> VistaModel:
-    """The bundle's model, loaded once per worker process and shared by its threads.
+def worker_model(path: str, fingerprint: str, device: str = "cpu") -> VistaModel:
+    """The bundle's model, loaded once per process and shared by its threads. The driver, which need not have the
+    workers' device, asks for none.
 
     Raises:
         FingerprintMismatch: the bundle at ``path`` is no longer the one the run was started with.
+        OptionsError: this machine does not have the device.
     """
+    try:
+        there = torch.device(device).type != "cuda" or torch.cuda.is_available()
+    except RuntimeError:
+        there = False
+    if not there:
+        raise OptionsError(
+            f"--device: expected one that torch has on {platform.node()}, found {device!r}; choose cpu, or workers "
+            f"with a GPU (docs/operations.md)"
+        )
     key = (path, fingerprint, device)
     with _models_lock:
         if key not in _models:

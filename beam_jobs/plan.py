@@ -94,12 +94,12 @@ def plan(options: SummarizeOptions | RefreshOptions, workers: int = 1) -> JobPla
         raise OptionsError(f"--workers: expected at least 1, found {workers}; see vista plan --help")
     meta, fingerprint = bundles.read_meta(options.bundle)
     warehouse = Warehouse(options.warehouse).open()
-    summarize.check_same_users(meta.user_kind, warehouse)
-    model = worker_model(str(options.bundle), fingerprint, options.device)
+    notes = summarize.check_same_world(meta, warehouse)
+    model = worker_model(str(options.bundle), fingerprint)
     schema = schema_of(model, warehouse.user_kind, options.codecs)
     snapshot = warehouse.snapshot() if options.snapshot is None else options.snapshot
     everything = {} if snapshot is None else warehouse.bucket_files(snapshot)
-    job, files, notes = "summarize", everything, []
+    job, files = "summarize", everything
     if isinstance(options, RefreshOptions):
         record = RunRecord(refresh.JOB, "plan", "", table_snapshot=snapshot, fingerprint=fingerprint)
         try:

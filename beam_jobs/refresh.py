@@ -176,7 +176,7 @@ def _sleep(seconds: float) -> bool:
 def _run(options: RefreshOptions, beam_args: list[str], started: float) -> RunRecord:
     meta, fingerprint = bundles.read_meta(options.bundle)
     warehouse = Warehouse(options.warehouse).open()
-    summarize.check_same_users(meta.user_kind, warehouse)
+    notes = summarize.check_same_world(meta, warehouse)
     directory, record = RunDirectory.start(
         options.run_dir,
         job=JOB,
@@ -188,7 +188,7 @@ def _run(options: RefreshOptions, beam_args: list[str], started: float) -> RunRe
         return record
     if record.fingerprint is None:  # a continued run goes on from what it began with
         snapshot = warehouse.snapshot() if options.snapshot is None else options.snapshot
-        record = dataclasses.replace(record, table_snapshot=snapshot, fingerprint=fingerprint)
+        record = dataclasses.replace(record, table_snapshot=snapshot, fingerprint=fingerprint, notes=notes)
         record = _choose(options, record, warehouse)
         directory.save(record)
     parent = record.facts["parent"]
@@ -230,7 +230,7 @@ def parent_of(options: RefreshOptions, record: RunRecord, warehouse: Warehouse) 
         raise NoParent(
             f"generation {parent.generation} was made by model {parent.fingerprint}, not by this one"
         )
-    model = worker_model(str(options.bundle), str(record.fingerprint), options.device)
+    model = worker_model(str(options.bundle), str(record.fingerprint))
     if not model.summarizer.resumable:
         raise NoParent("this model cannot resume (summarizer.chunk is 0)")
     codecs = options.codecs or {group.name: group.codec for group in parent.schema.groups}
@@ -257,7 +257,7 @@ def _delta(
     beam_args: list[str],
     started: float,
 ) -> RunRecord:
-    model = worker_model(str(options.bundle), str(record.fingerprint), options.device)
+    model = worker_model(str(options.bundle), str(record.fingerprint))
     folder = Layout(options.store).generation(name)
     parent = read_manifest(folder)
     files, added = files_of(options, record, warehouse, parent)

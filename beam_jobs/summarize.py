@@ -107,7 +107,7 @@ def run(options: SummarizeOptions, beam_args: Sequence[str] = ()) -> RunRecord:
 def _run(options: SummarizeOptions, beam_args: list[str], started: float) -> RunRecord:
     meta, fingerprint = bundles.read_meta(options.bundle)
     warehouse = Warehouse(options.warehouse).open()
-    check_same_users(meta.user_kind, warehouse)
+    notes = check_same_world(meta, warehouse)
     directory, record = RunDirectory.start(
         options.run_dir,
         job=JOB,
@@ -119,7 +119,7 @@ def _run(options: SummarizeOptions, beam_args: list[str], started: float) -> Run
         return record
     if record.fingerprint is None:  # a continued run reads what it began with
         snapshot = warehouse.snapshot() if options.snapshot is None else options.snapshot
-        record = dataclasses.replace(record, table_snapshot=snapshot, fingerprint=fingerprint)
+        record = dataclasses.replace(record, table_snapshot=snapshot, fingerprint=fingerprint, notes=notes)
         directory.save(record)
     return full_generation(directory, record, options, warehouse, beam_args, started)
 
@@ -133,7 +133,7 @@ def full_generation(
     started: float,
 ) -> RunRecord:
     """Everything at ``record.table_snapshot`` into one full generation; the finished record."""
-    model = worker_model(str(options.bundle), str(record.fingerprint), options.device)
+    model = worker_model(str(options.bundle), str(record.fingerprint))
     store = open_or_create(options.store, warehouse.user_kind, warehouse.num_buckets)
     files = {} if record.table_snapshot is None else warehouse.bucket_files(record.table_snapshot)
     tasks = [BucketTask(bucket, tuple(files.get(bucket, ()))) for bucket in range(warehouse.num_buckets)]
@@ -168,17 +168,33 @@ def full_generation(
     )
 
 
-def check_same_users(user_kind: str, warehouse: Warehouse) -> None:
-    """Refuse a bundle trained on another kind of user ids.
+def check_same_world(meta: bundles.Meta, warehouse: Warehouse) -> list[str]:
+    """Refuse a bundle that was trained on other tables: numbers would mean something else. Names that the tables have
+    got since are told in the notes that come back.
 
     Raises:
-        OptionsError
+        OptionsError: another kind of user ids, other actions or other surfaces.
     """
-    if user_kind != warehouse.user_kind:
+    if meta.user_kind != warehouse.user_kind:
         raise OptionsError(
-            f"{warehouse.name}: expected {user_kind} user ids, as the bundle was trained on, found "
+            f"{warehouse.name}: expected {meta.user_kind} user ids, as the bundle was trained on, found "
             f"{warehouse.user_kind}; train on these tables with vista train"
         )
+    notes = []
+    for what, known, there in (
+        ("actions", meta.actions, warehouse.actions),
+        ("surfaces", meta.surfaces, warehouse.surfaces),
+    ):
+        if any(a != b for a, b in zip(known, there, strict=False)):
+            raise OptionsError(
+                f"{warehouse.name}: expected {what} {list(known)}, as the bundle was trained on, found {list(there)}; "
+                f"train on these tables with vista train"
+            )
+        new = there[len(known) :]
+        if known and new:
+            listed = ", ".join(new[:10]) + (", ..." if len(new) > 10 else "")
+            notes.append(f"{what} that the model has not seen: {listed}; it learns them by vista train")
+    return notes
 
 
 def schema_of(model: VistaModel, user_kind: str, codecs: Mapping[str, str]) -> RecordSchema:

@@ -23,6 +23,12 @@ START = 1_600_000_000_000
 BUCKETS = 3
 FLOAT32 = {"seeds": "float32", "slots": "float32"}
 
+LOST_STREAMS = (
+    "ignore:Exception in thread (beam_control_read|read_grpc_client_inputs)"
+    ":pytest.PytestUnhandledThreadExceptionWarning"
+)
+"""For tests that kill a worker process: in Beam's driver two threads then end with the broken streams' errors."""
+
 CONFIG = ModelConfig(
     width=16,
     embedding=EmbeddingConfig(rows=509, surfaces=4),

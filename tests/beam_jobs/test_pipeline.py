@@ -11,6 +11,7 @@ from pathlib import Path
 import apache_beam as beam
 import pytest
 import torch
+from small_worlds import LOST_STREAMS
 
 from beam_jobs import pipeline
 from beam_jobs.errors import OptionsError, WorkerLost
@@ -52,6 +53,7 @@ def test_every_element_is_done_once_and_counted_in_each_mode(tmp_path, mode, wor
         assert counters == {"numbers": 6}
 
 
+@pytest.mark.filterwarnings(LOST_STREAMS)
 def test_a_killed_worker_process_fails_the_run_and_the_next_run_succeeds(tmp_path):
     args = pipeline.local_args("multi_processing", 2)
     with pytest.raises(WorkerLost, match="137|-9"):

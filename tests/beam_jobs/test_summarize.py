@@ -12,6 +12,7 @@ import torch
 from small_worlds import (
     BUCKETS,
     CONFIG,
+    LOST_STREAMS,
     START,
     World,
     all_events,
@@ -21,7 +22,7 @@ from small_worlds import (
     stacked,
 )
 
-from beam_jobs import summarize
+from beam_jobs import refresh, summarize
 from beam_jobs.errors import BucketFailed, ExitCode, OptionsError, RunOptionsDiffer
 from beam_jobs.pipeline import local_args
 from beam_jobs.run_record import RunDirectory, RunRecord
@@ -91,6 +92,7 @@ def test_law_3_the_memory_knob_does_not_change_the_tokens(reference, window):
         assert_close(found.lookup(users).tokens, wanted.lookup(users).tokens)
 
 
+@pytest.mark.filterwarnings(LOST_STREAMS)
 def test_a_killed_worker_process_is_made_up_for_with_the_same_digest(reference, tmp_path, monkeypatch):
     world, digest = reference
     marker = tmp_path / "killed"
@@ -114,6 +116,30 @@ def test_tables_without_rows_give_a_generation_without_records(tmp_path, bundle_
     record = summarize.run(world.summarize())
     assert (record.counts["users"], record.counts["buckets"], record.exit_code) == (0, BUCKETS, 0)
     assert world.store().lookup(np.array([1, 2])).status.tolist() == [2, 2]
+
+
+def test_a_model_of_other_tables_is_refused_and_names_it_has_not_seen_are_told(tmp_path, bundle_path):
+    world = World(tmp_path, bundle_path).create()
+    users = np.arange(4, dtype=np.int64)
+    events = histories(np.random.default_rng(0), np.full(4, 5))
+    world.tables.append(users, events, bucket_of(users, BUCKETS), "more", actions=(*CONFIG.actions, "share"))
+    record = summarize.run(world.summarize())
+    assert record.notes == ["actions that the model has not seen: share; it learns them by vista train"]
+
+    swapped = dataclasses.replace(CONFIG, actions=CONFIG.actions[::-1])
+    other = save_bundle(tmp_path / "swapped", VistaModel(swapped))
+    for job, options in ((summarize, world.summarize), (refresh, world.refresh)):
+        with pytest.raises(
+            OptionsError, match=r"expected actions \['2', '1', '0'\].*found \['0', '1', '2', 'share'\]"
+        ):
+            job.run(dataclasses.replace(options(run="other"), bundle=str(other)))
+
+
+def test_a_device_that_no_worker_has_is_a_fault_of_the_options(small_world):
+    for device in ("nonsense", *([] if torch.cuda.is_available() else ["cuda"])):
+        with pytest.raises(BucketFailed, match=f"--device.*{device}") as told:
+            summarize.run(small_world.summarize(run=device, device=device))
+        assert told.value.exit_code == ExitCode.BAD_INPUT
 
 
 def test_string_users_and_buckets_without_users_are_summarised(tmp_path):
