@@ -23,8 +23,9 @@ import numpy as np
 import torch
 
 from beam_jobs import refresh, summarize
+from beam_jobs.summarize import schema_of
 from cache_store.keys import bucket_of
-from cache_store.record import Group, RecordSchema
+from cache_store.record import PAGE, RecordSchema
 from cache_store.store import Store
 from cache_store.writer import ShardWriter
 from tools.bench.harness import Figure, Result
@@ -33,9 +34,6 @@ from vista import bundle as bundles
 from vista.data.tables import UserBatch, Warehouse
 from vista.state import UserState
 from vista.summarizer import summarize_stream
-
-RECORD = 32 * 1024
-"""Bytes of a record, header and page waste included."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Measured:
         event_s: seconds of model per event. user_s: per resumed user beside its events (state in and out, seeds,
             record). task_s: per bucket beside its users (files, LMDB, fsync, receipt).
         state_bytes: of one user. write_rate, fold_rate: bytes per second into a shard, and through a compaction.
-        states_rate: states per second read and decoded.
+        states_rate: states per second read and decoded. record_bytes: of one user, page waste included.
     """
 
     event_s: float
@@ -56,6 +54,7 @@ class Measured:
     write_rate: float
     fold_rate: float
     states_rate: float
+    record_bytes: int
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,8 @@ def measure(quick: bool) -> Measured:
         resumed = [a for a in summarize_stream(model, iter([more]), lambda _: decoded)]
         packed = [state.to_bytes() for answer in resumed for state in answer.states if state is not None]
         user_s = (time.perf_counter() - start) / users + 1 / states_rate
-        write_rate, fold_rate = _write_and_fold(root, 1_000 if quick else 20_000, packed[0])
+        schema = schema_of(model, "int64", {})
+        write_rate, fold_rate = _write_and_fold(root, 1_000 if quick else 20_000, schema, packed[0])
         task_s = _task(root, bundle, users)
     return Measured(
         event_s,
@@ -121,15 +121,15 @@ def measure(quick: bool) -> Measured:
         write_rate,
         fold_rate,
         states_rate,
+        schema.pages * PAGE,
     )
 
 
-def _write_and_fold(root: Path, users: int, state: bytes) -> tuple[float, float]:
-    """Bytes per second into a shard of 32 KiB records with states (quantise, append, digest, fsync), and bytes per
-    second of a compaction of it under a delta of a tenth of its users."""
-    tokens = (RECORD - 16 - 64) // 128  # of width 64 in float16
-    schema = RecordSchema((Group("seeds", tokens, 64, "float16"),))
-    block = np.random.default_rng(0).standard_normal((500, tokens, 64), np.float32)
+def _write_and_fold(root: Path, users: int, schema: RecordSchema, state: bytes) -> tuple[float, float]:
+    """Bytes per second into a shard of records with states (quantise, append, digest, fsync), and bytes per second of
+    a compaction of it under a delta of a tenth of its users."""
+    rng = np.random.default_rng(0)
+    block = {g.name: rng.random((500, g.tokens, g.width), np.float32) for g in schema.groups}
     store = Store.create(root / "wide", num_shards=1)
     seconds, parent = [], None
     for step, kind in ((1, "full"), (10, "delta")):
@@ -140,7 +140,8 @@ def _write_and_fold(root: Path, users: int, state: bytes) -> tuple[float, float]
             for i in range(0, len(ids), 500):
                 part = ids[i : i + 500]
                 zeros = np.zeros(len(part), np.int64)
-                writer.add(part, {"seeds": block[: len(part)]}, zeros, zeros, zeros)
+                tokens = {name: values[: len(part)] for name, values in block.items()}
+                writer.add(part, tokens, zeros, zeros, zeros)
                 writer.add_states(part, [state] * len(part))
             receipt = writer.finish()
         seconds.append(time.perf_counter() - start)
@@ -194,7 +195,7 @@ def one_refresh(m: Measured, f: Fleet, workers: int, seed: int) -> tuple[float, 
     spread = f.new_events * np.sqrt(np.expm1(f.sigma**2))
     events = np.maximum(changed * f.new_events + rng.normal(0, 1, buckets) * spread * np.sqrt(changed), 0)
     share = f.disk_rate * (workers / f.cores) / workers  # a worker's share of its host's disk
-    written = changed * (RECORD + m.state_bytes)
+    written = changed * (m.record_bytes + m.state_bytes)
     seconds = m.task_s + changed * m.user_s + events * m.event_s + written / min(m.write_rate, share)
     tries = 1 + rng.binomial(1, f.failure, buckets)
     free = [0.0] * workers
@@ -205,7 +206,7 @@ def one_refresh(m: Measured, f: Fleet, workers: int, seed: int) -> tuple[float, 
 
 def plan(m: Measured, f: Fleet, seed: int = 0) -> dict[str, float]:
     """Hosts, bytes and hours of one fleet."""
-    store_bytes = f.users * (RECORD + m.state_bytes)
+    store_bytes = f.users * (m.record_bytes + m.state_bytes)
     delta_bytes = store_bytes * f.active
     refreshes = 24 / f.every_h
     # Kept at a time: a full generation, the deltas over it, and while compacting the next full one.
@@ -223,9 +224,9 @@ def plan(m: Measured, f: Fleet, seed: int = 0) -> dict[str, float]:
     return {
         "shards": round(f.users / f.shard_users),
         "files_per_generation": 4 * round(f.users / f.shard_users),
-        "shard_gb": f.shard_users * RECORD / 1e9,
+        "shard_gb": f.shard_users * m.record_bytes / 1e9,
         "store_tb": store_bytes / 1e12,
-        "records_tb": f.users * RECORD / 1e12,
+        "records_tb": f.users * m.record_bytes / 1e12,
         "delta_tb": delta_bytes / 1e12,
         "written_tb_day": disk_day / 1e12,
         "compaction_core_h": compaction_h,
