@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 setup(
     name="vista-cache",
@@ -23,6 +23,10 @@ setup(
             "tools.*",
         ]
     ),
+    # Plain C for ctypes, faster copies; where it cannot be built, NumPy does the same (cache_store/native.py).
+    ext_modules=[
+        Extension("cache_store._native", ["cache_store/native.c"], extra_compile_args=["-O3"], optional=True)
+    ],
     package_data={"vista": ["py.typed"], "cache_store": ["py.typed"], "beam_jobs": ["py.typed"]},
     install_requires=[
         "torch>=2.8",

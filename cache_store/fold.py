@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from cache_store.errors import Damaged
-from cache_store.generation import Generation, headers_of
+from cache_store.generation import Generation
 from cache_store.keys import from_keys, hash_of
-from cache_store.record import HEADER_BYTES, PAGE_HEADER, payload_hashes, sound
+from cache_store.record import HEADER, HEADER_BYTES, PAGE_HEADER
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,14 @@ def sealed_rows(generation: Generation, shard: int, users: np.ndarray, offset: n
         Damaged: a record fails its check; the text names the user.
     """
     rows = np.empty((len(users), generation.row_bytes), np.uint8)
-    generation.gather(generation.table.files.starts[shard] + offset, rows)
-    head = headers_of(rows)
-    records = rows[:, PAGE_HEADER : PAGE_HEADER + generation.schema.record_bytes]
-    ok = sound(head, hash_of(users), generation.model) & (head["payload_hash"] == payload_hashes(records))
+    place, head = generation.table.files.starts[shard] + offset, np.empty(len(users), HEADER)
+    ok = generation.gather(place, rows, hash_of(users), True, head)
     if not ok.all():
         raise Damaged(
             f"{generation.folder / generation.table.names[shard]}: the record of user {users[~ok][0]!r} fails its "
             f"check ({int((~ok).sum())} in this block); run `vista verify`, then `vista refresh --user` for those"
         )
-    return records
+    return rows[:, PAGE_HEADER : PAGE_HEADER + generation.schema.record_bytes]
 
 
 def blocks(n: int, record_bytes: int, budget: int = 1 << 24) -> Iterator[slice]:

@@ -194,7 +194,7 @@ def _present(table: Table | None, shard: np.ndarray, ids: np.ndarray) -> np.ndar
     if table is None:
         return np.zeros(len(ids), bool)
     second = second_hash_of(ids) if ids.dtype == object else None
-    return table.index.find(shard, hash_of(ids), second) >= 0
+    return table.index.find(shard, hash_of(ids), second)[0] >= 0
 
 
 def _rewrite(generation: Generation, k: int, gone: set[bytes]) -> ShardReceipt:
@@ -235,7 +235,7 @@ def _kept(
         users = from_keys([entries.keys[i] for i in part], generation.schema.user_kind)
         second = second_hash_of(users) if users.dtype == object else None
         shard = np.full(len(users), k)
-        words = table.index.check(shard, table.index.find(shard, hash_of(users), second)).tolist()
+        words = table.index.find(shard, hash_of(users), second)[1].tolist()
         values = []
         for i, word in zip(part, words, strict=True):
             at = int(entries.offset[i])

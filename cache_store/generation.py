@@ -10,19 +10,33 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from cache_store import index, pages
+from cache_store import index, native, pages
 from cache_store.crew import Crew
 from cache_store.errors import Damaged
 from cache_store.keys import from_keys
 from cache_store.layout import digest_file
 from cache_store.manifest import Manifest
 from cache_store.mapping import FileRange, major_faults
-from cache_store.record import HEADER, HEADER_BYTES, PAGE, PAGE_HEADER, RecordSchema, model_word
+from cache_store.record import (
+    HEADER_BYTES,
+    PAGE,
+    PAGE_HEADER,
+    RECORD_FORMAT,
+    RecordSchema,
+    header_check,
+    model_word,
+    payload_hashes,
+)
 
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 2 << 20
 """Fewer bytes than this are not worth a thread."""
+_STREAM_BYTES = 12 << 20
+"""So many bytes are written past the caches: who reads them next finds the first of them gone from there anyway."""
 _PROBE = 16
 """Rows by which :meth:`Generation.read_ahead` judges whether the disk is involved."""
+
+# The header as eight words: where the key's hash, the model and (format, flags, zero) are.
+_KEY, _MODEL, _FORMAT, _FORMAT_MASK = 2, 4, 7, np.uint64(0xFFFFFFFF)
 
 ABSENT, GONE = -1, -2
 """What :meth:`Generation.locate` answers for users it does not hold, and for its tombstones."""
@@ -112,21 +126,19 @@ class Generation:
     def locate(
         self, shard: np.ndarray, hashes: np.ndarray, second: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Place of each user's record as a byte of the file range, or ABSENT or GONE; and its entry in the index.
+        """Place of each user's record as a byte of the file range, or ABSENT or GONE; and its check in the index.
 
         Args:
             shard: int64 [n]. hashes: uint64 [n]. second: uint64 [n] for string ids.
 
         Returns:
-            int64 [n] twice.
+            int64 [n]; uint64 [n].
         """
-        index = self.table.index
-        entry = index.find(shard, hashes, second)
-        offset = index.offset(shard, entry)  # of an absent user: some other word, not used
+        entry, check, offset = self.table.index.find(shard, hashes, second)
         place = offset + self.table.files.starts.take(shard)
         place[offset == 0] = GONE
         place[entry < 0] = ABSENT
-        return place, entry
+        return place, check
 
     def read_ahead(self, place: np.ndarray) -> None:
         """Where rows have to come from the disk, ask for all of them at once, so that the disk works on many.
@@ -141,20 +153,52 @@ class Generation:
         if major_faults() > faults:
             self.table.files.will_need(place - PAGE_HEADER, self.row_bytes)
 
-    def gather(self, place: np.ndarray, out: np.ndarray, crew: Crew | None = None) -> np.ndarray:
-        """Copy the rows at ``place`` (int64 [n], bytes of the range) into ``out``, uint8 [n, row_bytes], contiguous.
-
-        Places below 0 copy something of no meaning.
+    def gather(
+        self,
+        place: np.ndarray,
+        out: np.ndarray,
+        keys: np.ndarray,
+        verify: bool,
+        head: np.ndarray,
+        crew: Crew | None = None,
+    ) -> np.ndarray:
+        """Copy the rows at ``place`` (int64 [n], bytes of the range) and judge the records in them.
 
         Args:
-            crew: threads that share the copying; None for the calling thread alone.
+            out: uint8 [n, row_bytes], contiguous, filled.
+            keys: uint64 [n], hash of the user each record should be of.
+            verify: check word and payload hash of the header are compared with what they are of. Else a record is only
+                asked whose it is, and of which model.
+            head: HEADER [n], contiguous, filled with a copy of the records' headers.
+            crew: threads that share the work; None for the calling thread alone.
+
+        Returns:
+            bool [n]: the row holds the record of this user.
         """
-        # One piece a thread: where threads trade the interpreter more often, its hand-over eats the gain.
+        good = np.empty(len(place), bool)
         pieces = 1 if crew is None else min(crew.threads, out.nbytes // _PIECE_BYTES)
-        if crew is not None and pieces > 1:
-            cuts = [len(place) * i // pieces for i in range(pieces + 1)]
-            crew.each(pieces, lambda i: self.gather(place[cuts[i] : cuts[i + 1]], out[cuts[i] : cuts[i + 1]]))
-            return out
+        if pieces <= 1:
+            crew, pieces = None, 1
+        if self.schema.paged and native.library is not None:
+            native.library.copy_rows(
+                self.table.files.data, place, out, out.nbytes >= _STREAM_BYTES,
+                self.schema.record_bytes - HEADER_BYTES, keys, self.model, verify, head, good, crew,
+            )  # fmt: skip
+            return good
+
+        def piece(i: int) -> None:
+            # One a thread: where threads trade the interpreter more often, its hand-over eats the gain.
+            at = slice(len(place) * i // pieces, len(place) * (i + 1) // pieces)
+            self._copy(place[at], out[at], head[at])
+            good[at] = self._judge(out[at], head[at], keys[at], verify)
+
+        if crew is None:
+            piece(0)
+        else:
+            crew.each(pieces, piece)
+        return good
+
+    def _copy(self, place: np.ndarray, out: np.ndarray, head: np.ndarray) -> None:
         start = (place - PAGE_HEADER) // self._unit
         if self.schema.paged:
             wanted = (start[:, None] + self._step).ravel()
@@ -162,7 +206,20 @@ class Generation:
         else:
             rows = self._rows[np.clip(start, 0, len(self._rows) - 1)]
             out[...] = rows.view(np.uint8).reshape(out.shape)
-        return out
+        head.view(f"V{HEADER_BYTES}")[...] = np.ascontiguousarray(
+            out[:, PAGE_HEADER : PAGE_HEADER + HEADER_BYTES]
+        ).view(f"V{HEADER_BYTES}")[:, 0]
+
+    def _judge(self, rows: np.ndarray, head: np.ndarray, keys: np.ndarray, verify: bool) -> np.ndarray:
+        words = head.view(np.uint64).reshape(-1, 8)
+        good = words[:, _KEY] == keys
+        good &= words[:, _MODEL] == self.model
+        good &= (words[:, _FORMAT] & _FORMAT_MASK) == RECORD_FORMAT
+        if verify:
+            good &= head["check"] == header_check(head)
+            records = rows[:, PAGE_HEADER : PAGE_HEADER + self.schema.record_bytes]
+            good &= head["payload_hash"] == payload_hashes(records)
+        return good
 
     def keys(self, shard: int, states: bool = False) -> pages.Entries:
         """Keys of one shard in key order with the places of their values in its file.
@@ -212,8 +269,3 @@ class Generation:
 def row_bytes(schema: RecordSchema) -> int:
     """Bytes of one gathered row of a schema."""
     return schema.pages * PAGE if schema.paged else PAGE_HEADER + schema.record_bytes
-
-
-def headers_of(rows: np.ndarray) -> np.ndarray:
-    """Headers of gathered rows, structured [n], copied (uint8 [n, row_bytes])."""
-    return np.ascontiguousarray(rows[:, PAGE_HEADER : PAGE_HEADER + HEADER_BYTES]).view(HEADER)[:, 0]

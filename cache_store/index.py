@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
+from cache_store import native
 from cache_store.errors import Damaged, StoreError
 
 MAGIC = int.from_bytes(b"VISTAIDX", "little")
@@ -108,6 +109,8 @@ def shape(words: np.ndarray, name: str) -> IndexShape:
     if xxhash.xxh3_64_intdigest(np.ascontiguousarray(words[:7])) != int(words[7]):
         raise Damaged(f"{name}: header check fails; run `vista verify`")
     n, bits, flags, file_bytes = (int(w) for w in words[2:6])
+    if not 1 <= bits <= 63:
+        raise Damaged(f"{name}: expected 1 to 63 directory bits, found {bits}; run `vista verify`")
     directory = HEADER_WORDS
     hashes = directory + (1 << bits) + 1
     second = hashes + n
@@ -123,10 +126,8 @@ def shape(words: np.ndarray, name: str) -> IndexShape:
     )  # fmt: skip
 
 
-_WINDOW = 4
 _LONGEST = 1000
 """More entries than any prefix can have: about one is expected, and hashes are uniform."""
-_STEPS = np.arange(_WINDOW)
 
 
 class IndexSet:
@@ -140,82 +141,70 @@ class IndexSet:
     def __init__(self, words: np.ndarray, starts: list[int], shapes: list[IndexShape]) -> None:
         self.words = words
         base = np.array(starts, np.int64)
-        last = np.array([max(s.n - 1, 0) for s in shapes], np.int64)
-        shift = np.array([64 - s.bits for s in shapes], np.int64)
-        self._empty = np.array([s.n == 0 for s in shapes], bool)
-        self._any_empty = bool(self._empty.any())
         self._second = base + [s.second for s in shapes] if shapes and shapes[0].second >= 0 else None
-        self._check = base + [s.check for s in shapes]
-        self._offset = base + [s.offset for s in shapes]
         self._length = base + [s.length for s in shapes] if shapes and shapes[0].length >= 0 else None
-        # One row per shard, so that a batch picks all it needs of its shards with one index.
-        columns = [base + [s.directory for s in shapes], shift, base + [s.hash for s in shapes], last]
+        # One row per shard, so that a batch picks all it needs of its shards at once; native.c has the same columns.
+        columns = [
+            base + [s.directory for s in shapes],
+            np.array([64 - s.bits for s in shapes], np.int64),
+            np.array([s.n for s in shapes], np.int64),
+            base + [s.hash for s in shapes],
+            base if self._second is None else self._second,
+            base + [s.check for s in shapes],
+            base + [s.offset for s in shapes],
+        ]
         self._shards = np.stack(columns, axis=1)
 
-    def find(self, shard: np.ndarray, hashes: np.ndarray, second: np.ndarray | None) -> np.ndarray:
-        """Entry of each user within its shard's index, or -1. int64 [n].
+    def find(
+        self, shard: np.ndarray, hashes: np.ndarray, second: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What the index of its shard has of each user.
 
         Args:
-            shard: int [n]. hashes: uint64 [n]. second: uint64 [n] where the index has second hashes.
-        """
-        words = self.words
-        facts = self._shards.take(shard, axis=0)
-        slot = facts[:, 0] + (hashes >> facts[:, 1].view(np.uint64)).view(np.int64)
-        low = words.take(slot, mode="clip").view(np.int64)
-        # Nearly every prefix has at most _WINDOW entries: look at that many of each user at once, then at the rest.
-        at = low[:, None] + _STEPS
-        np.minimum(at, facts[:, 3:], out=at)
-        match = words.take(at + facts[:, 2:3], mode="clip") == hashes[:, None]
-        if second is not None and self._second is not None:
-            match &= words.take(at + self._second[shard][:, None], mode="clip") == second[:, None]
-        found = low + match.argmax(axis=1)
-        missed = np.flatnonzero(~match.any(axis=1))
-        if len(missed):
-            self._search_on(missed, low, slot, facts, shard, hashes, second, found)
-        return np.where(self._empty[shard], -1, found) if self._any_empty else found
+            shard: int64 [n]. hashes: uint64 [n]. second: uint64 [n] where the index has second hashes.
 
-    def _search_on(
-        self,
-        rows: np.ndarray,
-        low: np.ndarray,
-        slot: np.ndarray,
-        facts: np.ndarray,
-        shard: np.ndarray,
-        hashes: np.ndarray,
-        second: np.ndarray | None,
-        found: np.ndarray,
-    ) -> None:
-        """Look past the first _WINDOW entries of a prefix, for these rows; fill ``found``.
+        Returns:
+            entry, int64 [n], or -1; check, uint64 [n], the first word of its value; offset, int64 [n], of the value
+            in its LMDB file, 0 for tombstones. The last two mean nothing without an entry.
 
         Raises:
             Damaged: a prefix has more entries than hashes give it; the file was altered after it was opened.
         """
-        words = self.words
-        found[rows] = -1
-        at = np.maximum(low[rows], 0) + _WINDOW
-        high = np.minimum(words[slot[rows] + 1].view(np.int64), facts[rows, 3] + 1)
-        while True:
-            if len(rows) and (high - at).max() > _LONGEST:
-                raise Damaged(
-                    "an index was altered after it was opened; run `vista verify`, then open the store again"
-                )
-            go = at < high
-            rows, at, high = rows[go], at[go], high[go]
-            if not len(rows):
-                return
-            same = words[facts[rows, 2] + at] == hashes[rows]
-            if second is not None and self._second is not None:
-                same &= words[self._second[shard[rows]] + at] == second[rows]
-            found[rows[same]] = at[same]
-            rows, at, high = rows[~same], at[~same] + 1, high[~same]
+        if self._second is None:
+            second = None
+        if native.library is not None:
+            found = native.library.find(self.words, self._shards, shard, hashes, second, _LONGEST)
+        else:
+            found = self._find(shard, hashes, second)
+        if found is None:
+            raise Damaged(
+                "an index was altered after it was opened; run `vista verify`, then open the store again"
+            )
+        return found
 
-    def check(self, shard: np.ndarray, entry: np.ndarray) -> np.ndarray:
-        """First word of each entry's value, uint64 [n]."""
-        return self.words.take(self._check[shard] + entry, mode="clip")
-
-    def offset(self, shard: np.ndarray, entry: np.ndarray) -> np.ndarray:
-        """Byte offset of each entry's value in its LMDB file, int64 [n]; 0 for tombstones."""
-        return self.words.take(self._offset[shard] + entry, mode="clip").view(np.int64)
+    def _find(
+        self, shard: np.ndarray, hashes: np.ndarray, second: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """What ``native.library.find`` does, by NumPy."""
+        words, facts = self.words, self._shards.take(shard, axis=0)
+        slot = facts[:, 0] + (hashes >> facts[:, 1].view(np.uint64)).view(np.int64)
+        # What an index says may have been altered since it was opened: no entry outside its columns is looked at.
+        end = np.minimum(words.take(slot + 1), facts[:, 2].view(np.uint64))
+        at = np.minimum(words.take(slot), end).view(np.int64)
+        end, entry = end.view(np.int64), np.full(len(hashes), -1)
+        if (end - at > _LONGEST).any():
+            return None
+        rows = np.flatnonzero(at < end)
+        while len(rows):
+            same = words.take(facts[rows, 3] + at[rows]) == hashes[rows]
+            if second is not None:
+                same &= words.take(facts[rows, 4] + at[rows]) == second[rows]
+            entry[rows[same]] = at[rows[same]]
+            rows = rows[~same]
+            at[rows] += 1
+            rows = rows[at[rows] < end[rows]]
+        check = words.take(facts[:, 5] + entry)
+        return entry, check, words.take(facts[:, 6] + entry).view(np.int64)
 
     def length(self, shard: np.ndarray, entry: np.ndarray) -> np.ndarray:
         """Bytes of each entry's value, int64 [n]; only where the index has lengths."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import xxhash
 
+from cache_store import native
 from cache_store.errors import Damaged, KeyKind
 
 MAX_KEY_BYTES = 511
@@ -124,6 +125,8 @@ def hash_of(users: np.ndarray) -> np.ndarray:
     if users.dtype == object:
         digest = xxhash.xxh64_intdigest
         return np.fromiter((digest(_encode(u)) for u in users), np.uint64, len(users))
+    if native.library is not None:
+        return native.library.hash(users)
     # XXH64 of exactly eight bytes, read as one little-endian word.
     word = sortable(users).byteswap() * _P2
     h = _P5_AND_LENGTH ^ (_rotate(word, 31) * _P1)

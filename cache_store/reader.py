@@ -11,6 +11,7 @@ all vectorised over the batch. Arrays are caller's; nothing of the mapping leave
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -20,9 +21,9 @@ import xxhash
 
 from cache_store.crew import Crew
 from cache_store.errors import Damaged, SchemaError
-from cache_store.generation import ABSENT, Generation, headers_of
+from cache_store.generation import ABSENT, Generation
 from cache_store.keys import Users, as_users, hash_of, second_hash_of
-from cache_store.record import HEADER, PAGE_HEADER, RECORD_FORMAT, header_check, payload_hashes
+from cache_store.record import HEADER, PAGE_HEADER
 
 
 class Status(IntEnum):
@@ -82,8 +83,6 @@ _BLOCK_BYTES = 1 << 20
 """Bytes of records gathered and decoded at a time by one thread."""
 
 
-# The header as eight words: where the key's hash, the model and (format, flags, zero) are.
-_KEY, _MODEL, _FORMAT, _FORMAT_MASK = 2, 4, 7, np.uint64(0xFFFFFFFF)
 _FRESH, _STALE, _MISSING, _CORRUPT = (np.uint8(s) for s in Status)
 
 
@@ -95,7 +94,7 @@ class _Found:
     shard: np.ndarray  # int64 [U]
     depth: np.ndarray  # int64 [U], position in the chain, -1 where missing
     place: np.ndarray  # int64 [U]
-    entry: np.ndarray  # int64 [U], position in the index of the shard
+    check: np.ndarray  # uint64 [U], first word of the record by the index
     inverse: np.ndarray | None  # int64 [B], row of each caller's user; None where B = U
 
 
@@ -137,26 +136,25 @@ class Snapshot:
         target = out if found.inverse is None else np.empty((n, *out.shape[1:]), np.float32)
         status, header = np.full(n, _MISSING), np.zeros(n, HEADER)
 
-        def read(generation: Generation, at: np.ndarray) -> None:
-            rows = generation.gather(found.place[at], self._scratch(len(at)))
-            header[at] = head = headers_of(rows)
-            status[at] = self._judge(rows, head, generation, found, at)
-            records = rows[:, PAGE_HEADER : PAGE_HEADER + self.schema.record_bytes].view(self.schema.dtype)[
-                :, 0
-            ]
-            if at[-1] - at[0] + 1 == len(at):
-                self.schema.decode(records, target[at[0] : at[-1] + 1])
+        def read(generation: Generation, at: np.ndarray | slice) -> None:
+            rows = self._scratch(len(found.place[at]))
+            self._read(generation, found, at, rows, header, status, None)
+            records = rows[:, PAGE_HEADER : PAGE_HEADER + self.schema.record_bytes].view(self.schema.dtype)
+            if isinstance(at, slice):
+                self.schema.decode(records[:, 0], target[at])
             else:
-                block = np.empty((len(at), *out.shape[1:]), np.float32)
-                self.schema.decode(records, block)
+                block = np.empty((len(rows), *out.shape[1:]), np.float32)
+                self.schema.decode(records[:, 0], block)
                 target[at] = block
 
-        blocks: list[tuple[Generation, np.ndarray]] = []
+        blocks: list[tuple[Generation, np.ndarray | slice]] = []
         step = max(1, _BLOCK_BYTES // self.row_bytes)
-        for depth, generation in enumerate(self.chain):
-            here = np.flatnonzero(found.depth == depth)
+        for generation, here in self._parts(found):
             generation.read_ahead(found.place[here])
-            blocks += [(generation, here[i : i + step]) for i in range(0, len(here), step)]
+            if isinstance(here, slice):
+                blocks += [(generation, slice(i, min(i + step, n))) for i in range(0, n, step)]
+            else:
+                blocks += [(generation, here[i : i + step]) for i in range(0, len(here), step)]
         self._crew.each(len(blocks), lambda i: read(*blocks[i]))
         bad = np.flatnonzero(status >= _MISSING)
         if len(bad):
@@ -179,16 +177,11 @@ class Snapshot:
         out = _buffer(out, (b, self.row_bytes), np.uint8)
         target = out if found.inverse is None else np.empty((n, self.row_bytes), np.uint8)
         status, header = np.full(n, _MISSING), np.zeros(n, HEADER)
-        for depth, generation in enumerate(self.chain):
-            here = np.flatnonzero(found.depth == depth)
-            if not len(here):
-                continue
-            # The common case is everything from one generation, straight into place.
-            rows = target if len(here) == n else np.empty((len(here), self.row_bytes), np.uint8)
-            generation.read_ahead(found.place[here])
-            generation.gather(found.place[here], rows, self._crew)
-            header[here] = head = headers_of(rows)
-            status[here] = self._judge(rows, head, generation, found, here)
+        for generation, here in self._parts(found):
+            place = found.place[here]
+            rows = target if isinstance(here, slice) else np.empty((len(place), self.row_bytes), np.uint8)
+            generation.read_ahead(place)
+            self._read(generation, found, here, rows, header, status, self._crew)
             if rows is not target:
                 target[here] = rows
         bad = np.flatnonzero(status >= _MISSING)
@@ -249,13 +242,13 @@ class Snapshot:
             table = generation.states
             if table is None or not len(here):
                 continue
-            entry = table.index.find(
+            entry, check, offset = table.index.find(
                 shard[here], found.hashes[here], None if second is None else second[here]
             )
-            here, entry = here[entry >= 0], entry[entry >= 0]
-            start = table.files.starts[shard[here]] + table.index.offset(shard[here], entry)
+            held = entry >= 0
+            here, entry, check = here[held], entry[held], check[held]
+            start = table.files.starts[shard[here]] + offset[held]
             length = table.index.length(shard[here], entry)
-            check = table.index.check(shard[here], entry)
             for u, at, size, word in zip(
                 here.tolist(), start.tolist(), length.tolist(), check.tolist(), strict=True
             ):
@@ -283,36 +276,41 @@ class Snapshot:
             hashes, second = hashes[first], None if second is None else second[first]
         n = len(hashes)
         shard = (hashes % self._shards).view(np.int64)
-        place, entry = self.chain[0].locate(shard, hashes, second)
+        place, check = self.chain[0].locate(shard, hashes, second)
         depth = np.zeros(n, np.int64)
         left = np.flatnonzero(place == ABSENT)
         for d, generation in enumerate(self.chain[1:], 1):
             if not len(left):
                 break
-            at, found = generation.locate(shard[left], hashes[left], None if second is None else second[left])
+            at, word = generation.locate(shard[left], hashes[left], None if second is None else second[left])
             hit = at != ABSENT
             rows = left[hit]
-            place[rows], entry[rows], depth[rows] = at[hit], found[hit], d
+            place[rows], check[rows], depth[rows] = at[hit], word[hit], d
             left = left[~hit]
         absent = place < 0
         if absent.any():
             depth[absent] = -1
-        return _Found(hashes, shard, depth, place, entry, inverse)
+        return _Found(hashes, shard, depth, place, check, inverse)
 
-    def _judge(
-        self, rows: np.ndarray, head: np.ndarray, generation: Generation, found: _Found, at: np.ndarray
-    ) -> np.ndarray:
-        """FRESH or CORRUPT for each gathered row, uint8 [n]."""
-        words = head.view(np.uint64).reshape(-1, 8)
-        ok = words[:, _KEY] == found.hashes[at]
-        ok &= words[:, _MODEL] == generation.model
-        ok &= (words[:, _FORMAT] & _FORMAT_MASK) == RECORD_FORMAT
+    def _parts(self, found: _Found) -> Iterator[tuple[Generation, np.ndarray | slice]]:
+        """Generations that hold some of the users, with their rows; a slice where one holds all, the common case."""
+        for depth, generation in enumerate(self.chain):
+            here = np.flatnonzero(found.depth == depth)
+            if len(here):
+                yield generation, slice(0, len(here)) if len(here) == len(found.depth) else here
+
+    def _read(
+        self, generation: Generation, found: _Found, at: np.ndarray | slice, rows: np.ndarray, header: np.ndarray,
+        status: np.ndarray, crew: Crew | None,
+    ) -> None:  # fmt: skip
+        """Rows of one generation, their headers, and FRESH or CORRUPT, each into its place."""
+        head = header[at]
+        good = generation.gather(found.place[at], rows, found.hashes[at], self.verify, head, crew)
         if self.verify:
-            check = generation.table.index.check(found.shard[at], found.entry[at])
-            ok &= (words[:, 0] == check) & (words[:, 0] == header_check(head))
-            records = rows[:, PAGE_HEADER : PAGE_HEADER + self.schema.record_bytes]
-            ok &= head["payload_hash"] == payload_hashes(records)
-        return np.where(ok, _FRESH, _CORRUPT)
+            good &= head["check"] == found.check[at]
+        if not isinstance(at, slice):
+            header[at] = head
+        status[at] = np.where(good, _FRESH, _CORRUPT)
 
     def _facts(
         self, status: np.ndarray, header: np.ndarray, inverse: np.ndarray | None, now_ms: int | None,

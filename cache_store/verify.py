@@ -18,11 +18,11 @@ from cache_store import forgotten, lines
 from cache_store import manifest as manifests
 from cache_store.errors import StoreError
 from cache_store.fold import blocks
-from cache_store.generation import Generation, Table, headers_of
+from cache_store.generation import Generation, Table
 from cache_store.keys import from_keys, hash_of, second_hash_of
 from cache_store.layout import DELETING, Layout, digest_file
 from cache_store.prune import foreign_files
-from cache_store.record import HEADER, HEADER_BYTES, PAGE_HEADER, TOMBSTONE, payload_hashes, sound
+from cache_store.record import HEADER, HEADER_BYTES, TOMBSTONE, sound
 
 
 @dataclass(frozen=True)
@@ -201,10 +201,7 @@ def _contents(
     shard = np.full(len(users), k)
     remedy = "run `vista refresh --user` for this user, or `vista rollback`"
     try:
-        entry = table.index.find(shard, hashes, second)
-        known = np.flatnonzero(entry >= 0)
-        check = np.zeros(len(users), np.uint64)
-        check[known] = table.index.check(shard[known], entry[known])
+        entry, check, _ = table.index.find(shard, hashes, second)
     except (StoreError, IndexError) as error:
         name = _name(layout, generation.folder / f"{stem}.idx")
         yield Problem(name, f"points outside itself ({error})", _REBUILD, manifest.generation, k)
@@ -253,10 +250,9 @@ def _judge_records(
     for part in blocks(len(full), size):
         rows = full[part]
         gathered = np.empty((len(rows), generation.row_bytes), np.uint8)
-        generation.gather(table.files.starts[k] + offset[rows], gathered)
-        head, records = headers_of(gathered), gathered[:, PAGE_HEADER : PAGE_HEADER + size]
-        ok = sound(head, hashes[rows], generation.model) & (head["payload_hash"] == payload_hashes(records))
-        wrong[rows] = ~ok | (head["check"] != check[rows])
+        head = np.empty(len(rows), HEADER)
+        good = generation.gather(table.files.starts[k] + offset[rows], gathered, hashes[rows], True, head)
+        wrong[rows] = ~good | (head["check"] != check[rows])
     return wrong
 
 

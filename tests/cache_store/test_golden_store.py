@@ -28,7 +28,7 @@ def golden(request, tmp_path):
     return path, json.loads((GOLDEN / f"{request.param}.expected.json").read_text())
 
 
-def test_the_golden_store_reads_as_it_was_written(golden):
+def test_the_golden_store_reads_as_it_was_written(golden, kernel):
     path, expected = golden
     for line, truth in expected.items():
         store = Store.open(path, line=line)

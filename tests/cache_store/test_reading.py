@@ -30,7 +30,7 @@ SCHEMAS = pytest.mark.parametrize(
 
 
 @SCHEMAS
-def test_a_chain_reads_as_the_newest_word_on_every_user(tmp_path, schema):
+def test_a_chain_reads_as_the_newest_word_on_every_user(tmp_path, schema, kernel):
     known = KnownStore(tmp_path / "s", schema, num_shards=3)
     known.publish({u: 1 for u in range(0, 60, 2)})
     known.publish({4: 2, 6: None, 7: 2}, "delta")
@@ -59,7 +59,7 @@ def test_a_chain_reads_as_the_newest_word_on_every_user(tmp_path, schema):
     ),
     asked=st.lists(st.integers(-2, 33), max_size=40),
 )
-def test_any_chain_equals_a_dictionary(tmp_path_factory, steps, asked):
+def test_any_chain_equals_a_dictionary(tmp_path_factory, kernel, steps, asked):
     known = KnownStore(tmp_path_factory.mktemp("chain") / "s", SMALL, num_shards=2)
     name = known.publish({u: v for u, v in steps[0].items() if v is not None}, states=False)
     for step in steps[1:]:
@@ -71,7 +71,7 @@ def test_any_chain_equals_a_dictionary(tmp_path_factory, steps, asked):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_a_batch_larger_than_the_pieces_of_its_threads_keeps_its_order(tmp_path, threads):
+def test_a_batch_larger_than_the_pieces_of_its_threads_keeps_its_order(tmp_path, threads, kernel):
     known = KnownStore(tmp_path / "s", PAGED, num_shards=2)
     full = known.publish({u: 1 for u in range(1200)})
     delta = known.publish({u: 2 for u in range(0, 1200, 3)}, "delta")
@@ -259,7 +259,7 @@ def test_a_store_used_after_fork_while_another_thread_held_its_lock_still_reads(
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def test_a_store_whose_threads_have_worked_reads_large_batches_after_a_fork(tmp_path):
+def test_a_store_whose_threads_have_worked_reads_large_batches_after_a_fork(tmp_path, kernel):
     known = KnownStore(tmp_path / "s", PAGED)
     known.publish({u: 1 for u in range(1000)})
     users = list(range(1000))

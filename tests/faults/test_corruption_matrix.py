@@ -19,8 +19,8 @@ CLASSES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_no_damage_is_served_as_fresh_or_goes_unseen_by_verify(seed, tmp_path):
+@pytest.mark.parametrize(("seed", "kernel"), [(1, "native"), (2, "numpy")], indirect=["kernel"])
+def test_no_damage_is_served_as_fresh_or_goes_unseen_by_verify(seed, kernel, tmp_path):
     tally = corruption.run(1000, seed, deep_every=5)
     print(corruption.table(tally))
     assert set(tally.trials) == CLASSES

@@ -1,0 +1,134 @@
+"""The compiled part, ``native.c``, where it could be built; without it NumPy does the same work.
+
+Both ways give the same bytes and the same verdicts; only the time differs (``vista bench lookup``). ``library`` is None
+where there is no compiled part; :func:`kernel` says which way this process takes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+
+from cache_store.crew import Crew
+
+
+class Library:
+    """The functions of a built ``native.c``. The interpreter is free while they run; they keep nothing.
+
+    Args:
+        file: what the compiler made.
+
+    Raises:
+        OSError: not there, or of another machine. AttributeError: built from sources of another version.
+    """
+
+    def __init__(self, file: Path) -> None:
+        # The names carry the version of the arguments: a build of older sources is not called with new ones.
+        built = ctypes.CDLL(str(file))
+        self._copy_rows, self._find = built.vista_copy_rows_1, built.vista_find_1
+        self._hash = built.vista_hash_1
+        address, number, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+        self._copy_rows.argtypes = [
+            address, address, number, address, number, number, number, address, flag, address, ctypes.c_uint64, flag,
+            address, address,
+        ]  # fmt: skip
+        self._find.argtypes = [*[address] * 5, number, number, *[address] * 3]
+        self._hash.argtypes = [address, number, address]
+        self._copy_rows.restype = self._hash.restype = None
+        self._find.restype = flag
+
+    def copy_rows(
+        self,
+        data: np.ndarray,
+        place: np.ndarray,
+        out: np.ndarray,
+        streamed: bool,
+        payload: int,
+        keys: np.ndarray,
+        model: int,
+        verify: bool,
+        head: np.ndarray,
+        good: np.ndarray,
+        crew: Crew | None,
+    ) -> None:
+        """Copy the rows around records and judge these; see ``Generation.gather``.
+
+        Args:
+            data: uint8 [bytes], the mapped range.
+            place: int64 [n], byte of each record; its row begins 16 bytes before, at a multiple of 4,096. Rows that
+                do not lie in the range come out as zeros.
+            out: uint8 [n, row], whole pages. streamed: write past the processor's caches.
+            payload: bytes of a record behind its header, more than 240.
+            keys: uint64 [n] and model: what the headers should say. verify: hash the payload, too.
+            head: HEADER [n], filled. good: bool [n], filled.
+            crew: threads that share the work; None for the calling thread alone.
+        """
+        n, row = out.shape
+        assert len(place) == len(keys) == len(head) == len(good) == n
+        assert row % 4096 == 0 and 240 < payload <= row - 80
+        assert all(a.flags.c_contiguous for a in (place, out, keys, head, good))
+        taken = ctypes.c_int64(0)
+        arguments = (
+            ctypes.addressof(taken), data.ctypes.data, len(data), place.ctypes.data, n, row, payload, out.ctypes.data,
+            streamed, keys.ctypes.data, model, verify, head.ctypes.data, good.ctypes.data,
+        )  # fmt: skip
+        if crew is None:
+            self._copy_rows(*arguments)
+        else:
+            crew.each(crew.threads, lambda _: self._copy_rows(*arguments))
+
+    def find(
+        self,
+        words: np.ndarray,
+        shards: np.ndarray,
+        shard: np.ndarray,
+        hashes: np.ndarray,
+        second: np.ndarray | None,
+        most: int,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Search the indexes of a generation; see ``index.IndexSet.find``.
+
+        Args:
+            words: uint64, of all indexes.
+            shards: int64 [shards, 7], of each: directory, shift, entries, hash, second hash, check, offset.
+            most: entries that one prefix can have.
+
+        Returns:
+            As ``IndexSet.find``; None if a prefix has more entries.
+        """
+        n = len(hashes)
+        entry, check, offset = np.empty(n, np.int64), np.empty(n, np.uint64), np.empty(n, np.int64)
+        shard, hashes = np.ascontiguousarray(shard, np.int64), np.ascontiguousarray(hashes)
+        second = None if second is None else np.ascontiguousarray(second)
+        altered = self._find(
+            words.ctypes.data, shards.ctypes.data, shard.ctypes.data, hashes.ctypes.data,
+            None if second is None else second.ctypes.data, n, most, entry.ctypes.data, check.ctypes.data,
+            offset.ctypes.data,
+        )  # fmt: skip
+        return None if altered else (entry, check, offset)
+
+    def hash(self, ids: np.ndarray) -> np.ndarray:
+        """XXH64 of the keys of int64 ids, uint64 [n]; see ``keys.hash_of``."""
+        ids = np.ascontiguousarray(ids, np.int64)
+        out = np.empty(len(ids), np.uint64)
+        self._hash(ids.ctypes.data, len(ids), out.ctypes.data)
+        return out
+
+
+def _load() -> Library | None:
+    file = Path(__file__).with_name("_native" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so"))
+    try:
+        return Library(file)
+    except (OSError, AttributeError):
+        return None
+
+
+library: Library | None = _load()
+
+
+def kernel() -> str:
+    """``native`` or ``numpy``: what finds users and copies rows in this process."""
+    return "numpy" if library is None else "native"
