@@ -66,7 +66,7 @@ class Catalogue:
 
     def fit(self, model: VistaModel) -> None:
         """What a model takes from a look at the histories before training: its slots the clusters of items that
-        are used together, its sketch the places of events.
+        are used together, its seeds (of kind ``places``) where the items are.
 
         Histories too short to tell leave clusters by hash, which is what unknown items get anyway.
         """

@@ -91,12 +91,13 @@ class SummarizerConfig:
     """Stage 1 (vista/summarizer.py).
 
     Attributes:
-        kind: ``qla`` is ours; rivals under the same interface are named in vista/summarizer.py.
+        kind: of seed tokens: ``qla``, quasi-linear attention, or ``places`` (vista/places.py).
         layers, heads: of the quasi-linear attention.
         chunk: C, events per causal chunk; 0 is the paper's full (bidirectional) form, which cannot resume.
         seeds: seed tokens; 0 turns them off.
         max_events: events of a user that are kept, the newest; 0 keeps all.
-        half_lives_events: forgetting of the heads, in events, repeated over the heads; ``inf`` keeps all.
+        half_lives_events: forgetting in events, repeated over the heads, or dealt out over the places in
+            equal shares; ``inf`` keeps all.
         gradient_events: training sends gradients through so many events before a user's last cut, in whole
             chunks; 0 through all.
         checkpoint: training recomputes activations in the backward pass instead of keeping them.

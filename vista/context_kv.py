@@ -28,7 +28,7 @@ class ContextKV:
         mask: bool [U, T]; False where a summary is missing or a recent event is padding. The now token is
             always there, so every user can be scored.
         query: [U, Q, D], L2-normalised retrieval queries.
-        slots: float32 [U, S_slot, D], served slot tokens; width 0 where the model has none.
+        slots: float32 [U, S_slot, D], tokens that candidates read by their own keys: served slots, then places.
         elapsed_ms: int64 [U], from the summary's last event to now.
         recent_item: int64 [U, R].
         recent_age_ms: int64 [U, R], age at now.

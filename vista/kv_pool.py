@@ -143,6 +143,7 @@ class KVPool:
             raise DataError(f"pool dtype: expected torch.float32 or torch.float16, found {dtype}")
         config, path = model.config, Path(path)
         recent = config.ranker.recent if recent is None else recent
+        seeds = 0 if model.ranker.places else config.summarizer.seeds
         layout = {
             "slots": slots,
             "device": str(device),
@@ -151,12 +152,12 @@ class KVPool:
             "head_width": config.width // config.ranker.heads,
             "queries": config.ranker.queries,
             "width": config.width,
-            "slot_tokens": model.slots.tokens if config.slots.enabled else 0,
-            "seeds": config.summarizer.seeds,
+            "slot_tokens": model.ranker.addressed,
+            "seeds": seeds,
             "recent": recent,
             "half": dtype == torch.float16,
         }
-        layout["slot_bytes"] = sum(_sizes(layout, config.summarizer.seeds + recent + 1, recent).values())
+        layout["slot_bytes"] = sum(_sizes(layout, seeds + recent + 1, recent).values())
         text = json.dumps(layout).encode()
         on_cpu = torch.device(device).type == "cpu"
         fixed = _MAGIC_BYTES + _LAYOUT_BYTES + slots * HEADER.itemsize

@@ -11,10 +11,10 @@ position: that is VISTA's target attention (arXiv 2510.22049, section 3), the ca
 (arXiv 2606.00422, section 3) and DCAT (arXiv 2507.12704) at the same time. Candidates pass through the
 context's own layers.
 
-Slot tokens are not attended to. A candidate reads its own buckets by its own keys (``SlotMemory.read``);
-what it reads enters its token and, by a direct wide path, its logits: "has this person been here, how
-often, how lately" needs no attention, and in the study behind this design it was most of the gain where
-items repeat.
+*Addressed* tokens are not part of the context. Of slots, a candidate reads its own buckets by its own keys
+(``SlotMemory.read``); of place tokens, what lies near it (``vista/places.py``). What it reads enters its token and,
+by a direct wide path, its logits: "has this person been here, how often, how lately" needs no attention among
+tokens, and in the study behind this design it was most of the gain where items repeat.
 
 Letters: U users, B candidates, S summary tokens, R recent events, T = S + R + 1, D width, H heads,
 E = D / H, L layers, Q queries, A actions.
@@ -38,14 +38,14 @@ from vista.embedding import EventEncoder, ItemEncoder, gaps
 from vista.errors import DataError
 from vista.layer import Layer, Sight
 from vista.ops import crossing
-from vista.ops.nearest import nearest
+from vista.places import PlaceRead
 from vista.recent import select_recent
 from vista.slots import SlotMemory, recency
 
 __all__ = ["Ranker", "select_recent"]
 
 SLOTS = "slots"
-"""Name of the group of summary tokens that is addressed, not attended to."""
+"""Name of the group of tokens that hold slots."""
 
 UNUSABLE = (2, 3)
 """Lookup status of a user whose summary is missing or damaged; stale ones (1) are used."""
@@ -85,7 +85,10 @@ class Ranker(nn.Module):
         self.config = config
         self.items, self.events, self.slots = items, events, slots
         d, q, actions = config.width, config.ranker.queries, len(config.actions)
-        seeds = config.summarizer.seeds
+        self.places = (
+            PlaceRead(config) if config.summarizer.kind == "places" and config.summarizer.seeds else None
+        )
+        seeds = 0 if self.places else config.summarizer.seeds
         self.summary = nn.Sequential(nn.RMSNorm(d), nn.Linear(d, d)) if seeds else None
         self.summary_place = nn.Parameter(
             torch.randn(seeds, d) * 0.02
@@ -105,9 +108,8 @@ class Ranker(nn.Module):
         self.horizons = config.slots.horizons if config.slots.enabled else 0
         self.slot_keys = config.slots.rows + (config.slots.clusters > 0) if config.slots.enabled else 0
         seen = self.slot_keys + 1 if self.horizons else 0
-        # Sketch tokens are places among the items: next to one lies what is near something of the history.
-        self.places = seeds if config.summarizer.kind == "sketch" else 0
-        wide = (2 * self.horizons - 1) * seen + (self.places > 0) + 4
+        odds = self.places.features if self.places else 0
+        wide = (2 * self.horizons - 1) * seen + 2 * odds + 4
         self.deep = nn.Sequential(nn.Linear(wide, d), nn.SiLU(), nn.Linear(d, d))
         self.head_norm = nn.RMSNorm(d)
         self.head = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, actions))
@@ -130,7 +132,13 @@ class Ranker(nn.Module):
                 self.wide.weight[:, : self.horizons] = 1.0 / self.horizons  # count-min estimate per horizon
             self.wide.weight[:, -4:] = torch.tensor([0.5, 0.5, 0.5, 3.0])  # recent matches; retrieval score
             if self.places:
-                self.wide.weight[:, -5] = 1.0
+                self.wide.weight[:, -4 - 2 * self.places.features : -4] = 0.5 / self.places.features
+
+    @property
+    def addressed(self) -> int:
+        """S_slot, tokens that candidates read by their own keys."""
+        slots = self.slots.tokens if self.horizons else 0
+        return slots + (self.config.summarizer.seeds if self.places else 0)
 
     # --- context ---------------------------------------------------------------------------------------
 
@@ -151,8 +159,9 @@ class Ranker(nn.Module):
         """Context of U users.
 
         Args:
-            tokens: group name to float [U, S_g, D]. ``slots`` is addressed by candidates; ``seeds`` is
-                attended to. A summary counts as missing where ``status`` says so or all its rows are zero.
+            tokens: group name to float [U, S_g, D]. ``slots``, and ``seeds`` that are places, are addressed
+                by candidates; other ``seeds`` are attended to. A summary counts as missing where ``status``
+                says so or all its rows are zero.
             status: uint8 [U] of the lookup (FRESH 0, STALE 1, MISSING 2, CORRUPT 3), or None: all usable.
                 With a status, tokens that are not finite count as CORRUPT.
             recent: the newest events of each user (see :func:`vista.recent.select_recent`); may be empty.
@@ -233,7 +242,8 @@ class Ranker(nn.Module):
     def _summary(
         self, tokens: dict[str, Tensor], status: Tensor | np.ndarray | None, users: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Seeds [U, S, D], slots [U, S_slot, D] and bool [U] whether the lookup lets them be used."""
+        """Tokens of the context [U, S, D], addressed tokens [U, S_slot, D] (slots, then places) and bool [U]
+        whether the lookup lets them be used."""
         d, device = self.config.width, self.now_token.device
         sizes = {"seeds": self.config.summarizer.seeds, SLOTS: self.slots.tokens if self.horizons else 0}
         for name, value in tokens.items():
@@ -257,7 +267,8 @@ class Ranker(nn.Module):
             for x in found.values():  # one broken number would take every candidate of the user with it
                 usable &= x.flatten(1).isfinite().all(-1)
             found = {n: torch.where(usable[:, None, None], x, 0) for n, x in found.items()}
-        return found["seeds"], found[SLOTS], usable
+        seeds, slots = found["seeds"], found[SLOTS]
+        return (seeds[:, :0], torch.cat([slots, seeds], 1), usable) if self.places else (seeds, slots, usable)
 
     def _recent_tokens(self, recent: Events, masked: Tensor | np.ndarray | None) -> Tensor:
         """[N, D], at the scale of a candidate's token."""
@@ -408,7 +419,7 @@ class Ranker(nn.Module):
         """What is known of (user, candidate) without attention, [B, W].
 
         Log masses of the candidate's own buckets, after their minimum over hash rows (the count-min
-        estimate), and how lately each was touched; nearness to the nearest sketch token; matches among the
+        estimate), and how lately each was touched; log odds of the places near it; matches among the
         recent events; the retrieval score.
         """
         user = plan.user
@@ -420,10 +431,8 @@ class Ranker(nn.Module):
             mass = torch.cat([least, mass], 1)
             parts += [torch.log1p(mass).flatten(1), recency(mass).flatten(1)]
         if self.places:
-            layer, s = self.layers[0], self.places
-            asked = layer.key(layer.before_attention(vector * math.sqrt(self.config.width)))
-            near = nearest(asked, ctx.keys[0][:, :s].flatten(2), ctx.mask[:, :s], plan)
-            parts.append(near[:, None])
+            odds = self.places(vector, ctx.slots[:, -self.config.summarizer.seeds :], plan)
+            parts += [0.25 * odds, F.softplus(odds)]  # far from everything, and how much there is
         parts.append(self._matches(ctx, item, user))
         parts.append((ctx.query[user] * vector[:, None]).sum(-1).amax(-1, keepdim=True))
         return torch.cat(parts, -1)

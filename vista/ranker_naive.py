@@ -32,11 +32,8 @@ def rank_sequence(ranker: Ranker, request: dict, query: Tensor, item: Tensor | n
     c = ranker.embed(*(request[n] for n in ("tokens", "status", "recent", "now_ms", "last_event_ms")))
     t = c.x.shape[1]
     none = c.x.new_zeros(len(ranker.layers), 1, t, 0)
-    keys, first = none, ranker.layers[0]
-    if ranker.places:  # read() looks at these keys alone
-        keys = first.split(first.key(first.before_attention(c.x)))[None]
     ctx = ContextKV(
-        keys, none, c.mask, query, c.slots, c.elapsed_ms, c.recent_item, c.recent_age_ms, c.summarized
+        none, none, c.mask, query, c.slots, c.elapsed_ms, c.recent_item, c.recent_age_ms, c.summarized
     )
     vectors = ranker.items.vector(item)
     known = ranker.read(ctx, item, vectors, crossing.Plan.of([0, len(item)], item.device))

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vista.config import ModelConfig
+from vista.embedding import EventEncoder
 from vista.ops.qla import Step, qla_memory, qla_read, qla_states, qla_target
 
 _EPS = 1e-8
@@ -120,13 +121,18 @@ class QLAEncoder(nn.Module):
         self.state_shape = (s.layers, s.heads, head, head)
         self.register_buffer("log_decay", log_decays(config), persistent=False)
 
+    @staticmethod
+    def rows(events: EventEncoder, *columns: torch.Tensor) -> torch.Tensor:
+        """What the encoder reads of events, [N, D]; columns as :class:`vista.embedding.EventEncoder` takes them."""
+        return events(*columns)
+
     def forward(
         self, x: torch.Tensor, step: Step, carry: torch.Tensor, reads: torch.Tensor, kept: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One step.
 
         Args:
-            x: [rows, D] event vectors in the step's layout. carry: float32 [R, L, H, E, E], row 0 zero.
+            x: [rows, D], :meth:`rows` in the step's layout. carry: float32 [R, L, H, E, E], row 0 zero.
             reads: int64 [n], states the seeds read. kept: int64 [m], states to return.
 
         Returns:

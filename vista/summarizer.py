@@ -1,7 +1,8 @@
 """Stage 1: a lifelong history becomes summary tokens and a resumable state.
 
-Two groups of tokens. *Seeds* (``vista/seeds.py``) are learned: quasi-linear attention over the history in
-causal chunks of C events, counted from the user's first event. *Slots* (``vista/slots.py``) are counted:
+Two groups of tokens. *Seeds* are learned, of two kinds: quasi-linear attention over the history in causal chunks of
+C events, counted from the user's first event (``vista/seeds.py``), or places among the items and what fell near them
+(``vista/places.py``). *Slots* (``vista/slots.py``) are counted:
 masses in hashed buckets that a candidate reads by its own keys.
 
 What may be relied on:
@@ -40,10 +41,10 @@ from vista.data.events import Events
 from vista.embedding import NO_TIME, EventEncoder, gaps
 from vista.errors import ConfigError, DataError
 from vista.packing import PackedStep, Strands, pack
+from vista.places import PlaceEncoder
 from vista.prefixes import prefix_seeds, prefix_slots
 from vista.reconstruction import ReconstructionDecoder
 from vista.resuming import capped, check_order, joined
-from vista.rivals import HybridEncoder, PooledEncoder, SketchEncoder
 from vista.seeds import QLAEncoder
 from vista.slots import SlotMemory, SlotState
 from vista.state import EventKey, StateError, UserState, event_key
@@ -51,7 +52,7 @@ from vista.wavefront import SummaryBatch, summarize_stream
 
 __all__ = ["StateError", "Summarizer", "Summary", "SummaryBatch", "UserState", "summarize_stream"]
 
-KINDS = {"qla": QLAEncoder, "hybrid": HybridEncoder, "pooled": PooledEncoder, "sketch": SketchEncoder}
+KINDS = {"qla": QLAEncoder, "places": PlaceEncoder}
 """``summarizer.kind``; all under one interface, one call per packed step."""
 
 _STEP_ROWS = 4_096
@@ -312,7 +313,7 @@ class Summarizer(nn.Module):
         plan = step.plan.to(device)
 
         def forward(carry: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return self.encoder(self.events(*inputs), plan, carry, reads, kept)
+            return self.encoder(self.encoder.rows(self.events, *inputs), plan, carry, reads, kept)
 
         if self.config.summarizer.checkpoint and torch.is_grad_enabled():
             return checkpoint(forward, carry, *inputs, use_reentrant=False)
@@ -322,13 +323,14 @@ class Summarizer(nn.Module):
 
     @torch.no_grad()
     def start(self, events: Events, sample: int = 20_000) -> None:
-        """Before training: let encoders that have a use for it see a sample of events (``sketch``: prototypes)."""
+        """Before training: let encoders that have a use for it see a sample of events (kind ``places``)."""
         if not hasattr(self.encoder, "start") or not len(events):
             return
         rows = np.random.default_rng(self.config.seed).permutation(len(events))[:sample]
         columns = (events.item, events.action, events.surface, events.time, gaps(events))
         device = self.events.features.device
-        self.encoder.start(self.events(*(torch.from_numpy(c[rows]).to(device) for c in columns)))
+        inputs = (torch.from_numpy(c[rows]).to(device) for c in columns)
+        self.encoder.start(self.encoder.rows(self.events, *inputs))
 
     def prefixes(
         self, events: Events, cuts: np.ndarray, user_of: np.ndarray, exact: bool = False

@@ -43,8 +43,8 @@ def build(config: ModelConfig = CONFIG, seed: int = 0) -> Ranker:
 
 
 RANKER = build()
-SKETCH = build(dataclasses.replace(CONFIG, summarizer=SummarizerConfig(seeds=5, kind="sketch")))
-BOTH = pytest.mark.parametrize("ranker", [RANKER, SKETCH], ids=["qla", "sketch"])
+PLACES = build(dataclasses.replace(CONFIG, summarizer=SummarizerConfig(seeds=5, kind="places")))
+BOTH = pytest.mark.parametrize("ranker", [RANKER, PLACES], ids=["qla", "places"])
 
 
 def histories(lengths, rng) -> Events:

@@ -6,7 +6,7 @@ variants and one run are in tools/quality/; what the figures mean and what they 
 
 ``recovered`` = (ours - recent only) / (full - recent only) in MRR, means over seeds; its interval is the
 range over seeds. ``recovered_returns`` and ``recovered_far`` are the same on positives last touched more than
-64 and 1,024 events ago, ``recovered_seeds`` takes seed tokens alone. Keys of the generated set begin with
+64 and 1,024 events ago, ``recovered_seeds`` takes seed tokens alone (places). Keys of the generated set begin with
 ``generated_``.
 """
 
@@ -29,8 +29,20 @@ from tools.quality.protocol import Data, examples, generated, held_out, load, tr
 from tools.quality.study import Answers, answer, build, train
 from vista.config import ModelConfig, fingerprint
 
-QUICK = ("recent", "full", "seeds", "ours")
-WHOLE = ("recent", "budget", "distinct", "last1024", "full", "full+counts", "paper", "seeds", "slots", "ours")
+QUICK = ("recent", "full", "places", "ours")
+WHOLE = (
+    "recent",
+    "budget",
+    "distinct",
+    "last1024",
+    "full",
+    "full+counts",
+    "paper",
+    "seeds",
+    "places",
+    "slots",
+    "ours",
+)
 CODECS = {
     "float32": {"seeds": "float32", "slots": "float32"},
     "float16": {"seeds": "float16", "slots": "float16"},
@@ -249,8 +261,10 @@ def _figures(result: Result, runs: Runs, labels: Iterable[str], prefix: str) -> 
         ("recovered", "ours", "all"),
         ("recovered_returns", "ours", "returns"),
         ("recovered_far", "ours", "far"),
-        ("recovered_seeds", "seeds", "all"),
-        ("recovered_seeds_returns", "seeds", "returns"),
+        ("recovered_seeds", "places", "all"),
+        ("recovered_seeds_returns", "places", "returns"),
+        ("recovered_seeds_far", "places", "far"),
+        ("recovered_qla", "seeds", "all"),
         ("recovered_paper", "paper", "all"),
         ("recovered_slots", "slots", "all"),
         ("recovered_slots_returns", "slots", "returns"),

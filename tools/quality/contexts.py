@@ -57,6 +57,10 @@ class Variant:
     distinct: bool = False
 
 
+PLACES = {"kind": "places", "seeds": 480, "chunk": 64, "half_lives_events": (math.inf,) * 4 + (256.0,)}
+"""Seed tokens alone in 32,640 bytes: 384 places for all time, 96 for what is recent."""
+
+
 def variants(window: int = 8_192) -> dict[str, Variant]:
     """The rivals of the study by name."""
     found = [
@@ -68,7 +72,7 @@ def variants(window: int = 8_192) -> dict[str, Variant]:
         Variant("full+counts", attend=window, counts=True),
         Variant("paper", seeds=True, summarizer={"chunk": 0}),
         Variant("seeds", seeds=True),
-        Variant("sketch", seeds=True, summarizer={"kind": "sketch", "seeds": 256}),
+        Variant("places", seeds=True, summarizer=PLACES),
         Variant("slots", slots=True),
         Variant("ours", seeds=True, slots=True),
     ]

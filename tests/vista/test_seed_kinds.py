@@ -1,8 +1,9 @@
-"""The laws of the summarizer hold for every kind."""
+"""The laws of the summarizer hold for every kind of seed tokens; what place tokens hold and how they are read."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from vista.data.events import Events
 from vista.data.loader import Arrays
 from vista.embedding import EventEncoder, ItemEncoder
 from vista.model import VistaModel
+from vista.ops.crossing import Plan
+from vista.places import PlaceRead, coded, decoded, horizons
 from vista.summarizer import KINDS, Summarizer
 
 C = 8
@@ -78,32 +81,12 @@ def test_any_number_of_cuts_may_hang_on_one_chunk(kind):
     np.testing.assert_allclose(found, whole, atol=1e-5 * np.abs(whole).max())
 
 
-@pytest.mark.parametrize("kind", ["pooled", "sketch"])
-def test_without_mixing_between_events_the_chunk_makes_no_difference(kind):
+def test_places_know_no_chunks():
     events = histories([0, 3, 40, 8, 21], 3)
-    whole = built(kind).summarize(events).tokens["seeds"]
+    whole = built("places").summarize(events).tokens["seeds"]
     for chunk in (0, 3, 64):
-        found = built(kind, chunk=chunk).summarize(events).tokens["seeds"]
+        found = built("places", chunk=chunk).summarize(events).tokens["seeds"]
         np.testing.assert_allclose(found, whole, atol=1e-5 * np.abs(whole).max())
-
-
-def test_pooled_seeds_are_softmax_attention_over_all_events():
-    model, events = MODELS["pooled"], histories([29], 4)
-    encoder = model.encoder
-    with torch.inference_mode():
-        columns = (events.item, events.action, events.surface, events.time, np.zeros(29, np.int64))
-        gap = torch.full((29,), 3_600_000)
-        gap[0] = 0
-        x = model.events(*(torch.from_numpy(c) for c in columns[:4]), gap)
-        x = torch.nn.functional.rms_norm(x, (16,), eps=1e-8)
-        k, v, q = (
-            (t).view(-1, 2, 8).transpose(0, 1) for t in (x @ encoder.key, x @ encoder.value, encoder.seeds)
-        )
-        read = (q @ k.transpose(1, 2) / 8**0.5).softmax(-1) @ v
-        wanted = encoder.read(
-            encoder.seeds, torch.nn.functional.rms_norm(read.transpose(0, 1).flatten(1), (16,), eps=1e-8)
-        ).numpy()
-    np.testing.assert_allclose(model.summarize(events).tokens["seeds"][0], wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -112,25 +95,68 @@ def test_every_parameter_learns(kind):
     tokens = model.prefixes(events, np.array([40, 16, 5]), np.array([0, 0, 1]))["seeds"]
     (tokens * torch.randn_like(tokens)).sum().backward()
     silent = [name for name, p in model.encoder.named_parameters() if p.grad is None or not p.grad.any()]
-    assert silent == (["layers.1.local"] if kind == "hybrid" else [])  # nothing reads the last layer's events
+    assert not silent
 
 
-def test_prototypes_start_where_the_events_are():
-    model, events = built("sketch"), histories([400], 6)
+def test_a_place_holds_what_fell_near_it_and_forgets_with_its_half_life():
+    model, events = built("places", half_lives_events=(math.inf, 4.0), seeds=6), histories([29], 4)
+    encoder = model.encoder
+    assert horizons(model.config) == [(3, math.inf), (3, 4.0)]
+    with torch.inference_mode():
+        x = model.events.items.vector(torch.from_numpy(events.item))
+        score = encoder.log_sharpness.exp() * x @ torch.nn.functional.normalize(encoder.seeds, dim=-1).T
+        share = torch.cat([part.softmax(-1) for part in score.split(3, -1)], -1)
+        share[:, 3:] *= 2.0 ** (-torch.arange(28, -1, -1) / 4.0)[:, None]
+        wanted = torch.nn.functional.normalize((share.T @ x)[:, :15], dim=-1)
+    found = torch.from_numpy(model.summarize(events).tokens["seeds"][0])
+    torch.testing.assert_close(found[:, :15], wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(decoded(found[:, 15]), share.sum(0), rtol=1e-3, atol=1e-5)
+    assert not model.summarize(histories([0], 4)).tokens["seeds"].any()
+
+
+@given(st.floats(0, 1e6))
+def test_a_mass_comes_back_from_its_code(mass):
+    assert float(decoded(coded(torch.tensor(mass)))) == pytest.approx(mass, rel=1e-3, abs=1e-6)
+
+
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=5), st.integers(0, 2**16))
+def test_log_odds_are_those_of_plain_loops(slates, seed):
+    config = dataclasses.replace(
+        CONFIG,
+        summarizer=SummarizerConfig(kind="places", seeds=6, half_lives_events=(math.inf, math.inf, 4.0)),
+    )
+    read, random = PlaceRead(config), torch.Generator().manual_seed(seed)
+    direction = torch.nn.functional.normalize(torch.randn(len(slates), 6, 15, generator=random), dim=-1)
+    mass = torch.rand(len(slates), 6, generator=random) * 9
+    offsets = np.concatenate([[0], np.cumsum(slates)])
+    x = torch.nn.functional.normalize(torch.randn(int(offsets[-1]), 16, generator=random), dim=-1)
+    with torch.inference_mode():
+        found = read(x, torch.cat([direction, coded(mass)[..., None]], -1), Plan.of(offsets))
+    assert found.shape == (len(x), 4)
+    for u, places in enumerate(direction):
+        for b in range(offsets[u], offsets[u + 1]):
+            cosine = [float(torch.cosine_similarity(x[b, :15], p, dim=0)) for p in places]
+            wanted = [
+                math.log(1e-6 + sum(float(mass[u, p]) * math.exp(s * (cosine[p] - 0.8)) for p in group))
+                for s in (12.0, 30.0)
+                for group in (range(4), range(4, 6))
+            ]
+            np.testing.assert_allclose(found[b], wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_places_start_where_the_events_are():
+    model, events = built("places"), histories([400], 6)
     before = model.encoder.seeds.detach().clone()
     model.start(events)
-    seeds = model.encoder.seeds.detach()
-    torch.testing.assert_close(seeds.square().mean(-1), torch.ones(3))
-    columns = (events.item, events.action, events.surface, events.time, np.full(400, 3_600_000))
     with torch.inference_mode():
-        x = torch.nn.functional.normalize(model.events(*(torch.from_numpy(c) for c in columns)), dim=-1)
-        near = [(x @ torch.nn.functional.normalize(s, dim=-1).T).amax(-1).mean() for s in (seeds, before)]
+        x = model.events.items.vector(torch.from_numpy(events.item))
+        near = [(x @ s.T).amax(-1).mean() for s in (model.encoder.seeds, before)]
     assert near[0] > near[1] + 0.1
     built("qla").start(events)  # nothing to do
 
 
-def test_training_starts_the_prototypes_and_the_same_histories_start_the_same():
-    config = dataclasses.replace(CONFIG, summarizer=dataclasses.replace(CONFIG.summarizer, kind="sketch"))
+def test_training_starts_the_places_and_the_same_histories_start_the_same():
+    config = dataclasses.replace(CONFIG, summarizer=dataclasses.replace(CONFIG.summarizer, kind="places"))
     catalogue = survey(Arrays(np.arange(3), histories([200, 40, 9], 7)), held_out=0.1)
     models = [VistaModel(config), VistaModel(config)]
     before = models[0].summarizer.encoder.seeds.detach().clone()
