@@ -203,10 +203,10 @@ INLINE uint64_t first_entry(const uint64_t *words, const Shard *s, uint64_t hash
 
    words             of all indexes
    shards, of        of all shards; shard of each user
-   hashes, seconds   of each user; seconds is NULL where ids have one hash */
+   hashes, seconds   of each user; seconds is NULL where ids have one hash
+   found             3 x n: entries, checks, offsets */
 int vista_find_1(const uint64_t *words, const Shard *shards, const int64_t *of, const uint64_t *hashes,
-                 const uint64_t *seconds, int64_t n, int64_t most, int64_t *entries, uint64_t *checks,
-                 int64_t *offsets) {
+                 const uint64_t *seconds, int64_t n, int64_t most, int64_t *found) {
     uint64_t end;
     for (int64_t i = -2 * SOON; i < n; i++) {
         /* Each step waits for memory: ask for what the users behind will need. */
@@ -226,9 +226,9 @@ int vista_find_1(const uint64_t *words, const Shard *shards, const int64_t *of, 
         uint64_t at = first_entry(words, s, hashes[i], &end);
         if (end - at > (uint64_t)most) return 1;
         while (at < end && (words[s->hash + at] != hashes[i] || (seconds && words[s->second + at] != seconds[i]))) at++;
-        entries[i] = at < end ? (int64_t)at : -1;
-        checks[i] = at < end ? words[s->check + at] : 0;
-        offsets[i] = at < end ? (int64_t)words[s->offset + at] : 0;
+        found[i] = at < end ? (int64_t)at : -1;
+        found[n + i] = at < end ? (int64_t)words[s->check + at] : 0;
+        found[2 * n + i] = at < end ? (int64_t)words[s->offset + at] : 0;
     }
     return 0;
 }

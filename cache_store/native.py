@@ -35,7 +35,7 @@ class Library:
             address, address, number, address, number, number, number, address, flag, address, ctypes.c_uint64, flag,
             address, address,
         ]  # fmt: skip
-        self._find.argtypes = [*[address] * 5, number, number, *[address] * 3]
+        self._find.argtypes = [*[address] * 5, number, number, address]
         self._hash.argtypes = [address, number, address]
         self._copy_rows.restype = self._hash.restype = None
         self._find.restype = flag
@@ -100,15 +100,14 @@ class Library:
             As ``IndexSet.find``; None if a prefix has more entries.
         """
         n = len(hashes)
-        entry, check, offset = np.empty(n, np.int64), np.empty(n, np.uint64), np.empty(n, np.int64)
+        found = np.empty((3, n), np.int64)
         shard, hashes = np.ascontiguousarray(shard, np.int64), np.ascontiguousarray(hashes)
         second = None if second is None else np.ascontiguousarray(second)
         altered = self._find(
             words.ctypes.data, shards.ctypes.data, shard.ctypes.data, hashes.ctypes.data,
-            None if second is None else second.ctypes.data, n, most, entry.ctypes.data, check.ctypes.data,
-            offset.ctypes.data,
+            None if second is None else second.ctypes.data, n, most, found.ctypes.data,
         )  # fmt: skip
-        return None if altered else (entry, check, offset)
+        return None if altered else (found[0], found[1].view(np.uint64), found[2])
 
     def hash(self, ids: np.ndarray) -> np.ndarray:
         """XXH64 of the keys of int64 ids, uint64 [n]; see ``keys.hash_of``."""

@@ -278,6 +278,8 @@ class Snapshot:
         shard = (hashes % self._shards).view(np.int64)
         place, check = self.chain[0].locate(shard, hashes, second)
         depth = np.zeros(n, np.int64)
+        if n and place.min() >= 0:  # the common case
+            return _Found(hashes, shard, depth, place, check, inverse)
         left = np.flatnonzero(place == ABSENT)
         for d, generation in enumerate(self.chain[1:], 1):
             if not len(left):
@@ -287,9 +289,7 @@ class Snapshot:
             rows = left[hit]
             place[rows], check[rows], depth[rows] = at[hit], word[hit], d
             left = left[~hit]
-        absent = place < 0
-        if absent.any():
-            depth[absent] = -1
+        depth[place < 0] = -1
         return _Found(hashes, shard, depth, place, check, inverse)
 
     def _parts(self, found: _Found) -> Iterator[tuple[Generation, np.ndarray | slice]]:
