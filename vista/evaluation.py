@@ -1,7 +1,8 @@
 """``evaluate``: how well a model ranks slates and retrieves items in a period it has not seen.
 
 Ranking is judged on the candidates of the slate: the impressions where they were logged, else the request's
-items beside items drawn by popularity within the surface. Retrieval is judged on the whole catalogue, nothing
+items beside items drawn by popularity within the surface; the known rate of the draw is then taken from the
+logits, as in the loss. Retrieval is judged on the whole catalogue, nothing
 sampled. Slates are those at or after the time split, with summaries and recent events cut as serving would
 have seen them. Intervals are bootstraps over users.
 """
@@ -86,7 +87,7 @@ class Scored:
 
     Attributes:
         owner: int64 [K]. offsets: int64 [K + 1].
-        probability: float32 [B, A]. action: int32 [B]. shown: bool [B].
+        probability: float32 [B, A], of the slate as it was drawn. action: int32 [B]. shown: bool [B].
         rank: float64 [P], retrieval rank of each engaged item in the whole catalogue. rank_slate: int64 [P].
     """
 
@@ -147,7 +148,8 @@ def score(model: VistaModel, batches: Iterator[Batch], items: np.ndarray) -> Sco
         tokens = model.summarizer.prefixes(batch.events, batch.cut, batch.user_of, exact=True)
         ctx = model.ranker.context(tokens, None, batch.recent, batch.now_ms, batch.last_event_ms)
         logits = model.ranker.rank(ctx, torch.from_numpy(batch.item).to(device), batch.offsets)
-        probability.append(torch.sigmoid(logits.float()).cpu().numpy())
+        drawn = torch.from_numpy(batch.log_rate).to(device)[:, None]
+        probability.append(torch.sigmoid(logits.float() - drawn).cpu().numpy())
         owner.append(batch.owner[batch.user_of])
         sizes.append(np.diff(batch.offsets))
         action.append(batch.action)

@@ -138,6 +138,8 @@ class Objective:
         action = torch.from_numpy(batch.action).to(device)
         vectors = model.items.vector(item)
         logits = model.ranker.rank(ctx, item, batch.offsets, vectors=vectors)
+        # A drawn slate shows popular items more often than they are wanted; served logits must not make up for it.
+        logits = logits - torch.from_numpy(batch.log_rate).to(device)[:, None]
         past_query, past_logits = model.ranker.past(ctx, recent)
         weights = torch.tensor(c.actions or [1.0] * logits.shape[-1], device=device)
 

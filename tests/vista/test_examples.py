@@ -173,6 +173,45 @@ def test_sampled_negatives_follow_popularity_within_the_surface():
     assert set(items.draw(np.full(200, 9), rng)) == {1, 2, 3}
 
 
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2), st.integers(0, 9)), min_size=1, max_size=20))
+def test_the_rate_of_a_draw_is_its_log_probability_less_the_average_of_its_surface(rows):
+    rows = sorted({(item, surface): count for item, surface, count in rows}.items())
+    item, surface = (np.array([key[i] for key, _ in rows]) * 3 for i in (0, 1))
+    count = np.array([c for _, c in rows])
+    for power in (1.0, 0.5, 0.0):
+        items = PopularItems(item, surface, count, power)
+        for s in set(surface[count > 0]):
+            there = (surface == s) & (count > 0)
+            mass = count[there] ** power
+            q = mass / mass.sum()
+            average = (q * np.log(q)).sum()
+            found = items.log_rate(item[there], np.full(there.sum(), s))
+            np.testing.assert_allclose(found, np.log(q) - average, rtol=1e-5, atol=1e-6)
+            never = items.log_rate(np.array([1_000]), np.array([s]))  # as if seen there once
+            np.testing.assert_allclose(never, np.log(1 / mass.sum()) - average, rtol=1e-5, atol=1e-6)
+    if (count > 0).any():
+        assert items.log_rate(item, np.full(len(item), 99)).tolist() == [0.0] * len(item)
+
+
+@given(st.integers(0, 2**16))
+def test_drawn_candidates_carry_the_rate_of_their_draw_and_logged_ones_none(seed):
+    events, items = histories(seed, 4), popular()
+    slates = build_slates(events, ExampleConfig(max_positives=99), np.random.default_rng(seed), items)
+    group = np.repeat(np.arange(len(slates)), np.diff(slates.offsets))
+    for k in range(len(slates)):
+        own = events.user(int(slates.user[k]))
+        rows = group == k
+        surfaces = set(own.surface[np.isin(own.item, slates.item[rows & slates.shown])].tolist())
+        allowed = np.stack(
+            [items.log_rate(slates.item[rows], np.full(rows.sum(), s)) for s in sorted(surfaces)]
+        )
+        assert (allowed == slates.log_rate[rows]).any(0).all()
+    logged = build_slates(
+        events, ExampleConfig(keep_unengaged=1), np.random.default_rng(seed), impressions=shown(events, seed)
+    )
+    assert not logged.log_rate.any() and logged.log_rate.shape == logged.item.shape
+
+
 def test_impression_slates_without_engagement_are_thinned_and_the_others_all_stay():
     n = 2_000
     impressions = Events.of(

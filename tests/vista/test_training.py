@@ -12,14 +12,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from vista import bundle
+from vista import bundle, losses
 from vista.catalogue import survey
 from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig
 from vista.data.events import Events
 from vista.data.examples import Batch, ExampleConfig, PopularItems, collate
 from vista.data.loader import Arrays, LoaderConfig, visit_stream
 from vista.errors import BundleError, ConfigError, DataError
-from vista.evaluation import evaluate_model
+from vista.evaluation import evaluate_model, score
 from vista.model import VistaModel
 from vista.objective import Objective, ObjectiveConfig
 from vista.trainer import Trainer, pick_device
@@ -172,6 +172,21 @@ def test_law_4_neither_the_own_label_nor_a_masked_action_reaches_the_logits():
         got = logits(changed)
     for a, b in zip(expected, got, strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_rate_of_a_draw_is_taken_from_the_logits_in_the_loss_and_in_evaluation():
+    batch, model = one_batch(loyal()), VistaModel(MODEL).eval()
+    assert batch.log_rate.std() > 0.1
+    objective = Objective(ObjectiveConfig(mask_actions=0.0), np.arange(40))
+    tokens = model.summarizer.prefixes(batch.events, batch.cut, batch.user_of)
+    ctx = model.ranker.context(tokens, None, batch.recent, batch.now_ms, batch.last_event_ms)
+    logits = model.ranker.rank(ctx, batch.item, batch.offsets) - torch.from_numpy(batch.log_rate)[:, None]
+    loss = losses.action_bce(logits, torch.from_numpy(batch.action), torch.ones(2))
+    torch.testing.assert_close(objective(model, batch, 0)["action"], loss)
+    flat = dataclasses.replace(batch, log_rate=np.zeros_like(batch.log_rate))
+    told, plain = (score(model, iter([b]), np.arange(40)).probability for b in (batch, flat))
+    odds = torch.logit(torch.from_numpy(plain)) - torch.logit(torch.from_numpy(told))
+    np.testing.assert_allclose(odds, np.repeat(batch.log_rate[:, None], 2, 1), rtol=1e-3, atol=1e-3)
 
 
 def test_law_10_events_after_the_slate_do_not_change_its_loss():

@@ -5,10 +5,14 @@ weights, judged on the same held-out requests. Batches are bucketed as in produc
 which is what same-user masking is for; ``same_user_negatives`` tells how many of a positive's in-batch negatives are
 its own user's. The visits of a whole epoch are shuffled, so a short run still sees all users.
 
-- Ranking, among the slate's candidates: ``mrr``, ``gauc``, and ``ne``, the log loss of all actions over that of
-  their base rates, at the share of negatives trained with; lower is better.
+- Ranking, among the slate's candidates, drawn by popularity: ``mrr``, ``gauc``, and ``ne``, the log loss of all
+  actions over that of their base rates, at the share of negatives trained with; lower is better.
 - Retrieval, in the whole catalogue: ``recall@10``, ``recall@100`` and ``retrieval_mrr`` of engaged items.
-- ``action_auc``: which action it was, *given* an engagement; what masked action modelling is meant to teach.
+- Ranking as in service, ``offered_recall@10``, ``offered_recall@100`` and ``offered_mrr``: where an engaged item ends
+  up when the side orders the 600 items that retrieval offers, the joint side's list of that seed for all sides. An item
+  that is not offered counts as not found.
+- ``action_auc``: which action it was, *given* an engagement: each action's share of the probabilities; what masked
+  action modelling is meant to teach.
 
 A side's figure has the range over its seeds as ``low`` and ``high``; a difference has its 95 % interval over users of
 the mean over seeds, and the notes list it seed by seed.
@@ -43,6 +47,7 @@ from vista.evaluation import NEGATIVES, Scored, held_out, score
 from vista.losses import action_labels
 from vista.model import VistaModel
 from vista.objective import ObjectiveConfig
+from vista.retrieval import ItemIndex
 from vista.trainer import Trainer
 from vista.training_config import TrainingConfig
 
@@ -53,6 +58,8 @@ SIDES = {
     "without_masked_actions": ObjectiveConfig(mask_actions=0.0),
     "without_user_mask": ObjectiveConfig(mask_same_user=False),
 }
+OFFERED, OFFERED_SLATES = 600, 2_000
+"""Items that retrieval offers, as ``Recommender`` does by default, and for how many of the held-out requests."""
 PER_USER = 16
 """Held-out slates of one user, so that a few busy ones do not decide."""
 
@@ -82,13 +89,13 @@ def run(
 
     Args:
         data: a warehouse or Parquet events; the generated set without it.
-        seeds, steps: of every side. slates: held-out requests judged. names: sides, comma separated.
-        keep: folder for each side's predictions; a side that is there is not trained again.
+        seeds, steps: of every side. slates: held-out requests judged. names: sides beside the joint one, comma
+            separated. keep: folder for each side's predictions; a side that is there is not trained again.
     """
     torch.set_num_threads(1)
     if quick:
         seeds, steps, slates = 1, min(steps, 30), min(slates, 200)
-    chosen = names.split(",") if names else list(SIDES)
+    chosen = list(dict.fromkeys(["joint", *(names.split(",") if names else SIDES)]))
     result = Result(
         params=dict(data=Path(data).name if data else "generated", seeds=seeds, steps=steps, slates=slates)
     )
@@ -98,11 +105,12 @@ def run(
         folder.mkdir(parents=True, exist_ok=True)
         found = histories(data, quick, Path(scratch))
         for seed in range(seeds):
+            lists = None
             for name in chosen:
-                scored, told = side(
-                    folder, name, configuration(found, SIDES[name], steps, seed), found, slates
-                )
-                judged[name].append(measured(scored, found.actions))
+                config = configuration(found, SIDES[name], steps, seed)
+                scored, offered, told = side(folder, name, config, found, slates, lists)
+                lists = offered.items if lists is None else lists
+                judged[name].append(measured(scored, offered, found.actions))
                 result.notes.append(f"{name} {seed}: {told}")
     _figures(result, judged)
     return result
@@ -134,19 +142,71 @@ def configuration(found: Data, objective: ObjectiveConfig, steps: int, seed: int
     )
 
 
-def side(folder: Path, name: str, config: TrainingConfig, found: Data, slates: int) -> tuple[Scored, str]:
-    """Predictions of one trained side, from ``folder`` if they are there, and how they came about."""
-    key = fingerprint(config, f"{found.name} {slates}".encode())[:12]
+@dataclasses.dataclass(frozen=True)
+class Offered:
+    """Lists of the first requests in one side's order: items int64 [K, OFFERED]; owner int64 [P], rank float64 [P]
+    of each engaged item among those not engaged with, infinite where the list does not have it."""
+
+    items: np.ndarray
+    owner: np.ndarray
+    rank: np.ndarray
+
+
+def side(
+    folder: Path, name: str, config: TrainingConfig, found: Data, slates: int, lists: np.ndarray | None
+) -> tuple[Scored, Offered, str]:
+    """Predictions of one trained side, from ``folder`` if they are there, and how they came about.
+
+    Args:
+        lists: int64 [K, OFFERED], what retrieval offers; None lets the side retrieve.
+    """
+    key = fingerprint(config, f"{found.name} {slates} {OFFERED} {OFFERED_SLATES}".encode())[:12]
     kept = folder / f"{name}-{config.seed}-{key}.npz"
     if not kept.exists():
         trainer, told = train(config, found)
-        scored = score(trainer.model.eval(), questions(config, found, slates), found.catalogue.item)
+        model, items = trainer.model.eval(), found.catalogue.item
+        scored = score(model, questions(config, found, slates), items)
+        offered = order_offered(model, questions(config, found, min(slates, OFFERED_SLATES)), items, lists)
+        arrays = {f"offered_{n}": x for n, x in vars(offered).items()}
         building = kept.with_suffix(".building.npz")
-        np.savez(building, told=np.array(json.dumps(told)), **dataclasses.asdict(scored))
+        np.savez(building, told=np.array(json.dumps(told)), **arrays, **vars(scored))
         building.rename(kept)
     with np.load(kept) as arrays:
         scored = Scored(**{f.name: arrays[f.name] for f in dataclasses.fields(Scored)})
-        return scored, str(arrays["told"])
+        offered = Offered(**{f.name: arrays[f"offered_{f.name}"] for f in dataclasses.fields(Offered)})
+        return scored, offered, str(arrays["told"])
+
+
+@torch.inference_mode()
+def order_offered(
+    model: VistaModel, batches: Iterator[Batch], items: np.ndarray, lists: np.ndarray | None
+) -> Offered:
+    """The side's order of ``lists``; without them of what its own retrieval offers from ``items``."""
+    index = ItemIndex.build(model, items)
+    offered, owner, rank = [], [], []
+    done = 0
+    for batch in batches:
+        tokens = model.summarizer.prefixes(batch.events, batch.cut, batch.user_of, exact=True)
+        ctx = model.ranker.context(tokens, None, batch.recent, batch.now_ms, batch.last_event_ms)
+        ids = (
+            index.search(ctx.query, min(OFFERED, len(items))).ids
+            if lists is None
+            else lists[done:][: len(batch)]
+        )
+        logits = model.ranker.rank(ctx, ids.reshape(-1), np.arange(len(batch) + 1) * ids.shape[1])
+        given = torch.sigmoid(logits).sum(-1).view(ids.shape).numpy()
+        for k in range(len(batch)):
+            rows = slice(batch.offsets[k], batch.offsets[k + 1])
+            engaged = batch.item[rows][batch.action[rows] != 0]
+            others = given[k][~np.isin(ids[k], engaged)]
+            for item in engaged:
+                own = given[k][ids[k] == item]  # of length one, or none
+                behind = (others > own).sum() + (others == own).sum() / 2 if len(own) else np.inf
+                rank.append(1 + behind)
+            owner += [batch.owner[batch.user_of[k]]] * len(engaged)
+        offered.append(ids)
+        done += len(batch)
+    return Offered(np.concatenate(offered), np.array(owner, np.int64), np.array(rank, np.float64))
 
 
 def train(config: TrainingConfig, found: Data) -> tuple[Trainer, dict]:
@@ -202,7 +262,9 @@ def questions(config: TrainingConfig, found: Data, slates: int) -> Iterator[Batc
     return (collate(group, recent, examples.recent_pool) for group in grouped(visits, 128, 131_072))
 
 
-def measured(scored: Scored, actions: tuple[str, ...], trained_negatives: int = 8) -> dict[str, Rows | float]:
+def measured(
+    scored: Scored, offered: Offered, actions: tuple[str, ...], trained_negatives: int = 8
+) -> dict[str, Rows | float]:
     """All measures of one side's predictions."""
     engaged = scored.action != 0
     sizes = np.diff(scored.offsets)
@@ -215,16 +277,14 @@ def measured(scored: Scored, actions: tuple[str, ...], trained_negatives: int = 
         "gauc": Rows(owner[split], per["auc"][split], weight[split]),
         "ne": _entropy(scored, len(actions), trained_negatives / NEGATIVES),
     }
-    owner = scored.owner[scored.rank_slate]
-    tables = {
-        "recall@10": scored.rank <= 10,
-        "recall@100": scored.rank <= 100,
-        "retrieval_mrr": 1 / scored.rank,
-    }
-    for name, values in tables.items():
-        found[name] = Rows(owner, values.astype(np.float64), np.ones(len(owner)))
+    retrieved = ("", "retrieval_", scored.owner[scored.rank_slate], scored.rank)
+    for recall, mrr, owner, rank in (retrieved, ("offered_", "offered_", offered.owner, offered.rank)):
+        for k in (10, 100):
+            found[f"{recall}recall@{k}"] = Rows(owner, (rank <= k).astype(np.float64), np.ones(len(owner)))
+        found[f"{mrr}mrr"] = Rows(owner, 1 / rank, np.ones(len(owner)))
     labels = action_labels(torch.from_numpy(scored.action[engaged]), len(actions)).numpy()
-    areas = [metrics.auc(scored.probability[engaged, a], labels[:, a]) for a in range(len(actions))]
+    share = scored.probability[engaged] / scored.probability[engaged].sum(1, keepdims=True)
+    areas = [metrics.auc(share[:, a], labels[:, a]) for a in range(len(actions))]
     found["action_auc"] = float(np.mean([a for a in areas if np.isfinite(a)] or [np.nan]))
     return found
 

@@ -202,7 +202,7 @@ def targets(split: Split, back: int, batch: int = 64) -> Iterator[tuple[np.ndarr
             empty = np.zeros(0, np.int64)
             slates = Slates(
                 np.zeros(1, np.int64), split.events.time[stop : stop + 1], length, length,
-                np.zeros(2, np.int64), empty, empty.astype(np.int32), empty.astype(bool),
+                np.zeros(2, np.int64), empty, empty.astype(np.int32), empty.astype(bool), empty.astype(np.float32),
             )  # fmt: skip
             visits.append(Visit(int(u), split.events.rows(start, stop), slates))
         yield users, visits

@@ -62,6 +62,7 @@ def _probe(
         np.concatenate(asked),
         np.zeros(int(offsets[-1]), np.int32),
         np.ones(int(offsets[-1]), bool),
+        np.zeros(int(offsets[-1]), np.float32),
     ), touches
 
 

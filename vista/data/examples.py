@@ -87,6 +87,7 @@ class Slates:
         offsets: int64 [K + 1].
         item: int64 [B]. action: int32 [B], bit mask, 0 = not engaged.
         shown: bool [B]; False: sampled, not in any log.
+        log_rate: float32 [B], :meth:`PopularItems.log_rate`; 0 where the candidates come from a log.
     """
 
     user: np.ndarray
@@ -97,6 +98,7 @@ class Slates:
     item: np.ndarray
     action: np.ndarray
     shown: np.ndarray
+    log_rate: np.ndarray
 
     def __len__(self) -> int:
         return len(self.user)
@@ -115,6 +117,7 @@ class Slates:
             self.item[rows],
             self.action[rows],
             self.shown[rows],
+            self.log_rate[rows],
         )
 
 
@@ -131,10 +134,18 @@ class PopularItems:
         keep = np.flatnonzero(np.asarray(count) > 0)
         order = keep[np.lexsort((item[keep], surface[keep]))]
         self._item = np.asarray(item, np.int64)[order]
-        self._mass = np.concatenate([[0.0], np.cumsum(np.asarray(count, np.float64)[order] ** power)])
+        weight = np.asarray(count, np.float64)[order] ** power
+        self._mass = np.concatenate([[0.0], np.cumsum(weight)])
         self._surfaces, first = np.unique(np.asarray(surface)[order], return_index=True)
         self._low = first
         self._high = np.append(first[1:], len(order))
+        # of a row: its log weight less that of an average draw from its surface
+        self._items, code = np.unique(self._item, return_inverse=True)
+        group = np.repeat(np.arange(len(first)), self._high - first)
+        self._code = group * len(self._items) + code
+        sums = [np.bincount(group, w, minlength=len(first)) for w in (weight * np.log(weight), weight)]
+        self._average = sums[0] / sums[1]
+        self._log_rate = np.log(weight) - self._average[group]
 
     def __len__(self) -> int:
         return len(self._item)
@@ -155,6 +166,21 @@ class PopularItems:
         high = np.where(known, self._high[place], len(self._item))
         point = self._mass[low] + rng.random(len(surface)) * (self._mass[high] - self._mass[low])
         return self._item[np.clip(np.searchsorted(self._mass, point, side="right") - 1, low, high - 1)]
+
+    def log_rate(self, item: np.ndarray, surface: np.ndarray) -> np.ndarray:
+        """float32 [n]: log of how often :meth:`draw` gives ``item`` on ``surface``, less what an average draw has.
+
+        An item that the surface never had counts as seen there once. 0 on an unknown surface.
+        """
+        if not len(self._item):
+            return np.zeros(len(item), np.float32)
+        group = np.minimum(np.searchsorted(self._surfaces, surface), len(self._surfaces) - 1)
+        code = np.minimum(np.searchsorted(self._items, item), len(self._items) - 1)
+        wanted = group * len(self._items) + code
+        place = np.minimum(np.searchsorted(self._code, wanted), len(self._code) - 1)
+        known = (self._code[place] == wanted) & (self._items[code] == item)
+        rate = np.where(known, self._log_rate[place], -self._average[group])
+        return np.where(self._surfaces[group] == surface, rate, 0.0).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,14 +273,19 @@ def build_slates(
         kept &= (history == 0) | (time - events.time[np.maximum(before, 0)] >= config.min_pause_ms)
     if wanted is not None:
         kept &= wanted(found.user, time)
-    shown = np.ones(len(slate), bool)
+    shown, log_rate = np.ones(len(slate), bool), np.zeros(len(slate), np.float32)
     if impressions is None:
         chosen = _choose(slate, config.max_positives, rng) & kept[slate]
-        drawn_slate, drawn_item = _negatives(slate, item, surface, chosen, config.negatives, popular, rng)
+        drawn_slate, drawn_item, drawn_surface = _negatives(
+            slate, item, surface, chosen, config.negatives, popular, rng
+        )
         slate = np.concatenate([slate[chosen], drawn_slate])
         item = np.concatenate([item[chosen], drawn_item])
         action = np.concatenate([action[chosen], np.zeros(len(drawn_item), np.int32)])
         shown = np.arange(len(slate)) < chosen.sum()
+        log_rate = np.zeros(len(slate), np.float32)
+        if popular is not None:
+            log_rate = popular.log_rate(item, np.concatenate([surface[chosen], drawn_surface]))
     order = np.argsort(slate, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(slate, minlength=len(time)))]).astype(np.int64)
     everything = Slates(
@@ -266,6 +297,7 @@ def build_slates(
         item[order],
         action[order].astype(np.int32),
         shown[order],
+        log_rate[order],
     )
     index = np.flatnonzero(kept)
     return everything.take(index[np.lexsort((time[index], found.user[index]))])
@@ -329,14 +361,14 @@ def _negatives(
     per_positive: int,
     popular: PopularItems | None,
     rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(slate, item) of distinct drawn negatives; none is among the request's own items, chosen or
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(slate, item, surface) of distinct drawn negatives; none is among the request's own items, chosen or
     not."""
     if popular is None or not len(popular) or not per_positive:
         empty = np.zeros(0, np.int64)
-        return empty, empty
-    want_slate = np.repeat(slate[chosen], per_positive)
-    drawn = popular.draw(np.repeat(surface[chosen], per_positive), rng)
+        return empty, empty, empty
+    want_slate, want_surface = (np.repeat(x[chosen], per_positive) for x in (slate, surface))
+    drawn = popular.draw(want_surface, rng)
     every_slate = np.concatenate([slate, want_slate])
     every_item = np.concatenate([item, drawn])
     # A stable sort puts the request's own rows first: whatever equals an earlier row of its slate is dropped.
@@ -348,7 +380,7 @@ def _negatives(
     fresh = np.ones(len(order), bool)
     fresh[order] = ~again
     kept = fresh[len(slate) :]
-    return want_slate[kept], drawn[kept]
+    return want_slate[kept], drawn[kept], want_surface[kept]
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,6 +435,7 @@ def visits(
             part.item,
             part.action,
             part.shown,
+            part.log_rate,
         )
         out.append(Visit(int(owners[user]), events.rows(base + first, base + last), window))
         k = stop
@@ -419,7 +452,7 @@ class Batch:
         recent: K histories of at most R events, the newest before each slate.
         now_ms: int64 [K]. last_event_ms: int64 [K], of the summary's last event (``now_ms`` where it has
         none).
-        offsets: int64 [K + 1]. item: int64, action: int32, shown: bool [B].
+        offsets: int64 [K + 1]. item: int64, action: int32, shown: bool, log_rate: float32 [B].
     """
 
     events: Events
@@ -433,6 +466,7 @@ class Batch:
     item: np.ndarray
     action: np.ndarray
     shown: np.ndarray
+    log_rate: np.ndarray
 
     def __len__(self) -> int:
         """K."""
@@ -467,4 +501,5 @@ def collate(group: list[Visit], recent: int, pool: int = 0) -> Batch:
         join("item"),
         join("action"),
         join("shown"),
+        join("log_rate"),
     )
