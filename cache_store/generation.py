@@ -30,7 +30,7 @@ from cache_store.record import (
 
 _PIECE_BYTES = 2 << 20
 """Fewer bytes than this are not worth a thread."""
-_STREAM_BYTES = 12 << 20
+STREAM_BYTES = 12 << 20
 """So many bytes are written past the caches: who reads them next finds the first of them gone from there anyway."""
 _PROBE = 16
 """Rows by which :meth:`Generation.read_ahead` judges whether the disk is involved."""
@@ -181,7 +181,7 @@ class Generation:
             crew, pieces = None, 1
         if self.schema.paged and native.library is not None:
             native.library.copy_rows(
-                self.table.files.data, place, out, out.nbytes >= _STREAM_BYTES,
+                self.table.files.data, place, out, out.nbytes >= STREAM_BYTES,
                 self.schema.record_bytes - HEADER_BYTES, keys, self.model, verify, head, good, crew,
             )  # fmt: skip
             return good

@@ -244,3 +244,71 @@ void vista_hash_1(const int64_t *ids, int64_t n, uint64_t *hashes) {
         hashes[i] = h ^ h >> 32;
     }
 }
+
+/* Tokens of a block of records as float32; quantize.py has the codecs. */
+
+enum Codec { FLOAT16, INT8, LOG8 };
+
+INLINE void decode_16(enum Codec codec, const uint8_t *from, float scale, const float *table, float out[16]) {
+    for (int i = 0; i < 16; i++)
+        if (codec == FLOAT16) {
+            /* Sign and 15 bits to where float32 has them; the multiplication mends the exponent. Exact if finite. */
+            int16_t half;
+            memcpy(&half, from + 2 * i, 2);
+            const uint32_t bits = (uint32_t)half << 13 & 0x8FFFE000U;
+            memcpy(out + i, &bits, 4);
+            out[i] *= 0x1p112f;
+        } else
+            out[i] = codec == INT8 ? (int8_t)from[i] * scale : table[from[i]];
+}
+
+INLINE void decode_records(enum Codec codec, const uint8_t *from, int64_t step, int64_t n, int64_t tokens,
+                           int64_t width, const uint8_t *scales, const float *table, float *out, int64_t out_step,
+                           int streamed) {
+    const int64_t size = codec == FLOAT16 ? 2 : 1;
+    for (int64_t r = 0; r < n; r++, from += step, scales += step, out += out_step)
+        for (int64_t t = 0; t < tokens; t++) {
+            float scale = 1, values[16];
+            if (codec == INT8) memcpy(&scale, scales + 4 * t, 4);
+            for (int64_t k = 0; k < width; k += 16) {
+                const uint8_t *next = from + (t * width + k) * size;
+                uint8_t *to = (uint8_t *)(out + t * width + k), rest[32] = {0};
+                if (width - k < 16) {
+                    memcpy(rest, next, (width - k) * size);
+                    decode_16(codec, rest, scale, table, values);
+                    memcpy(to, values, (width - k) * 4);
+                    continue;
+                }
+                decode_16(codec, next, scale, table, values);
+                for (int i = 0; i < 64; i += 16) {
+                    const pair x = load((uint8_t *)values + i);
+                    if (streamed)
+                        STREAM(to + i, x);
+                    else
+                        store(to + i, x);
+                }
+            }
+        }
+    if (streamed) STREAMED();
+}
+
+/* Decode one group of n records.
+
+   from, step      codes of the first record; bytes from one record to the next
+   tokens, width   of the group
+   scales          INT8: of the first record's tokens, float32; else not used
+   table           LOG8: value of each code; else not used
+   out, out_step   tokens of the first record; floats from one record to the next
+   streamed        write past the caches, if out allows it */
+void vista_decode_1(int codec, const uint8_t *from, int64_t step, int64_t n, int64_t tokens, int64_t width,
+                    const uint8_t *scales, const float *table, float *out, int64_t out_step, int streamed) {
+    streamed = streamed && (uintptr_t)out % 16 == 0 && out_step % 4 == 0 && width % 4 == 0;
+    if (codec == FLOAT16)
+        streamed ? decode_records(FLOAT16, from, step, n, tokens, width, scales, table, out, out_step, 1)
+                 : decode_records(FLOAT16, from, step, n, tokens, width, scales, table, out, out_step, 0);
+    else if (codec == INT8)
+        streamed ? decode_records(INT8, from, step, n, tokens, width, scales, table, out, out_step, 1)
+                 : decode_records(INT8, from, step, n, tokens, width, scales, table, out, out_step, 0);
+    else
+        decode_records(LOG8, from, step, n, tokens, width, scales, table, out, out_step, streamed);
+}

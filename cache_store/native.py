@@ -29,7 +29,7 @@ class Library:
         # The names carry the version of the arguments: a build of older sources is not called with new ones.
         built = ctypes.CDLL(str(file))
         self._copy_rows, self._find = built.vista_copy_rows_1, built.vista_find_1
-        self._hash = built.vista_hash_1
+        self._hash, self._decode = built.vista_hash_1, built.vista_decode_1
         address, number, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
         self._copy_rows.argtypes = [
             address, address, number, address, number, number, number, address, flag, address, ctypes.c_uint64, flag,
@@ -37,7 +37,8 @@ class Library:
         ]  # fmt: skip
         self._find.argtypes = [*[address] * 5, number, number, address]
         self._hash.argtypes = [address, number, address]
-        self._copy_rows.restype = self._hash.restype = None
+        self._decode.argtypes = [flag, address, *[number] * 4, *[address] * 3, number, flag]
+        self._copy_rows.restype = self._hash.restype = self._decode.restype = None
         self._find.restype = flag
 
     def copy_rows(
@@ -115,6 +116,38 @@ class Library:
         out = np.empty(len(ids), np.uint64)
         self._hash(ids.ctypes.data, len(ids), out.ctypes.data)
         return out
+
+    def decode(
+        self,
+        codec: str,
+        codes: np.ndarray,
+        scale: np.ndarray | None,
+        table: np.ndarray,
+        out: np.ndarray,
+        streamed: bool,
+    ) -> None:
+        """Tokens of a group, as ``Codec.decode`` gives them.
+
+        Args:
+            codec: one of :data:`CODECS`.
+            codes: [n, T, W] as stored, fields of records that lie at equal distances. scale: float32 [n, T] of the same
+                records for int8. table: float32 [256], what each code of log8 stands for.
+            out: float32 [n, T, W], each [T, W] contiguous. streamed: write past the processor's caches.
+        """
+        n, tokens, width = out.shape
+        assert codes.shape == out.shape and out.dtype == table.dtype == np.float32
+        assert out[:1].flags.c_contiguous and codes[:1].flags.c_contiguous
+        if scale is None:
+            tokens, width = 1, tokens * width
+        self._decode(
+            CODECS.index(codec), codes.ctypes.data, codes.strides[0], n, tokens, width,
+            None if scale is None else scale.ctypes.data, table.ctypes.data, out.ctypes.data, out.strides[0] // 4,
+            streamed,
+        )  # fmt: skip
+
+
+CODECS = ("float16", "int8", "log8")
+"""Those that the compiled part decodes, in the order of its enumeration."""
 
 
 def _load() -> Library | None:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cache_store import native
+
 GROUP = 32
 """Values that share one scale and one offset in int4, counted along the flattened token block."""
 
@@ -90,8 +92,16 @@ class Codec:
         encoder = getattr(self, f"_encode_{self.name}")
         encoder(np.ascontiguousarray(tokens, np.float32), into)
 
-    def decode(self, record: np.ndarray, out: np.ndarray) -> None:
-        """Write the tokens of a structured array [n] into ``out``, float32 [n, T, W]."""
+    def decode(self, record: np.ndarray, out: np.ndarray, streamed: bool = False) -> None:
+        """Write the tokens of a structured array [n] into ``out``, float32 [n, T, W], each [T, W] contiguous.
+
+        Args:
+            streamed: past the processor's caches, where compiled code does it; for more than they hold.
+        """
+        if native.library is not None and self.name in native.CODECS:
+            codes = record["values" if self.name == "float16" else "codes"]
+            scale = record["scale"] if self.name == "int8" else None
+            return native.library.decode(self.name, codes, scale, _LOG8_DECODE, out, streamed)
         getattr(self, f"_decode_{self.name}")(record, out)
 
     def _encode_float32(self, tokens: np.ndarray, into: np.ndarray) -> None:

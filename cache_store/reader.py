@@ -21,7 +21,7 @@ import xxhash
 
 from cache_store.crew import Crew
 from cache_store.errors import Damaged, SchemaError
-from cache_store.generation import ABSENT, Generation
+from cache_store.generation import ABSENT, STREAM_BYTES, Generation
 from cache_store.keys import Users, as_users, hash_of, second_hash_of
 from cache_store.record import HEADER, PAGE_HEADER
 
@@ -141,7 +141,7 @@ class Snapshot:
             self._read(generation, found, at, rows, header, status, None)
             records = rows[:, PAGE_HEADER : PAGE_HEADER + self.schema.record_bytes].view(self.schema.dtype)
             if isinstance(at, slice):
-                self.schema.decode(records[:, 0], target[at])
+                self.schema.decode(records[:, 0], target[at], target.nbytes >= STREAM_BYTES)
             else:
                 block = np.empty((len(rows), *out.shape[1:]), np.float32)
                 self.schema.decode(records[:, 0], block)

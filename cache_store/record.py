@@ -217,12 +217,14 @@ class RecordSchema:
         seal(records)
         return records
 
-    def decode(self, records: np.ndarray, out: np.ndarray) -> None:
-        """Tokens of structured records [n] into ``out``, float32 [n, S, D]."""
+    def decode(self, records: np.ndarray, out: np.ndarray, streamed: bool = False) -> None:
+        """Tokens of structured records [n] into ``out``, float32 [n, S, D]; ``streamed`` as in ``Codec.decode``."""
         # A damaged record may hold anything; it is decoded with the others, and served to nobody.
         with np.errstate(over="ignore", invalid="ignore"):
             for g in self.groups:
-                Codec(g.codec, g.tokens, g.width).decode(records[g.name], out[:, self.slices[g.name]])
+                Codec(g.codec, g.tokens, g.width).decode(
+                    records[g.name], out[:, self.slices[g.name]], streamed
+                )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain form for the manifest; the layout is repeated there so that a reader need not derive it."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cache_store import compact, forget, lines, prune, publish, verify
+from cache_store import compact, forget, lines, native, prune, publish, verify
 from cache_store import manifest as manifests
 from cache_store.crew import Crew
 from cache_store.errors import Damaged, FormatUnknown, Incomplete, MissingUsers, SchemaError, StoreError
@@ -239,6 +239,11 @@ class Store:
     def row_bytes(self) -> int:
         """Bytes of a row of :meth:`lookup_raw`."""
         return self._current(self._clock()).row_bytes
+
+    @property
+    def kernel(self) -> str:
+        """``native`` or ``numpy``: what reads in this process; the same bytes, at another speed."""
+        return native.kernel()
 
     def refresh(self) -> str:
         """Move to the live generation; its name. Lookups in other threads finish on the one they began with.

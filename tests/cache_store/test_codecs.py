@@ -36,7 +36,7 @@ SHAPES = st.tuples(st.integers(0, 3), st.integers(1, 5), st.integers(1, 67))
 
 @settings(max_examples=60)
 @given(data=st.data(), shape=SHAPES, codec=st.sampled_from([c for c in CODECS if c != "log8"]))
-def test_law_1_decoded_tokens_are_within_the_stated_error(data, shape, codec):
+def test_law_1_decoded_tokens_are_within_the_stated_error(kernel, data, shape, codec):
     bound = {"float16": 65504, "int4": 65504}.get(codec, 2.0**100)
     tokens = data.draw(hnp.arrays(np.float32, shape, elements=st.floats(-bound, bound, width=32)))
     out = round_trip(codec, tokens).astype(np.float64)
@@ -78,7 +78,7 @@ def test_law_1_log_codes_are_exact_at_zero_and_powers_of_two_and_near_elsewhere(
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_every_half_and_every_code_decodes(codec):
+def test_every_half_and_every_code_decodes(codec, kernel):
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     values = every[np.isfinite(every)].astype(np.float32)
     values = (np.abs(values) if codec == "log8" else values)[:63488].reshape(62, 16, 64)

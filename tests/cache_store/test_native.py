@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from cache_store import index, native
 from cache_store.crew import Crew
+from cache_store.quantize import Codec
 from cache_store.record import HEADER, header_check
 
 needs_library = pytest.mark.skipif(native.library is None, reason="the compiled part was not built here")
@@ -154,3 +155,25 @@ def test_an_index_altered_in_any_way_is_searched_as_by_numpy_and_not_outside_its
         assert (entry == numpy_entry).all()
         assert (check == numpy_check)[known].all() and (offset == numpy_offset)[known].all()
         assert n == 0 or native.library.find(held, table._shards, shard, asked, others, 0) is None or flips
+
+
+@needs_library
+@given(
+    codec=st.sampled_from(native.CODECS), n=st.integers(0, 4), tokens=st.integers(1, 5), width=st.integers(1, 67),
+    before=st.integers(0, 3), streamed=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_any_bytes_decode_as_by_numpy_and_no_other_token_is_touched(
+    codec, n, tokens, width, before, streamed, seed
+):
+    rng, kind = np.random.default_rng(seed), Codec(codec, tokens, width)
+    size = np.dtype(kind.fields).itemsize
+    rows = rng.integers(0, 256, (n, size + 8), np.uint8)  # records at a distance of more than their size
+    record = rows[:, 8:].view(kind.fields)[:, 0]
+    found = np.full((n, before + tokens + 1, width), 9, np.float32)
+    expected = found.copy()
+    part = slice(before, before + tokens)
+    kind.decode(record, found[:, part], streamed)
+    with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
+        patch.setattr(native, "library", None)
+        kind.decode(record, expected[:, part])
+    assert np.array_equal(found, expected, equal_nan=True)

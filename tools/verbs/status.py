@@ -36,7 +36,9 @@ def command(
         return console.fields("store", {"": "none; `vista summarize` makes one"})
     rows = [list(row.values()) for row in found["store"]["generations"]]
     columns = list(found["store"]["generations"][0]) if rows else []
-    console.table(f"store {found['store']['path']}: generations", columns, rows)
+    console.table(
+        f"store {found['store']['path']}, read by {found['store']['read by']}: generations", columns, rows
+    )
     users = found["store"]["some users"]
     rows = [(name, live, " ".join(map(str, users[name]))) for name, live in found["store"]["lines"].items()]
     console.table("lines", ("line", "live generation", "some of its users"), rows)
@@ -87,6 +89,7 @@ def _store(path: Any) -> dict[str, Any] | None:
     now = time.time() * 1000
     return {
         "path": str(path),
+        "read by": store.kernel,
         "some users": _some_users(path, store.layout.line_names()),
         "lines": {name: lines.live(store.layout, name).live for name in store.layout.line_names()},
         "generations": [
