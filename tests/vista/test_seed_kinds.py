@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from vista.catalogue import survey
 from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, SummarizerConfig
+from vista.context_kv import ContextKV
 from vista.data.events import Events
 from vista.data.loader import Arrays
 from vista.embedding import EventEncoder, ItemEncoder
+from vista.kv_pool import KVPool
 from vista.model import VistaModel
 from vista.ops.crossing import Plan
 from vista.places import PlaceRead, coded, decoded, horizons
@@ -164,3 +166,23 @@ def test_training_starts_the_places_and_the_same_histories_start_the_same():
         catalogue.fit(model)
     one, other = (model.summarizer.encoder.seeds for model in models)
     assert torch.equal(one, other) and not torch.equal(one, before)
+
+
+def test_a_context_with_places_ranks_alike_from_the_pool(tmp_path):
+    config = dataclasses.replace(
+        CONFIG,
+        slots=SlotConfig(buckets=24, clusters=8),
+        summarizer=dataclasses.replace(CONFIG.summarizer, kind="places", seeds=5),
+    )
+    model, events = VistaModel(config).eval(), histories([30, 9], 8)
+    last = events.time[events.offsets[1:] - 1]
+    with torch.inference_mode():
+        tokens = {n: torch.from_numpy(x) for n, x in model.summarizer.summarize(events).tokens.items()}
+        ctx = model.ranker.context(tokens, None, Events.empty(2), last, last, owner=["a", "b"])
+        assert ctx.slots.shape[1] == model.ranker.addressed == model.slots.tokens + 5
+        pool = KVPool.create(tmp_path / "pool", model, 2)
+        tickets = pool.put(ctx)
+        back = ContextKV.concat([pool.get(t, o) for t, o in zip(tickets, ctx.owner, strict=True)])
+        asked = np.arange(12), np.array([0, 5, 12])
+        assert torch.equal(model.ranker.rank(back, *asked), model.ranker.rank(ctx, *asked))
+        pool.close()
