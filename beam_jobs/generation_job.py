@@ -74,6 +74,7 @@ def run_tasks(
 
     with progress_bar(run, settings.job, sum(task.rows for task in tasks), progress):
         for attempt in range(1, attempts + 1):
+            shutil.rmtree(run.path / "failures", ignore_errors=True)
             try:
                 pipeline.run(build, beam_args, imports=(__name__, source.__module__))
                 break

@@ -14,9 +14,11 @@ import contextlib
 import functools
 import logging
 import shlex
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import FrameType
 from typing import Any, TypeVar
 
 import apache_beam as beam
@@ -103,17 +105,23 @@ def run(
 
     Raises:
         WorkerLost: a local worker process died.
+        KeyboardInterrupt: of Ctrl-C, also where Beam took it for an error of a task.
         Exception: whatever the runner raises for a failed task.
     """
     options = pipeline_options(beam_args)
     local = is_local(options)
     pipeline = beam.Pipeline(runner=FnApiRunner() if local else None, options=options)
     build(pipeline)
-    with _supervised_workers(imports) if local else contextlib.nullcontext([]) as lost:
+    with (
+        _interrupts() as stopped,
+        _supervised_workers(imports, stopped) if local else contextlib.nullcontext([]) as lost,
+    ):
         try:
             result = pipeline.run()
             result.wait_until_finish()
         except Exception as error:
+            if stopped:
+                raise KeyboardInterrupt from error
             if lost:
                 raise WorkerLost(
                     f"{'; '.join(lost)}; run the same command again to continue the run"
@@ -130,17 +138,38 @@ def run(
     }
 
 
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Yields the Ctrl-Cs that came while the body ran. One that meets this thread in a task is an error to Beam, which
+    a job would try again."""
+    before = signal.getsignal(signal.SIGINT)
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield seen
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class _SupervisedWorkerHandler(SubprocessSdkWorkerHandler):
     """A worker process whose death fails the run. Beam 2.77 waits for its answer for ever instead."""
 
-    def __init__(self, lost: list[str], imports: Sequence[str], *args: Any):
+    def __init__(self, lost: list[str], stopped: list[int], imports: Sequence[str], *args: Any):
         super().__init__(*args)
-        self._lost, self._imports = lost, imports
+        self._lost, self._interrupted, self._imports = lost, stopped, imports
         self._stopped = threading.Event()
 
     def start_worker(self) -> None:
-        # Options reach such a worker only from here; what is below ERROR would go to the terminal.
-        self.provision_info.provision_info.pipeline_options.update({_LOG_LEVEL: "ERROR"})
+        # Options reach such a worker only from here; what is below that would go to the terminal.
+        self.provision_info.provision_info.pipeline_options.update({_LOG_LEVEL: "CRITICAL"})
         words = [sys.executable, "-m", "beam_jobs.quiet_worker", *self._imports]
         command = shlex.join(words).encode()
         self.worker = SubprocessSdkWorker(command, self.control_address, self.provision_info, self.worker_id)
@@ -160,22 +189,27 @@ class _SupervisedWorkerHandler(SubprocessSdkWorkerHandler):
 
     def stop_worker(self) -> None:
         self._stopped.set()
-        super().stop_worker()
+        if not self._interrupted:  # else it may wait for an answer; it ends with this process
+            super().stop_worker()
 
 
 @contextlib.contextmanager
-def _supervised_workers(imports: Sequence[str]) -> Iterator[list[str]]:
+def _supervised_workers(imports: Sequence[str], stopped: list[int]) -> Iterator[list[str]]:
     """Use :class:`_SupervisedWorkerHandler` for subprocess workers while the body runs; yields what was lost.
 
-    Beam's own chatter about the start and end of each worker is left out meanwhile.
+    Beam's own chatter about the start and end of each worker is left out meanwhile, and the stack traces of failed
+    tasks: ``RUN/failures/`` has them, and the error that ends the run says why.
     """
     registry = WorkerHandler._registered_environments
     before = registry[SUBPROCESS_SDK]
     lost: list[str] = []
-    registry[SUBPROCESS_SDK] = (functools.partial(_SupervisedWorkerHandler, lost, imports), before[1])
-    chatter = logging.getLogger("apache_beam.runners.portability.local_job_service")
+    registry[SUBPROCESS_SDK] = (
+        functools.partial(_SupervisedWorkerHandler, lost, stopped, imports),
+        before[1],
+    )
+    chatter = logging.getLogger("apache_beam.runners")
     level = chatter.level
-    chatter.setLevel(logging.ERROR)
+    chatter.setLevel(logging.CRITICAL)
     try:
         yield lost
     finally:

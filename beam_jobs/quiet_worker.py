@@ -1,4 +1,5 @@
-"""A local worker process: Beam's own main, without the lines it prints at every start. Errors still show.
+"""A local worker process: Beam's own main, without the lines it prints at every start, and without the stack
+traces of failed tasks (``RUN/failures/`` has them).
 
 Started as ``python -m beam_jobs.quiet_worker MODULE...`` by ``pipeline.py``; imports the modules first.
 """
@@ -8,12 +9,15 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 
 if __name__ == "__main__":
+    # Ctrl-C reaches all processes of a terminal: the end, without a stack trace.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     # The level of the handler, not of the root logger: Beam sets the latter anew.
     handler = logging.StreamHandler()
-    handler.setLevel(logging.ERROR)
+    handler.setLevel(logging.CRITICAL)
     logging.getLogger().addHandler(handler)
     from apache_beam.runners.worker import sdk_worker_main
 

@@ -21,6 +21,7 @@ import json
 import os
 import re
 import resource
+import traceback
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -320,11 +321,12 @@ class RunDirectory:
             "error": type(error).__name__,
             "text": str(error),
             "exit_code": int(getattr(error, "exit_code", ExitCode.INTERNAL)),
+            "trace": traceback.format_exception(error),
         }
-        write_atomically(self.path / "failures" / f"{name}.json", json.dumps(facts).encode())
+        write_atomically(self.path / "failures" / f"{name}.json", json.dumps(facts, indent=1).encode())
 
     def failures(self) -> dict[str, dict[str, Any]]:
-        """Last error by unit name: ``error`` (class name), ``text``, ``exit_code``."""
+        """Last error by unit name: ``error`` (class name), ``text``, ``exit_code``, ``trace`` (lines)."""
         folder = self.path / "failures"
         if not folder.exists():
             return {}

@@ -53,6 +53,41 @@ def test_every_element_is_done_once_and_counted_in_each_mode(tmp_path, mode, wor
         assert counters == {"numbers": 6}
 
 
+INTERRUPTED = """
+import os, sys
+from pathlib import Path
+import apache_beam as beam
+from beam_jobs import pipeline
+from test_pipeline import Interrupt
+folder, *args = sys.argv[1:]
+try:
+    pipeline.run(lambda p: p | beam.Create(range(6)) | beam.ParDo(Interrupt(folder, os.getpid())), args)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+class Interrupt(beam.DoFn):
+    """Sends Ctrl-C to the driver alone at element 3."""
+
+    def __init__(self, folder: str, driver: int):
+        self._folder, self._driver = Path(folder), driver
+
+    def process(self, n: int):
+        if n == 3:
+            os.kill(self._driver, signal.SIGINT)
+        (self._folder / str(n)).touch()
+
+
+@pytest.mark.parametrize("mode, workers", [("in_memory", 1), ("multi_processing", 2)])
+def test_ctrl_c_ends_a_run_and_is_no_failure_to_try_again(tmp_path, mode, workers):
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path), *pipeline.local_args(mode, workers)]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 130
+    if mode == "in_memory":
+        assert not found.stderr and {p.name for p in tmp_path.iterdir()} < set("0123")
+
+
 @pytest.mark.filterwarnings(LOST_STREAMS)
 def test_a_killed_worker_process_fails_the_run_and_the_next_run_succeeds(tmp_path):
     args = pipeline.local_args("multi_processing", 2)

@@ -90,7 +90,9 @@ def test_a_half_written_receipt_counts_as_none(tmp_path):
 def test_a_receipt_clears_the_failure_of_its_unit(tmp_path):
     run, _ = start(tmp_path / "r")
     run.note_failure("bucket-00000", ValueError("bad"))
-    assert run.failures()["bucket-00000"] == {"error": "ValueError", "text": "bad", "exit_code": 1}
+    found = run.failures()["bucket-00000"]
+    assert found.pop("trace")[-1] == "ValueError: bad\n"
+    assert found == {"error": "ValueError", "text": "bad", "exit_code": 1}
     finished_unit(run)
     assert run.failures() == {}
 
