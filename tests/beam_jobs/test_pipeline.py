@@ -85,7 +85,8 @@ def test_ctrl_c_ends_a_run_and_is_no_failure_to_try_again(tmp_path, mode, worker
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 130
     if mode == "in_memory":
-        assert not found.stderr and {p.name for p in tmp_path.iterdir()} < set("0123")
+        assert "Traceback" not in found.stderr
+        assert {p.name for p in tmp_path.iterdir()} < set("0123")
 
 
 @pytest.mark.filterwarnings(LOST_STREAMS)
