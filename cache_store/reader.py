@@ -105,15 +105,22 @@ class Snapshot:
         chain: newest first; the last is full.
         verify: check every record on read.
         crew: threads that share the work on a batch; None for the calling thread alone.
+        opened_ms: when the files were last looked at, which opening them is.
+
+    Attributes:
+        checked_ms, checks: when the files were last compared with the manifests, and how often; kept by ``Views``.
     """
 
-    def __init__(self, chain: list[Generation], verify: bool, crew: Crew | None = None) -> None:
+    def __init__(
+        self, chain: list[Generation], verify: bool, crew: Crew | None = None, opened_ms: int = 0
+    ) -> None:
         self.chain, self.verify, self._crew = chain, verify, crew or Crew(1)
         self.schema = chain[0].schema
         self.name = chain[0].manifest.generation
         self.row_bytes = chain[0].row_bytes
         self._shards = np.uint64(chain[0].manifest.num_shards)
         self._local = threading.local()
+        self.checked_ms, self.checks = opened_ms, 0
 
     @property
     def names(self) -> list[str]:

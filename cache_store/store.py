@@ -272,7 +272,10 @@ class Store:
 
     @contextmanager
     def pin(self) -> Iterator[Store]:
-        """This store as it reads now, for several lookups that must see one generation while others refresh."""
+        """This store as it reads now, for several lookups that must see one generation while others refresh.
+
+        Pickled, it becomes a store at that generation, which its own ``refresh`` moves.
+        """
         snapshot = self._current(self._clock())
         frozen = object.__new__(Store)
         vars(frozen).update(vars(self))
@@ -439,10 +442,11 @@ class Store:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_pinned": None}
+        views = self._views if self._pinned is None else self._views.standing_at(self._pinned)
+        return {**vars(self), "_views": views, "_pinned": None}
 
     def _current(self, now_ms: int) -> Snapshot:
-        return self._pinned or self._views.current(now_ms)
+        return self._views.current(now_ms, self._pinned)
 
     def _counted(self, read: Callable[..., Any], users: Users, out: np.ndarray | None, as_of: Any) -> Any:
         start = time.perf_counter()

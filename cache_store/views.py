@@ -64,7 +64,6 @@ class Views:
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._lease: Lease | None = None
-        self._checked_ms, self._turn = self._clock(), 0
         self._pins: Counter[str] = Counter()
         self._generations: dict[str, Generation] = {}
         self._history: tuple[str, ...] = ()
@@ -74,6 +73,12 @@ class Views:
     def __getstate__(self) -> dict[str, object]:
         names = ("layout", "line", "fingerprint", "verify", "_clock", "_wants_lease", "_crew", "_closed")
         return {name: vars(self)[name] for name in names} | {"pinned": self.name}
+
+    def standing_at(self, snapshot: Snapshot) -> Views:
+        """These views as if last refreshed when that was live; to be pickled."""
+        twin = object.__new__(Views)
+        vars(twin).update(vars(self), _snapshot=snapshot)
+        return twin
 
     def __setstate__(self, state: dict[str, object]) -> None:
         pinned = state.pop("pinned")
@@ -89,32 +94,32 @@ class Views:
         """Generation as of the last refresh; None before the first."""
         return self._snapshot.name if self._snapshot else None
 
-    def current(self, now_ms: int) -> Snapshot:
-        """The chain as of the last refresh.
+    def current(self, now_ms: int, pinned: Snapshot | None = None) -> Snapshot:
+        """The chain as of the last refresh, or ``pinned``; looked after, as all that is read.
 
         Raises:
             StoreClosed. Damaged: a file was cut or an index altered; and as :meth:`refresh`, where that let go of it.
         """
         if self._pid != os.getpid():
             self._after_fork()
-        snapshot = self._snapshot
+        snapshot = pinned or self._snapshot
         if snapshot is None:
             if self._closed:
                 raise StoreClosed(f"{self.layout.root}: the store was closed; open it again")
             return self.refresh()
         if self._lease is not None:
             self._lease.renew(now_ms)
-        if not 0 <= now_ms - self._checked_ms < CHECK_MS:
-            self._recheck(snapshot)
-            self._checked_ms = now_ms
+        self._recheck(snapshot, now_ms)
         return snapshot
 
-    def _recheck(self, snapshot: Snapshot) -> None:
-        shard, turn = divmod(self._turn, len(snapshot.chain))
+    def _recheck(self, snapshot: Snapshot, now_ms: int) -> None:
+        if 0 <= now_ms - snapshot.checked_ms < CHECK_MS:
+            return
+        shard, turn = divmod(snapshot.checks, len(snapshot.chain))
         for depth, generation in enumerate(snapshot.chain):
             shards = [shard % len(generation.manifest.shards)] if self.verify and depth == turn else []
             generation.recheck(shards)
-        self._turn += 1
+        snapshot.checked_ms, snapshot.checks = now_ms, snapshot.checks + 1
 
     def refresh(self) -> Snapshot:
         """Move to the live generation of the line. What stays open after a move is checked again: sizes, indexes.
@@ -177,6 +182,7 @@ class Views:
                     return self._snapshot
                 if name in self._earlier:
                     self._earlier.move_to_end(name)
+                    self._recheck(self._earlier[name], self._clock())
                     return self._earlier[name]
                 try:
                     snapshot = self._take(name)
@@ -203,6 +209,8 @@ class Views:
         try:
             yield
         finally:
+            if self._pid != os.getpid():
+                self._after_fork()
             with self._lock:
                 self._pins[snapshot.name] -= 1
                 self._pins += Counter()
@@ -220,11 +228,12 @@ class Views:
 
     def _after_fork(self) -> None:
         # The parent's lock may have been held by a thread that does not exist here; mappings are still good.
-        snapshot, history = self._snapshot, self._history
+        snapshot, history, pins = self._snapshot, self._history, self._pins
         self._start()
-        self._history = history
+        self._history, self._pins = history, pins
         if snapshot is not None:
             self._generations = {g.manifest.generation: g for g in snapshot.chain}
+        if snapshot is not None or pins:
             self._hold()
 
     def _take(self, name: str) -> Snapshot:
@@ -270,7 +279,7 @@ class Views:
             wanted = held.manifest.parent
         if self._snapshot is not None and [id(g) for g in self._snapshot.chain] == [id(g) for g in chain]:
             return self._snapshot
-        return Snapshot(chain, self.verify, self._crew)
+        return Snapshot(chain, self.verify, self._crew, self._clock())
 
     def _open(self, folder: Path, held: Generation | None, moved: bool) -> Generation:
         """A generation as it is sealed now; ``held``, checked again after a move, if it was opened with that seal."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pickle
 import warnings
 
 import numpy as np
 import pytest
 
-from cache_store import Status, Store, forget
+from cache_store import Status, Store, forget, leases
 from cache_store import manifest as manifests
 from cache_store.errors import Damaged
 from cache_store.keys import from_keys
@@ -100,3 +103,77 @@ def test_a_damaged_record_spoils_no_batch_even_where_warnings_are_errors(tmp_pat
 def test_a_key_that_no_user_has_is_damage_and_not_a_wrong_argument(key, kind):
     with pytest.raises(Damaged, match="vista verify"):
         from_keys([key], kind)
+
+
+def _lease(path):
+    """What this process has told ``prune`` that it has in use."""
+    (file,) = path.glob(f"leases/{os.getpid()}-*.json")
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("how", ["as of", "pinned"])
+def test_an_altered_index_is_found_also_below_a_view_that_is_not_the_live_one(tmp_path, how):
+    store, _ = published(tmp_path / "s")
+    now = np.zeros(1, np.int64)
+    with Store.open(tmp_path / "s", clock=lambda: int(now[0])) as reader, reader.pin() as pinned:
+        TRUTH.publish(store, "next", 2000)
+        reader.refresh()
+
+        def look():
+            if how == "pinned":
+                return pinned.lookup(TRUTH.users)
+            return reader.lookup(TRUTH.users, as_of=1500)
+
+        assert look().generation == "00000001"
+        for index in (tmp_path / "s/generations/00000001").glob("shard*.idx"):
+            with open(index, "r+b") as file:
+                file.seek(index.stat().st_size - 8)
+                file.write(b"altered!")
+        with pytest.raises(Damaged, match=r"00000001.*\.idx.*vista verify"):
+            for _ in range(TRUTH.num_shards):
+                now[0] += 1000
+                look()
+
+
+def test_a_pinned_store_renews_its_lease_however_long_it_reads_alone(tmp_path):
+    published(tmp_path / "s")
+    now = np.zeros(1, np.int64)
+    with Store.open(tmp_path / "s", clock=lambda: int(now[0])) as reader, reader.pin() as pinned:
+        before = _lease(tmp_path / "s")
+        now[0] += leases.TTL_MS // 2
+        pinned.lookup(TRUTH.users)
+        after = _lease(tmp_path / "s")
+        assert after["expires_ms"] > before["expires_ms"] and after["generations"] == ["00000001"]
+
+
+def test_a_child_that_leaves_the_pin_it_was_forked_in_lets_go_of_nothing_of_its_parents(tmp_path):
+    store, _ = published(tmp_path / "s")
+    with Store.open(tmp_path / "s") as reader:
+        pin = reader.pin()
+        pinned = pin.__enter__()
+        TRUTH.publish(store, "next", 2000)
+        reader.refresh()
+        assert _lease(tmp_path / "s")["generations"] == ["00000001", "00000002"]
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                assert pinned.lookup(TRUTH.users).generation == "00000001"
+                assert _lease(tmp_path / "s")["generations"] == ["00000001", "00000002"]  # its own
+                pin.__exit__(None, None, None)
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert _lease(tmp_path / "s")["generations"] == ["00000001", "00000002"]
+        pin.__exit__(None, None, None)
+
+
+def test_a_pinned_store_goes_through_pickle_as_it_reads(tmp_path):
+    store, _ = published(tmp_path / "s")
+    with Store.open(tmp_path / "s") as reader, reader.pin() as pinned:
+        second = TRUTH.publish(store, "next", 2000)
+        reader.refresh()
+        with pickle.loads(pickle.dumps(pinned)) as copy, pickle.loads(pickle.dumps(reader)) as other:
+            assert copy.lookup(TRUTH.users).generation == "00000001"
+            assert other.lookup(TRUTH.users).generation == second == copy.refresh()
