@@ -2,7 +2,8 @@
 
 Read in this order: ``layout`` (what lies where), ``record`` (bytes of one user), ``quantize`` (codecs), ``keys``,
 ``index`` and ``pages`` (where a record lies), ``writer`` (one shard), ``manifest``, ``publish`` and ``lines`` (what
-is live), ``generation`` and ``reader`` (a batch), ``views`` (which generation), ``store`` (the object that users hold).
+is live), ``generation`` and ``reader`` (a batch), ``native`` (its loops in C), ``views`` (which generation), ``store``
+(the object that users hold).
 Then what one looks for: ``compact``, ``prune``, ``verify``, ``forget``, ``remote`` (push and pull), ``torch_feature``,
 ``metrics``. docs/format.md says the same for readers in other languages.
 """
