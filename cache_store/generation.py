@@ -181,7 +181,7 @@ class Generation:
             crew, pieces = None, 1
         if self.schema.paged and native.library is not None:
             native.library.copy_rows(
-                self.table.files.data, place, out, out.nbytes >= STREAM_BYTES,
+                self.table.files.address, len(self.table.files.data), place, out, out.nbytes >= STREAM_BYTES,
                 self.schema.record_bytes - HEADER_BYTES, keys, self.model, verify, head, good, crew,
             )  # fmt: skip
             return good

@@ -154,6 +154,7 @@ class IndexSet:
             base + [s.offset for s in shapes],
         ]
         self._shards = np.stack(columns, axis=1)
+        self._addresses = words.ctypes.data, self._shards.ctypes.data
 
     def find(
         self, shard: np.ndarray, hashes: np.ndarray, second: np.ndarray | None
@@ -173,7 +174,7 @@ class IndexSet:
         if self._second is None:
             second = None
         if native.library is not None:
-            found = native.library.find(self.words, self._shards, shard, hashes, second, _LONGEST)
+            found = native.library.find(*self._addresses, shard, hashes, second, _LONGEST)
         else:
             found = self._find(shard, hashes, second)
         if found is None:

@@ -47,6 +47,7 @@ class FileRange:
     """Files mapped end to end; each begins at a multiple of the page size.
 
     Attributes:
+        address: of the first byte, in this process.
         data: uint8 [total], read-only; the gap after each file reads as zeros.
         starts: int64 [files], byte at which each file begins.
 
@@ -62,10 +63,10 @@ class FileRange:
         address = _libc.mmap(None, self._total, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
         if address == _FAILED:
             raise OSError(ctypes.get_errno(), f"cannot reserve {self._total} bytes of addresses")
-        self._address = address
+        self.address: int = address
         for path, size, start in zip(files, sizes, self.starts.tolist(), strict=True):
             self._map(path, size, start)
-        owner = _Owner(self._address, self._total)
+        owner = _Owner(self.address, self._total)
         self.data = np.asarray(owner)
 
     def will_need(self, starts: np.ndarray, size: int) -> None:
@@ -73,7 +74,7 @@ class FileRange:
         madvise, page = _libc.madvise, mmap.ALLOCATIONGRANULARITY
         first = starts // page * page
         lengths = starts + size - first
-        for at, length in zip((self._address + first).tolist(), lengths.tolist(), strict=True):
+        for at, length in zip((self.address + first).tolist(), lengths.tolist(), strict=True):
             madvise(at, length, mmap.MADV_WILLNEED)
 
     def _map(self, path: Path, size: int, start: int) -> None:
@@ -97,7 +98,7 @@ class FileRange:
                 )
             if size == 0:
                 return
-            where = self._address + start
+            where = self.address + start
             if _libc.mmap(where, size, mmap.PROT_READ, mmap.MAP_SHARED | _FIXED, fd, 0) != where:
                 code = ctypes.get_errno()
                 self._release()
@@ -108,7 +109,7 @@ class FileRange:
             os.close(fd)
 
     def _release(self) -> None:
-        _libc.munmap(self._address, self._total)
+        _libc.munmap(self.address, self._total)
 
 
 class _Owner:

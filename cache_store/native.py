@@ -15,6 +15,14 @@ import numpy as np
 from cache_store.crew import Crew
 
 
+def _at(array: np.ndarray) -> int:
+    """Address of an array's first byte; four times as fast as ``array.ctypes.data`` where it is writable."""
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+    except (TypeError, ValueError, BufferError):  # read-only, empty or strided
+        return array.ctypes.data
+
+
 class Library:
     """The functions of a built ``native.c``. The interpreter is free while they run; they keep nothing.
 
@@ -43,7 +51,8 @@ class Library:
 
     def copy_rows(
         self,
-        data: np.ndarray,
+        data: int,
+        size: int,
         place: np.ndarray,
         out: np.ndarray,
         streamed: bool,
@@ -58,7 +67,7 @@ class Library:
         """Copy the rows around records and judge these; see ``Generation.gather``.
 
         Args:
-            data: uint8 [bytes], the mapped range.
+            data, size: address and bytes of the mapped range.
             place: int64 [n], byte of each record; its row begins 16 bytes before, at a multiple of 4,096. Rows that
                 do not lie in the range come out as zeros.
             out: uint8 [n, row], whole pages. streamed: write past the processor's caches.
@@ -70,11 +79,12 @@ class Library:
         n, row = out.shape
         assert len(place) == len(keys) == len(head) == len(good) == n
         assert row % 4096 == 0 and 240 < payload <= row - 80
-        assert all(a.flags.c_contiguous for a in (place, out, keys, head, good))
+        for array in (place, out, keys, head, good):
+            assert array.flags.c_contiguous
         taken = ctypes.c_int64(0)
         arguments = (
-            ctypes.addressof(taken), data.ctypes.data, len(data), place.ctypes.data, n, row, payload, out.ctypes.data,
-            streamed, keys.ctypes.data, model, verify, head.ctypes.data, good.ctypes.data,
+            ctypes.addressof(taken), data, size, _at(place), n, row, payload, _at(out), streamed, _at(keys), model,
+            verify, _at(head), _at(good),
         )  # fmt: skip
         if crew is None:
             self._copy_rows(*arguments)
@@ -83,8 +93,8 @@ class Library:
 
     def find(
         self,
-        words: np.ndarray,
-        shards: np.ndarray,
+        words: int,
+        shards: int,
         shard: np.ndarray,
         hashes: np.ndarray,
         second: np.ndarray | None,
@@ -93,8 +103,8 @@ class Library:
         """Search the indexes of a generation; see ``index.IndexSet.find``.
 
         Args:
-            words: uint64, of all indexes.
-            shards: int64 [shards, 7], of each: directory, shift, entries, hash, second hash, check, offset.
+            words: address of uint64, all indexes.
+            shards: address of int64 [shards, 7], of each: directory, shift, entries, hash, second hash, check, offset.
             most: entries that one prefix can have.
 
         Returns:
@@ -105,8 +115,7 @@ class Library:
         shard, hashes = np.ascontiguousarray(shard, np.int64), np.ascontiguousarray(hashes)
         second = None if second is None else np.ascontiguousarray(second)
         altered = self._find(
-            words.ctypes.data, shards.ctypes.data, shard.ctypes.data, hashes.ctypes.data,
-            None if second is None else second.ctypes.data, n, most, found.ctypes.data,
+            words, shards, _at(shard), _at(hashes), None if second is None else _at(second), n, most, _at(found),
         )  # fmt: skip
         return None if altered else (found[0], found[1].view(np.uint64), found[2])
 
@@ -114,7 +123,7 @@ class Library:
         """XXH64 of the keys of int64 ids, uint64 [n]; see ``keys.hash_of``."""
         ids = np.ascontiguousarray(ids, np.int64)
         out = np.empty(len(ids), np.uint64)
-        self._hash(ids.ctypes.data, len(ids), out.ctypes.data)
+        self._hash(_at(ids), len(ids), _at(out))
         return out
 
     def decode(
@@ -141,8 +150,7 @@ class Library:
             tokens, width = 1, tokens * width
         self._decode(
             CODECS.index(codec), codes.ctypes.data, codes.strides[0], n, tokens, width,
-            None if scale is None else scale.ctypes.data, table.ctypes.data, out.ctypes.data, out.strides[0] // 4,
-            streamed,
+            None if scale is None else scale.ctypes.data, _at(table), out.ctypes.data, out.strides[0] // 4, streamed,
         )  # fmt: skip
 
 

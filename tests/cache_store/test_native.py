@@ -63,7 +63,7 @@ def _copy(data, place, keys, pages, payload, verify=True, streamed=False, crew=N
     out = room[first : first + len(place) * pages * PAGE].reshape(len(place), pages * PAGE)
     head, good = np.ones(len(place), HEADER), np.ones(len(place), bool)
     native.library.copy_rows(
-        data, place, out, streamed, payload, keys, MODEL, verify, head, good, crew
+        data.ctypes.data, len(data), place, out, streamed, payload, keys, MODEL, verify, head, good, crew
     )  # fmt: skip
     assert (room[:first] == 9).all() and (room[first + out.size :] == 9).all()
     return out, head, good
@@ -149,12 +149,12 @@ def test_an_index_altered_in_any_way_is_searched_as_by_numpy_and_not_outside_its
     shard = np.zeros(len(asked), np.int64)
     with _guarded(words) as held:
         table = index.IndexSet(held, [0], [shape])
-        entry, check, offset = native.library.find(held, table._shards, shard, asked, others, 1000)
+        entry, check, offset = native.library.find(*table._addresses, shard, asked, others, 1000)
         numpy_entry, numpy_check, numpy_offset = table._find(shard, asked, others)
         known = entry >= 0
         assert (entry == numpy_entry).all()
         assert (check == numpy_check)[known].all() and (offset == numpy_offset)[known].all()
-        assert n == 0 or native.library.find(held, table._shards, shard, asked, others, 0) is None or flips
+        assert n == 0 or native.library.find(*table._addresses, shard, asked, others, 0) is None or flips
 
 
 @needs_library
