@@ -177,7 +177,8 @@ def _work(
                 if attempt == options.attempts or bad:
                     failed = BucketFailed(
                         f"{directory.path}: {name} failed with {fact['error']}: {fact['text']}; the tables are as they "
-                        f"were. Remove the cause and run the same vista compact again to continue"
+                        f"were. Remove the cause and run the same vista compact with the same --run-dir again"
+                        f" to continue"
                     )
                     failed.exit_code = ExitCode.BAD_INPUT if bad else failed.exit_code
                     raise failed from error

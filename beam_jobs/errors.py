@@ -39,6 +39,12 @@ class RunRecordDamaged(JobError):
     """A file of the run directory cannot be read back."""
 
 
+class RunStorageFull(JobError):
+    """No space is left for what a run keeps or spills; nothing was published and the old generation is live."""
+
+    exit_code = ExitCode.NOT_PUBLISHED
+
+
 class BucketFailed(JobError):
     """A bucket's task failed after all attempts; nothing was published and the old generation is live."""
 

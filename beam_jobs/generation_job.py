@@ -88,7 +88,8 @@ def run_tasks(
     if missing:
         raise IncompleteRun(
             f"{run.path}: expected a receipt for each of {len(tasks)} buckets, {len(missing)} are missing "
-            f"({', '.join(missing[:5])}); nothing was published. Run the same command again to continue"
+            f"({', '.join(missing[:5])}); nothing was published. Run the same command with "
+            f"the same --run-dir again to continue"
         )
     return {name: receipt for name, receipt in receipts.items() if receipt is not None}
 
@@ -219,7 +220,8 @@ def _failed(run: RunDirectory, failures: dict[str, dict[str, Any]], error: Excep
     more = f" and {len(failures) - 1} more buckets" if len(failures) > 1 else ""
     failed = BucketFailed(
         f"{run.path}: {name}{more} failed with {fact['error']}: {fact['text']}; nothing was published and "
-        f"the old generation is live. Remove the cause and run the same command again to continue"
+        f"the old generation is live. Remove the cause and run the same command with the "
+        f"same --run-dir again to continue"
     )
     if fact["exit_code"] == ExitCode.BAD_INPUT:
         failed.exit_code = ExitCode.BAD_INPUT

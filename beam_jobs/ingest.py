@@ -174,7 +174,7 @@ def _failed(
         return DataError(f"{fact['text']} (unit {name} of {run_dir.path}; nothing was committed)")
     return BucketFailed(
         f"{run_dir.path}: {name} failed with {fact['error']}: {fact['text']}; nothing was committed. Remove the cause "
-        f"and run the same vista ingest again to continue"
+        f"and run the same vista ingest with the same --run-dir again to continue"
     )
 
 
@@ -221,7 +221,8 @@ def _counts(run_dir: RunDirectory, plan: Plan) -> dict[str, int]:
     if wrong:
         raise IncompleteRun(
             f"{run_dir.path}: expected rows read = written + repeated + in the table + dead letters, found "
-            f"{'; '.join(wrong)}; nothing was committed. Run the same vista ingest again to continue"
+            f"{'; '.join(wrong)}; nothing was committed. Run the same vista ingest with the same "
+            f"--run-dir again to continue"
         )
     return counts
 

@@ -14,6 +14,7 @@ from beam_jobs.run_record import DEAD_LETTER_SCHEMA, DeadLetter
 from beam_jobs.spill import write_chunk
 from cache_store.keys import bucket_of
 from vista.data.importer import Checked, Letter, check, check_items
+from vista.data.paths import is_full
 from vista.data.schema import Source, UnreadableFile, open_source
 
 
@@ -47,6 +48,8 @@ def read_logs(task: ReadTask, settings: Settings) -> list[Routed]:
                         chunks.add(checked)
                         letters.append(_letters(checked.letters, source.path))
             except (UnreadableFile, OSError, ValueError, pa.ArrowException) as error:
+                if is_full(error):
+                    raise
                 why = str(error).split("\n", 1)[0]
                 if not settings.skip_bad_files:
                     raise UnreadableFile(
@@ -97,6 +100,8 @@ def read_items(sources: Sequence[Source], settings: Settings) -> list[Routed]:
                     routed += spill_names(item, names, f"file-{i:05d}-{row:012d}.arrow", settings)
                     row += batch.num_rows
         except (OSError, ValueError, pa.ArrowException) as error:
+            if is_full(error):
+                raise
             raise UnreadableFile(
                 f"{source.path}: expected {source.rows} readable rows, found {row}, then: {error}; replace the file "
                 f"and run vista ingest again"

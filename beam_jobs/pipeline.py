@@ -11,8 +11,10 @@ module, and no job saves the main session. A task gets paths, never rows; only `
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -33,7 +35,7 @@ from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
 )
 from apache_beam.runners.portability.local_job_service import SubprocessSdkWorker
 
-from beam_jobs.errors import OptionsError, WorkerLost
+from beam_jobs.errors import OptionsError, RunStorageFull, WorkerLost
 
 MODES = ("in_memory", "multi_threading", "multi_processing")
 NAMESPACE = "vista"
@@ -104,7 +106,7 @@ def run(
         all; what a job accounts for comes from its receipts, not from here.
 
     Raises:
-        WorkerLost: a local worker process died.
+        WorkerLost: a local worker process died. RunStorageFull: a disk is full.
         KeyboardInterrupt: of Ctrl-C, also where Beam took it for an error of a task.
         Exception: whatever the runner raises for a failed task.
     """
@@ -124,7 +126,12 @@ def run(
                 raise KeyboardInterrupt from error
             if lost:
                 raise WorkerLost(
-                    f"{'; '.join(lost)}; run the same command again to continue the run"
+                    f"{'; '.join(lost)}; run the same command with the same --run-dir again to continue the run"
+                ) from error
+            if os.strerror(errno.ENOSPC) in str(error):  # of a worker that could not even leave its error
+                raise RunStorageFull(
+                    "no space left where a task writes; free some and run the same command with the same --run-dir "
+                    "again to continue the run"
                 ) from error
             raise
     try:

@@ -15,6 +15,7 @@ resumes trusts it only if those files are still there with the same digest. Ever
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -32,7 +33,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from beam_jobs.errors import ExitCode, RunInProgress, RunOptionsDiffer, RunRecordDamaged
+from beam_jobs.errors import ExitCode, RunInProgress, RunOptionsDiffer, RunRecordDamaged, RunStorageFull
+from vista.data.paths import is_full
 
 RUN_FORMAT = 1
 
@@ -124,16 +126,34 @@ class RunRecord:
             ) from error
 
 
+@contextlib.contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Raises RunStorageFull where the body finds the disk full."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise RunStorageFull(
+            f"{path}: no space left ({error}); free some and run the same command with the same --run-dir again"
+        ) from error
+
+
 def write_atomically(path: Path, data: bytes) -> None:
-    """Put ``data`` under ``path``: temporary name, fsync, rename. Readers see all of it or the old file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Put ``data`` under ``path``: temporary name, fsync, rename. Readers see all of it or the old file.
+
+    Raises:
+        RunStorageFull
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with room_for(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -385,7 +405,7 @@ class RunDirectory:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         total = 0
         try:
-            with pq.ParquetWriter(temporary, DEAD_LETTER_SCHEMA) as writer:
+            with room_for(path), pq.ParquetWriter(temporary, DEAD_LETTER_SCHEMA) as writer:
                 for table in self.dead_letters():
                     writer.write_table(table)
                     total += int(pa.compute.sum(table["rows"]).as_py() or 0)
@@ -407,8 +427,9 @@ class _Hold:
         self._fd: int | None = None
 
     def __enter__(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        with room_for(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beam_jobs.errors import RunInProgress, RunOptionsDiffer, RunRecordDamaged
+from beam_jobs.errors import ExitCode, RunInProgress, RunOptionsDiffer, RunRecordDamaged, RunStorageFull
 from beam_jobs.run_record import (
     DeadLetter,
     RunDirectory,
     RunRecord,
     peak_memory_bytes,
+    room_for,
     unit_name,
     write_atomically,
 )
@@ -152,3 +153,15 @@ def test_an_atomic_write_leaves_no_temporary_file(tmp_path):
 
 def test_peak_memory_is_of_this_process_and_in_bytes():
     assert 10 << 20 < peak_memory_bytes() < 1 << 40
+
+
+def test_a_full_disk_is_told_as_such_and_other_errors_as_they_are(tmp_path):
+    with (
+        pytest.raises(RunStorageFull, match=f"{tmp_path}: no space left.*--run-dir") as told,
+        room_for(tmp_path),
+        open("/dev/full", "wb", buffering=0) as file,
+    ):
+        file.write(b"x")
+    assert told.value.exit_code == ExitCode.NOT_PUBLISHED
+    with pytest.raises(FileNotFoundError), room_for(tmp_path):
+        (tmp_path / "nothing").read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob as local_glob
 import os
 from collections.abc import Iterable
@@ -89,6 +90,11 @@ def remove(uris: Iterable[str]) -> None:
             fs.rm_file(path)
         except FileNotFoundError:
             pass
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error means that a disk is full: no fault of what was read."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
 
 
 def size(uri: str) -> int:

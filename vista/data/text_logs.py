@@ -78,6 +78,8 @@ def draft(path: str, target: str, wanted: Collection[str]) -> Facts:
             )
             _write(target, rows)
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
+        if paths.is_full(error):
+            raise
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnreadableFile(
             f"{path}: expected a readable text log, as its name ends, found: {why}; replace or leave out the file, or "
