@@ -42,11 +42,12 @@ def compact(layout: Layout, line: str, snapshot: Snapshot, published_ms: int, be
     # A compaction that was rolled back is not the one that is asked for now.
     run_id = f"compact-{newest.generation}-{seals}-{len(pointer.taken_back)}"
     staging = publish.stage(layout, run_id, began)
+    receipts = [fold_shard(chain, k, staging) for k in range(newest.num_shards)]
+    # Only now: forget takes it from a staging folder, and from here on a finished shard with it, which shows.
     with storage_errors(f"compacting {newest.generation}"):
         letters = chain[0].folder / publish.DEAD_LETTERS
         if publish.DEAD_LETTERS in newest.extra_files:
             shutil.copyfile(letters, staging / publish.DEAD_LETTERS)
-    receipts = [fold_shard(chain, k, staging) for k in range(newest.num_shards)]
     try:
         return publish.publish(
             layout,

@@ -8,12 +8,15 @@ import pickle
 import warnings
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from cache_store import Status, Store, forget, leases
+from cache_store import Status, Store, compact, forget, leases
 from cache_store import manifest as manifests
 from cache_store.errors import Damaged
 from cache_store.keys import from_keys
+from cache_store.layout import DEAD_LETTERS
 from tools.faults.truth import Truth
 
 TRUTH = Truth(num_users=20)
@@ -177,3 +180,26 @@ def test_a_pinned_store_goes_through_pickle_as_it_reads(tmp_path):
         with pickle.loads(pickle.dumps(pinned)) as copy, pickle.loads(pickle.dumps(reader)) as other:
             assert copy.lookup(TRUTH.users).generation == "00000001"
             assert other.lookup(TRUTH.users).generation == second == copy.refresh()
+
+
+def test_a_forget_while_shards_are_folded_loses_no_dead_letter(tmp_path, monkeypatch):
+    store, there = published(tmp_path / "s")
+    receipts = TRUTH.build(store, "next", 1001, 1000)
+    letters = pa.table({"user": ["123456"], "why": ["a test"]})
+    pq.write_table(letters, store.layout.run("next") / DEAD_LETTERS)
+    written = sum(r.records + r.tombstones for r in receipts)
+    store.publish(
+        store.layout.run("next"), receipts, kind="delta", parent="00000001", fingerprint=receipts[0].fingerprint,
+        watermark_ms=1001, expected=written + 1, dead_letters=1,
+    )  # fmt: skip
+    fold_shard = compact.fold_shard
+
+    def after_a_forget(chain, shard, staging):
+        if shard == 0:
+            Store(tmp_path / "s").forget(TRUTH.users[there[:1]])
+        return fold_shard(chain, shard, staging)
+
+    monkeypatch.setattr(compact, "fold_shard", after_a_forget)
+    folder = store.layout.generation(store.compact())
+    assert pq.read_table(folder / DEAD_LETTERS).equals(letters)
+    assert store.lookup(TRUTH.users[there[:1]]).status[0] == Status.MISSING and store.verify().ok
