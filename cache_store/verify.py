@@ -80,13 +80,34 @@ def verify(layout: Layout, generation: str | None = None) -> VerifyReport:
             Problem(layout.forgotten.name, str(error), "restore it, or run `vista forget` again")
         )
     for name in [generation] if generation is not None else layout.generation_names():
+        found = _while_it_stands(layout, name)
+        if generation is None and not layout.generation(name).is_dir():
+            continue  # pruned meanwhile
         report.generations.append(name)
-        report.problems.extend(_generation(layout, name, report))
+        report.problems += found.problems
+        report.records, report.states = report.records + found.records, report.states + found.states
+        report.bytes += found.bytes
     if generation is None and layout.generations.is_dir():
         for path in sorted(layout.generations.glob(f"{DELETING}*")):
             what, remedy = "a half-deleted generation", "run `vista prune`"
             report.problems.append(Problem(_name(layout, path), what, remedy))
     return report
+
+
+def _while_it_stands(layout: Layout, name: str) -> VerifyReport:
+    """Of one generation; looked at again where ``forget`` has meanwhile sealed it anew and taken files away."""
+    while True:
+        report, seal = VerifyReport(), _seal(layout.generation(name))
+        report.problems += _generation(layout, name, report)
+        if not report.problems or _seal(layout.generation(name)) == seal:
+            return report
+
+
+def _seal(folder: Path) -> bytes:
+    try:
+        return manifests.read_seal(folder)
+    except StoreError:
+        return b""
 
 
 def _name(layout: Layout, path: Path) -> str:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cache_store import Status, Store, compact, forget, leases
+from cache_store import Status, Store, compact, forget, leases, verify
 from cache_store import manifest as manifests
 from cache_store.errors import Damaged
 from cache_store.keys import from_keys
@@ -203,3 +203,24 @@ def test_a_forget_while_shards_are_folded_loses_no_dead_letter(tmp_path, monkeyp
     folder = store.layout.generation(store.compact())
     assert pq.read_table(folder / DEAD_LETTERS).equals(letters)
     assert store.lookup(TRUTH.users[there[:1]]).status[0] == Status.MISSING and store.verify().ok
+
+
+@pytest.mark.parametrize("change", [lambda s: s.forget(TRUTH.users[:5]), lambda s: s.prune(keep=1)])
+def test_what_a_forget_or_a_prune_takes_away_while_the_store_is_verified_is_no_problem(
+    tmp_path, monkeypatch, change
+):
+    store, _ = published(tmp_path / "s")
+    for version in (2000, 3000):
+        TRUTH.publish(store, f"run-{version}", version)
+    judge, changed = verify._file, []
+
+    def after_a_change(*facts):
+        if not changed:
+            changed.append(change(store))
+        return judge(*facts)
+
+    monkeypatch.setattr(verify, "_file", after_a_change)
+    report = store.verify()
+    assert changed and report.problems == []
+    assert report.generations == store.layout.generation_names()
+    assert report.records == sum(m.records for m in store.generations())
