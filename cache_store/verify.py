@@ -115,23 +115,30 @@ def _name(layout: Layout, path: Path) -> str:
 
 
 def _pointers(layout: Layout, report: VerifyReport) -> None:
-    present = set(layout.generation_names())
     for line in layout.line_names():
         path = _name(layout, layout.pointer(line))
         try:
-            pointer = lines.live(layout, line)
+            pointer, gone = _names_nowhere(layout, line)
         except StoreError as error:
             report.problems.append(Problem(path, str(error), f"run `vista promote --line {line} GENERATION`"))
             continue
-        for name in (pointer.live, *pointer.earlier):
-            if name not in present:
-                what = f"names generation {name}, which is not there"
-                remedy = "run `vista rollback`" if name == pointer.live else "run `vista prune`"
-                report.problems.append(Problem(path, what, remedy, name))
+        for name in gone:
+            what = f"names generation {name}, which is not there"
+            remedy = "run `vista rollback`" if name == pointer.live else "run `vista prune`"
+            report.problems.append(Problem(path, what, remedy, name))
     for line in sorted(_lines_of_generations(layout) - set(layout.line_names())):
         path = _name(layout, layout.pointer(line))
         what = f"missing, though generations of line {line!r} are there"
         report.problems.append(Problem(path, what, f"run `vista promote --line {line} GENERATION`"))
+
+
+def _names_nowhere(layout: Layout, line: str) -> tuple[lines.Pointer, list[str]]:
+    """A pointer, and what it names that is not there; read again where it was pruned meanwhile."""
+    while True:
+        pointer = lines.live(layout, line)
+        gone = [n for n in (pointer.live, *pointer.earlier) if not layout.generation(n).is_dir()]
+        if not gone or lines.live(layout, line) == pointer:
+            return pointer, gone
 
 
 def _lines_of_generations(layout: Layout) -> set[str]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cache_store import Status, Store, compact, forget, leases, verify
+from cache_store import Status, Store, compact, forget, leases, lines, verify
 from cache_store import manifest as manifests
 from cache_store.errors import Damaged
 from cache_store.keys import from_keys
@@ -224,3 +224,23 @@ def test_what_a_forget_or_a_prune_takes_away_while_the_store_is_verified_is_no_p
     assert changed and report.problems == []
     assert report.generations == store.layout.generation_names()
     assert report.records == sum(m.records for m in store.generations())
+
+
+def test_what_is_published_or_pruned_between_a_pointer_and_its_generations_is_no_problem(
+    tmp_path, monkeypatch
+):
+    store, _ = published(tmp_path / "s")
+    for version in (2000, 3000):
+        TRUTH.publish(store, f"run-{version}", version)
+    read, changed = lines.live, []
+
+    def before_a_change(layout, line):
+        pointer = read(layout, line)
+        if not changed:
+            changed.append(True)
+            TRUTH.publish(store, "run-4000", 4000)
+            store.prune(keep=1)
+        return pointer
+
+    monkeypatch.setattr(lines, "live", before_a_change)
+    assert store.verify().problems == [] and changed
