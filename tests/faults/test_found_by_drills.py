@@ -226,21 +226,21 @@ def test_what_a_forget_or_a_prune_takes_away_while_the_store_is_verified_is_no_p
     assert report.records == sum(m.records for m in store.generations())
 
 
-def test_what_is_published_or_pruned_between_a_pointer_and_its_generations_is_no_problem(
-    tmp_path, monkeypatch
-):
+@pytest.mark.parametrize("first", ["pointer", "change"])
+def test_what_is_published_and_pruned_while_pointers_are_verified_is_no_problem(tmp_path, monkeypatch, first):
     store, _ = published(tmp_path / "s")
     for version in (2000, 3000):
         TRUTH.publish(store, f"run-{version}", version)
     read, changed = lines.live, []
 
-    def before_a_change(layout, line):
-        pointer = read(layout, line)
-        if not changed:
-            changed.append(True)
-            TRUTH.publish(store, "run-4000", 4000)
-            store.prune(keep=1)
-        return pointer
+    def with_a_change(layout, line):
+        if changed:
+            return read(layout, line)
+        changed.append(True)
+        before = read(layout, line)
+        TRUTH.publish(store, "run-4000", 4000)
+        store.prune(keep=1)
+        return before if first == "pointer" else read(layout, line)
 
-    monkeypatch.setattr(lines, "live", before_a_change)
+    monkeypatch.setattr(lines, "live", with_a_change)
     assert store.verify().problems == [] and changed
