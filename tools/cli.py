@@ -21,6 +21,9 @@ app = typer.Typer(
 )
 
 
+INTERRUPTED = 130
+
+
 @app.callback()
 def _options(
     context: typer.Context,
@@ -45,11 +48,12 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         code = app(args=arguments, standalone_mode=False)
+        if code == INTERRUPTED:  # what typer makes of Ctrl-C
+            console.note("stopped; a job goes on where it was with the same command and its --run-dir")
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        console.note("stopped; the same command goes on where a run directory was given")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.exit(141)
     except Exception as error:
