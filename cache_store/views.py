@@ -149,8 +149,7 @@ class Views:
                 self._snapshot = snapshot
                 self._history = (pointer.live, *pointer.earlier)
                 self._earlier.clear()
-                kept = set(snapshot.names)
-                self._generations = {n: g for n, g in self._generations.items() if n in kept}
+                self._let_go()
                 self._hold()
                 return snapshot
             raise Damaged(
@@ -195,6 +194,7 @@ class Views:
                 self._earlier[name] = snapshot
                 while len(self._earlier) > AS_OF_OPEN:
                     self._earlier.popitem(last=False)
+                    self._let_go()
                 self._hold()
                 return snapshot
             raise Damaged(
@@ -235,6 +235,12 @@ class Views:
             self._generations = {g.manifest.generation: g for g in snapshot.chain}
         if snapshot is not None or pins:
             self._hold()
+
+    def _let_go(self) -> None:
+        """Of generations that no open chain needs; their files are unmapped with the last batch that reads them."""
+        open_chains = [c for c in (self._snapshot, *self._earlier.values()) if c is not None]
+        kept = {name for chain in open_chains for name in chain.names}
+        self._generations = {n: g for n, g in self._generations.items() if n in kept}
 
     def _take(self, name: str) -> Snapshot:
         self._hold(name)

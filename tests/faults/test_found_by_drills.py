@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cache_store import Status, Store, compact, forget, leases, lines, verify
+from cache_store import Status, Store, compact, forget, leases, lines, verify, views
 from cache_store import manifest as manifests
 from cache_store.errors import Damaged
 from cache_store.keys import from_keys
@@ -244,3 +244,16 @@ def test_what_is_published_and_pruned_while_pointers_are_verified_is_no_problem(
 
     monkeypatch.setattr(lines, "live", with_a_change)
     assert store.verify().problems == [] and changed
+
+
+def test_as_of_reads_of_many_generations_keep_no_more_mapped_than_they_may(tmp_path, monkeypatch):
+    store, _ = published(tmp_path / "s")
+    for version in range(2000, 7000, 1000):
+        TRUTH.publish(store, f"run-{version}", version)
+    monkeypatch.setattr(views, "AS_OF_OPEN", 2)
+    with Store.open(tmp_path / "s") as reader:
+        for version in (1000, 2000, 3000, 4000, 5000):
+            assert reader.lookup(TRUTH.users, as_of=version).generation == f"{version // 1000:08d}"
+        with open("/proc/self/maps") as maps:
+            mapped = {line.partition("generations/")[2][:8] for line in maps if str(tmp_path) in line}
+        assert mapped == {"00000004", "00000005", "00000006"}
