@@ -54,11 +54,12 @@ def test_every_element_is_done_once_and_counted_in_each_mode(tmp_path, mode, wor
 
 
 INTERRUPTED = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 import apache_beam as beam
 from beam_jobs import pipeline
 from test_pipeline import Interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & ignores it
 folder, *args = sys.argv[1:]
 try:
     pipeline.run(lambda p: p | beam.Create(range(6)) | beam.ParDo(Interrupt(folder, os.getpid())), args)
