@@ -50,7 +50,7 @@ CODECS = {
     "int4": {"seeds": "int4", "slots": "int4"},
     "int4+log8": {"seeds": "int4", "slots": "log8"},
 }
-"""Ways of serving the same summaries; by default seeds are float16 and slots log8."""
+"""Ways of serving the same summaries; by default seeds are int8 and slots log8."""
 
 LEAST = 0.01
 """MRR that full attention must gain over recent events for shares of it to be told."""

@@ -49,7 +49,7 @@ def build(data: Data, variant: Variant, base: ModelConfig = BASE, seed: int = 0)
     with torch.no_grad():
         # An item's own row is noise until it was trained, and where items seldom come twice it never is.
         model.items.weight.mul_(0.3)
-        torch.nn.init.orthogonal_(model.items.project.weight)
+        torch.nn.init.orthogonal_(model.items.project.weight, generator=torch.Generator().manual_seed(seed))
     if variant.attend:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
