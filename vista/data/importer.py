@@ -92,11 +92,7 @@ def check(batch: pa.RecordBatch | pa.Table, source: Source, rules: Rules, first_
         first_row: number of the first row in the file.
     """
     n = batch.num_rows
-    bad = _Bad(n)
-    columns = {meaning: _valid(_plain(batch.column(name)), bad) for meaning, name in source.names.items()}
-    line = columns.pop(LINE).to_numpy() if LINE in columns else np.arange(first_row, first_row + n)
-    if BROKEN in columns:
-        bad.where(columns.pop(BROKEN).is_valid(), "broken_line")
+    columns, line, bad = _columns(batch, source, first_row)
     user = columns["user_id"]
     bad.where(user.is_null(), "null_user")
     if source.kinds["user_id"] == "int":
@@ -142,12 +138,7 @@ def check_items(
 ) -> tuple[np.ndarray, pa.Array, list[Letter]]:
     """(item int64 [M], name string [M], the rows set aside) of an item file's rows; items of a file without a column
     of names are their own names."""
-    n = batch.num_rows
-    bad = _Bad(n)
-    columns = {meaning: _valid(_plain(batch.column(name)), bad) for meaning, name in source.names.items()}
-    line = columns.pop(LINE).to_numpy() if LINE in columns else np.arange(first_row, first_row + n)
-    if BROKEN in columns:
-        bad.where(columns.pop(BROKEN).is_valid(), "broken_line")
+    columns, line, bad = _columns(batch, source, first_row)
     item = columns["item_id"]
     name = columns.get("name", item)
     bad.where(item.is_null(), "null_item")
@@ -158,6 +149,20 @@ def check_items(
     found = zip(rows.tolist(), _values(batch, source, rows), strict=True)
     letters = [Letter(int(line[i]), bad.reason(i), *values) for i, values in found]
     return ids, name.filter(keep).cast(pa.string()), letters
+
+
+def _columns(
+    batch: pa.RecordBatch | pa.Table, source: Source, first_row: int
+) -> tuple[dict[str, pa.Array], np.ndarray, _Bad]:
+    """Columns by meaning, the line or row of the file that each row is of, and the rows that are broken already."""
+    bad = _Bad(batch.num_rows)
+    columns = {meaning: _valid(_plain(batch.column(name)), bad) for meaning, name in source.names.items()}
+    line = (
+        columns.pop(LINE).to_numpy() if LINE in columns else np.arange(first_row, first_row + batch.num_rows)
+    )
+    if BROKEN in columns:
+        bad.where(columns.pop(BROKEN).is_valid(), "broken_line")
+    return columns, line, bad
 
 
 class _Bad:
