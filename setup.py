@@ -23,9 +23,14 @@ setup(
             "tools.*",
         ]
     ),
-    # Plain C for ctypes, faster copies; where it cannot be built, NumPy does the same (cache_store/native.py).
+    # Plain C for ctypes, faster copies; where it cannot be built, NumPy does the same (cache_store/native/library.py).
     ext_modules=[
-        Extension("cache_store._native", ["cache_store/native.c"], extra_compile_args=["-O3"], optional=True)
+        Extension(
+            "cache_store.native._native",
+            ["cache_store/native/native.c"],
+            extra_compile_args=["-O3"],
+            optional=True,
+        )
     ],
     package_data={"vista": ["py.typed"], "cache_store": ["py.typed"], "beam_jobs": ["py.typed"]},
     install_requires=[

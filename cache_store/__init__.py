@@ -8,12 +8,13 @@ Then what one looks for: ``compact``, ``prune``, ``verify``, ``forget``, ``remot
 ``metrics``. docs/format.md says the same for readers in other languages.
 """
 
-from cache_store.keys import bucket_of, key_bytes
-from cache_store.manifest import Manifest
-from cache_store.reader import Lookup, RawLookup, Snapshot, Status
-from cache_store.record import Group, RecordSchema
+from cache_store.format.keys import bucket_of, key_bytes
+from cache_store.format.manifest import Manifest
+from cache_store.format.receipt import ShardReceipt, finished
+from cache_store.format.record import Group, RecordSchema
+from cache_store.read.snapshot import Lookup, RawLookup, Snapshot, Status
 from cache_store.store import Store
-from cache_store.writer import ShardReceipt, ShardWriter, finished
+from cache_store.write.writer import ShardWriter
 
 __all__ = [
     "Group",

@@ -12,21 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from cache_store import compact, forget, lines, native, prune, publish, verify
-from cache_store import manifest as manifests
-from cache_store.crew import Crew
+from cache_store.change import compact, forget, prune, publish, verify
+from cache_store.change.fold import fold
+from cache_store.change.forget import ForgetReport
+from cache_store.change.prune import PruneReport
+from cache_store.change.verify import VerifyReport
 from cache_store.errors import Damaged, FormatUnknown, Incomplete, MissingUsers, SchemaError, StoreError
-from cache_store.fold import fold
-from cache_store.forget import ForgetReport
-from cache_store.keys import Users, as_users
-from cache_store.layout import MAIN, Layout, StoreFormat, fsync_folder, storage_errors, write_file
-from cache_store.manifest import Manifest
-from cache_store.metrics import LookupCounters
-from cache_store.prune import PruneReport
-from cache_store.reader import Lookup, RawLookup, Snapshot, Status
-from cache_store.verify import VerifyReport
-from cache_store.views import Views
-from cache_store.writer import ShardReceipt
+from cache_store.format import lines
+from cache_store.format import manifest as manifests
+from cache_store.format.keys import Users, as_users
+from cache_store.format.layout import MAIN, Layout, StoreFormat, fsync_folder, storage_errors, write_file
+from cache_store.format.manifest import Manifest
+from cache_store.format.receipt import ShardReceipt
+from cache_store.native import library as native
+from cache_store.native.crew import Crew
+from cache_store.read.counters import LookupCounters
+from cache_store.read.snapshot import Lookup, RawLookup, Snapshot, Status
+from cache_store.read.views import Views
 
 Clock = Callable[[], int]
 """Milliseconds since the Unix epoch."""

@@ -20,7 +20,7 @@ settings.load_profile("vista")
 @pytest.fixture(params=["native", "numpy"])
 def kernel(request, monkeypatch):
     """The test once with the compiled part of the store, once as on a machine where it could not be built."""
-    from cache_store import native
+    from cache_store.native import library as native
 
     if request.param == "numpy":
         monkeypatch.setattr(native, "library", None)

@@ -9,7 +9,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from vista.data.events import Events
-    from vista.data.tables import Warehouse
+    from vista.data.tables.warehouse import Warehouse
 
 MAX_ROWS = 262_144
 
@@ -19,9 +19,9 @@ def newest(warehouse: Warehouse, users: Sequence[int] | Sequence[str] | np.ndarr
 
     Reads only the buckets of these users, and of those only the row groups that hold them.
     """
-    from cache_store.keys import as_users, bucket_of
+    from cache_store.format.keys import as_users, bucket_of
     from vista.data.events import Events
-    from vista.data.tables import read_bucket
+    from vista.data.tables.warehouse import read_bucket
 
     asked = as_users(users, warehouse.user_kind)
     files = warehouse.bucket_files()

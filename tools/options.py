@@ -77,7 +77,7 @@ HOME = Path("vista-home")
 
 def beam_arguments(given: Sequence[str] | None, mode: str, workers: int) -> list[str]:
     """The runner's arguments: what the user gave after ``--``, or the local runner of ``--mode``."""
-    from beam_jobs.pipeline import local_args
+    from beam_jobs.run.runner import local_args
 
     if given:
         if mode != "in_memory" or workers != 1:

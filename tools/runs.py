@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tools import console
 
 if TYPE_CHECKING:
-    from beam_jobs.run_record import RunRecord
+    from beam_jobs.run.record import RunRecord
 
 ALWAYS = ("users", "events", "dead_letters")
 """Counts that are shown also where they are 0."""

@@ -9,13 +9,13 @@ from tools import console
 
 if TYPE_CHECKING:
     from vista.bundle import Bundle
-    from vista.retrieval import ItemIndex
+    from vista.serving.index import ItemIndex
 
 
 def open_index(bundle: Bundle, path: Path, kind: str = "exact") -> ItemIndex:
     """The index of the bundle's catalogue at ``path``; built and saved where there is none of this model."""
     from vista.errors import VistaError
-    from vista.retrieval import ItemIndex
+    from vista.serving.index import ItemIndex
 
     if (path / "index.json").exists():
         try:

@@ -27,7 +27,7 @@ def _check(ok: bool, where: str, expected: str, found: Any) -> None:
 
 @dataclass(frozen=True)
 class EmbeddingConfig:
-    """Items and events as vectors (vista/embedding.py).
+    """Items and events as vectors (vista/embedding/encoders.py).
 
     Attributes:
         tables: hash tables per item; an item's vector is the concatenation of one row of each.
@@ -50,7 +50,7 @@ class EmbeddingConfig:
 
 @dataclass(frozen=True)
 class SlotConfig:
-    """Addressed memory (vista/slots.py): decayed masses in hashed buckets.
+    """Addressed memory (vista/stage1/slots.py): decayed masses in hashed buckets.
 
     By default (rows x buckets + clusters) x 3 horizons are 31,548 masses: with 16 seeds of width 64 in int8 a
     record fills 8 pages of 4 KiB and wastes none of them.
@@ -88,10 +88,10 @@ class SlotConfig:
 
 @dataclass(frozen=True)
 class SummarizerConfig:
-    """Stage 1 (vista/summarizer.py).
+    """Stage 1 (vista/stage1/summarizer.py).
 
     Attributes:
-        kind: of seed tokens: ``qla``, quasi-linear attention, or ``places`` (vista/places.py).
+        kind: of seed tokens: ``qla``, quasi-linear attention, or ``places`` (vista/stage1/places.py).
         layers, heads: of the quasi-linear attention.
         chunk: C, events per causal chunk; 0 is the paper's full (bidirectional) form, which cannot resume.
         seeds: seed tokens; 0 turns them off.
@@ -137,7 +137,7 @@ class SummarizerConfig:
 
 @dataclass(frozen=True)
 class RankerConfig:
-    """Stage 2 (vista/ranker.py).
+    """Stage 2 (vista/stage2/ranker.py).
 
     Attributes:
         layers, heads: of the context and crossing attention.

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from vista.config import ModelConfig
-from vista.embedding import EventEncoder, ItemEncoder
-from vista.ranker import Ranker
-from vista.slots import SlotMemory
-from vista.summarizer import Summarizer
+from vista.embedding.encoders import EventEncoder, ItemEncoder
+from vista.stage1.slots import SlotMemory
+from vista.stage1.summarizer import Summarizer
+from vista.stage2.ranker import Ranker
 
 
 class VistaModel(nn.Module):

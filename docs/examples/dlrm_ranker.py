@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cache_store import Store
-from cache_store.prefetch import LookAhead
-from cache_store.torch_feature import SummaryFeature
-from cache_store.torch_rows import AsOfBatches, AsOfRows
+from cache_store.read.prefetch import LookAhead
+from cache_store.torch.feature import SummaryFeature
+from cache_store.torch.rows import AsOfBatches, AsOfRows
 from vista import bundle as bundles
-from vista import metrics
-from vista.slots import SlotMemory
+from vista.stage1.slots import SlotMemory
+from vista.training import metrics
 
 RECENT = 16
 HOUR_MS = 3_600_000

@@ -48,7 +48,7 @@ def killed(job, options, at: int) -> bool:
 def main() -> None:
     path, step = Path(sys.argv[1]), int(sys.argv[2])
     name, options = pickle.loads(path.read_bytes())
-    job = importlib.import_module(f"beam_jobs.{name}")
+    job = importlib.import_module(f"beam_jobs.generation.{name}")
     before = Path(options.store)
     at, alive = 1, True
     while alive:

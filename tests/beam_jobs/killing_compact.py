@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from killing_ingest import killed
 
-from beam_jobs import compact_tables
-from beam_jobs.run_record import file_digest
-from cache_store.keys import bucket_of
+from beam_jobs.run.record import file_digest
+from beam_jobs.tables import compact as compact_tables
+from cache_store.format.keys import bucket_of
 from vista.data.events import Events
-from vista.data.tables import Warehouse
+from vista.data.tables.warehouse import Warehouse
 
 
 def tables(path: Path) -> Warehouse:

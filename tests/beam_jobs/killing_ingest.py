@@ -20,9 +20,9 @@ from pathlib import Path
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from beam_jobs import ingest
-from beam_jobs.run_record import file_digest
-from vista.data.tables import Warehouse
+from beam_jobs.ingest import job as ingest
+from beam_jobs.run.record import file_digest
+from vista.data.tables.warehouse import Warehouse
 
 
 def killed(job: Callable[[], object], at: int) -> bool:

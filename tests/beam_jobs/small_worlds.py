@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from beam_jobs.refresh import RefreshOptions
-from beam_jobs.summarize import SummarizeOptions
-from cache_store.keys import bucket_of
+from beam_jobs.generation.refresh import RefreshOptions
+from beam_jobs.generation.summarize import SummarizeOptions
+from cache_store.format.keys import bucket_of
 from cache_store.store import Store
 from vista import bundle
 from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig
 from vista.data.events import Events
-from vista.data.tables import Warehouse, read_bucket
+from vista.data.tables.warehouse import Warehouse, read_bucket
 from vista.model import VistaModel
 
 NOW = 1_700_000_000_000

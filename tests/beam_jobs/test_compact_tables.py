@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from small_worlds import NOW, START, World, all_events, histories
 
-from beam_jobs import compact_tables, refresh, summarize
 from beam_jobs.errors import BucketFailed, OptionsError
-from beam_jobs.pipeline import local_args
-from cache_store.keys import bucket_of
-from vista.data.compaction import Merge, mergeable, merges, most_files, publish_merges, write_merged
+from beam_jobs.generation import refresh, summarize
+from beam_jobs.run.runner import local_args
+from beam_jobs.tables import compact as compact_tables
+from cache_store.format.keys import bucket_of
 from vista.data.events import Events
-from vista.data.manifests import DataFile
-from vista.data.rows import IMPRESSIONS, Rows, SortedWriter
-from vista.data.tables import Addition, read_impressions
+from vista.data.tables.compaction import Merge, mergeable, merges, most_files, publish_merges, write_merged
+from vista.data.tables.manifests import DataFile
+from vista.data.tables.rows import IMPRESSIONS, Rows, SortedWriter
+from vista.data.tables.warehouse import Addition, read_impressions
 from vista.errors import DataError
 
 

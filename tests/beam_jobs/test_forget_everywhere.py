@@ -9,9 +9,10 @@ import pytest
 from small_worlds import START, World, all_events, histories, save_bundle
 from test_refresh import broken_model
 
-from beam_jobs import forget, refresh, summarize
 from beam_jobs.errors import OptionsError
-from beam_jobs.forget import ForgetOptions
+from beam_jobs.generation import refresh, summarize
+from beam_jobs.tables import forget
+from beam_jobs.tables.forget import ForgetOptions
 from vista.data.events import Events
 
 

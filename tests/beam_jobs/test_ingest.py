@@ -14,14 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beam_jobs import ingest, pipeline
 from beam_jobs.errors import IncompleteRun, OptionsError, RunOptionsDiffer
-from beam_jobs.ingest_plan import IngestOptions
-from beam_jobs.run_record import RunDirectory, file_digest
-from cache_store.keys import bucket_of
-from vista.data.importer import hash_strings
-from vista.data.rows import IMPRESSIONS
-from vista.data.tables import Warehouse, read_bucket, read_impressions
+from beam_jobs.ingest import job as ingest
+from beam_jobs.ingest.plan import IngestOptions
+from beam_jobs.run import runner as pipeline
+from beam_jobs.run.record import RunDirectory, file_digest
+from cache_store.format.keys import bucket_of
+from vista.data.logs.importer import hash_strings
+from vista.data.tables.rows import IMPRESSIONS
+from vista.data.tables.warehouse import Warehouse, read_bucket, read_impressions
 from vista.errors import DataError
 
 T0 = 1_700_000_000_000

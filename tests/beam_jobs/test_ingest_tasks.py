@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from beam_jobs.ingest_tasks import build_bucket
-from beam_jobs.ingest_units import Settings
-from beam_jobs.run_record import RunDirectory
-from beam_jobs.spill import groups_of, read_pieces, write_chunk
-from vista.data.importer import Rules
-from vista.data.reading import read_bucket
-from vista.data.rows import ROW_GROUP
+from beam_jobs.ingest.build import build_bucket
+from beam_jobs.ingest.spill import groups_of, read_pieces, write_chunk
+from beam_jobs.ingest.units import Settings
+from beam_jobs.run.record import RunDirectory
+from vista.data.logs.importer import Rules
+from vista.data.tables.reading import read_bucket
+from vista.data.tables.rows import ROW_GROUP
 
 KNOB = 30_000
 

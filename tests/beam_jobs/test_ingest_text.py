@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beam_jobs import ingest
-from vista.data.schema import MissingColumn, UnreadableFile, WrongType
-from vista.data.tables import Warehouse, read_bucket
+from beam_jobs.ingest import job as ingest
+from vista.data.logs.schema import MissingColumn, UnreadableFile, WrongType
+from vista.data.tables.warehouse import Warehouse, read_bucket
 
 T0 = 1_700_000_000_000
 NAMES = ("user_id", "item_id", "action", "timestamp_ms")

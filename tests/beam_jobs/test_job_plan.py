@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from small_worlds import START, all_events, histories
 
-from beam_jobs import refresh, summarize
 from beam_jobs.errors import OptionsError
-from beam_jobs.plan import BYTES_PER_EVENT, last_rate, plan
+from beam_jobs.generation import refresh, summarize
+from beam_jobs.generation.plan import BYTES_PER_EVENT, last_rate, plan
 
 
 def test_a_plan_of_summarize_counts_what_the_run_then_does(world):
@@ -62,7 +62,7 @@ def test_users_are_counted_whatever_the_tail_and_however_many_files(world, monke
     there = len(all_events(world)[0])
     assert told.users == there and told.notes == ()
     # Of very large tables some buckets are counted: the hash makes the others like them.
-    monkeypatch.setattr("beam_jobs.plan.COUNTED_ROWS", 1)
+    monkeypatch.setattr("beam_jobs.generation.plan.COUNTED_ROWS", 1)
     told = plan(world.summarize())
     assert abs(told.users - there) < 0.1 * there and "1 of 3 buckets" in told.notes[0]
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from small_worlds import LOST_STREAMS
 
-from beam_jobs import pipeline
 from beam_jobs.errors import OptionsError, WorkerLost
+from beam_jobs.run import runner as pipeline
 
 
 class WriteNumber(beam.DoFn):
@@ -57,7 +57,7 @@ INTERRUPTED = """
 import os, signal, sys
 from pathlib import Path
 import apache_beam as beam
-from beam_jobs import pipeline
+from beam_jobs.run import runner as pipeline
 from test_pipeline import Interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & ignores it
 folder, *args = sys.argv[1:]
@@ -125,7 +125,10 @@ def test_the_largest_tasks_come_first():
 
 
 def test_importing_the_jobs_says_nothing():
-    modules = "beam_jobs.summarize, beam_jobs.ingest, beam_jobs.plan, tools.bench.job"
+    modules = ", ".join(
+        f"beam_jobs.{m}"
+        for m in ("generation.publish", "generation.changed_users", "ingest.pipeline", "ingest.text")
+    )
     done = subprocess.run(
         [sys.executable, "-c", f"import {modules}"], capture_output=True, text=True, check=True
     )
@@ -133,8 +136,9 @@ def test_importing_the_jobs_says_nothing():
 
 
 def test_what_workers_import_is_no_catalog():
-    modules = (
-        "beam_jobs.generation_job, beam_jobs.changed_users, beam_jobs.ingest_pipeline, beam_jobs.ingest_text"
+    modules = ", ".join(
+        f"beam_jobs.{m}"
+        for m in ("generation.publish", "generation.changed_users", "ingest.pipeline", "ingest.text")
     )
     code = f"import sys, {modules}; print([m for m in ('pyiceberg', 'sqlalchemy', 'pydantic') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

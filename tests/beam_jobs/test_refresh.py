@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_worlds import CONFIG, FLOAT32, START, World, all_events, assert_close, histories, save_bundle
 
-from beam_jobs import refresh, summarize
 from beam_jobs.errors import BucketFailed, ExitCode, OptionsError, RunOptionsDiffer
-from beam_jobs.pipeline import local_args
+from beam_jobs.generation import refresh, summarize
+from beam_jobs.run.runner import local_args
 from cache_store.store import Store
 from vista.config import EmbeddingConfig
 from vista.data.events import Events

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs.errors import ExitCode, RunInProgress, RunOptionsDiffer, RunRecordDamaged, RunStorageFull
-from beam_jobs.run_record import (
+from beam_jobs.run.record import (
     DeadLetter,
     RunDirectory,
     RunRecord,
@@ -129,7 +129,7 @@ def test_dead_letters_may_come_as_a_table_with_columns_in_any_order(tmp_path):
 def test_only_one_process_holds_a_run_and_a_killed_one_lets_go(tmp_path):
     run, _ = start(tmp_path / "r")
     code = (
-        "import sys; from beam_jobs.run_record import RunDirectory\n"
+        "import sys; from beam_jobs.run.record import RunDirectory\n"
         f"with RunDirectory({str(run.path)!r}).hold():\n"
         "    print('held', flush=True); sys.stdin.read()"
     )

@@ -22,12 +22,12 @@ from small_worlds import (
     stacked,
 )
 
-from beam_jobs import refresh, summarize
 from beam_jobs.errors import BucketFailed, ExitCode, OptionsError, RunOptionsDiffer
-from beam_jobs.pipeline import local_args
-from beam_jobs.run_record import RunDirectory, RunRecord
+from beam_jobs.generation import refresh, summarize
+from beam_jobs.run.record import RunDirectory, RunRecord
+from beam_jobs.run.runner import local_args
 from cache_store.errors import NothingPublished
-from cache_store.keys import bucket_of
+from cache_store.format.keys import bucket_of
 from vista import bundle
 from vista.data.events import Events
 from vista.model import VistaModel

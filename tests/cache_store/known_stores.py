@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cache_store import Group, RecordSchema, ShardWriter, Store, bucket_of
-from cache_store.keys import as_users, key_bytes
+from cache_store.format.keys import as_users, key_bytes
 
 SMALL = RecordSchema((Group("seeds", 2, 4, "float32"),))
 PAGED = RecordSchema((Group("seeds", 24, 32, "float32"), Group("slots", 8, 32, "float32")))

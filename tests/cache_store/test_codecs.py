@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cache_store import Group, RecordSchema, bucket_of, index, key_bytes, pages
+from cache_store import Group, RecordSchema, bucket_of, key_bytes
 from cache_store.errors import Damaged, KeyKind, SchemaError, StoreError
-from cache_store.keys import as_users, from_keys, hash_of, keys_of, second_hash_of
-from cache_store.mapping import FileRange
-from cache_store.quantize import CODECS
-from cache_store.record import HEADER, header_check
+from cache_store.format import index, pages
+from cache_store.format.keys import as_users, from_keys, hash_of, keys_of, second_hash_of
+from cache_store.format.quantize import CODECS
+from cache_store.format.record import HEADER, header_check
+from cache_store.read.mapping import FileRange
 
 
 def round_trip(codec, tokens):

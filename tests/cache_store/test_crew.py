@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cache_store.crew import Crew
+from cache_store.native.crew import Crew
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])

@@ -16,7 +16,7 @@ from known_stores import PAGED, PAGED_TEXT, SMALL, TEXT, KnownStore
 
 from cache_store import ShardWriter, Status, Store, bucket_of, key_bytes
 from cache_store.errors import Damaged, Incomplete, StoreError
-from cache_store.keys import as_users, hash_of
+from cache_store.format.keys import as_users, hash_of
 
 SCHEMAS = pytest.mark.parametrize(
     "schema", [SMALL, PAGED, TEXT, PAGED_TEXT], ids=["small", "paged", "text", "long"]
@@ -99,7 +99,8 @@ def test_other_readers_keep_reading_and_drop_the_user_at_refresh(tmp_path):
 def test_forgetting_cut_short_leaves_every_generation_whole_and_is_finished_by_the_next(
     tmp_path, monkeypatch, step
 ):
-    from cache_store import forget, sorted_file
+    from cache_store.change import forget
+    from cache_store.write import sorted_file
 
     class Cut(BaseException):
         pass
@@ -195,7 +196,8 @@ def test_a_shard_taken_away_while_it_is_finished_is_a_typed_error(tmp_path, monk
 def test_a_compaction_under_way_does_not_bring_a_forgotten_user_back(
     tmp_path, monkeypatch, when, states_mapped
 ):
-    from cache_store import compact, views
+    from cache_store.change import compact
+    from cache_store.read import views
 
     known = KnownStore(tmp_path / "s")
     known.publish({u: 1 for u in range(100, 120)})

@@ -15,7 +15,7 @@ import pytest
 import xxhash
 
 from cache_store import Store
-from cache_store.keys import bucket_of, key_bytes
+from cache_store.format.keys import bucket_of, key_bytes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 KINDS = ["store-1", "store-1-int64"]

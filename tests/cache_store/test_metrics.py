@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from cache_store import Store
 from cache_store.errors import MissingUsers
-from cache_store.metrics import LATENCY_BOUNDS, STATUSES, LookupCounters, collector, merged, percentile
-from cache_store.torch_feature import SummaryFeature
-from tools.faults.truth import Truth
+from cache_store.read.counters import LATENCY_BOUNDS, STATUSES, LookupCounters, collector, merged, percentile
+from cache_store.testing import Truth
+from cache_store.torch.feature import SummaryFeature
 
 
 @given(

@@ -15,10 +15,11 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_store import index, native
-from cache_store.crew import Crew
-from cache_store.quantize import Codec
-from cache_store.record import HEADER, header_check
+from cache_store.format import index
+from cache_store.format.quantize import Codec
+from cache_store.format.record import HEADER, header_check
+from cache_store.native import library as native
+from cache_store.native.crew import Crew
 
 needs_library = pytest.mark.skipif(native.library is None, reason="the compiled part was not built here")
 PAGE, MODEL = 4096, 77

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_store.prefetch import LookAhead
+from cache_store.read.prefetch import LookAhead
 
 
 def square(x):

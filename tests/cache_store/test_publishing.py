@@ -31,7 +31,7 @@ from cache_store.errors import (
     Unstorable,
     WrongBucket,
 )
-from cache_store.layout import exclusive, storage_errors
+from cache_store.format.layout import exclusive, storage_errors
 
 
 def test_law_8_what_is_expected_is_written_or_dead_lettered(tmp_path):
@@ -82,7 +82,8 @@ def test_the_same_run_publishes_once(tmp_path):
 
 @pytest.mark.parametrize("step", ["manifest", "ready", "renamed"])
 def test_a_publication_cut_short_is_finished_by_the_same_run(tmp_path, monkeypatch, step):
-    from cache_store import lines, publish
+    from cache_store.change import publish
+    from cache_store.format import lines
 
     known = KnownStore(tmp_path / "s")
     old = known.publish({1: 1})
@@ -171,7 +172,7 @@ def test_a_compacted_chain_has_the_digest_of_a_full_run(tmp_path, schema):
 
 
 def test_compaction_gives_way_to_a_delta_published_meanwhile(tmp_path, monkeypatch):
-    from cache_store import compact
+    from cache_store.change import compact
 
     known = KnownStore(tmp_path / "s")
     known.publish({1: 1, 2: 1})
@@ -383,7 +384,7 @@ def test_prune_sweeps_the_remains_of_crashes_and_nothing_of_running_jobs(tmp_pat
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
 def test_a_full_or_read_only_disk_is_told_and_leaves_the_old_generation_live(tmp_path, monkeypatch, code):
-    from cache_store import publish
+    from cache_store.change import publish
 
     known = KnownStore(tmp_path / "s")
     old = known.publish({1: 1})
@@ -430,7 +431,7 @@ def test_unknown_formats_and_features_are_refused(tmp_path):
         with pytest.raises(error):
             known.open()
     (store / "FORMAT").write_text(good)
-    from cache_store import manifest as manifests
+    from cache_store.format import manifest as manifests
 
     path = store / "generations/00000001/manifest.json"
     text = path.read_text()

@@ -21,10 +21,10 @@ from cache_store.errors import (
     SchemaError,
     StoreError,
 )
-from cache_store.keys import hash_of
-from cache_store.remote import pull, push, sweep
-from cache_store.remote_files import RemoteError, RemoteFiles
-from tools.faults.truth import Truth
+from cache_store.format.keys import hash_of
+from cache_store.remote.copy import pull, push, sweep
+from cache_store.remote.files import RemoteError, RemoteFiles
+from cache_store.testing import Truth
 
 TRUTH = Truth(num_users=30)
 

@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from cache_store import Group, RecordSchema, ShardWriter, Status, Store
 from cache_store.errors import KeyKind, MissingUsers, SchemaError, StoreError
-from cache_store.generation import row_bytes
-from cache_store.quantize import CODECS
-from cache_store.record import PAGE_HEADER, as_rows
-from cache_store.torch_decode import RecordDecoder
-from cache_store.torch_feature import SummaryFeature, SummaryLoader
-from tools.faults.truth import FINGERPRINT, Truth
+from cache_store.format.quantize import CODECS
+from cache_store.format.record import PAGE_HEADER, as_rows
+from cache_store.read.generation import row_bytes
+from cache_store.testing import FINGERPRINT, Truth
+from cache_store.torch.decode import RecordDecoder
+from cache_store.torch.feature import SummaryFeature, SummaryLoader
 
 ON_DEVICE = pytest.mark.parametrize("on_device", [False, True], ids=["host-decode", "device-decode"])
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from cache_store import Group, RecordSchema, ShardWriter, Status, Store, bucket_of
 from cache_store.errors import KeyKind, SchemaError
-from cache_store.torch_feature import SummaryFeature
-from cache_store.torch_rows import AsOfBatches, AsOfRows
+from cache_store.torch.feature import SummaryFeature
+from cache_store.torch.rows import AsOfBatches, AsOfRows
 
 USERS = np.arange(6)
 SCHEMA = RecordSchema((Group("count", 1, 2, "float32"),))

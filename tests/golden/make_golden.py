@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import xxhash
 
 from cache_store import Group, RecordSchema, ShardWriter, Store, bucket_of
-from cache_store.keys import as_users, key_bytes
-from cache_store.quantize import CODECS
+from cache_store.format.keys import as_users, key_bytes
+from cache_store.format.quantize import CODECS
 
 SHARDS = 2
 NUMBERS = [-(2**63), -7, 0, 1, 2, 3, 500, 2**63 - 1]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tools.bench import harness, movielens
+from tools.bench import harness
+from tools.studies import movielens
 from vista.errors import DataError
 
 
@@ -69,5 +70,5 @@ def test_our_side_runs_and_is_taken_from_where_it_was_kept(ratings, tmp_path):
 
 
 def test_without_data_the_benchmark_says_how_to_get_it():
-    with pytest.raises(DataError, match=r"ml-100k\.inter.*vista bench movielens"):
+    with pytest.raises(DataError, match=r"ml-100k\.inter.*vista study movielens"):
         movielens.run(quick=True)

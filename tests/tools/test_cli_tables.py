@@ -74,9 +74,9 @@ def test_tables_may_lie_in_any_catalog_named_by_a_file(tmp_path, capsys):
 def test_a_table_of_another_engine_is_adopted_with_its_items(tmp_path, capsys):
     from pyiceberg.catalog import load_catalog
 
-    from cache_store.keys import bucket_of
-    from vista.data.rows import HISTORY
-    from vista.data.table_schemas import bucket_spec, table_schema
+    from cache_store.format.keys import bucket_of
+    from vista.data.tables.rows import HISTORY
+    from vista.data.tables.schemas import bucket_spec, table_schema
 
     (tmp_path / "w").mkdir()
     uri = f"sqlite:///{tmp_path}/w/catalog.db"

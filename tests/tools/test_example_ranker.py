@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cache_store import Store
-from tools.bench import downstream
+from tools.studies import downstream
 from vista import bundle as bundles
 from vista.config import EmbeddingConfig, RankerConfig, SlotConfig, SummarizerConfig, to_dict
 

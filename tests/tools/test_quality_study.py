@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from tools.bench import quality
-from tools.quality.contexts import BASE, ExactMasses, History, variants
-from tools.quality.information import information
-from tools.quality.protocol import Data, examples, from_columns, held_out, training_batches
-from tools.quality.study import answer, build, train
+from tools.studies import quality
+from tools.studies.contexts import BASE, ExactMasses, History, variants
+from tools.studies.information import information
+from tools.studies.protocol import Data, examples, from_columns, held_out, training_batches
+from tools.studies.study import answer, build, train
 from vista.config import SlotConfig, SummarizerConfig
 
 SMALL = dataclasses.replace(

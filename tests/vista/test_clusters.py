@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vista.clusters import fit_clusters, kmeans
 from vista.data.events import Events
 from vista.errors import DataError
+from vista.stage1.clusters import fit_clusters, kmeans
 
 
 def sessions(groups: int, per_group: int, seed: int) -> Events:

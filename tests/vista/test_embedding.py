@@ -6,7 +6,7 @@ import torch
 
 from vista.config import EmbeddingConfig, ModelConfig
 from vista.data.events import Events
-from vista.embedding import NO_TIME, EventEncoder, ItemEncoder, gaps
+from vista.embedding.encoders import NO_TIME, EventEncoder, ItemEncoder, gaps
 from vista.errors import DataError
 
 CONFIG = ModelConfig(width=16, embedding=EmbeddingConfig(tables=2, rows=512, surfaces=8))

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vista.data.events import Events
-from vista.data.examples import (
+from vista.errors import ConfigError
+from vista.training.examples import (
     ExampleConfig,
     PopularItems,
     build_slates,
@@ -19,7 +20,6 @@ from vista.data.examples import (
     requests,
     visits,
 )
-from vista.errors import ConfigError
 
 
 def histories(seed: int, users: int, most: int = 40, items: int = 12, named: float = 0.7) -> Events:

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig
-from vista.context_kv import ContextKV
 from vista.data.events import Events
-from vista.embedding import EventEncoder, ItemEncoder
+from vista.embedding.encoders import EventEncoder, ItemEncoder
 from vista.errors import DataError
-from vista.kv_pool import KVPool, PoolError, Ticket
-from vista.ranker import Ranker
-from vista.slots import SlotMemory
+from vista.serving.kv_pool import KVPool, PoolError, Ticket
+from vista.stage1.slots import SlotMemory
+from vista.stage2.context_kv import ContextKV
+from vista.stage2.ranker import Ranker
 
 NOW = 20_000 * 86_400_000
 CONFIG = ModelConfig(

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vista.data.events import Events
-from vista.data.examples import ExampleConfig, PopularItems, Visit
-from vista.data.loader import (
+from vista.data.tables.rows import HISTORY, IMPRESSIONS, Rows, SortedWriter
+from vista.training.examples import ExampleConfig, PopularItems, Visit
+from vista.training.loader import (
     Arrays,
     Loader,
     LoaderConfig,
@@ -23,7 +24,6 @@ from vista.data.loader import (
     shuffled,
     visit_stream,
 )
-from vista.data.rows import HISTORY, IMPRESSIONS, Rows, SortedWriter
 
 EXAMPLES = ExampleConfig(lag_jitter_events=0, negatives=3, max_history=1_000, keep_unengaged=1.0)
 POPULAR = PopularItems(np.arange(50), np.zeros(50, np.int32), np.ones(50))

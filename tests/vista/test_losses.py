@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from vista import losses
-from vista.count_min import CountMin
 from vista.errors import ConfigError
+from vista.training import losses
+from vista.training.count_min import CountMin
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from vista.ops.qla import qla_memory, qla_read, qla_states, qla_target
 from vista.ops.qla_naive import qla_naive
-from vista.packing import Strands, pack
+from vista.stage1.packing import Strands, pack
 
 Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

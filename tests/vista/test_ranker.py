@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig
 from vista.data.events import Events
-from vista.embedding import EventEncoder, ItemEncoder
+from vista.embedding.encoders import EventEncoder, ItemEncoder
 from vista.errors import DataError, FingerprintMismatch
 from vista.ops import crossing
-from vista.ranker import Ranker, select_recent
-from vista.ranker_naive import one_sequence
-from vista.slots import SlotMemory
+from vista.stage1.slots import SlotMemory
+from vista.stage2.naive import one_sequence
+from vista.stage2.ranker import Ranker, select_recent
 
 DAY = 86_400_000
 NOW = 20_000 * DAY
@@ -198,7 +198,7 @@ def test_a_large_batch_worked_off_in_blocks_gives_what_one_piece_gives(monkeypat
     with torch.no_grad():
         whole = RANKER.context(**inputs, full=True)
         logits = RANKER.rank(whole, items, offsets)
-        monkeypatch.setattr("vista.layer.BIAS", 2 * whole.length**2)
+        monkeypatch.setattr("vista.stage2.layer.BIAS", 2 * whole.length**2)
         pieces = RANKER.context(**inputs, full=True)
         close(RANKER.rank(pieces, items, offsets), logits)
     close(pieces.hidden[pieces.mask], whole.hidden[whole.mask])

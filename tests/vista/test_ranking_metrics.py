@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vista import evaluation, metrics
+from vista.training import evaluate as evaluation
+from vista.training import metrics
 
 
 @st.composite

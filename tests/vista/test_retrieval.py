@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vista.errors import DataError, FingerprintMismatch
-from vista.retrieval import KINDS, IndexDamaged, ItemIndex
+from vista.serving.index import KINDS, IndexDamaged, ItemIndex
 
 
 def unit(rng, *shape):

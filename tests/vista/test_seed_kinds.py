@@ -11,17 +11,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vista.catalogue import survey
 from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, SummarizerConfig
-from vista.context_kv import ContextKV
 from vista.data.events import Events
-from vista.data.loader import Arrays
-from vista.embedding import EventEncoder, ItemEncoder
-from vista.kv_pool import KVPool
+from vista.embedding.encoders import EventEncoder, ItemEncoder
 from vista.model import VistaModel
 from vista.ops.crossing import Plan
-from vista.places import PlaceRead, coded, decoded, horizons
-from vista.summarizer import KINDS, Summarizer
+from vista.serving.kv_pool import KVPool
+from vista.stage1.places import PlaceRead, coded, decoded, horizons
+from vista.stage1.summarizer import KINDS, Summarizer
+from vista.stage2.context_kv import ContextKV
+from vista.training.loader import Arrays
+from vista.training.survey import survey
 
 C = 8
 CONFIG = ModelConfig(

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig
 from vista.data.events import Events
-from vista.embedding import EventEncoder, ItemEncoder
+from vista.embedding.encoders import EventEncoder, ItemEncoder
 from vista.errors import ConfigError, DataError, FingerprintMismatch
-from vista.ranker import Ranker
-from vista.retrieval import ItemIndex
-from vista.serving import Recommender
-from vista.slots import SlotMemory
+from vista.serving.index import ItemIndex
+from vista.serving.recommender import Recommender
+from vista.stage1.slots import SlotMemory
+from vista.stage2.ranker import Ranker
 
 NOW = 20_000 * 86_400_000
 ITEMS = np.arange(200, dtype=np.int64) * 7

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vista.config import ModelConfig, SlotConfig
 from vista.data.events import Events
 from vista.errors import DataError
-from vista.slots import SlotMemory, recency
+from vista.stage1.slots import SlotMemory, recency
 
 DAY = 86_400_000
 CONFIG = ModelConfig(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vista.data.events import COLUMNS, Events
-from vista.state import StateError, UserState
+from vista.stage1.state import StateError, UserState
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 

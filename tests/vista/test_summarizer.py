@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, SummarizerConfig
 from vista.data.events import Events
-from vista.embedding import EventEncoder, ItemEncoder
+from vista.embedding.encoders import EventEncoder, ItemEncoder
 from vista.errors import ConfigError, DataError
-from vista.state import StateError, UserState
-from vista.summarizer import Summarizer
+from vista.stage1.state import StateError, UserState
+from vista.stage1.summarizer import Summarizer
 
 C = 8
 CONFIG = ModelConfig(

@@ -12,19 +12,20 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from vista import bundle, losses
-from vista.catalogue import survey
+from vista import bundle
 from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig
 from vista.data.events import Events
-from vista.data.examples import Batch, ExampleConfig, PopularItems, collate
-from vista.data.loader import Arrays, LoaderConfig, visit_stream
 from vista.errors import BundleError, ConfigError, DataError
-from vista.evaluation import evaluate_model, score
 from vista.model import VistaModel
-from vista.objective import Objective, ObjectiveConfig
-from vista.trainer import Trainer, pick_device
-from vista.training import train_source
-from vista.training_config import TrainingConfig
+from vista.training import losses
+from vista.training.config import TrainingConfig
+from vista.training.evaluate import evaluate_model, score
+from vista.training.examples import Batch, ExampleConfig, PopularItems, collate
+from vista.training.loader import Arrays, LoaderConfig, visit_stream
+from vista.training.objective import Objective, ObjectiveConfig
+from vista.training.survey import survey
+from vista.training.train import train_source
+from vista.training.trainer import Trainer, pick_device
 
 MODEL = ModelConfig(
     width=16,

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, SummarizerConfig
 from vista.data.events import Events
-from vista.embedding import EventEncoder, ItemEncoder
-from vista.state import UserState
-from vista.summarizer import Summarizer, summarize_stream
+from vista.embedding.encoders import EventEncoder, ItemEncoder
+from vista.stage1.state import UserState
+from vista.stage1.summarizer import Summarizer, summarize_stream
 
 CONFIG = ModelConfig(
     width=8,

@@ -31,11 +31,11 @@ import torch
 from tools.bench.harness import Figure, Result, in_turn, ratio
 from tools.bench.rank import NOW_MS, request
 from vista.config import ModelConfig, RankerConfig, SummarizerConfig
-from vista.context_kv import ContextKV
-from vista.kv_pool import KVPool
 from vista.model import VistaModel
-from vista.ranker_naive import rank_sequence
-from vista.retrieval import Found, ItemIndex
+from vista.serving.index import Found, ItemIndex
+from vista.serving.kv_pool import KVPool
+from vista.stage2.context_kv import ContextKV
+from vista.stage2.naive import rank_sequence
 
 SIDES = ("shared", "separate", "recomputed")
 

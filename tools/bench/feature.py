@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from cache_store import Group, RecordSchema, ShardWriter, Store
-from cache_store.torch_feature import SummaryFeature, SummaryLoader
+from cache_store.torch.feature import SummaryFeature, SummaryLoader
 from tools.bench.harness import Figure, Result, in_turn, median, ratio
 
 BATCH = 512

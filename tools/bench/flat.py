@@ -17,8 +17,8 @@ from tools.bench.harness import Figure, Result, in_turn
 from vista.config import ModelConfig
 from vista.data.events import Events
 from vista.model import VistaModel
-from vista.retrieval import ItemIndex
-from vista.serving import Recommender
+from vista.serving.index import ItemIndex
+from vista.serving.recommender import Recommender
 
 NOW_MS = 1_700_000_000_000
 MINUTE_MS = 60_000

@@ -10,7 +10,6 @@ import ast
 import importlib
 import json
 import os
-import pkgutil
 import platform
 import subprocess
 import time
@@ -124,20 +123,26 @@ def commit() -> str:
         return "unknown"
 
 
-def names() -> list[str]:
-    """Benchmarks that exist: the modules of this folder but this one."""
-    return sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if m.name != "harness")
+STUDIES = Path(__file__).parents[1] / "studies"
 
 
-def purpose(name: str) -> str:
+def names(folder: Path = Path(__file__).parent) -> list[str]:
+    """Modules of a folder that have a ``run(quick=..., **params)``."""
+    return sorted(
+        p.stem for p in folder.glob("*.py") if "\ndef run(" in p.read_text() and p.stem != "harness"
+    )
+
+
+def purpose(name: str, folder: Path = Path(__file__).parent) -> str:
     """First line of a benchmark's docstring, read without importing it."""
-    source = (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+    source = (folder / f"{name}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
 def run(name: str, quick: bool, **params: Any) -> dict[str, Any]:
-    """Run one benchmark and return the object that becomes its JSON line."""
-    result: Result = importlib.import_module(f"tools.bench.{name}").run(quick=quick, **params)
+    """Run one benchmark or study and return the object that becomes its JSON line."""
+    package = "tools.bench" if name in names() else "tools.studies"
+    result: Result = importlib.import_module(f"{package}.{name}").run(quick=quick, **params)
     return {
         "bench": name,
         "commit": commit(),

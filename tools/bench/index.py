@@ -14,10 +14,10 @@ import faiss
 import numpy as np
 import torch
 
-from tools.bench import joint
 from tools.bench.harness import Figure, Result, in_turn, ratio
-from tools.quality.protocol import Data
-from vista.retrieval import ItemIndex
+from tools.studies import joint
+from tools.studies.protocol import Data
+from vista.serving.index import ItemIndex
 
 KINDS = ("hnsw", "ivf")
 

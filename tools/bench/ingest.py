@@ -13,12 +13,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beam_jobs import pipeline
-from beam_jobs.ingest import run as run_ingest
-from beam_jobs.ingest_plan import IngestOptions
+from beam_jobs.ingest.job import run as run_ingest
+from beam_jobs.ingest.plan import IngestOptions
+from beam_jobs.run import runner as pipeline
 from tools.bench.harness import Result, in_turn, median, ratio
 from vista.data.generator import GeneratorOptions, generate
-from vista.data.rows import ZSTD_LEVEL
+from vista.data.tables.rows import ZSTD_LEVEL
 
 KEYS = ("user_id", "timestamp_ms", "request_id", "item_id", "action", "surface")
 

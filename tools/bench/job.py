@@ -24,15 +24,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from beam_jobs import pipeline, summarize
-from cache_store.keys import bucket_of
+from beam_jobs.generation import summarize
+from beam_jobs.run import runner as pipeline
+from cache_store.format.keys import bucket_of
 from tools.bench.harness import Figure, Result, median, ratio
 from vista import bundle
 from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, SummarizerConfig
 from vista.data.events import Events
-from vista.data.tables import UserBatch, Warehouse, read_bucket
+from vista.data.tables.warehouse import UserBatch, Warehouse, read_bucket
 from vista.model import VistaModel
-from vista.summarizer import summarize_stream
+from vista.stage1.summarizer import summarize_stream
 
 START_MS = 1_600_000_000_000
 TARGET = 0.9

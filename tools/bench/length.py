@@ -21,8 +21,8 @@ import torch
 from tools.bench.harness import Figure, Result, in_turn, median, ratio
 from vista.config import EmbeddingConfig, ModelConfig, SummarizerConfig
 from vista.data.events import Events
-from vista.embedding import EventEncoder, ItemEncoder
-from vista.summarizer import Summarizer, summarize_stream
+from vista.embedding.encoders import EventEncoder, ItemEncoder
+from vista.stage1.summarizer import Summarizer, summarize_stream
 
 
 @dataclass

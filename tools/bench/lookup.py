@@ -45,7 +45,8 @@ from typing import Any
 
 import numpy as np
 
-from cache_store import Group, RecordSchema, ShardWriter, Store, bucket_of, native
+from cache_store import Group, RecordSchema, ShardWriter, Store, bucket_of
+from cache_store.native import library as native
 from tools.bench.harness import Figure, Result, median, ratio
 
 BATCH = 512

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from beam_jobs.plan import BYTES_PER_EVENT, WORKER_BYTES
+from beam_jobs.generation.plan import BYTES_PER_EVENT, WORKER_BYTES
 from tools.bench.harness import Figure, Result
 from tools.bench.job import histories, make_bundle
-from vista.data.tables import Warehouse
+from vista.data.tables.warehouse import Warehouse
 
 RUN = """
 import json, sys, threading
@@ -34,7 +34,7 @@ def sample():
                 if name in peak:
                     peak[name] = max(peak[name], int(value.split()[0]) * 1024)
 threading.Thread(target=sample).start()
-from beam_jobs import summarize
+from beam_jobs.generation import summarize
 try:
     record = summarize.run(summarize.SummarizeOptions(**json.loads(sys.argv[1])))
 finally:

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from beam_jobs import refresh, summarize
-from beam_jobs.run_record import RunRecord
-from cache_store.keys import bucket_of
+from beam_jobs.generation import refresh, summarize
+from beam_jobs.run.record import RunRecord
+from cache_store.format.keys import bucket_of
 from cache_store.store import Store
 from tools.bench.harness import Figure, Result, median, ratio
 from tools.bench.job import START_MS, histories, lengths_of, make_bundle, make_tables
 from vista.config import SummarizerConfig
-from vista.data.tables import Warehouse
+from vista.data.tables.warehouse import Warehouse
 
 FLOAT32 = {"seeds": "float32", "slots": "float32"}
 

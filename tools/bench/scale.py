@@ -22,18 +22,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from beam_jobs import refresh, summarize
-from beam_jobs.summarize import schema_of
-from cache_store.keys import bucket_of
-from cache_store.record import PAGE, RecordSchema
+from beam_jobs.generation import refresh, summarize
+from beam_jobs.generation.summarize import schema_of
+from cache_store.format.keys import bucket_of
+from cache_store.format.record import PAGE, RecordSchema
 from cache_store.store import Store
-from cache_store.writer import ShardWriter
+from cache_store.write.writer import ShardWriter
 from tools.bench.harness import Figure, Result
 from tools.bench.job import START_MS, histories, make_bundle
 from vista import bundle as bundles
-from vista.data.tables import UserBatch, Warehouse
-from vista.state import UserState
-from vista.summarizer import summarize_stream
+from vista.data.tables.warehouse import UserBatch, Warehouse
+from vista.stage1.state import UserState
+from vista.stage1.summarizer import summarize_stream
 
 
 @dataclass(frozen=True)

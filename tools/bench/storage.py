@@ -23,14 +23,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beam_jobs import pipeline
-from beam_jobs.ingest import run as run_ingest
-from beam_jobs.ingest_plan import IngestOptions
+from beam_jobs.ingest.job import run as run_ingest
+from beam_jobs.ingest.plan import IngestOptions
+from beam_jobs.run import runner as pipeline
 from tools.bench.harness import Figure, Result
 from vista.data.events import COLUMNS, Events
 from vista.data.generator import GeneratorOptions, generate
-from vista.data.rows import IMPRESSIONS, ZSTD_LEVEL
-from vista.data.tables import Warehouse, read_bucket, read_impressions
+from vista.data.tables.rows import IMPRESSIONS, ZSTD_LEVEL
+from vista.data.tables.warehouse import Warehouse, read_bucket, read_impressions
 
 ROWS_AT_A_TIME = 1_000
 """Rows per row group of the plain files: about 50 MB of history before compression."""

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from cache_store import Group, RecordSchema, ShardWriter
-from cache_store.keys import hash_of, second_hash_of
-from cache_store.record import as_rows, model_word
+from cache_store.format.keys import hash_of, second_hash_of
+from cache_store.format.record import as_rows, model_word
 from tools.bench.harness import Figure, Result, in_turn, median, ratio
 
 BATCH = 256

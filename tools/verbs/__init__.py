@@ -26,6 +26,7 @@ VERBS: dict[str, str] = {
     "status": "Look",
     "verify": "Look",
     "bench": "Look",
+    "study": "Look",
 }
 """Verb to the section of ``vista --help`` it stands in, in the order shown."""
 

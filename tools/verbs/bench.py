@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tools import console
 from tools.bench import harness
+
+BENCH = Path(harness.__file__).parent
 
 
 def command(
@@ -22,15 +25,18 @@ def command(
     ] = None,
 ) -> None:
     """Measure one thing and print one JSON line: figures with spread, target, and whether it is met."""
-    known = harness.names()
+    measure("bench", BENCH, name, quick, json, param)
+
+
+def measure(verb: str, folder: Path, name: str, quick: bool, json: bool, param: list[str] | None) -> None:
+    """What ``vista bench`` and ``vista study`` have in common."""
+    known = harness.names(folder)
     if name == "list":
-        rows = [(n, harness.purpose(n)) for n in known]
-        console.json_line(dict(rows)) if json else console.table(
-            "Benchmarks", ("name", "what it measures"), rows
-        )
+        rows = [(n, harness.purpose(n, folder)) for n in known]
+        console.json_line(dict(rows)) if json else console.table(verb, ("name", "what it measures"), rows)
         return
     if name not in known:
-        raise typer.BadParameter(f"no benchmark {name!r}; expected one of {', '.join(known)}")
+        raise typer.BadParameter(f"no {verb} {name!r}; expected one of {', '.join(known)}")
     params = {}
     for item in param or []:
         key, found, value = item.partition("=")
@@ -44,7 +50,7 @@ def command(
             (key, f["value"], f["unit"], _span(f), console.number(f["target"]), met[f["met"]])
             for key, f in report["figures"].items()
         ]
-        console.table(f"bench {name}", ("figure", "value", "unit", "quartiles", "target", "met"), rows)
+        console.table(f"{verb} {name}", ("figure", "value", "unit", "quartiles", "target", "met"), rows)
         for text in report["notes"]:
             console.note(text)
     print(harness.line(report), flush=True)

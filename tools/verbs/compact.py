@@ -61,7 +61,7 @@ def command(
     """
     at = Home(home)
     if what is What.tables:
-        from beam_jobs import compact_tables
+        from beam_jobs.tables import compact as compact_tables
 
         options = compact_tables.CompactOptions(
             warehouse=at.tables(warehouse),

@@ -78,7 +78,7 @@ class Demo:
 
     @property
     def beam(self) -> list[str]:
-        from beam_jobs.pipeline import local_args
+        from beam_jobs.run.runner import local_args
 
         return local_args("multi_processing", self.workers) if self.workers > 1 else local_args()
 
@@ -98,7 +98,7 @@ class Demo:
         )
 
     def ingest(self) -> None:
-        from beam_jobs import ingest
+        from beam_jobs.ingest import job as ingest
 
         record = self._ingest(ingest, self.made.events, self.made.impressions)
         size = sum(f.stat().st_size for f in self.home.warehouse.rglob("*.parquet"))
@@ -124,8 +124,8 @@ class Demo:
         import torch
 
         from vista import bundle
-        from vista.data.tables import Warehouse
-        from vista.training import TrainingConfig, train
+        from vista.data.tables.warehouse import Warehouse
+        from vista.training.train import TrainingConfig, train
 
         torch.set_num_threads(1)
         config = TrainingConfig(max_steps=0, max_seconds=self.train_seconds, validation_slates=600)
@@ -137,7 +137,7 @@ class Demo:
         )  # fmt: skip
 
     def summarize(self) -> None:
-        from beam_jobs import summarize
+        from beam_jobs.generation import summarize
 
         options = summarize.SummarizeOptions(
             warehouse=str(self.home.warehouse),
@@ -182,8 +182,8 @@ class Demo:
         from tools import histories
         from tools.serving import open_index
         from vista import bundle as bundles
-        from vista.data.tables import Warehouse
-        from vista.serving import MAX_RECENT, Recommender
+        from vista.data.tables.warehouse import Warehouse
+        from vista.serving.recommender import MAX_RECENT, Recommender
 
         bundle = bundles.load(self.home.model)
         tables = Warehouse(self.home.warehouse).open()
@@ -205,7 +205,8 @@ class Demo:
     def refresh(self) -> None:
         import numpy as np
 
-        from beam_jobs import ingest, refresh, summarize
+        from beam_jobs.generation import refresh, summarize
+        from beam_jobs.ingest import job as ingest
         from cache_store import Store
 
         new = self._ingest(ingest, self.made.later, [])

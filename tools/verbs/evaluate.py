@@ -26,8 +26,8 @@ def command(
     """Ranking, retrieval and calibration metrics with 95 % intervals over users; split by time."""
     import torch
 
-    from vista.data.tables import Warehouse
-    from vista.evaluation import evaluate
+    from vista.data.tables.warehouse import Warehouse
+    from vista.training.evaluate import evaluate
 
     at = Home(home)
     torch.set_num_threads(1)

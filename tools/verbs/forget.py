@@ -23,9 +23,9 @@ def command(
 
     Copies elsewhere (pushed generations, the raw logs, backups) are yours to clean.
     """
-    from beam_jobs import forget
+    from beam_jobs.tables import forget
     from cache_store import Store
-    from vista.data.tables import Warehouse
+    from vista.data.tables.warehouse import Warehouse
 
     at = Home(home)
     tables = at.tables(warehouse)

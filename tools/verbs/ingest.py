@@ -112,7 +112,7 @@ def command(
     json: JsonOption = False,
 ) -> int:
     """Bring logs in any order into the tables. One atomic snapshot per run; the same files again add nothing."""
-    from beam_jobs import ingest
+    from beam_jobs.ingest import job as ingest
 
     at = Home(home)
     if adopt:
@@ -143,8 +143,8 @@ def command(
 def _adopt(
     where: str | dict[str, str], buckets: int, actions: Sequence[str], surfaces: Sequence[str], json: bool
 ) -> int:
-    from cache_store.keys import bucket_of
-    from vista.data.tables import Warehouse
+    from cache_store.format.keys import bucket_of
+    from vista.data.tables.warehouse import Warehouse
 
     if not buckets or not actions:
         raise typer.BadParameter(

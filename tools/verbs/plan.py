@@ -39,9 +39,9 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Users, events, bytes, minutes and memory of a job, counted and measured on samples; changes nothing."""
-    from beam_jobs import plan
-    from beam_jobs.refresh import RefreshOptions
-    from beam_jobs.summarize import SummarizeOptions
+    from beam_jobs.generation import plan
+    from beam_jobs.generation.refresh import RefreshOptions
+    from beam_jobs.generation.summarize import SummarizeOptions
 
     at = Home(home)
     options = (SummarizeOptions if job is Job.summarize else RefreshOptions)(

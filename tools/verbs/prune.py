@@ -31,7 +31,7 @@ def command(
 ) -> None:
     """Delete generations that no line keeps and no reader has in use, then what only they needed of the tables."""
     from cache_store import Store
-    from vista.data.tables import Warehouse
+    from vista.data.tables.warehouse import Warehouse
 
     at = Home(home)
     tables = Warehouse(at.tables(warehouse))

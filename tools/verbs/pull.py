@@ -28,7 +28,7 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Copy a generation here, verify every file, publish it to a line. An interrupted pull goes on."""
-    from cache_store import remote
+    from cache_store.remote import copy as remote
 
     storage = pairs(option, "--option") or None
     with console.status(f"pulling from {url}"):

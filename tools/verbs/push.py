@@ -29,7 +29,8 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Copy a generation by digest, then point the remote line at it. An interrupted push goes on."""
-    from cache_store import Store, remote
+    from cache_store import Store
+    from cache_store.remote import copy as remote
 
     storage = pairs(option, "--option")
     with console.status(f"pushing to {url}"):

@@ -45,8 +45,8 @@ def command(
 
     from cache_store import Status, Store
     from vista import bundle as bundles
-    from vista.data.tables import Warehouse
-    from vista.serving import MAX_RECENT, Recommender
+    from vista.data.tables.warehouse import Warehouse
+    from vista.serving.recommender import MAX_RECENT, Recommender
 
     at = Home(home)
     torch.set_num_threads(1)

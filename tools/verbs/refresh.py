@@ -69,8 +69,8 @@ def command(
     Where it cannot go on from the live generation (none yet, another model, other codecs) it runs
     summarize and says so.
     """
-    from beam_jobs import refresh
-    from vista.data.tables import Warehouse
+    from beam_jobs.generation import refresh
+    from vista.data.tables.warehouse import Warehouse
 
     at = Home(home)
     tables = at.tables(warehouse)

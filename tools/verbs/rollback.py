@@ -21,7 +21,8 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Go back to an earlier generation of a line, in one atomic step."""
-    from cache_store import Store, lines
+    from cache_store import Store
+    from cache_store.format import lines
 
     opened = Store(store or Home(home).store, line=line)
     before = lines.live(opened.layout, line).live

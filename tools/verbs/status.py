@@ -46,8 +46,8 @@ def command(
 
 def _warehouse(path: Any, store: Path) -> dict[str, Any] | None:
     from cache_store import Store
-    from vista.data.compaction import horizon, most_files
-    from vista.data.tables import Warehouse
+    from vista.data.tables.compaction import horizon, most_files
+    from vista.data.tables.warehouse import Warehouse
 
     tables = Warehouse(path)
     if not tables.exists():
@@ -81,7 +81,8 @@ def _model(path: Any) -> dict[str, Any] | None:
 
 
 def _store(path: Any) -> dict[str, Any] | None:
-    from cache_store import Store, lines
+    from cache_store import Store
+    from cache_store.format import lines
 
     if not (path / "FORMAT").exists():
         return None

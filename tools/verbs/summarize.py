@@ -47,7 +47,7 @@ def command(
     json: JsonOption = False,
 ) -> int:
     """Summarise every user's whole history and publish it as one full generation. One task per bucket."""
-    from beam_jobs import summarize
+    from beam_jobs.generation import summarize
 
     at = Home(home)
     options = summarize.SummarizeOptions(

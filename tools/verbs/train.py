@@ -22,7 +22,7 @@ def command(
         typer.Option(
             exists=True,
             dir_okay=False,
-            help="JSON with any field of vista.training.TrainingConfig; what is given beside it has its say.",
+            help="JSON with any field of vista.training.train.TrainingConfig; what is given beside it has its say.",
         ),
     ] = None,
     steps: Annotated[
@@ -38,9 +38,9 @@ def command(
     """Train one model for summarising, retrieval and ranking. An interrupted run goes on from its checkpoint."""
     from vista import bundle
     from vista.config import from_text
-    from vista.data.tables import Warehouse
+    from vista.data.tables.warehouse import Warehouse
     from vista.errors import DataError
-    from vista.training import TrainingConfig, train
+    from vista.training.train import TrainingConfig, train
 
     at = Home(home)
     tables = Warehouse(at.tables(warehouse)).open()

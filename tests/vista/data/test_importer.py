@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vista.data import schema
-from vista.data.importer import Rules, check, hash_strings
-from vista.data.schema import EVENTS, IMPRESSIONS, MIN_TIME_MS, WrongTime, WrongType, inspect
+from vista.data.logs import schema
+from vista.data.logs.importer import Rules, check, hash_strings
+from vista.data.logs.schema import EVENTS, IMPRESSIONS, MIN_TIME_MS, WrongTime, WrongType, inspect
 
 T0 = 1_700_000_000_000
 RULES = Rules(schema.MIN_TIME_MS, T0 + 10**9, ("a", "b", "c"), ("home", "shop"))

@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vista.data import sorting
 from vista.data.events import COLUMNS, ORDER
-from vista.data.items import ItemTable, added_up
+from vista.data.tables import sorting
+from vista.data.tables.items import ItemTable, added_up
 
 EXTREME = np.array([-(2**63), -1, 0, 1, 2**40, 2**63 - 1])
 

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cache_store.keys import bucket_of
-from vista.data.commits import Addition
+from cache_store.format.keys import bucket_of
 from vista.data.events import Events
-from vista.data.rows import IMPRESSIONS, Rows, SortedWriter
-from vista.data.tables import Warehouse, read_bucket, read_impressions
+from vista.data.tables.commits import Addition
+from vista.data.tables.rows import IMPRESSIONS, Rows, SortedWriter
+from vista.data.tables.warehouse import Warehouse, read_bucket, read_impressions
 from vista.errors import DataError
 
 MARKED = 0x5EC2E7_0123456789 >> 8
@@ -124,8 +124,8 @@ def foreign(folder: Path, users: np.ndarray, buckets: np.ndarray) -> Warehouse:
     """A history table as another engine writes it: PyIceberg's own writer, sorted by (user, time) alone."""
     from pyiceberg.catalog import load_catalog
 
-    from vista.data.rows import HISTORY
-    from vista.data.table_schemas import bucket_spec, table_schema
+    from vista.data.tables.rows import HISTORY
+    from vista.data.tables.schemas import bucket_spec, table_schema
 
     folder.mkdir(parents=True)
     catalog = load_catalog(

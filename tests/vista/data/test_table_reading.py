@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vista.data.commits import Addition
 from vista.data.events import COLUMNS, ORDER, Events
-from vista.data.rows import DTYPES, HISTORY, IMPRESSIONS, ROW_GROUP, Rows, SortedWriter
-from vista.data.tables import TableExists, TableMissing, Warehouse, read_bucket
+from vista.data.tables.commits import Addition
+from vista.data.tables.rows import DTYPES, HISTORY, IMPRESSIONS, ROW_GROUP, Rows, SortedWriter
+from vista.data.tables.warehouse import TableExists, TableMissing, Warehouse, read_bucket
 from vista.errors import DataError
 
 

@@ -1,0 +1,439 @@
+"""What one task of summarize or refresh does: the files of one bucket to one finished shard and its receipt.
+
+    files ──read_bucket──▶ UserBatch ──summarize_stream──▶ SummaryBatch ──ShardWriter──▶ shard + states
+
+Everything streams; what is held at a time is bounded by ``Settings.max_events``. A user whose computation fails,
+by an error or by tokens that are not finite, is a dead letter. The rest of its bucket comes out as if that user had
+no events: the users of a failing window are searched for those that fail alone (one user's NaN may reach those that
+are computed beside it), and the bucket starts again without them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from beam_jobs.errors import OptionsError
+from beam_jobs.run import runner as pipeline
+from beam_jobs.run.record import DeadLetter, RunDirectory, peak_memory_bytes, unit_name
+from cache_store.errors import Unstorable
+from cache_store.format.receipt import receipt_path
+from cache_store.format.record import RecordSchema
+from cache_store.write.writer import ShardWriter
+from vista import bundle as bundles
+from vista.data.tables.reading import UserBatch, read_bucket
+from vista.model import VistaModel
+from vista.stage1.summarizer import SummaryBatch, UserState, summarize_stream
+
+PROGRESS_EVERY_S = 0.5
+EVERYBODY = 8
+"""If more users than this are computed together and all of them fail, the bucket fails instead."""
+
+
+@dataclass(frozen=True)
+class BucketTask:
+    """One bucket's work, picklable: paths, never rows.
+
+    Attributes:
+        files: every data file of the bucket at the run's snapshot.
+        added: files added since the parent generation; None for a full summary.
+        again: users to recompute from the whole bucket whether or not they changed.
+    """
+
+    bucket: int
+    files: tuple[Any, ...]
+    added: tuple[Any, ...] | None = None
+    again: tuple[Any, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return unit_name(self.bucket)
+
+    @property
+    def rows(self) -> int:
+        return sum(f.rows for f in (self.files if self.added is None else self.added))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all tasks of a run share.
+
+    Attributes:
+        now_ms: the run's start, so that a resumed run repeats the bytes.
+        more: what the opener of the source needs besides.
+    """
+
+    job: str
+    run_dir: str
+    staging: str
+    bundle: str
+    fingerprint: str
+    schema: RecordSchema
+    num_shards: int
+    max_events: int
+    threads: int
+    now_ms: int
+    device: str = "cpu"
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Meter:
+    """Wall seconds by step and counts of one task."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "model": 0.0, "write": 0.0})
+    counts: dict[str, int] = field(default_factory=dict)
+    cpu_model: float = 0.0
+    watermark_ms: int = 0
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def add(self, name: str, n: int) -> None:
+        self.counts[name] = self.counts.get(name, 0) + n
+
+
+class MustRecompute(Exception):
+    """Users whose state could not go on, found out by the model. Never leaves this module."""
+
+    def __init__(self, users: list[Any]):
+        super().__init__(f"{len(users)} users")
+        self.users = users
+
+
+class UserFailed(Exception):
+    """Users whose computation fails on their own, with reason and detail of each. Never leaves this module."""
+
+    def __init__(self, reasons: dict[Any, tuple[str, str]]):
+        super().__init__(f"{len(reasons)} users")
+        self.reasons = reasons
+
+
+_models: dict[tuple[str, str, str], VistaModel] = {}
+_models_lock = threading.Lock()
+
+
+def worker_model(path: str, fingerprint: str, device: str = "cpu") -> VistaModel:
+    """The bundle's model, loaded once per process and shared by its threads. The driver, which need not have the
+    workers' device, asks for none.
+
+    Raises:
+        FingerprintMismatch: the bundle at ``path`` is no longer the one the run was started with.
+        OptionsError: this machine does not have the device.
+    """
+    try:
+        there = torch.device(device).type != "cuda" or torch.cuda.is_available()
+    except RuntimeError:
+        there = False
+    if not there:
+        raise OptionsError(
+            f"--device: expected one that torch has on {platform.node()}, found {device!r}; choose cpu, or workers "
+            f"with a GPU (docs/operations.md)"
+        )
+    key = (path, fingerprint, device)
+    with _models_lock:
+        if key not in _models:
+            _models.clear()
+            _models[key] = bundles.load(path, device=device, expect=fingerprint).model
+        return _models[key]
+
+
+StatesOf = Callable[[Any], list[UserState | None]]
+Input = tuple[Iterator[UserBatch], StatesOf]
+
+
+class Source(Protocol):
+    """Opens a task's input, as often as asked. A dataclass with the task in it."""
+
+    task: BucketTask
+
+    def __call__(self, meter: Meter, users: Sequence[Any] | None = None) -> Input:
+        """Batches in key order (of ``users`` alone, if given) and the states that they continue."""
+        ...
+
+
+@dataclass(frozen=True)
+class FullSource:
+    """Every user of the bucket, from its first event."""
+
+    task: BucketTask
+    max_events: int
+
+    def __call__(self, meter: Meter, users: Sequence[Any] | None = None) -> Input:
+        batches = read_bucket(self.task.files, max_rows=self.max_events, users=users)
+        return batches, lambda users: [None] * len(users)
+
+
+def full_source(task: BucketTask, settings: Settings) -> Source:
+    """Every user of the bucket from its first event."""
+    return FullSource(task, settings.max_events)
+
+
+def do_bucket(task: BucketTask, settings: Settings, source: Source) -> dict[str, Any]:
+    """Make the shard of one bucket and write its receipt; returns the receipt.
+
+    Idempotent: a finished bucket whose files are intact is left as it is.
+    """
+    run = RunDirectory(settings.run_dir)
+    done = run.receipt(task.name)
+    if done is not None:
+        return done
+    # The writer keeps a shard that is there with the right sizes; here its digests were wrong, or nobody knows.
+    receipt_path(Path(settings.staging), task.bucket, settings.num_shards).unlink(missing_ok=True)
+    try:
+        with pipeline.torch_threads(settings.threads):
+            receipt = _build(task, settings, source, run)
+    except BaseException as error:
+        run.note_failure(task.name, error)
+        raise
+    run.write_receipt(task.name, receipt)
+    return receipt
+
+
+def _build(task: BucketTask, settings: Settings, source: Source, run: RunDirectory) -> dict[str, Any]:
+    model = worker_model(settings.bundle, settings.fingerprint, settings.device)
+    failed: dict[Any, tuple[str, str]] = {}
+    started = time.perf_counter()
+    while True:
+        meter = Meter()
+        writer = ShardWriter(
+            settings.staging,
+            task.bucket,
+            settings.num_shards,
+            settings.schema,
+            with_states=model.summarizer.resumable,
+            fingerprint=settings.fingerprint,
+        )
+        try:
+            letters = _stream(task, settings, source, run, model, writer, failed, meter)
+            with meter.step("write"):
+                shard = writer.finish()
+            break
+        except UserFailed as found:
+            failed |= found.reasons
+            writer.abandon()
+        except MustRecompute as found:
+            task = dataclasses.replace(task, again=tuple(sorted({*task.again, *found.users})))
+            source = dataclasses.replace(source, task=task)
+            writer.abandon()
+        except BaseException:
+            writer.abandon()
+            raise
+    run.write_dead_letters(task.name, letters)
+    meter.seconds["total"] = time.perf_counter() - started
+    meter.seconds["model_cpu"] = meter.cpu_model
+    return {
+        "bucket": task.bucket,
+        "shard": shard.as_dict(),
+        "files": {
+            str(Path(settings.staging) / name): fact.as_dict() for name, fact in sorted(shard.files.items())
+        },
+        "counts": {"dead_letters": len(letters), "records": shard.records, **meter.counts},
+        "timings": {name: round(s, 4) for name, s in meter.seconds.items()},
+        "watermark_ms": meter.watermark_ms,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "host": platform.node(),
+        "pid": os.getpid(),
+    }
+
+
+def _stream(
+    task: BucketTask,
+    settings: Settings,
+    source: Source,
+    run: RunDirectory,
+    model: VistaModel,
+    writer: ShardWriter,
+    failed: dict[Any, tuple[str, str]],
+    meter: Meter,
+) -> list[DeadLetter]:
+    """Everything of the bucket through the model into ``writer``; returns its dead letters.
+
+    Raises:
+        UserFailed: users to start again without. MustRecompute: users to read from their first event.
+    """
+    letters = dict(failed)
+    meter.counts |= {"users": 0, "events": 0, "written": 0}
+    with meter.step("read"):
+        batches, states_of = source(meter)
+    feed = _Feed(batches, meter, failed)
+    said = time.monotonic()
+    for result in _answers(model, feed, states_of, settings, source, meter):
+        users = result.users
+        if result.late.any():
+            raise MustRecompute([plain(users[i]) for i in np.flatnonzero(result.late)])
+        with meter.step("write"):
+            refused = _write(writer, result, settings.now_ms)
+        letters |= {user: ("unstorable", reason) for user, reason in refused.items()}
+        meter.add("written", len(users) - len(refused))
+        meter.watermark_ms = max(meter.watermark_ms, int(np.max(result.last_event_ms, initial=0)))
+        feed.answered(len(users))
+        if time.monotonic() - said > PROGRESS_EVERY_S:
+            said = time.monotonic()
+            run.note_progress(task.name, meter.counts["users"], meter.counts["events"])
+    return [
+        DeadLetter(settings.job, reason, detail, bucket=task.bucket, user=str(user))
+        for user, (reason, detail) in sorted(letters.items())
+    ]
+
+
+class _Feed:
+    """Counts and times the batches on their way to the model, leaves out failed users, and knows who was fed
+    but not answered yet."""
+
+    def __init__(self, batches: Iterator[UserBatch], meter: Meter, failed: dict[Any, tuple[str, str]]):
+        self._batches, self._meter, self._failed = batches, meter, failed
+        self._waiting: list[Any] = []
+        self._continues = False
+        self.reading = False
+
+    def __iter__(self) -> Iterator[UserBatch]:
+        while True:
+            self.reading = True
+            with self._meter.step("read"):
+                batch = next(self._batches, None)
+            self.reading = False
+            if batch is None:
+                return
+            fresh = list(batch.users[1:] if self._continues else batch.users)
+            self._meter.add("users", len(fresh))
+            self._meter.add("events", len(batch.events))
+            self._continues = batch.continues
+            if self._failed:
+                keep = np.array([plain(u) not in self._failed for u in batch.users], bool)
+                fresh = [u for u in fresh if plain(u) not in self._failed]
+                if not keep.all():
+                    batch = select_users(batch, np.flatnonzero(keep))
+            self._waiting += fresh
+            if len(batch.users):
+                yield batch
+
+    def answered(self, n: int) -> None:
+        del self._waiting[:n]
+
+    def waiting(self) -> list[Any]:
+        return [plain(u) for u in self._waiting]
+
+
+def _answers(
+    model: VistaModel, feed: _Feed, states_of: StatesOf, settings: Settings, source: Source, meter: Meter
+) -> Iterator[SummaryBatch]:
+    """``summarize_stream`` with its time on the meter, and with failures traced to the users that cause them."""
+    stream = summarize_stream(model, iter(feed), states_of, settings.max_events)
+    while True:
+        before, read, cpu = time.perf_counter(), meter.seconds["read"], time.thread_time()
+        try:
+            answer = next(stream, None)
+            if answer is not None:
+                _check_finite(answer)
+        except (MemoryError, torch.OutOfMemoryError, OSError):
+            raise
+        except Exception:
+            if feed.reading:
+                raise
+            suspects = feed.waiting()
+            reasons = _failing_alone(suspects, model, settings, source)
+            # Nobody fails alone, or everybody does: then it is not the users that are at fault.
+            if not reasons or len(reasons) == len(suspects) > EVERYBODY:
+                raise
+            raise UserFailed(reasons) from None
+        finally:
+            meter.seconds["model"] += time.perf_counter() - before - (meter.seconds["read"] - read)
+            meter.cpu_model += time.thread_time() - cpu
+        if answer is None:
+            return
+        yield answer
+
+
+class NotFinite(ArithmeticError):
+    """Summary tokens hold NaN or infinity."""
+
+
+def _check_finite(answer: SummaryBatch) -> None:
+    for name, tokens in answer.tokens.items():
+        # One pass where all is well: a sum is finite only if all are. Where it is not, look (it may have overflowed).
+        with np.errstate(over="ignore", invalid="ignore"):
+            suspect = not np.isfinite(tokens.sum())
+        if suspect and not np.isfinite(tokens).all():
+            raise NotFinite(f"summary tokens {name!r} hold NaN or infinity")
+
+
+def _failing_alone(
+    users: list[Any], model: VistaModel, settings: Settings, source: Source
+) -> dict[Any, tuple[str, str]]:
+    """Those of ``users`` that fail without the others, with reason and detail of each, by halving."""
+    if not users:
+        return {}
+    try:
+        batches, states_of = source(Meter(), users=users)
+        for answer in summarize_stream(model, batches, states_of, settings.max_events):
+            _check_finite(answer)
+        return {}
+    except NotFinite as error:
+        found = ("not_finite", str(error))
+    except Exception as error:
+        found = ("model_error", f"{type(error).__name__}: {error}")
+    if len(users) == 1:
+        return {users[0]: found}
+    half = len(users) // 2
+    return _failing_alone(users[:half], model, settings, source) | _failing_alone(
+        users[half:], model, settings, source
+    )
+
+
+def _write(writer: ShardWriter, result: SummaryBatch, now_ms: int) -> dict[Any, str]:
+    """Add a batch to the shard; returns the users whose tokens no record can hold, with the reason."""
+    refused: dict[Any, str] = {}
+    rows = np.arange(len(result.users))
+    while len(rows):
+        users = result.users if not refused else take(result.users, rows)
+        try:
+            writer.add(
+                users,
+                {
+                    name: np.asarray(tokens)[rows] if refused else tokens
+                    for name, tokens in result.tokens.items()
+                },
+                np.asarray(result.event_count)[rows],
+                np.asarray(result.last_event_ms)[rows],
+                now_ms,
+            )
+        except Unstorable as error:  # nothing of the batch was added
+            refused |= {plain(user): str(error) for user in error.users}
+            rows = np.array([i for i in rows if plain(result.users[i]) not in refused], np.int64)
+            continue
+        states = [result.states[i] for i in rows]
+        if states[0] is not None:
+            writer.add_states(users, [state.to_bytes() for state in states])
+        break
+    return refused
+
+
+def select_users(batch: UserBatch, rows: np.ndarray) -> UserBatch:
+    """The users at ``rows`` of a batch; it continues if its last user stays and continues."""
+    last_stays = len(rows) > 0 and rows[-1] == len(batch.users) - 1
+    return UserBatch(take(batch.users, rows), batch.events.select(rows), batch.continues and last_stays)
+
+
+def take(users: Any, rows: np.ndarray) -> Any:
+    return users[rows] if isinstance(users, np.ndarray) else [users[i] for i in rows]
+
+
+def plain(user: Any) -> int | str:
+    return user if isinstance(user, str) else int(user)

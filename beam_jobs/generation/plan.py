@@ -1,0 +1,219 @@
+"""``plan``: what a summarize or refresh would read, take, hold and write, before it runs.
+
+Rows, files and bytes are the tables' own. Users are counted (in very large tables in some buckets, whose users stand
+for the others'). The first events of some buckets are put through the model for a few seconds to measure its rate on
+this machine. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beam_jobs.errors import OptionsError
+from beam_jobs.generation import refresh, summarize
+from beam_jobs.generation.bucket_task import worker_model
+from beam_jobs.generation.refresh import RefreshOptions
+from beam_jobs.generation.summarize import SummarizeOptions, schema_of
+from beam_jobs.horizon import horizon_of
+from beam_jobs.run.record import RunRecord
+from beam_jobs.run.runner import torch_threads
+from cache_store.format.record import PAGE, RecordSchema
+from vista import bundle as bundles
+from vista.data.events import Events
+from vista.data.tables.compaction import most_files
+from vista.data.tables.reading import count_users
+from vista.data.tables.warehouse import DataFile, UserBatch, Warehouse, read_bucket
+from vista.model import VistaModel
+from vista.stage1.summarizer import summarize_stream
+
+SAMPLE_EVENTS = 65_536
+SAMPLE_BUCKETS = 8
+SAMPLE_USERS = 128
+COUNTED_ROWS = 100_000_000
+"""Users are counted bucket by bucket until so many rows were read: a second or two."""
+
+WORKER_BYTES = 700 << 20
+"""Anonymous memory of a worker that does not depend on the knob: interpreter, torch, Beam and Arrow (300 MiB), one
+batch of summaries on its way out with its states (64 MiB of tokens, about seven times that with copies and slot
+masses), one uncommitted stretch of LMDB (64 MiB). ``vista bench memory`` holds it against the job."""
+
+BYTES_PER_EVENT = 200
+"""Memory per event of the knob: read-ahead of the merge, a window, its columns joined with what is carried."""
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """What a job would do.
+
+    Attributes:
+        job: ``summarize`` or ``refresh``; a refresh that cannot go on from the store is planned as ``summarize``.
+        users: counted, or from those of some buckets (``notes`` say so). events, files, read_bytes: of the files to
+            read (a refresh also reads whole histories of late users, which nobody knows before).
+        shards: of the generation, one per bucket.
+        written_bytes: estimated, records and states.
+        events_per_second: of one worker, measured. user_seconds: to take up and store one user, measured.
+        minutes: with ``workers``, without the start of the runner.
+        worker_memory_bytes: each worker at its largest.
+        notes: sentences for the reader.
+    """
+
+    job: str
+    users: int
+    events: int
+    files: int
+    read_bytes: int
+    shards: int
+    written_bytes: int
+    record_bytes: int
+    state_bytes: int
+    workers: int
+    events_per_second: float
+    user_seconds: float
+    minutes: float
+    worker_memory_bytes: int
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def plan(options: SummarizeOptions | RefreshOptions, workers: int = 1) -> JobPlan:
+    """What ``run`` of summarize or refresh would do with these options.
+
+    Raises:
+        VistaError, StoreError: as the job would, before it starts.
+    """
+    if workers < 1:
+        raise OptionsError(f"--workers: expected at least 1, found {workers}; see vista plan --help")
+    meta, fingerprint = bundles.read_meta(options.bundle)
+    warehouse = Warehouse(options.warehouse).open()
+    notes = summarize.check_same_world(meta, warehouse)
+    model = worker_model(str(options.bundle), fingerprint)
+    schema = schema_of(model, warehouse.user_kind, options.codecs)
+    snapshot = warehouse.snapshot() if options.snapshot is None else options.snapshot
+    everything = {} if snapshot is None else warehouse.bucket_files(snapshot)
+    job, files = "summarize", everything
+    if isinstance(options, RefreshOptions):
+        record = RunRecord(refresh.JOB, "plan", "", table_snapshot=snapshot, fingerprint=fingerprint)
+        try:
+            parent = refresh.parent_of(options, record, warehouse)
+            job, files = refresh.JOB, refresh.files_of(options, record, warehouse, parent)[1]
+            notes.append(
+                f"goes on from generation {parent.generation}, made from snapshot {parent.table_snapshot}"
+            )
+        except refresh.NoParent as why:
+            notes.append(f"full instead of delta: {why}")
+    flat = [f for row in files.values() for f in row]
+    events = sum(f.rows for f in flat)
+    sample = _Sample.take(files, model, options)
+    users, counted = count_users(files, COUNTED_ROWS)
+    if counted < len(files):
+        users = round(users * len(files) / counted)
+        notes.append(f"users: counted in {counted} of {len(files)} buckets")
+    seconds = events / sample.events_per_second + users * sample.user_seconds if events else 0.0
+    most, due = most_files(warehouse, horizon_of(warehouse, [options.store]))
+    if due:
+        notes.append(
+            f"{due} buckets have up to {most} files, which are slow to read: `vista compact tables` is due"
+        )
+    weights = sum(p.numel() * p.element_size() for p in model.state_dict().values())
+    return JobPlan(
+        job=job,
+        users=users,
+        events=events,
+        files=len(flat),
+        read_bytes=sum(f.bytes for f in flat),
+        shards=warehouse.num_buckets,
+        written_bytes=users * (stored_bytes(schema) + sample.state_bytes),
+        record_bytes=schema.record_bytes,
+        state_bytes=sample.state_bytes,
+        workers=workers,
+        events_per_second=round(sample.events_per_second, 1),
+        user_seconds=round(sample.user_seconds, 6),
+        minutes=seconds / min(workers, max(len(files), 1)) / 60,
+        worker_memory_bytes=WORKER_BYTES + 2 * weights + BYTES_PER_EVENT * options.max_events_in_memory,
+        notes=tuple(notes),
+    )
+
+
+def stored_bytes(schema: RecordSchema) -> int:
+    """Bytes that one record takes in a shard, pages included."""
+    return schema.pages * PAGE if schema.paged else schema.record_bytes + 16
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """What the first events of some buckets tell."""
+
+    events_per_second: float
+    user_seconds: float
+    state_bytes: int
+
+    @staticmethod
+    def take(
+        files: dict[int, list[DataFile]], model: VistaModel, options: SummarizeOptions | RefreshOptions
+    ) -> _Sample:
+        if not files:
+            return _Sample(1.0, 0.0, 0)
+        batches = list(_first_batches(files))
+        events = sum(len(b.events) for b in batches)
+        users = sum(len(b.users) for b in batches)
+        with torch_threads(options.threads):
+            list(summarize_stream(model, iter([_head(batches[0], 1)])))  # first use of every kernel
+            start = time.perf_counter()
+            made = list(summarize_stream(model, iter(batches), None, SAMPLE_EVENTS))
+            took = time.perf_counter() - start
+            states = made[0].states[: min(SAMPLE_USERS, len(batches[0].users))]
+            user_seconds, state_bytes = 0.0, 0
+            if states[0] is not None:
+                few = _head(batches[0], len(states))
+                last = few.events.offsets[1:] - 1
+                more = Events.of(
+                    np.ones(len(states), np.int64),
+                    **{n: c[last] + (n == "time") for n, c in few.events.columns.items()},
+                )
+                start = time.perf_counter()
+                again = list(
+                    summarize_stream(
+                        model, iter([UserBatch(few.users, more)]), lambda _: states, SAMPLE_EVENTS
+                    )
+                )
+                packed = [
+                    state.to_bytes() for answer in again for state in answer.states if state is not None
+                ]
+                user_seconds = (time.perf_counter() - start) / len(states)
+                state_bytes = int(np.mean([len(data) for data in packed]))
+        return _Sample(
+            # The time of its users is counted apart.
+            events_per_second=events / max(took - user_seconds * users, took / 4),
+            user_seconds=user_seconds,
+            state_bytes=state_bytes,
+        )
+
+
+def _first_batches(files: dict[int, list[DataFile]]) -> Iterator[UserBatch]:
+    """The first events of up to 8 buckets, as the job would read them; the last user of each ends there."""
+    buckets = list(files.values())
+    step = max(1, len(buckets) // SAMPLE_BUCKETS)
+    for row in buckets[::step][:SAMPLE_BUCKETS]:
+        batch = next(read_bucket(row, max_rows=SAMPLE_EVENTS // SAMPLE_BUCKETS), None)
+        if batch is not None:
+            yield UserBatch(batch.users, batch.events)
+
+
+def _head(batch: UserBatch, users: int) -> UserBatch:
+    return UserBatch(batch.users[:users], batch.events.select(np.arange(users)))
+
+
+def last_rate(run_dir: str | Path) -> float | None:
+    """Events per second of model time in a finished run, or None: what a plan may be held against."""
+    record = RunRecord.load(run_dir)
+    model = record.timings.get("model", 0.0)
+    return record.counts["events"] / model if model and record.counts.get("events") else None

@@ -1,0 +1,365 @@
+"""``refresh``: what came since the live generation, into a delta generation over it.
+
+    files added since the parent's table snapshot ──▶ changed users ──▶ state + new events ──▶ delta, live
+
+A task reads only the added files of its bucket, and of the old ones only what late users need. The result equals
+a full ``summarize`` of everything to 1e-5 (law 2). Users that were dead-lettered in the parent are tried again
+from their whole history, so a delta owes nothing to the one before. Where a refresh cannot go on from the store
+(no generation, another model, another schema, an expired snapshot) it runs ``summarize`` and says why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from beam_jobs.errors import OptionsError
+from beam_jobs.generation import publish as job
+from beam_jobs.generation import summarize
+from beam_jobs.generation.bucket_task import BucketTask, Settings, worker_model
+from beam_jobs.generation.changed_users import as_users, refresh_source
+from beam_jobs.generation.summarize import SummarizeOptions, schema_of
+from beam_jobs.run.facts import environment, now_ms
+from beam_jobs.run.record import RunDirectory, RunRecord
+from cache_store.change.publish import DEAD_LETTERS
+from cache_store.errors import FormatUnknown, NothingPublished
+from cache_store.format.keys import bucket_of
+from cache_store.format.layout import Layout
+from cache_store.format.manifest import Manifest
+from cache_store.format.manifest import read as read_manifest
+from cache_store.store import Store
+from vista import bundle as bundles
+from vista.data.tables.warehouse import DataFile, Warehouse
+from vista.errors import DataError
+
+JOB = "refresh"
+
+
+@dataclass(frozen=True)
+class RefreshOptions:
+    """What to bring up to date, and how.
+
+    Attributes:
+        warehouse, bundle, store, line, max_events_in_memory, threads, now_ms, attempts, device, progress: as in
+            :class:`SummarizeOptions`.
+        run_dir: folder of this run; for :func:`follow` the folder of its runs.
+        snapshot: history snapshot to go up to; the current one by default.
+        since: history snapshot to go on from, if not the parent's own; it must not be newer than that.
+        users: only these, from their whole history; the generation keeps its parent's table snapshot, so that
+            the next refresh still sees what is new for all others.
+        max_age_ms: also recompute, from their whole history, users summarised longer ago than this.
+        codecs: by group name; those of the live generation by default.
+        max_depth: deltas over a full generation before the chain is compacted.
+    """
+
+    warehouse: str | Mapping[str, str]
+    bundle: str
+    store: str
+    run_dir: str
+    line: str = "main"
+    codecs: Mapping[str, str] = field(default_factory=dict)
+    snapshot: int | None = None
+    since: int | None = None
+    users: tuple[int | str, ...] | None = None
+    max_age_ms: int | None = None
+    max_depth: int = 6
+    max_events_in_memory: int = 262_144
+    threads: int = 1
+    now_ms: int | None = None
+    attempts: int = 2
+    device: str = "cpu"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_events_in_memory", 1), ("threads", 1), ("attempts", 1), ("max_depth", 1)):
+            if getattr(self, name) < least:
+                raise OptionsError(
+                    f"{name}: expected at least {least}, found {getattr(self, name)}; see vista refresh --help"
+                )
+        if self.max_age_ms is not None and self.max_age_ms < 0:
+            raise OptionsError(
+                f"max_age: expected 0 or more, found {self.max_age_ms}; see vista refresh --help"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result; a run can be continued only with the same."""
+        return {
+            **self.full().identity(),
+            "since": self.since,
+            "users": None if self.users is None else sorted(self.users),
+            "max_age_ms": self.max_age_ms,
+        }
+
+    def full(self, run_dir: str | None = None) -> SummarizeOptions:
+        """The options of the full job that this falls back to."""
+        shared = {f.name for f in dataclasses.fields(SummarizeOptions)} - {"run_dir"}
+        return SummarizeOptions(
+            run_dir=run_dir or self.run_dir, **{name: getattr(self, name) for name in shared}
+        )
+
+
+class NoParent(Exception):
+    """There is nothing to go on from; the text says why. Never leaves this module."""
+
+
+def run(options: RefreshOptions, beam_args: Sequence[str] = ()) -> RunRecord:
+    """Bring the store up to date with the tables, by a delta generation or, where that cannot be, a full one.
+
+    Returns:
+        The record; ``generation`` is the live one, also where nothing had changed and nothing was published.
+
+    Raises:
+        VistaError, StoreError: with the exit code in the class; the old generation stays live.
+    """
+    started = time.perf_counter()
+    with RunDirectory(options.run_dir).hold():
+        return _run(options, list(beam_args), started)
+
+
+def follow(
+    options: RefreshOptions,
+    beam_args: Sequence[str] = (),
+    *,
+    every_s: float,
+    wait: Callable[[float], bool] | None = None,
+) -> Iterator[RunRecord]:
+    """Refresh whenever the tables have a new snapshot; yields the record of every refresh that published.
+
+    Runs get folders 000001, 000002, ... under ``options.run_dir``; one that was cut short is continued first.
+
+    Args:
+        every_s: seconds between looks at the tables.
+        wait: called with ``every_s`` after each look; False ends the loop. Sleeps by default.
+
+    Raises:
+        as :func:`run`; call it again to go on.
+    """
+    wait = wait or _sleep
+    folder = Path(options.run_dir)
+    seen: int | None = None
+    while True:
+        done = [int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit()]
+        number = max(done, default=0)
+        open_run = number > 0 and RunRecord.load(folder / f"{number:06d}").exit_code is None
+        if not open_run:
+            number += 1
+        now = Warehouse(options.warehouse).open().snapshot()
+        if open_run or (now != seen and _is_behind(options, now)):
+            record = run(dataclasses.replace(options, run_dir=str(folder / f"{number:06d}")), beam_args)
+            seen = record.table_snapshot
+            if record.counts["users"]:
+                yield record
+        if not wait(every_s):
+            return
+
+
+def _is_behind(options: RefreshOptions, snapshot: int | None) -> bool:
+    """Whether the live generation was made from another snapshot, or there is none."""
+    try:
+        with Store.open(options.store, line=options.line, verify=False) as store:
+            return store.manifest.table_snapshot != snapshot
+    except (NothingPublished, FormatUnknown):
+        return True
+
+
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return True
+
+
+def _run(options: RefreshOptions, beam_args: list[str], started: float) -> RunRecord:
+    meta, fingerprint = bundles.read_meta(options.bundle)
+    warehouse = Warehouse(options.warehouse).open()
+    notes = summarize.check_same_world(meta, warehouse)
+    directory, record = RunDirectory.start(
+        options.run_dir,
+        job=JOB,
+        identity={**options.identity(), "fingerprint": fingerprint},
+        environment=environment(beam_args, bundle=str(options.bundle), attempts=options.attempts),
+        started_ms=now_ms(options.now_ms),
+    )
+    if record.exit_code is not None:
+        return record
+    if record.fingerprint is None:  # a continued run goes on from what it began with
+        snapshot = warehouse.snapshot() if options.snapshot is None else options.snapshot
+        record = dataclasses.replace(record, table_snapshot=snapshot, fingerprint=fingerprint, notes=notes)
+        record = _choose(options, record, warehouse)
+        directory.save(record)
+    parent = record.facts["parent"]
+    if parent is None:
+        return summarize.full_generation(directory, record, options.full(), warehouse, beam_args, started)
+    return _delta(directory, record, options, warehouse, parent, beam_args, started)
+
+
+def _choose(options: RefreshOptions, record: RunRecord, warehouse: Warehouse) -> RunRecord:
+    """The record with its parent, or with None and a note where a full generation is needed."""
+    try:
+        parent = parent_of(options, record, warehouse)
+    except NoParent as why:
+        note = f"full instead of delta: {why}"
+        return dataclasses.replace(record, facts={"parent": None}, notes=[*record.notes, note])
+    if parent.depth >= options.max_depth:
+        with Store.open(options.store, line=options.line) as store:
+            name = store.compact()
+        note = f"compacted {parent.depth + 1} generations into {name}"
+        return dataclasses.replace(record, facts={"parent": name}, notes=[*record.notes, note])
+    return dataclasses.replace(record, facts={"parent": parent.generation})
+
+
+def parent_of(options: RefreshOptions, record: RunRecord, warehouse: Warehouse) -> Manifest:
+    """Manifest of the live generation.
+
+    Raises:
+        NoParent: it cannot be gone on from.
+    """
+    if not (Path(options.store) / "FORMAT").exists():
+        raise NoParent(f"there is no store at {options.store}")
+    summarize.open_or_create(options.store, warehouse.user_kind, warehouse.num_buckets)
+    try:
+        with Store.open(options.store, line=options.line) as store:
+            parent = store.manifest
+    except NothingPublished:
+        raise NoParent(f"line {options.line} has no generation yet") from None
+    if parent.fingerprint != record.fingerprint:
+        raise NoParent(
+            f"generation {parent.generation} was made by model {parent.fingerprint}, not by this one"
+        )
+    model = worker_model(str(options.bundle), str(record.fingerprint))
+    if not model.summarizer.resumable:
+        raise NoParent("this model cannot resume (summarizer.chunk is 0)")
+    codecs = options.codecs or {group.name: group.codec for group in parent.schema.groups}
+    if parent.schema.as_dict() != schema_of(model, warehouse.user_kind, codecs).as_dict():
+        raise NoParent(f"generation {parent.generation} has other codecs")
+    if parent.records and not parent.states:
+        raise NoParent(f"generation {parent.generation} keeps no states")
+    if parent.table_snapshot is None and record.table_snapshot is not None:
+        raise NoParent(f"generation {parent.generation} was made while the tables were empty")
+    if parent.table_snapshot is not None:
+        try:
+            warehouse.bucket_files(record.table_snapshot, since=int(parent.table_snapshot))
+        except DataError as error:
+            raise NoParent(f"the tables no longer know snapshot {parent.table_snapshot} ({error})") from None
+    return parent
+
+
+def _delta(
+    directory: RunDirectory,
+    record: RunRecord,
+    options: RefreshOptions,
+    warehouse: Warehouse,
+    name: str,
+    beam_args: list[str],
+    started: float,
+) -> RunRecord:
+    model = worker_model(str(options.bundle), str(record.fingerprint))
+    folder = Layout(options.store).generation(name)
+    parent = read_manifest(folder)
+    files, added = files_of(options, record, warehouse, parent)
+    again = _again(options, warehouse, parent, folder)
+    if options.users is not None:
+        added = {}
+        record = dataclasses.replace(record, table_snapshot=parent.table_snapshot)
+    oldest = None if options.max_age_ms is None or options.users else record.started_ms - options.max_age_ms
+    if not added and not again and oldest is None:
+        timings = {"wall": round(time.perf_counter() - started, 3)}
+        return job.nothing_to_do(directory, record, name, {"users": 0, "events": 0}, timings)
+    store = summarize.open_or_create(options.store, warehouse.user_kind, warehouse.num_buckets)
+    tasks = [
+        BucketTask(
+            bucket,
+            tuple(files.get(bucket, ())),
+            added=tuple(added.get(bucket, ())),
+            again=tuple(sorted(again.get(bucket, ()))),
+        )
+        for bucket in range(warehouse.num_buckets)
+    ]
+    settings = Settings(
+        job=JOB,
+        run_dir=str(directory.path),
+        staging=str(store.layout.run(record.run_id)),
+        bundle=str(options.bundle),
+        fingerprint=str(record.fingerprint),
+        schema=parent.schema,
+        num_shards=warehouse.num_buckets,
+        max_events=options.max_events_in_memory,
+        threads=options.threads,
+        now_ms=record.started_ms,
+        device=options.device,
+        more={
+            "store": str(options.store),
+            "line": options.line,
+            "parent": name,
+            "cap": model.config.summarizer.max_events,
+            "oldest_ms": oldest,
+        },
+    )
+    return job.to_generation(
+        directory,
+        record,
+        tasks,
+        settings,
+        refresh_source,
+        beam_args,
+        store,
+        started=started,
+        attempts=options.attempts,
+        progress=options.progress,
+        line=options.line,
+        kind="delta",
+        parent=name,
+        watermark_ms=parent.watermark_ms,
+        max_depth=options.max_depth,
+    )
+
+
+Files = dict[int, list[DataFile]]
+
+
+def files_of(
+    options: RefreshOptions, record: RunRecord, warehouse: Warehouse, parent: Manifest
+) -> tuple[Files, Files]:
+    """All files at the run's snapshot, and those to take as added.
+
+    Raises:
+        OptionsError: ``since`` is newer than the parent's snapshot, so events would be left out.
+    """
+    if record.table_snapshot is None:
+        return {}, {}
+    files = warehouse.bucket_files(record.table_snapshot)
+    unseen = warehouse.bucket_files(record.table_snapshot, since=int(parent.table_snapshot))
+    if options.since is None:
+        return files, unseen
+    added = warehouse.bucket_files(record.table_snapshot, since=options.since)
+    skipped = {f.path for row in unseen.values() for f in row} - {
+        f.path for row in added.values() for f in row
+    }
+    if skipped:
+        raise OptionsError(
+            f"--since {options.since}: expected a snapshot not newer than {parent.table_snapshot}, which generation "
+            f"{parent.generation} was made from; {len(skipped)} files would be left out. Run vista refresh without it"
+        )
+    return files, added
+
+
+def _again(
+    options: RefreshOptions, warehouse: Warehouse, parent: Manifest, folder: Path
+) -> dict[int, list[int | str]]:
+    """Users by bucket to read from their first event: those asked for, or the dead letters of the parent."""
+    kind = str if warehouse.user_kind == "string" else int
+    users: set[int | str] = set()
+    if options.users is not None:
+        users |= {kind(u) for u in options.users}
+    elif DEAD_LETTERS in parent.extra_files:
+        users |= {kind(u) for u in pq.read_table(folder / DEAD_LETTERS)["user"].to_pylist()}
+    found: dict[int, list[int | str]] = {}
+    listed = sorted(users)
+    if listed:
+        for user, bucket in zip(listed, bucket_of(as_users(listed), warehouse.num_buckets), strict=True):
+            found.setdefault(int(bucket), []).append(user)
+    return found

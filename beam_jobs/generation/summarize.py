@@ -1,0 +1,234 @@
+"""``summarize``: every user's whole history through stage 1 into one full generation of the store.
+
+    history table ──one task per bucket──▶ shards (summaries, states) ──▶ complete? ──▶ generation, live
+
+Bucket k of the table is task k and shard k. Nothing is shuffled: a task reads its own files by path and needs
+no catalog. The result depends on the events, the bundle and the options in :meth:`SummarizeOptions.identity`
+alone: not on the runner, the number of workers, retries, or where a run was interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from beam_jobs.errors import OptionsError
+from beam_jobs.generation import publish as job
+from beam_jobs.generation.bucket_task import BucketTask, Settings, full_source, worker_model
+from beam_jobs.run.facts import environment, now_ms
+from beam_jobs.run.record import RunDirectory, RunRecord
+from cache_store.format.record import Group, RecordSchema
+from cache_store.store import Store
+from vista import bundle as bundles
+from vista.data.tables.warehouse import Warehouse
+from vista.model import VistaModel
+
+JOB = "summarize"
+
+
+@dataclass(frozen=True)
+class SummarizeOptions:
+    """What to summarise, with what, to where.
+
+    Attributes:
+        warehouse: folder of the tables, or properties of a PyIceberg catalog.
+        bundle: folder of the model bundle; every worker must see it under this path.
+        store: folder of the cache store, made if it is not there; workers must see it too.
+        run_dir: folder of this run; an interrupted run continues from it.
+        line: line of generations to publish to.
+        codecs: codec by group name where the model's default is not wanted.
+        snapshot: history snapshot to read; the current one by default.
+        max_events_in_memory: events held at a time by one worker: the memory knob.
+        threads: torch threads per task; part of the identity, since it may change the last bit.
+        now_ms: clock of the run, written as the time of summarising; the wall clock by default.
+        attempts: how often a bucket is tried where the runner itself does not retry.
+        device: torch device of the workers.
+        progress: show a bar where standard error is a terminal.
+    """
+
+    warehouse: str | Mapping[str, str]
+    bundle: str
+    store: str
+    run_dir: str
+    line: str = "main"
+    codecs: Mapping[str, str] = field(default_factory=dict)
+    snapshot: int | None = None
+    max_events_in_memory: int = 262_144
+    threads: int = 1
+    now_ms: int | None = None
+    attempts: int = 2
+    device: str = "cpu"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_events_in_memory", 1), ("threads", 1), ("attempts", 1)):
+            if getattr(self, name) < least:
+                raise OptionsError(
+                    f"{name}: expected at least {least}, found {getattr(self, name)}; see vista summarize --help"
+                )
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result; a run can be continued only with the same.
+
+        ``max_events_in_memory`` and ``device`` are in it because they may change the last bits of a sum.
+        """
+        return {
+            "warehouse": self.warehouse if isinstance(self.warehouse, str) else dict(self.warehouse),
+            "store": str(self.store),
+            "line": self.line,
+            "codecs": dict(sorted(self.codecs.items())),
+            "max_events_in_memory": self.max_events_in_memory,
+            "threads": self.threads,
+            "device": self.device,
+        }
+
+
+def run(options: SummarizeOptions, beam_args: Sequence[str] = ()) -> RunRecord:
+    """Summarise everything and publish one full generation.
+
+    Args:
+        beam_args: the runner's own arguments; ``FnApiRunner`` in memory where none is named.
+
+    Returns:
+        The record, also in ``run.json``; ``exit_code`` 3 if anything was dead-lettered.
+
+    Raises:
+        VistaError, StoreError: with the exit code in the class; the old generation stays live.
+    """
+    started = time.perf_counter()
+    with RunDirectory(options.run_dir).hold():
+        return _run(options, list(beam_args), started)
+
+
+def _run(options: SummarizeOptions, beam_args: list[str], started: float) -> RunRecord:
+    meta, fingerprint = bundles.read_meta(options.bundle)
+    warehouse = Warehouse(options.warehouse).open()
+    notes = check_same_world(meta, warehouse)
+    directory, record = RunDirectory.start(
+        options.run_dir,
+        job=JOB,
+        identity={**options.identity(), "fingerprint": fingerprint},
+        environment=environment(beam_args, bundle=str(options.bundle), attempts=options.attempts),
+        started_ms=now_ms(options.now_ms),
+    )
+    if record.exit_code is not None:
+        return record
+    if record.fingerprint is None:  # a continued run reads what it began with
+        snapshot = warehouse.snapshot() if options.snapshot is None else options.snapshot
+        record = dataclasses.replace(record, table_snapshot=snapshot, fingerprint=fingerprint, notes=notes)
+        directory.save(record)
+    return full_generation(directory, record, options, warehouse, beam_args, started)
+
+
+def full_generation(
+    directory: RunDirectory,
+    record: RunRecord,
+    options: SummarizeOptions,
+    warehouse: Warehouse,
+    beam_args: list[str],
+    started: float,
+) -> RunRecord:
+    """Everything at ``record.table_snapshot`` into one full generation; the finished record."""
+    model = worker_model(str(options.bundle), str(record.fingerprint))
+    store = open_or_create(options.store, warehouse.user_kind, warehouse.num_buckets)
+    files = {} if record.table_snapshot is None else warehouse.bucket_files(record.table_snapshot)
+    tasks = [BucketTask(bucket, tuple(files.get(bucket, ()))) for bucket in range(warehouse.num_buckets)]
+    settings = Settings(
+        job=record.job,
+        run_dir=str(directory.path),
+        staging=str(store.layout.run(record.run_id)),
+        bundle=str(options.bundle),
+        fingerprint=str(record.fingerprint),
+        schema=schema_of(model, warehouse.user_kind, options.codecs),
+        num_shards=warehouse.num_buckets,
+        max_events=options.max_events_in_memory,
+        threads=options.threads,
+        now_ms=record.started_ms,
+        device=options.device,
+    )
+    return job.to_generation(
+        directory,
+        record,
+        tasks,
+        settings,
+        full_source,
+        beam_args,
+        store,
+        started=started,
+        attempts=options.attempts,
+        progress=options.progress,
+        line=options.line,
+        kind="full",
+        parent=None,
+        watermark_ms=0,
+    )
+
+
+def check_same_world(meta: bundles.Meta, warehouse: Warehouse) -> list[str]:
+    """Refuse a bundle that was trained on other tables: numbers would mean something else. Names that the tables have
+    got since are told in the notes that come back.
+
+    Raises:
+        OptionsError: another kind of user ids, other actions or other surfaces.
+    """
+    if meta.user_kind != warehouse.user_kind:
+        raise OptionsError(
+            f"{warehouse.name}: expected {meta.user_kind} user ids, as the bundle was trained on, found "
+            f"{warehouse.user_kind}; train on these tables with vista train"
+        )
+    notes = []
+    for what, known, there in (
+        ("actions", meta.actions, warehouse.actions),
+        ("surfaces", meta.surfaces, warehouse.surfaces),
+    ):
+        if any(a != b for a, b in zip(known, there, strict=False)):
+            raise OptionsError(
+                f"{warehouse.name}: expected {what} {list(known)}, as the bundle was trained on, found {list(there)}; "
+                f"train on these tables with vista train"
+            )
+        new = there[len(known) :]
+        if known and new:
+            listed = ", ".join(new[:10]) + (", ..." if len(new) > 10 else "")
+            notes.append(f"{what} that the model has not seen: {listed}; it learns them by vista train")
+    return notes
+
+
+def schema_of(model: VistaModel, user_kind: str, codecs: Mapping[str, str]) -> RecordSchema:
+    """Record schema of a model's summaries, with the codecs asked for.
+
+    Raises:
+        OptionsError: a codec for a group that the model does not have.
+    """
+    groups = model.summarizer.groups()
+    unknown = sorted(set(codecs) - {name for name, *_ in groups})
+    if unknown:
+        raise OptionsError(
+            f"--codec: expected groups among {[name for name, *_ in groups]}, found {unknown}; "
+            f"see vista summarize --help"
+        )
+    return RecordSchema(
+        tuple(Group(name, tokens, width, codecs.get(name, codec)) for name, tokens, width, codec in groups),
+        user_kind,
+    )
+
+
+def open_or_create(path: str, user_kind: str, num_buckets: int) -> Store:
+    """The store at ``path``, made with the tables' buckets if it is not there.
+
+    Raises:
+        OptionsError: it is there with other buckets or another kind of user ids.
+    """
+    if not (Path(path) / "FORMAT").exists():
+        return Store.create(path, user_kind=user_kind, num_shards=num_buckets)
+    store = Store(path)
+    found = store.format
+    if (found.num_shards, found.user_kind) != (num_buckets, user_kind):
+        raise OptionsError(
+            f"{path}: expected a store of {num_buckets} shards and {user_kind} ids, as the tables have, found "
+            f"{found.num_shards} and {found.user_kind}; name another store"
+        )
+    return store

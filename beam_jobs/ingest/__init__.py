@@ -1,0 +1,3 @@
+"""Logs to tables. Read ``job``, then ``plan`` with ``text`` and ``vocabulary``, ``units``, ``pipeline`` with ``read``,
+``spill`` and ``build``.
+"""

@@ -1,0 +1,284 @@
+"""What the workers of ``ingest`` do after reading: sort and merge a bucket, add up items.
+
+    log files ──read_logs──▶ chunk files, one record batch per bucket ─┐
+                                                     (bucket, Piece) ──┴─▶ build_bucket ──▶ sorted table files
+                          (item shard, Piece: names) ──┐                        │
+                                                       └──▶ build_items ◀───────┘ (item shard, Piece: counts)
+
+Every task is a plain function of paths, writes its files whole under names of their own, and leaves a receipt in the
+run's directory; done again it finds the receipt and hands on the same values. Memory of a task: ``chunk_rows`` rows
+while reading, a small multiple of ``max_rows`` rows while sorting; a larger bucket is sorted in parts and merged.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from beam_jobs.ingest.spill import Piece, groups_of, read_pieces, write_chunk
+from beam_jobs.ingest.units import (
+    KINDS,
+    OldFile,
+    Routed,
+    Settings,
+    finished,
+    inputs_digest,
+    item_shard,
+    write_unit,
+)
+from beam_jobs.run.record import DeadLetter, unit_name
+from vista.data import paths
+from vista.data.tables import sorting
+from vista.data.tables.items import ItemTable, ItemTally
+from vista.data.tables.merge import joined, merged
+from vista.data.tables.reading import DataFile
+from vista.data.tables.rows import DTYPES, HISTORY, Kind, Rows, SortedWriter, batches_of
+
+
+def build_bucket(bucket: int, values: Iterable[Piece | OldFile], settings: Settings) -> list[Routed]:
+    """Sort the new rows of a bucket, drop those that are repeated or in the table, write one file per table."""
+    values = list(values)
+    new = {tag: [v for v in values if isinstance(v, Piece) and v.tag == tag] for tag in KINDS}
+    old = {tag: [v.file for v in values if isinstance(v, OldFile) and v.tag == tag] for tag in KINDS}
+    if not any(new.values()):
+        return []
+    name = unit_name(bucket)
+    inputs = inputs_digest([asdict(v) for v in values], settings)
+    done = finished(settings, name, inputs)
+    if done is not None:
+        return done
+    start = time.monotonic()
+    events = _write_table(bucket, "events", new["events"], old["events"], settings)
+    files, counts = list(events.files), {f"events_{k}": v for k, v in events.counts.items()}
+    dead: list[DeadLetter] = []
+    if new["impressions"]:
+        history = [*events.files, *(f.path for f in old["events"])]
+
+        def fill(rows: Rows) -> Rows:
+            return _fill_times(rows, history, bucket, dead)
+
+        shown = _write_table(bucket, "impressions", new["impressions"], old["impressions"], settings, fill)
+        files += shown.files
+        counts |= {f"impressions_{k}": v for k, v in shown.counts.items()}
+        counts["impressions_dead"] = sum(d.rows for d in dead)
+    settings.directory.write_dead_letters(name, dead)
+    routed: list[Routed] = []
+    total = events.items
+    if total is not None and len(total[0]):
+        item, surface, number = total
+        columns = {"item": item, "surface": surface, "events": number}
+        part = item_shard(item, settings.item_shards)
+        pieces = write_chunk(settings.spill("counts", f"{name}.arrow"), "counts", part, columns)
+        routed = [("items", shard, piece) for shard, piece in pieces.items()]
+    counts |= {"users": events.counts["users"], "events": events.counts["written"]}
+    write_unit(settings, name, inputs, routed, counts, start, files)
+    return routed
+
+
+@dataclass(frozen=True)
+class _Written:
+    files: list[str]
+    counts: dict[str, int]
+    items: tuple[np.ndarray, np.ndarray, np.ndarray] | None
+
+
+def _write_table(
+    bucket: int,
+    tag: str,
+    pieces: Sequence[Piece],
+    old: Sequence[DataFile],
+    settings: Settings,
+    fill: Callable[[Rows], Rows] | None = None,
+) -> _Written:
+    kind = KINDS[tag]
+    file = f"{settings.commit:08d}-{settings.run}-{bucket:05d}.parquet"
+    uri = posixpath.join(settings.roots[kind.name], "data", f"bucket={bucket:05d}", file)
+    counts = dict.fromkeys(("written", "repeated", "in_table", "late", "users"), 0)
+    tally = ItemTally()
+    last_user = None
+    writer = None
+    try:
+        for rows, repeated in _sorted_rows(bucket, pieces, kind, settings, fill):
+            counts["repeated"] += repeated
+            known, late = _in_table(rows, old, kind, settings.max_rows)
+            counts["late"] += late
+            counts["in_table"] += int(known.sum())
+            if known.any():
+                rows = rows.take(~known)
+            if not len(rows):
+                continue
+            if writer is None:
+                writer = SortedWriter(uri, kind, settings.user_kind, bucket)
+            writer.write(rows)
+            counts["written"] += len(rows)
+            counts["users"] += len(rows.users) - int(last_user is not None and rows.users[0] == last_user)
+            last_user = rows.users[-1]
+            if kind is HISTORY:
+                tally.add(rows.columns["item"], rows.columns["surface"])
+    except BaseException as error:
+        if writer is not None:
+            writer.__exit__(type(error))
+        raise
+    if writer is None:
+        return _Written([], counts, None)
+    writer.close()
+    return _Written([uri], counts, tally.total() if kind is HISTORY else None)
+
+
+def _sorted_rows(
+    bucket: int, pieces: Sequence[Piece], kind: Kind, settings: Settings, fill: Callable[[Rows], Rows] | None
+) -> Iterator[tuple[Rows, int]]:
+    """The rows of all pieces in order without repeats, and how many repeats were dropped, block by block."""
+    groups = groups_of(pieces, settings.max_rows)
+    if len(groups) <= 1:
+        for group in groups:
+            yield _sort_group(group, kind, fill)
+        return
+    # Larger than the knob: sort parts of it, then merge them.
+    parts = []
+    for g, group in enumerate(groups):
+        rows, repeated = _sort_group(group, kind, fill)
+        uri = str(settings.spill("sorted", kind.name, f"{bucket:05d}-{g:05d}.parquet"))
+        with SortedWriter(uri, kind, settings.user_kind, bucket) as writer:
+            writer.write(rows)
+        parts.append(uri)
+        yield Rows.empty(kind, rows.users), repeated
+    window = max(2_048, settings.max_rows // len(parts))
+    yield from merged([batches_of(uri, kind, window) for uri in parts], kind)
+    paths.remove(parts)
+
+
+def _sort_group(pieces: Sequence[Piece], kind: Kind, fill: Callable[[Rows], Rows] | None) -> tuple[Rows, int]:
+    table = pa.Table.from_batches(list(read_pieces(pieces)))
+    # Users by number: hashing is several times faster than sorting them.
+    encoded = table["user"].combine_chunks().dictionary_encode()
+    values = encoded.dictionary
+    users = (
+        values.to_numpy() if pa.types.is_integer(values.type) else np.array(values.to_pylist(), dtype=object)
+    )
+    order = np.argsort(users)
+    place = np.empty(len(users), np.int64)
+    place[order] = np.arange(len(users))
+    rank = place[encoded.indices.to_numpy()]
+    columns = {n: table[n].to_numpy().astype(DTYPES[n], copy=False) for n in kind.order}
+    if fill is not None and len(rank) and int(columns["time"].min()) < 0:
+        by_user = np.argsort(rank, kind="stable")
+        lengths = np.bincount(rank, minlength=len(users)).astype(np.int64)
+        rows = fill(Rows(users[order], lengths, {n: c[by_user] for n, c in columns.items()}))
+        return joined([rows], kind, presorted=False) if len(rows) else (Rows.empty(kind, users), 0)
+    index = sorting.order(rank, columns, names=kind.order)
+    if index is not None:
+        rank, columns = rank[index], {n: c[index] for n, c in columns.items()}
+    again = sorting.repeats(rank, columns, kind.order)
+    repeated = int(again.sum())
+    if repeated:
+        rank, columns = rank[~again], {n: c[~again] for n, c in columns.items()}
+    return Rows(users[order], np.bincount(rank, minlength=len(users)).astype(np.int64), columns), repeated
+
+
+def _in_table(rows: Rows, old: Sequence[DataFile], kind: Kind, max_rows: int) -> tuple[np.ndarray, int]:
+    """(bool [N]: the row is in the old files; how many others are not later than their user's newest there).
+
+    Of a file only users are looked up whose new rows do not all come after the newest row of the file; row groups
+    without them are not read. In a log that arrives in time that is nobody.
+    """
+    known = np.zeros(len(rows), bool)
+    if not len(rows):
+        return known, 0
+    time_, offsets = rows.columns["time"], rows.offsets
+    first = time_[offsets[:-1]]
+    newest = np.full(len(rows.users), np.iinfo(np.int64).min)
+    for file in old:
+        asked = rows.users if file.max_time is None else rows.users[first <= file.max_time]
+        if not len(asked):
+            continue
+        for found in batches_of(file.path, kind, max_rows, asked):
+            at = np.searchsorted(rows.users, found.users)
+            ends = found.columns["time"][found.offsets[1:] - 1]
+            newest[at] = np.maximum(newest[at], ends)
+            late = found.columns["time"] >= np.repeat(first[at], found.lengths)
+            if not late.any():
+                continue
+            found = found.take(late)
+            at = np.searchsorted(rows.users, found.users)
+            a, b = int(at[0]), int(at[-1]) + 1
+            part = slice(int(offsets[a]), int(offsets[b]))
+            known[part] |= sorting.present(
+                np.repeat(np.arange(a, b), rows.lengths[a:b]),
+                {n: c[part] for n, c in rows.columns.items()},
+                np.repeat(at, found.lengths),
+                found.columns,
+                kind.order,
+            )
+    late_rows = (time_ <= np.repeat(newest, rows.lengths)) & ~known
+    return known, int(late_rows.sum())
+
+
+def _fill_times(rows: Rows, history: Sequence[str], bucket: int, dead: list[DeadLetter]) -> Rows:
+    """Give impressions without a time that of their request's first event; those without one are set aside."""
+    requests, code = np.unique(rows.columns["request"], return_inverse=True)
+    own = np.repeat(np.arange(len(rows.users)), rows.lengths) * len(requests) + code
+    keys = np.unique(own)
+    earliest = np.full(len(keys), np.iinfo(np.int64).max)
+    for uri in history:
+        for found in batches_of(uri, HISTORY, 1 << 20, rows.users, ("time", "request")):
+            user = np.repeat(np.searchsorted(rows.users, found.users), found.lengths)
+            at = np.minimum(np.searchsorted(requests, found.columns["request"]), len(requests) - 1)
+            key = user * len(requests) + at
+            place = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
+            hit = (requests[at] == found.columns["request"]) & (keys[place] == key)
+            np.minimum.at(earliest, place[hit], found.columns["time"][hit])
+    filled = earliest[np.searchsorted(keys, own)]
+    time_ = np.where(rows.columns["time"] < 0, filled, rows.columns["time"])
+    lost = time_ == np.iinfo(np.int64).max
+    if lost.any():
+        detail = "no timestamp_ms, and no event of the same request and user to take it from"
+        dead += [
+            DeadLetter("ingest", "no_time", f"request {r}, item {i}: {detail}", bucket, str(u))
+            for u, r, i in zip(
+                np.repeat(rows.users, rows.lengths)[lost].tolist(),
+                rows.columns["request"][lost].tolist(),
+                rows.columns["item"][lost].tolist(),
+                strict=True,
+            )
+        ]
+    columns = {**rows.columns, "time": time_}
+    return Rows(rows.users, rows.lengths, columns).take(~lost)
+
+
+def build_items(shard: int, values: Iterable[Piece], settings: Settings) -> None:
+    """Add up the items of a shard over all buckets and write their file."""
+    name = f"items-{shard:05d}"
+    pieces = list(values)
+    inputs = inputs_digest([asdict(p) for p in pieces], settings)
+    if finished(settings, name, inputs) is not None:
+        return
+    start = time.monotonic()
+    counted = [b for b in read_pieces([p for p in pieces if p.tag == "counts"])]
+    named = [b for b in read_pieces([p for p in pieces if p.tag == "names"])]
+    parts = [[b.column(n).to_numpy() for b in counted] for n in ("item", "surface", "events")]
+    kinds = (np.int64, np.int32, np.int64)
+    item, surface, events = (np.concatenate([np.zeros(0, k), *p]) for p, k in zip(parts, kinds, strict=True))
+    names = None
+    if named:
+        table = pa.Table.from_batches(named).group_by("item", use_threads=False).aggregate([("name", "min")])
+        names = (table["item"].to_numpy(), np.array(table["name_min"].to_pylist(), dtype=object))
+    total = ItemTable.of(item, surface, events, names)
+    uri = posixpath.join(
+        settings.roots["items"], "data", f"{settings.commit:08d}-{settings.run}-{shard:05d}.parquet"
+    )
+    total.write(uri)
+    write_unit(
+        settings,
+        name,
+        inputs,
+        [],
+        {"items": len(total), "item_events": int(total.events.sum())},
+        start,
+        [uri],
+    )

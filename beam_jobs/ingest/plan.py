@@ -1,0 +1,372 @@
+"""What an ingest run is asked, and what it decides before it reads a row.
+
+All faults of whole files and of the configuration are found here, before anything is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from beam_jobs.errors import OptionsError
+from beam_jobs.ingest.text import TextLog, as_parquet
+from beam_jobs.ingest.units import ReadTask
+from beam_jobs.ingest.vocabulary import ScanColumns, vocabularies
+from beam_jobs.run.record import RunDirectory, RunRecord, write_atomically
+from vista.data import paths
+from vista.data.logs import schema
+from vista.data.logs.schema import Source, UnreadableFile, WrongType
+from vista.data.tables.warehouse import Warehouse
+from vista.errors import DataError
+
+FLAGS = {"max_rows": "--memory-rows", "num_buckets": "--buckets", "actions": "--action"}
+"""Options whose flag of ``vista ingest`` is not their own name."""
+
+
+@dataclass(frozen=True)
+class IngestOptions:
+    """What to ingest, and where to.
+
+    Attributes:
+        events: files, folders or globs. impressions: likewise, or none.
+        items: Parquet files with ``item_id`` and ``name``; gives numbered items their names, and lists items that no
+            event has touched.
+        warehouse: folder of the tables, or properties of a PyIceberg catalog.
+        run_dir: where the run keeps its record, and its chunks while it works; all workers see it.
+        columns, impression_columns: meaning to column name, where they differ.
+        num_buckets: of a new warehouse; an existing one keeps its own (0 takes it, or 16).
+        actions, surfaces: the whole vocabulary, in order; None finds them in the logs. A value that is not in a
+            given vocabulary is a dead letter.
+        time_unit: of times that are numbers; one of :data:`vista.data.logs.schema.TIME_UNITS`.
+        min_time_ms, max_time_ms: bounds on times; by default 1990 and a day after the start of the run.
+        skip_bad_files: go on without files that cannot be read; they are counted and listed.
+        again: read files that are in the ledger already; their rows are dropped one by one.
+        max_rows: rows that a task holds while sorting, about 200 bytes each. chunk_rows: while reading.
+        attempts: how often a failed task is handed to the runner.
+    """
+
+    events: tuple[str, ...]
+    warehouse: str | Mapping[str, str]
+    run_dir: str
+    impressions: tuple[str, ...] = ()
+    items: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+    impression_columns: Mapping[str, str] = field(default_factory=dict)
+    num_buckets: int = 0
+    actions: tuple[str, ...] | None = None
+    surfaces: tuple[str, ...] | None = None
+    time_unit: str = "ms"
+    min_time_ms: int = schema.MIN_TIME_MS
+    max_time_ms: int | None = None
+    skip_bad_files: bool = False
+    again: bool = False
+    max_rows: int = 4_000_000
+    chunk_rows: int = 1_000_000
+    attempts: int = 2
+
+    def __post_init__(self) -> None:
+        for name, low in (("max_rows", 1), ("chunk_rows", 1), ("attempts", 1), ("num_buckets", 0)):
+            if getattr(self, name) < low:
+                raise OptionsError(
+                    f"{FLAGS.get(name, name)}: expected at least {low}, found {getattr(self, name)}; "
+                    f"see vista ingest --help"
+                )
+        if self.time_unit not in schema.TIME_UNITS:
+            raise OptionsError(
+                f"--time-unit: expected one of {', '.join(schema.TIME_UNITS)}, found {self.time_unit!r}; "
+                f"see vista ingest --help"
+            )
+        if not self.events and not self.impressions:
+            raise OptionsError("expected files of events or impressions, found none; see vista ingest --help")
+        if self.max_time_ms is not None and self.max_time_ms <= self.min_time_ms:
+            raise OptionsError(
+                f"--max-time: expected more than --min-time {self.min_time_ms}, found {self.max_time_ms}; "
+                f"see vista ingest --help"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result."""
+        values = dataclasses.asdict(self)
+        return {k: v for k, v in values.items() if k not in ("run_dir", "max_rows", "chunk_rows", "attempts")}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run decided at its start; ``plan.json``.
+
+    Attributes:
+        run: name of the run in file names and snapshots. commit: number of its commit.
+        events, impressions, items: files to read. known: how many were in the ledger already.
+        bad_files: (path, why) of files that were skipped.
+    """
+
+    run: str
+    commit: int
+    min_time_ms: int
+    max_time_ms: int
+    user_kind: str
+    num_buckets: int
+    kinds: dict[str, str]
+    events: tuple[Source, ...]
+    impressions: tuple[Source, ...]
+    items: tuple[Source, ...]
+    known: int
+    bad_files: tuple[tuple[str, str], ...]
+    actions: tuple[str, ...] = ()
+    surfaces: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return sum(s.rows for s in (*self.events, *self.impressions))
+
+    def to_json(self) -> bytes:
+        return (json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode()
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        values = json.loads(text)
+        for name in ("events", "impressions", "items"):
+            values[name] = tuple(Source(**{**s, "groups": tuple(s["groups"])}) for s in values[name])
+        values["bad_files"] = tuple((a, b) for a, b in values["bad_files"])
+        values["actions"], values["surfaces"] = tuple(values["actions"]), tuple(values["surfaces"])
+        return Plan(**values)
+
+
+@dataclass
+class _Logs:
+    """Files of one option (``events``, ``impressions``, ``items``), the ``good`` and the ``bad`` ones (path, why)."""
+
+    files: list[str]
+    columns: tuple[schema.Column, ...]
+    mapping: Mapping[str, str]
+    good: list[Source] = field(default_factory=list)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def texts(self) -> list[str]:
+        return [path for path in self.files if paths.text_ending(path)]
+
+    def leave_out(self, seen: Collection[tuple[int, str]]) -> int:
+        """Forget text logs that were ingested before, so that they need not be converted; how many."""
+        known = {path for path in self.texts if schema.identity(path) in seen} if seen else set()
+        self.files = [path for path in self.files if path not in known]
+        return len(known)
+
+    def inspect(self, rows_at: Mapping[str, str], bounds: tuple[int, int], time_unit: str) -> None:
+        """Check the footers of the Parquet files, or with ``rows_at`` those of converted text logs.
+
+        Raises:
+            DataError: the first fault of a column.
+        """
+        files = [path for path in self.files if (path in rows_at if rows_at else not paths.text_ending(path))]
+
+        def look(path: str) -> Source | UnreadableFile:
+            try:
+                return schema.inspect(
+                    path, self.columns, self.mapping, bounds, time_unit, rows_at.get(path, "")
+                )
+            except UnreadableFile as error:
+                return error
+
+        with ThreadPoolExecutor(8) as pool:
+            for path, found in zip(files, pool.map(look, files), strict=True):
+                if isinstance(found, UnreadableFile):
+                    self.bad.append((path, str(found)))
+                else:
+                    self.good.append(found)
+
+
+def inspect_all(
+    groups: Sequence[_Logs],
+    fixed: Mapping[str, str],
+    options: IngestOptions,
+    bounds: tuple[int, int],
+    run_dir: RunDirectory,
+    beam_args: Sequence[str],
+) -> dict[str, str]:
+    """Check all files, converting text logs first; the kinds of the columns.
+
+    Raises:
+        UnreadableFile: names all of those, unless they are skipped. DataError: the first fault of a column.
+    """
+    for group in groups:
+        group.inspect({}, bounds, options.time_unit)
+    kinds = _agreed(groups, fixed)
+    folder = str(run_dir.path / "spill" / "text")
+    logs = [TextLog(path, folder, g.columns, dict(g.mapping)) for g in groups for path in g.texts]
+    rows_at, bad = as_parquet(logs, kinds, beam_args)
+    for group in groups:
+        group.bad += [(path, bad[path]) for path in group.texts if path in bad]
+        if rows_at:
+            group.inspect(rows_at, bounds, options.time_unit)
+    why = [text for group in groups for _, text in sorted(group.bad)]
+    if why and not options.skip_bad_files:
+        listed = "\n  ".join(why[:20])
+        more = f"\n  and {len(why) - 20} more" if len(why) > 20 else ""
+        raise UnreadableFile(
+            f"{len(why)} of {sum(len(g.files) for g in groups)} files cannot be read; nothing was written:\n  "
+            f"{listed}{more}"
+        )
+    return _agreed(groups, fixed)
+
+
+def _agreed(groups: Sequence[_Logs], fixed: Mapping[str, str]) -> dict[str, str]:
+    events, shown, items = (group.good for group in groups)
+    kinds = common_kinds([*events, *shown], fixed)
+    common_kinds(items, {k: v for k, v in kinds.items() if k == "item_id"})
+    return kinds
+
+
+def common_kinds(sources: Iterable[Source], fixed: Mapping[str, str]) -> dict[str, str]:
+    """The kind of each meaning (user, item, action, surface) over all files, equal to what the table has.
+
+    Raises:
+        WrongType: two files, or a file and the table, differ.
+    """
+    kinds = dict(fixed)
+    where = {meaning: "the table" for meaning in kinds}
+    for source in sources:
+        for name, kind in source.kinds.items():
+            meaning = "action" if name == "actions" else name
+            if meaning not in ("user_id", "item_id", "action", "surface"):
+                continue
+            kind = kind.removeprefix("list of ")
+            if kinds.setdefault(meaning, kind) != kind:
+                raise WrongType(
+                    f"{source.path}: column {source.names[name]!r} ({meaning}): expected {kinds[meaning]} as in "
+                    f"{where[meaning]}, found {kind}; cast the column and run vista ingest again"
+                )
+            where.setdefault(meaning, source.path)
+    return kinds
+
+
+def read_tasks(sources: Sequence[Source], tag: str, chunk_rows: int) -> list[ReadTask]:
+    """Row groups dealt out in order: tasks of about ``chunk_rows`` rows, across files where those are small."""
+    tasks: list[ReadTask] = []
+    parts: list[tuple[Source, tuple[int, ...], int]] = []
+    rows = 0
+
+    def close() -> None:
+        nonlocal parts, rows
+        if parts:
+            tasks.append(ReadTask(len(tasks), tag, tuple(parts)))
+        parts, rows = [], 0
+
+    for source in sources:
+        groups: list[int] = []
+        first = row = 0
+        for g, size in enumerate(source.groups):
+            if rows and rows + size > chunk_rows:
+                if groups:
+                    parts.append((source, tuple(groups), first))
+                close()
+                groups, first = [], row
+            groups.append(g)
+            rows += size
+            row += size
+        if groups:
+            parts.append((source, tuple(groups), first))
+    close()
+    return tasks
+
+
+def make_plan(
+    options: IngestOptions,
+    warehouse: Warehouse,
+    run_dir: RunDirectory,
+    record: RunRecord,
+    beam_args: Sequence[str],
+) -> Plan:
+    """The plan of an earlier attempt, or a new one."""
+    path = run_dir.path / "plan.json"
+    if path.exists():
+        return _unchanged(Plan.from_json(path.read_text()), run_dir)
+    latest = record.started_ms + schema.CLOCK_SKEW_MS if options.max_time_ms is None else options.max_time_ms
+    bounds = (options.min_time_ms, latest)
+    asked = (
+        (options.events, schema.EVENTS, options.columns),
+        (options.impressions, schema.IMPRESSIONS, options.impression_columns),
+        (options.items, schema.ITEMS, {}),
+    )
+    for _, columns, mapping in asked:
+        schema.check_mapping(mapping, columns)
+    groups = [
+        _Logs(paths.expand(names) if names else [], columns, mapping) for names, columns, mapping in asked
+    ]
+    there = warehouse.exists()
+    fixed: dict[str, str] = {}
+    if there:
+        warehouse.open()
+        warehouse.recover()
+        fixed = {k: v for k in ("item_id", "action", "surface") if (v := warehouse.fact(f"kind-{k}"))}
+        fixed["user_id"] = "int" if warehouse.user_kind == "int64" else "string"
+        if options.num_buckets not in (0, warehouse.num_buckets):
+            raise OptionsError(
+                f"{warehouse.name}: expected --buckets {warehouse.num_buckets} (fixed when the tables were made), "
+                f"found {options.num_buckets}; leave the option out of vista ingest"
+            )
+    seen: set[tuple[int, str]] = set()
+    if there and not options.again:
+        ledger = warehouse.read_sources()
+        seen = set(zip(ledger["bytes"].to_pylist(), ledger["digest"].to_pylist(), strict=True))
+    known = sum(group.leave_out(seen) for group in groups)
+    kinds = inspect_all(groups, fixed, options, bounds, run_dir, beam_args)
+    bad = [letter for group in groups for letter in group.bad]
+    if "user_id" not in kinds:
+        raise UnreadableFile(
+            f"{len(bad)} files, none of which can be read; nothing was written. See {', '.join(options.events)}"
+        )
+    events, shown, items = ([s for s in g.good if (s.bytes, s.digest) not in seen] for g in groups)
+    known += sum(len(g.good) for g in groups) - len(events) - len(shown) - len(items)
+    plan = Plan(
+        run=record.run_id,
+        commit=warehouse.commit_number + 1 if there else 1,
+        min_time_ms=bounds[0],
+        max_time_ms=bounds[1],
+        user_kind="int64" if kinds["user_id"] == "int" else "string",
+        num_buckets=warehouse.num_buckets if there else options.num_buckets or 16,
+        kinds=kinds,
+        events=tuple(events),
+        impressions=tuple(shown),
+        items=tuple(items),
+        known=known,
+        bad_files=tuple(bad),
+    )
+    scan = ScanColumns(str(run_dir.path), options.skip_bad_files)
+    actions, surfaces = vocabularies(
+        plan.events,
+        plan.impressions,
+        (warehouse.actions, warehouse.surfaces) if there else ((), ()),
+        (options.actions, options.surfaces),
+        scan,
+        beam_args,
+    )
+    plan = dataclasses.replace(plan, actions=actions, surfaces=surfaces)
+    write_atomically(path, plan.to_json())
+    return plan
+
+
+def _unchanged(plan: Plan, run_dir: RunDirectory) -> Plan:
+    """The plan, if its files are still those it was made for.
+
+    Raises:
+        DataError: a file was replaced or removed since.
+    """
+    for source in (*plan.events, *plan.impressions, *plan.items):
+        try:
+            found = schema.identity(source.path)
+        except OSError as error:
+            raise DataError(
+                f"{source.path}: expected the file that {run_dir.path} began with, found none ({error}); put it back "
+                f"to continue, or run vista ingest with another run directory"
+            ) from error
+        if found != (source.bytes, source.digest):
+            raise DataError(
+                f"{source.path}: expected the file that {run_dir.path} began with ({source.bytes} bytes), found "
+                f"another ({found[0]} bytes); run vista ingest with another run directory"
+            )
+    return plan

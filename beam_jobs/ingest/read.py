@@ -1,0 +1,192 @@
+"""Read and check some row groups of logs, or the files of items, and spill their rows by bucket or item shard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+import pyarrow as pa
+
+from beam_jobs.ingest.spill import write_chunk
+from beam_jobs.ingest.units import ReadTask, Routed, Settings, finished, inputs_digest, item_shard, write_unit
+from beam_jobs.run.record import DEAD_LETTER_SCHEMA, DeadLetter
+from cache_store.format.keys import bucket_of
+from vista.data.logs.importer import Checked, Letter, check, check_items
+from vista.data.logs.schema import Source, UnreadableFile, open_source
+from vista.data.paths import is_full
+
+
+def read_logs(task: ReadTask, settings: Settings) -> list[Routed]:
+    """Read, check and spill the rows of a task.
+
+    Raises:
+        UnreadableFile: pages of a file cannot be read and ``skip_bad_files`` is off.
+    """
+    inputs = inputs_digest([asdict(task)], settings)
+    done = finished(settings, task.name, inputs)
+    if done is not None:
+        return done
+    start = time.monotonic()
+    chunks = _Chunks(task, settings)
+    letters: list[pa.Table] = []
+    rows = 0
+    for source, groups, first_row in task.parts:
+        # Where bad pages are skipped, row groups are read one by one: a bad one costs its own rows alone.
+        for some in [(g,) for g in groups] if settings.skip_bad_files else [groups]:
+            expected = sum(source.groups[g] for g in some)
+            seen = 0
+            try:
+                with open_source(source.data) as file:
+                    wanted = list(dict.fromkeys(source.names.values()))
+                    for batch in file.iter_batches(
+                        settings.chunk_rows, list(some), wanted, use_threads=False
+                    ):
+                        checked = check(batch, source, settings.rules, first_row + seen)
+                        seen += batch.num_rows
+                        chunks.add(checked)
+                        letters.append(_letters(checked.letters, source.path))
+            except (UnreadableFile, OSError, ValueError, pa.ArrowException) as error:
+                if is_full(error):
+                    raise
+                why = str(error).split("\n", 1)[0]
+                if not settings.skip_bad_files:
+                    raise UnreadableFile(
+                        f"{source.path}: expected {expected} readable rows from row {first_row}, found {seen}, then: "
+                        f"{why}; replace the file, or run vista ingest --skip-bad-files"
+                    ) from error
+                lost = DeadLetter(
+                    "ingest",
+                    "unreadable_rows",
+                    why,
+                    source=source.path,
+                    row=first_row + seen,
+                    rows=expected - seen,
+                )
+                letters.append(pa.Table.from_pylist([asdict(lost)], schema=DEAD_LETTER_SCHEMA))
+            rows += expected
+            first_row += expected
+    routed = chunks.finish()
+    dead = pa.concat_tables(letters) if letters else DEAD_LETTER_SCHEMA.empty_table()
+    settings.directory.write_dead_letters(task.name, dead)
+    lost_rows = int(pa.compute.sum(dead["rows"]).as_py() or 0)
+    counts = {"rows": rows, "dead": lost_rows, "kept": chunks.rows, "events": rows}
+    write_unit(settings, task.name, inputs, routed, counts, start)
+    return routed
+
+
+def read_items(sources: Sequence[Source], settings: Settings) -> list[Routed]:
+    """Read, check and spill the names of item files.
+
+    Raises:
+        UnreadableFile: pages of a file cannot be read.
+    """
+    name, inputs = "read-items", inputs_digest([asdict(source) for source in sources], settings)
+    done = finished(settings, name, inputs) if sources else []
+    if done is not None:
+        return done
+    start = time.monotonic()
+    routed: list[Routed] = []
+    letters: list[pa.Table] = []
+    for i, source in enumerate(sources):
+        row = 0
+        try:
+            with open_source(source.data) as file:
+                wanted = list(source.names.values())
+                for batch in file.iter_batches(settings.chunk_rows, columns=wanted):
+                    item, names, bad = check_items(batch, source, row)
+                    letters.append(_letters(bad, source.path))
+                    routed += spill_names(item, names, f"file-{i:05d}-{row:012d}.arrow", settings)
+                    row += batch.num_rows
+        except (OSError, ValueError, pa.ArrowException) as error:
+            if is_full(error):
+                raise
+            raise UnreadableFile(
+                f"{source.path}: expected {source.rows} readable rows, found {row}, then: {error}; replace the file "
+                f"and run vista ingest again"
+            ) from error
+    dead = pa.concat_tables(letters) if letters else DEAD_LETTER_SCHEMA.empty_table()
+    settings.directory.write_dead_letters(name, dead)
+    write_unit(settings, name, inputs, routed, {"dead": dead.num_rows}, start)
+    return routed
+
+
+def _letters(letters: Sequence[Letter], path: str) -> pa.Table:
+    n = len(letters)
+    columns = {
+        "job": pa.array(["ingest"] * n, pa.string()),
+        "bucket": pa.array(np.full(n, -1, np.int32)),
+        "user": pa.array([x.user for x in letters], pa.string()),
+        "reason": pa.array([x.reason for x in letters], pa.string()),
+        "detail": pa.array([x.values for x in letters], pa.string()),
+        "source": pa.array([path] * n, pa.string()),
+        "row": pa.array([x.row for x in letters], pa.int64()),
+        "rows": pa.array(np.ones(n, np.int64)),
+    }
+    return pa.table(columns, schema=DEAD_LETTER_SCHEMA)
+
+
+class _Chunks:
+    """Checked batches gathered to chunks of about ``chunk_rows`` rows, then written by bucket."""
+
+    def __init__(self, task: ReadTask, settings: Settings):
+        self._task, self._settings = task, settings
+        self._held: list[Checked] = []
+        self._held_rows = 0
+        self._written = 0
+        self._routed: list[Routed] = []
+        self._names: list[tuple[np.ndarray, pa.Array]] = []
+        self._name_rows = 0
+        self.rows = 0
+
+    def add(self, checked: Checked) -> None:
+        if len(checked.names[0]):
+            self._names.append(checked.names)
+            self._name_rows += len(checked.names[0])
+            if self._name_rows > 2 * self._settings.chunk_rows:
+                self._names = [_distinct(self._names)]
+                self._name_rows = len(self._names[0][0])
+        if not len(checked):
+            return
+        self._held.append(checked)
+        self._held_rows += len(checked)
+        self.rows += len(checked)
+        if self._held_rows >= self._settings.chunk_rows:
+            self._write()
+
+    def _write(self) -> None:
+        s, task = self._settings, self._task
+        user = pa.concat_arrays([c.user for c in self._held])
+        columns = {n: np.concatenate([c.columns[n] for c in self._held]) for n in self._held[0].columns}
+        if s.user_kind == "int64":
+            part = bucket_of(user.to_numpy(), s.num_buckets)
+        else:
+            encoded = user.dictionary_encode()
+            part = bucket_of(encoded.dictionary.to_pylist(), s.num_buckets)[encoded.indices.to_numpy()]
+        path = s.spill(task.tag, f"{task.number:06d}-{self._written:04d}.arrow")
+        pieces = write_chunk(path, task.tag, part, {"user": user, **columns})
+        self._routed += [("bucket", bucket, piece) for bucket, piece in pieces.items()]
+        self._held, self._held_rows = [], 0
+        self._written += 1
+
+    def finish(self) -> list[Routed]:
+        if self._held:
+            self._write()
+        if self._names:
+            self._routed += spill_names(*_distinct(self._names), f"{self._task.name}.arrow", self._settings)
+        return self._routed
+
+
+def _distinct(parts: Sequence[tuple[np.ndarray, pa.Array]]) -> tuple[np.ndarray, pa.Array]:
+    """Names of items, each item once."""
+    item, names = np.concatenate([p[0] for p in parts]), pa.concat_arrays([p[1] for p in parts])
+    item, first = np.unique(item, return_index=True)
+    return item, names.take(pa.array(first))
+
+
+def spill_names(item: np.ndarray, names: pa.Array, file: str, settings: Settings) -> list[Routed]:
+    """Names of items (int64 [M], string [M]) by item shard."""
+    part = item_shard(item, settings.item_shards)
+    pieces = write_chunk(settings.spill("names", file), "names", part, {"item": item, "name": names})
+    return [("items", shard, piece) for shard, piece in pieces.items()]

@@ -1,0 +1,125 @@
+"""Units of work of ``ingest``: what they are given, and the receipts that let a run go on where it was.
+
+A receipt names the digest of the unit's inputs, so it counts only for the same inputs, rules and commit.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from beam_jobs.ingest.spill import Piece
+from beam_jobs.run.record import RunDirectory, peak_memory_bytes
+from vista.data import paths
+from vista.data.logs.importer import Rules
+from vista.data.logs.schema import Source
+from vista.data.tables.reading import DataFile
+from vista.data.tables.rows import HISTORY, IMPRESSIONS
+
+KINDS = {"events": HISTORY, "impressions": IMPRESSIONS}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all tasks of a run share; plain values."""
+
+    run_dir: str
+    run: str
+    commit: int
+    user_kind: str
+    num_buckets: int
+    item_shards: int
+    roots: dict[str, str]
+    rules: Rules
+    chunk_rows: int
+    max_rows: int
+    skip_bad_files: bool
+
+    @property
+    def directory(self) -> RunDirectory:
+        return RunDirectory(self.run_dir)
+
+    def spill(self, *names: str) -> Path:
+        return Path(self.run_dir, "spill", *names)
+
+
+@dataclass(frozen=True)
+class ReadTask:
+    """Some row groups of some files of one kind: (source, row groups, number of the first row) each."""
+
+    number: int
+    tag: str
+    parts: tuple[tuple[Source, tuple[int, ...], int], ...]
+
+    @property
+    def name(self) -> str:
+        return f"read-{self.tag}-{self.number:06d}"
+
+    @property
+    def rows(self) -> int:
+        return sum(source.groups[g] for source, groups, _ in self.parts for g in groups)
+
+
+@dataclass(frozen=True)
+class OldFile:
+    """A file that the table has already; its rows are looked up before new ones are written."""
+
+    tag: str
+    file: DataFile
+
+
+Routed = tuple[str, int, Piece]
+"""(``bucket`` or ``items``, number of the bucket or item shard, piece)."""
+
+
+def write_unit(
+    settings: Settings,
+    name: str,
+    inputs: str,
+    routed: Sequence[Routed],
+    counts: dict[str, int],
+    start: float,
+    files: Sequence[str] = (),
+) -> None:
+    """Declare a unit finished. Table files that are local are named with their digests."""
+    run = settings.directory
+    local = [paths.local_path(f) for f in files if paths.is_local(f)]
+    receipt = {
+        "files": run.describe_files(local),
+        "inputs": inputs,
+        "table_files": list(files),
+        "routed": [[to, number, asdict(piece)] for to, number, piece in routed],
+        "counts": counts,
+        "timings": {"seconds": round(time.monotonic() - start, 3)},
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+    run.write_receipt(name, receipt)
+
+
+def inputs_digest(values: Sequence[dict[str, Any]], settings: Settings) -> str:
+    """What a unit's receipt stands for: the same inputs, read by the same rules, for the same commit."""
+    facts = [settings.commit, asdict(settings.rules), sorted(json.dumps(v, sort_keys=True) for v in values)]
+    return xxhash.xxh3_128_hexdigest(json.dumps(facts).encode())
+
+
+def finished(settings: Settings, name: str, inputs: str) -> list[Routed] | None:
+    """What a unit handed on, where its receipt is for these inputs and its files are still there."""
+    receipt = settings.directory.receipt(name)
+    if receipt is None or receipt["inputs"] != inputs:
+        return None
+    routed = [(to, number, Piece(**piece)) for to, number, piece in receipt["routed"]]
+    return routed if all(Path(p).exists() for p in {piece.path for _, _, piece in routed}) else None
+
+
+def item_shard(item: np.ndarray, shards: int) -> np.ndarray:
+    """int32 [N]: which task adds an item up; any even spread will do."""
+    with np.errstate(over="ignore"):
+        mixed = item.astype(np.int64).view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return ((mixed >> np.uint64(32)) % np.uint64(shards)).astype(np.int32)

@@ -1,0 +1,1 @@
+"""What every job has: ``record`` (its directory), ``runner`` (Beam), ``progress``, ``facts``, ``quiet_worker``."""

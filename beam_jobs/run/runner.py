@@ -1,0 +1,251 @@
+"""The runner of a job: a local one by name, or any other by its own options, which pass through untouched.
+
+Without ``--runner`` a job runs on Beam's ``FnApiRunner``, named explicitly: today's ``DirectRunner`` first
+tries to download another runner. Its three modes are ``in_memory`` (one thread of this process),
+``multi_threading`` and ``multi_processing`` (a subprocess per worker; each loads the model once).
+
+What is handed to workers is pickled by reference: every DoFn and function of a job lives in an importable
+module, and no job saves the main session. A task gets paths, never rows; only ``ingest`` shuffles arrays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import logging
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import FrameType
+from typing import Any, TypeVar
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.portability.api import beam_fn_api_pb2
+from apache_beam.portability.python_urns import SUBPROCESS_SDK
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
+    SubprocessSdkWorkerHandler,
+    WorkerHandler,
+)
+from apache_beam.runners.portability.local_job_service import SubprocessSdkWorker
+
+from beam_jobs.errors import OptionsError, RunStorageFull, WorkerLost
+
+MODES = ("in_memory", "multi_threading", "multi_processing")
+NAMESPACE = "vista"
+LOCAL_RUNNER = "FnApiRunner"
+_LOG_LEVEL = "beam:option:default_sdk_harness_log_level:v1"
+T = TypeVar("T")
+
+
+def local_args(mode: str = "in_memory", workers: int = 1) -> list[str]:
+    """Beam arguments of a local run.
+
+    Args:
+        mode: one of :data:`MODES`.
+        workers: worker threads or processes; 1 for ``in_memory``.
+
+    Raises:
+        OptionsError: unknown mode, fewer than one worker, or several workers ``in_memory``.
+    """
+    if mode not in MODES:
+        raise OptionsError(
+            f"--mode: expected one of {', '.join(MODES)}, found {mode!r}; see vista summarize --help"
+        )
+    if workers < 1 or (mode == "in_memory" and workers != 1):
+        raise OptionsError(
+            f"--workers: expected 1 in mode in_memory, else at least 1; found {workers} in {mode}; "
+            f"see vista summarize --help"
+        )
+    return [f"--runner={LOCAL_RUNNER}", f"--direct_running_mode={mode}", f"--direct_num_workers={workers}"]
+
+
+def pipeline_options(beam_args: Sequence[str] = ()) -> PipelineOptions:
+    """Options of a pipeline from the runner's own arguments; ``FnApiRunner`` in memory where none is named.
+
+    Raises:
+        OptionsError: an argument that Beam refuses.
+    """
+    args = list(beam_args)
+    if not any(arg == "--runner" or arg.startswith("--runner=") for arg in args):
+        args = [f"--runner={LOCAL_RUNNER}", *args]
+    try:
+        options = PipelineOptions(args)
+        options.get_all_options()
+    except SystemExit as error:  # argparse inside Beam
+        raise OptionsError(
+            f"Beam refused its arguments {args}; they are what follows -- in vista summarize OPTIONS -- ARGS"
+        ) from error
+    return options
+
+
+def is_local(options: PipelineOptions) -> bool:
+    """Whether the workers are threads or children of this process."""
+    return options.view_as(StandardOptions).runner.endswith(LOCAL_RUNNER)
+
+
+def run(
+    build: Callable[[beam.Pipeline], Any], beam_args: Sequence[str] = (), *, imports: Sequence[str] = ()
+) -> dict[str, int]:
+    """Build a pipeline, run it on the chosen runner, wait, and return its counters.
+
+    Args:
+        build: applies the transforms.
+        beam_args: the runner's own arguments.
+        imports: modules that local worker processes import at their start, all at the same time; else each would at
+            its first element, and Beam gives the first stage's only element to one of them while the others wait.
+
+    Returns:
+        Counters in the namespace ``vista`` by name. A runner may count a retried task twice or not report at
+        all; what a job accounts for comes from its receipts, not from here.
+
+    Raises:
+        WorkerLost: a local worker process died. RunStorageFull: a disk is full.
+        KeyboardInterrupt: of Ctrl-C, also where Beam took it for an error of a task.
+        Exception: whatever the runner raises for a failed task.
+    """
+    options = pipeline_options(beam_args)
+    local = is_local(options)
+    pipeline = beam.Pipeline(runner=FnApiRunner() if local else None, options=options)
+    build(pipeline)
+    with (
+        _interrupts() as stopped,
+        _supervised_workers(imports, stopped) if local else contextlib.nullcontext([]) as lost,
+    ):
+        try:
+            result = pipeline.run()
+            result.wait_until_finish()
+        except Exception as error:
+            if stopped:
+                raise KeyboardInterrupt from error
+            if lost:
+                raise WorkerLost(
+                    f"{'; '.join(lost)}; run the same command with the same --run-dir again to continue the run"
+                ) from error
+            if os.strerror(errno.ENOSPC) in str(error):  # of a worker that could not even leave its error
+                raise RunStorageFull(
+                    "no space left where a task writes; free some and run the same command with the same --run-dir "
+                    "again to continue the run"
+                ) from error
+            raise
+    try:
+        counters = result.metrics().query()["counters"]
+    except (NotImplementedError, AttributeError, ValueError):
+        return {}
+    return {
+        c.key.metric.name: c.result
+        for c in counters
+        if c.key.metric.namespace == NAMESPACE and isinstance(c.result, int)
+    }
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Yields the Ctrl-Cs that came while the body ran. One that meets this thread in a task is an error to Beam, which
+    a job would try again."""
+    before = signal.getsignal(signal.SIGINT)
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield seen
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _SupervisedWorkerHandler(SubprocessSdkWorkerHandler):
+    """A worker process whose death fails the run. Beam 2.77 waits for its answer for ever instead."""
+
+    def __init__(self, lost: list[str], stopped: list[int], imports: Sequence[str], *args: Any):
+        super().__init__(*args)
+        self._lost, self._interrupted, self._imports = lost, stopped, imports
+        self._stopped = threading.Event()
+
+    def start_worker(self) -> None:
+        # Options reach such a worker only from here; what is below that would go to the terminal.
+        self.provision_info.provision_info.pipeline_options.update({_LOG_LEVEL: "CRITICAL"})
+        words = [sys.executable, "-m", "beam_jobs.run.quiet_worker", *self._imports]
+        command = shlex.join(words).encode()
+        self.worker = SubprocessSdkWorker(command, self.control_address, self.provision_info, self.worker_id)
+        self.worker_thread = threading.Thread(name="run_worker", target=self._supervise, daemon=True)
+        self.worker_thread.start()
+
+    def _supervise(self) -> None:
+        try:
+            self.worker.run()
+        except RuntimeError as error:  # its exit code was not 0
+            text = f"{self.worker_id}: {error}"
+            self._lost.append(text)
+            while not self._stopped.wait(0.1):  # also whatever is asked of it after its death
+                # An answer with an error , not abort(): only this also ends the wait for its data.
+                for instruction, future in list(self.control_conn._futures_by_id.items()):
+                    future.set(beam_fn_api_pb2.InstructionResponse(instruction_id=instruction, error=text))
+
+    def stop_worker(self) -> None:
+        self._stopped.set()
+        if not self._interrupted:  # else it may wait for an answer; it ends with this process
+            super().stop_worker()
+
+
+@contextlib.contextmanager
+def _supervised_workers(imports: Sequence[str], stopped: list[int]) -> Iterator[list[str]]:
+    """Use :class:`_SupervisedWorkerHandler` for subprocess workers while the body runs; yields what was lost.
+
+    Beam's own chatter about the start and end of each worker is left out meanwhile, and the stack traces of failed
+    tasks: ``RUN/failures/`` has them, and the error that ends the run says why.
+    """
+    registry = WorkerHandler._registered_environments
+    before = registry[SUBPROCESS_SDK]
+    lost: list[str] = []
+    registry[SUBPROCESS_SDK] = (
+        functools.partial(_SupervisedWorkerHandler, lost, stopped, imports),
+        before[1],
+    )
+    chatter = logging.getLogger("apache_beam.runners")
+    level = chatter.level
+    chatter.setLevel(logging.CRITICAL)
+    try:
+        yield lost
+    finally:
+        chatter.setLevel(level)
+        registry[SUBPROCESS_SDK] = before
+
+
+def count(name: str, n: int = 1) -> None:
+    """Add to the Beam counter ``vista/NAME``; only inside a DoFn."""
+    Metrics.counter(NAMESPACE, name).inc(n)
+
+
+@contextlib.contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Run the body with ``threads`` intra-op threads in this thread, then put back what was.
+
+    The setting belongs to the calling thread, so a task sets it itself, whatever the runner's threads are.
+    It is part of a run's identity: another number of threads may add in another order.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def in_balanced_order(sizes: Iterable[tuple[T, float]]) -> list[T]:
+    """Tasks, largest first: local runners deal them out one by one, so that the workers end together."""
+    return [task for task, _ in sorted(sizes, key=lambda pair: -pair[1])]

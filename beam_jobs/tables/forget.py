@@ -1,0 +1,107 @@
+"""``forget``: users out of everything that is kept: tables, generations, states, dead letters (law 11).
+
+    history and impressions ──▶ stores (records, states, staging) ──▶ dead letters of runs
+
+The tables come first, so that no job that starts meanwhile can bring a user back. A job that is under way when a user
+is forgotten finds its files or its staged shards gone and fails; run again, it works on what is left. Doing it twice
+does nothing more. Logs that ``ingest`` read are not touched: they are the caller's.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from beam_jobs.errors import OptionsError
+from beam_jobs.generation.refresh import as_users
+from cache_store.change.forget import ForgetReport
+from cache_store.format.keys import bucket_of
+from cache_store.store import Store
+from vista.data.tables.forgetting import Forgotten
+from vista.data.tables.warehouse import Warehouse
+
+
+@dataclass(frozen=True)
+class ForgetOptions:
+    """Whom to forget, and where.
+
+    Attributes:
+        users: ids of the tables' kind.
+        warehouse: folder of the tables or catalog properties; None leaves tables alone.
+        stores: folders of cache stores; all lines and kept generations of each.
+        runs: folders with run directories; their dead letters may name users.
+    """
+
+    users: Sequence[int | str]
+    warehouse: str | Mapping[str, str] | None = None
+    stores: Sequence[str] = ()
+    runs: Sequence[str] = ()
+
+
+@dataclass
+class ForgetRecord:
+    """What was removed.
+
+    Attributes:
+        tables: by table, rows and files. stores: by folder. letters: rows removed from dead letters, by file.
+    """
+
+    tables: dict[str, Forgotten] = field(default_factory=dict)
+    stores: dict[str, ForgetReport] = field(default_factory=dict)
+    letters: dict[str, int] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "tables": {name: vars(done) for name, done in self.tables.items()},
+            "stores": {name: vars(done) for name, done in self.stores.items()},
+            "dead_letters": self.letters,
+        }
+
+
+def run(options: ForgetOptions) -> ForgetRecord:
+    """Remove the users everywhere that the options name.
+
+    Raises:
+        OptionsError: no user, or nothing to remove them from.
+        VistaError, StoreError: something could not be rewritten; run it again once the cause is gone.
+    """
+    users = as_users(sorted(set(options.users)))
+    if not len(users) or not (options.warehouse or options.stores or options.runs):
+        raise OptionsError("forget: expected users and a warehouse, a store or runs; see vista forget --help")
+    record = ForgetRecord()
+    if options.warehouse:
+        tables = Warehouse(options.warehouse).open()
+        record.tables = tables.forget(users, bucket_of(users, tables.num_buckets))
+    for path in options.stores:
+        record.stores[str(path)] = Store(path).forget(users)
+    names = pa.array([str(user) for user in users], pa.string())
+    for folder in options.runs:
+        for path in sorted(Path(folder).rglob("*.parquet")):
+            if path.parent.name == "dead" or path.name == "dead-letters.parquet":
+                removed = _without(path, names)
+                if removed:
+                    record.letters[str(path)] = removed
+    return record
+
+
+def _without(path: Path, users: pa.Array) -> int:
+    """Rewrite a file of dead letters without these users, in one step; rows removed."""
+    table = pq.read_table(path)
+    kept = table.filter(pc.invert(pc.is_in(table["user"], value_set=users)))
+    removed = table.num_rows - kept.num_rows
+    if removed:
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            pq.write_table(kept, temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return removed

@@ -1,0 +1,3 @@
+"""What changes a store: ``publish``, ``compact`` and ``fold``, ``prune``, ``forget`` and ``forgotten``; and
+``verify``.
+"""

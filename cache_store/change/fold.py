@@ -1,0 +1,73 @@
+"""A chain of generations seen as one: which users of a shard are there, and what each generation says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from cache_store.errors import Damaged
+from cache_store.format.keys import from_keys, hash_of
+from cache_store.format.record import HEADER, HEADER_BYTES, PAGE_HEADER
+from cache_store.read.generation import Generation
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Users of one shard over a chain, in key order, tombstones left out.
+
+    Attributes:
+        users: int64 [n] or object [n] of str.
+        depth: int64 [n], position in the chain (0 newest) of the generation that holds each record.
+        offset: int64 [n], byte offset of the record in that generation's shard file.
+    """
+
+    users: np.ndarray
+    depth: np.ndarray
+    offset: np.ndarray
+
+
+def fold(chain: list[Generation], shard: int) -> Folded:
+    """Newest record of every user of a shard.
+
+    Raises:
+        Damaged
+    """
+    kind = chain[0].schema.user_kind
+    users, depth, offset, gone = [], [], [], []
+    for d, generation in enumerate(chain):
+        entries = generation.keys(shard)
+        users.append(from_keys(entries.keys, kind))
+        depth.append(np.full(len(entries.keys), d))
+        offset.append(entries.offset)
+        gone.append(entries.length == HEADER_BYTES)
+    ids = np.concatenate(users)
+    # The first of equals is the newest. NumPy sorts str by code point, which is the order of UTF-8 bytes.
+    _, first = np.unique(ids, return_index=True)
+    first = first[~np.concatenate(gone)[first]]
+    return Folded(ids[first], np.concatenate(depth)[first], np.concatenate(offset)[first])
+
+
+def sealed_rows(generation: Generation, shard: int, users: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """Records of users of one shard as stored, checked, uint8 [n, record_bytes].
+
+    Raises:
+        Damaged: a record fails its check; the text names the user.
+    """
+    rows = np.empty((len(users), generation.row_bytes), np.uint8)
+    place, head = generation.table.files.starts[shard] + offset, np.empty(len(users), HEADER)
+    ok = generation.gather(place, rows, hash_of(users), True, head)
+    if not ok.all():
+        raise Damaged(
+            f"{generation.folder / generation.table.names[shard]}: the record of user {users[~ok][0]!r} fails its "
+            f"check ({int((~ok).sum())} in this block); run `vista verify`, then `vista refresh --user` for those"
+        )
+    return rows[:, PAGE_HEADER : PAGE_HEADER + generation.schema.record_bytes]
+
+
+def blocks(n: int, record_bytes: int, budget: int = 1 << 24) -> Iterator[slice]:
+    """Row ranges of at most ``budget`` bytes of records."""
+    step = max(1, budget // record_bytes)
+    for start in range(0, n, step):
+        yield slice(start, min(start + step, n))

@@ -1,0 +1,191 @@
+"""Deleting what nothing needs: generations outside every line's kept history, dead staging, remains of crashes.
+
+A generation stays if it is live or among the newest ``keep`` earlier ones of a line, if a reader holds a lease on it,
+or if one that stays lies on it. Pointers are shortened first, then a folder is renamed out of sight, then emptied; a
+crash in between is finished by the next call.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cache_store.errors import Damaged, FormatUnknown, StoreError
+from cache_store.format import lines
+from cache_store.format import manifest as manifests
+from cache_store.format.layout import DELETING, Layout, exclusive, fsync_folder, storage_errors, write_file
+from cache_store.read import leases
+
+STAGING_MS = 7 * 86_400_000
+"""Staging folders in which nothing has changed for so long belong to no job any more."""
+
+
+@dataclass
+class PruneReport:
+    """What was removed, or would be.
+
+    Attributes:
+        generations, staging, remains: names; remains are temporary files and half-deleted folders.
+        bytes: freed.
+        kept: every generation that stays, with the reason.
+    """
+
+    generations: list[str] = field(default_factory=list)
+    staging: list[str] = field(default_factory=list)
+    remains: list[str] = field(default_factory=list)
+    bytes: int = 0
+    kept: dict[str, str] = field(default_factory=dict)
+
+
+def prune(
+    layout: Layout, keep: int, clock: Callable[[], int], staging_ms: int = STAGING_MS, dry_run: bool = False
+) -> PruneReport:
+    """Remove what nothing needs.
+
+    Args:
+        keep: earlier generations kept per line beside the live one, at least 1 so that ``rollback`` has a target.
+
+    Raises:
+        StoreError: ``keep`` is below 1. Damaged: a pointer or a manifest that must be followed cannot be read.
+        ReadOnlyStorage
+    """
+    if keep < 1:
+        raise StoreError(f"keep: expected at least 1, for `vista rollback` needs a target; found {keep}")
+    report = PruneReport()
+    with exclusive(layout, "pruning"), storage_errors("pruning"):
+        pointers = {line: lines.live(layout, line) for line in layout.line_names()}
+        now = clock()
+        _keep(layout, pointers, keep, leases.held(layout, now, sweep=not dry_run), report)
+        doomed = [n for n in layout.generation_names() if n not in report.kept]
+        report.generations = doomed
+        if not dry_run:
+            for line, pointer in pointers.items():
+                left = pointer.without(doomed)
+                if left != pointer:
+                    lines.write_pointer(layout, line, left)
+        for name in doomed:
+            folder = layout.generation(name)
+            report.bytes += size_of(folder)
+            if not dry_run:
+                discard(layout, folder)
+        if not dry_run:
+            for name in layout.generation_names():
+                settle(layout.generation(name))
+        for path in _remains(layout):
+            report.remains.append(str(path.relative_to(layout.root)))
+            report.bytes += size_of(path)
+            if not dry_run:
+                remove(path)
+        for folder in _abandoned(layout, now - staging_ms):
+            report.staging.append(folder.name)
+            report.bytes += size_of(folder)
+            if not dry_run:
+                remove(folder)
+    return report
+
+
+def discard(layout: Layout, folder: Path) -> None:
+    """Rename a generation out of sight, durably, then empty it. The lock is held and no pointer names it."""
+    out = layout.generations / f"{DELETING}{folder.name}"
+    if out.exists():
+        remove(out)
+    folder.rename(out)
+    fsync_folder(layout.generations)
+    remove(out)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file or of all files below a folder."""
+    if not path.is_dir():
+        return path.stat().st_size if path.exists() else 0
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+def _keep(
+    layout: Layout,
+    pointers: dict[str, lines.Pointer],
+    keep: int,
+    held: dict[str, set[str]],
+    report: PruneReport,
+) -> None:
+    present = set(layout.generation_names())
+    roots: dict[str, str] = {}
+    for lease, names in held.items():
+        roots |= {n: f"lease {lease}" for n in names}
+    for line, pointer in pointers.items():
+        # One that cannot be read is no target for a rollback.
+        readable = (n for n in pointer.earlier if n in present and _readable(layout, n))
+        roots |= {n: f"line {line}, to go back to" for n in itertools.islice(readable, keep)}
+    for line, pointer in pointers.items():
+        roots[pointer.live] = f"line {line}, live"
+    for root, reason in roots.items():
+        name: str | None = root
+        while name is not None and name in present and name not in report.kept:
+            report.kept[name] = reason
+            name, reason = manifests.read(layout.generation(name)).parent, f"{root} lies on it"
+    for root, reason in roots.items():
+        if root in report.kept:
+            report.kept[root] = reason
+
+
+def _readable(layout: Layout, name: str) -> bool:
+    try:
+        manifests.read(layout.generation(name))
+    except StoreError:
+        return False
+    return True
+
+
+def _remains(layout: Layout) -> list[Path]:
+    """Half-deleted folders, and temporary files of processes that held the lock (so they are dead)."""
+    found = [p for p in layout.generations.glob(f"{DELETING}*")] if layout.generations.is_dir() else []
+    for folder in (layout.root, layout.lines):
+        found += folder.glob(".*.tmp")
+    for name in layout.generation_names():
+        found += foreign_files(layout.generation(name))
+    return sorted(found)
+
+
+def foreign_files(folder: Path) -> list[Path]:
+    """Files of a generation's folder that its manifest does not know; none where it cannot be read."""
+    try:
+        known = {*manifests.read(folder).files, "manifest.json", "READY"}
+    except StoreError:
+        return []
+    return sorted(p for p in folder.iterdir() if p.name not in known)
+
+
+def settle(folder: Path) -> None:
+    """Let READY state the present manifest alone where ``forget`` was cut short, before files of the other one go.
+
+    Readers take an unchanged READY to mean that what they have opened is still the generation.
+    """
+    with suppress(Damaged, FormatUnknown):
+        manifests.read(folder)
+        alone = manifests.seal((folder / "manifest.json").read_text())
+        if manifests.read_seal(folder) != alone:
+            write_file(folder / "READY", alone)
+
+
+def _abandoned(layout: Layout, before_ms: int) -> list[Path]:
+    if not layout.staging.is_dir():
+        return []
+    return sorted(p for p in layout.staging.iterdir() if _last_change_ms(p) < before_ms)
+
+
+def _last_change_ms(path: Path) -> int:
+    times = [path.stat().st_mtime_ns]
+    if path.is_dir():
+        times += [p.stat().st_mtime_ns for p in path.rglob("*") if p.exists()]
+    return max(times) // 1_000_000

@@ -1,0 +1,270 @@
+"""Publication: from finished shards in staging to a live generation, in an order that a crash cannot spoil.
+
+    1  every receipt is compared with the files, and law 8 is checked; users forgotten since the run began are left out
+    2  manifest.json, then READY, are written in the staging folder, which is fsynced
+    3  the folder is renamed to generations/NUMBER; both parents are fsynced
+    4  the line's pointer is replaced; its folder is fsynced
+
+Killed before 3: the run is repeated from its receipts. Killed between 3 and 4: the same run finds its generation
+by run id and only does 4. Killed after 4: the same run finds itself live and does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cache_store.change import forgotten
+from cache_store.change.forget import without_forgotten
+from cache_store.errors import (
+    ChainTooDeep,
+    Damaged,
+    FingerprintMismatch,
+    GenerationUnknown,
+    Incomplete,
+    PublishConflict,
+    SchemaError,
+    StoreError,
+)
+from cache_store.format import lines
+from cache_store.format import manifest as manifests
+from cache_store.format.layout import (
+    DEAD_LETTERS,
+    Layout,
+    digest_file,
+    exclusive,
+    fsync_folder,
+    storage_errors,
+    write_file,
+)
+from cache_store.format.manifest import DELTA, FULL, Manifest
+from cache_store.format.receipt import RECEIPT, FileFact, ShardReceipt
+from cache_store.format.record import RecordSchema
+
+MAX_DEPTH = 8
+"""Deltas that may lie above a full generation, unless told otherwise; every one costs a miss a search."""
+
+_BEGAN = "BEGAN"
+
+
+def beginning(layout: Layout) -> int:
+    """What BEGAN holds for a run that begins now, and has read nothing yet.
+
+    Raises:
+        Damaged: FORGOTTEN cannot be read.
+    """
+    return forgotten.read(layout).last
+
+
+def stage(layout: Layout, run_id: str, began: int) -> Path:
+    """Staging folder of a run; of a run that goes on, as it began first.
+
+    Args:
+        began: from :func:`beginning`.
+
+    Raises:
+        StorageFull, ReadOnlyStorage
+    """
+    path = layout.run(run_id)
+    with storage_errors(f"staging run {run_id}"):
+        path.mkdir(parents=True, exist_ok=True)
+        if not (path / _BEGAN).exists():
+            write_file(path / _BEGAN, f"{began}\n".encode())
+    return path
+
+
+def publish(
+    layout: Layout,
+    staging: Path,
+    receipts: Sequence[ShardReceipt | Mapping[str, Any]],
+    *,
+    line: str,
+    kind: str,
+    parent: str | None,
+    fingerprint: str,
+    table_snapshot: int | str | None,
+    watermark_ms: int,
+    expected: int,
+    dead_letters: int,
+    published_ms: int,
+    max_depth: int = MAX_DEPTH,
+    force: bool = False,
+) -> str:
+    """Make the shards of one run the live generation of a line; its name. See ``Store.publish``."""
+    run_id = staging.name
+    if staging.resolve() != layout.run(run_id).resolve():
+        raise StoreError(
+            f"staging: expected a folder that Store.stage gave, {layout.run(run_id)}, found {staging}"
+        )
+    with exclusive(layout, f"publishing run {run_id}"), storage_errors(f"publishing run {run_id}"):
+        done = find_run(layout, run_id)
+        if done is None:
+            shards = _checked_receipts(layout, staging, receipts, fingerprint)
+            _law_8(run_id, shards, expected, dead_letters)
+            depth = _place(layout, line, kind, parent, shards[0], fingerprint, max_depth, force)
+            name = next_number(layout)
+            done = Manifest(
+                generation=name, run_id=run_id, line=line, kind=kind, parent=parent if kind == DELTA else None,
+                depth=depth, fingerprint=fingerprint, schema=RecordSchema.from_dict(shards[0].schema),
+                num_shards=len(shards), table_snapshot=table_snapshot, watermark_ms=int(watermark_ms),
+                published_ms=int(published_ms), expected=int(expected), dead_letters=int(dead_letters), shards=shards,
+                extra_files=_extra_files(staging),
+            )  # fmt: skip
+            done = _without_forgotten(layout, staging, done)
+            enter(layout, staging, done)
+        pointer = lines.read_pointer(layout, line)
+        known = (pointer.live, *pointer.earlier, *pointer.taken_back) if pointer else ()
+        if done.generation not in known:
+            _refuse_other_winner(layout, line, parent, force)
+            lines.write_pointer(
+                layout, line, pointer.then(done.generation) if pointer else lines.Pointer(done.generation)
+            )
+    return done.generation
+
+
+def enter(layout: Layout, staging: Path, manifest: Manifest) -> None:
+    """Steps 2 and 3: seal a staging folder and rename it among the generations. The lock is held."""
+    keep = {*manifest.files, "manifest.json", "READY"}
+    (staging / "READY").unlink(missing_ok=True)
+    for path in staging.iterdir():
+        if path.name not in keep and not _of_the_run(path):
+            path.unlink()
+    text = manifest.text()
+    write_file(staging / "manifest.json", text.encode())
+    write_file(staging / "READY", manifests.seal(text))
+    layout.generations.mkdir(exist_ok=True)
+    os.rename(staging, layout.generation(manifest.generation))
+    fsync_folder(layout.generations)
+    fsync_folder(staging.parent)
+    for path in filter(_of_the_run, layout.generation(manifest.generation).iterdir()):
+        path.unlink()  # only now: until the rename a repeated run needs them
+
+
+def _of_the_run(path: Path) -> bool:
+    return path.name == _BEGAN or path.name.endswith(RECEIPT)
+
+
+def next_number(layout: Layout) -> str:
+    """A generation number that was never given away. The lock is held."""
+    last = max([0, *(int(n) for n in layout.generation_names())])
+    try:
+        text = layout.sequence.read_text()
+        last = max(last, int(text))
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        raise Damaged(
+            f"{layout.sequence}: expected a number, found {text[:40]!r}; write the last number given away into it"
+        ) from error
+    write_file(layout.sequence, f"{last + 1}\n".encode())
+    return f"{last + 1:08d}"
+
+
+def find_run(layout: Layout, run_id: str) -> Manifest | None:
+    """Manifest of the generation that a run has already entered, or None."""
+    for name in reversed(layout.generation_names()):
+        folder = layout.generation(name)
+        try:
+            if json.loads((folder / "manifest.json").read_bytes())["run_id"] == run_id:
+                return manifests.read(folder)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def _checked_receipts(
+    layout: Layout, staging: Path, receipts: Sequence[ShardReceipt | Mapping[str, Any]], fingerprint: str
+) -> tuple[ShardReceipt, ...]:
+    shards = sorted(
+        (r if isinstance(r, ShardReceipt) else ShardReceipt.from_dict(r) for r in receipts),
+        key=lambda r: r.shard,
+    )
+    store = layout.read_format()
+    if [s.shard for s in shards] != list(range(store.num_shards)):
+        missing = sorted(set(range(store.num_shards)) - {s.shard for s in shards})
+        raise Incomplete(
+            f"run {staging.name}: expected one receipt for each of {store.num_shards} shards, found {len(shards)}, "
+            f"without {missing[:8]}; run the job again, it builds what is missing"
+        )
+    for s in shards:
+        if s.num_shards != store.num_shards or s.schema != shards[0].schema:
+            raise SchemaError(f"run {staging.name}: shard {s.shard} has another schema or number of shards")
+        if s.fingerprint != fingerprint:
+            raise FingerprintMismatch(
+                f"run {staging.name}: shard {s.shard} was made by model {s.fingerprint}, the run states {fingerprint}"
+            )
+        for name, fact in s.files.items():
+            path = staging / name
+            if not path.is_file() or path.stat().st_size != fact.bytes:
+                raise Incomplete(
+                    f"{path}: expected {fact.bytes} bytes; run the job again, it builds what is missing"
+                )
+    if shards[0].schema["user_kind"] != store.user_kind:
+        raise SchemaError(f"run {staging.name}: expected {store.user_kind} ids, as the store holds")
+    return tuple(shards)
+
+
+def _law_8(run_id: str, shards: Sequence[ShardReceipt], expected: int, dead_letters: int) -> None:
+    written = sum(s.records + s.tombstones for s in shards)
+    if expected != written + dead_letters:
+        raise Incomplete(
+            f"run {run_id}: expected {expected} users, wrote {written}, dead-lettered {dead_letters}; "
+            f"{expected - written - dead_letters} are unaccounted for, nothing was published; run the job again"
+        )
+
+
+def _place(
+    layout: Layout, line: str, kind: str, parent: str | None, shard: ShardReceipt, fingerprint: str, max_depth: int,
+    force: bool,
+) -> int:  # fmt: skip
+    """Depth of the new generation; refuses what cannot lie on its parent."""
+    if kind not in (FULL, DELTA):
+        raise StoreError(f"kind: expected 'full' or 'delta', found {kind!r}")
+    _refuse_other_winner(layout, line, parent, force)
+    if kind == FULL:
+        return 0
+    if parent is None:
+        raise StoreError("a delta generation needs its parent; publish kind='full' instead")
+    if parent not in layout.generation_names():
+        raise GenerationUnknown(f"{layout.root}: no generation {parent}; publish kind='full' instead")
+    below = manifests.read(layout.generation(parent))
+    if below.fingerprint != fingerprint:
+        raise FingerprintMismatch(
+            f"a delta of model {fingerprint} cannot lie on generation {parent} of model {below.fingerprint}; "
+            f"run `vista summarize` for a full generation"
+        )
+    if below.schema.as_dict() != shard.schema:
+        raise SchemaError(f"a delta must have the schema of its parent {parent}; run `vista summarize`")
+    if below.depth + 1 > max_depth:
+        raise ChainTooDeep(
+            f"{layout.root}: generation {parent} already lies on {below.depth} others (bound {max_depth}); "
+            f"run `vista compact`, then refresh again"
+        )
+    return below.depth + 1
+
+
+def _refuse_other_winner(layout: Layout, line: str, parent: str | None, force: bool) -> None:
+    pointer = lines.read_pointer(layout, line)
+    now = pointer.live if pointer else None
+    if parent is not None and now != parent and not force:
+        raise PublishConflict(
+            f"{layout.root}: line {line!r} is at generation {now}, this run was made on {parent}; another publisher "
+            f"was faster: run `vista refresh` again on what is live"
+        )
+
+
+def _without_forgotten(layout: Layout, staging: Path, manifest: Manifest) -> Manifest:
+    """The run without users who were forgotten while it was under way. The lock is held."""
+    try:
+        began = int((staging / _BEGAN).read_text())
+    except (FileNotFoundError, ValueError):  # not from ``stage``: it may have begun at any time
+        began = 0
+    return without_forgotten(staging, manifest, forgotten.read(layout).since(began))[0]
+
+
+def _extra_files(staging: Path) -> dict[str, FileFact]:
+    path = staging / DEAD_LETTERS
+    return {DEAD_LETTERS: FileFact(path.stat().st_size, digest_file(path))} if path.is_file() else {}

@@ -1,0 +1,274 @@
+"""The directory contract: what lies where, in which order it appears, and how a file becomes durable.
+
+    STORE/
+      FORMAT                          "vista-store 1" and the facts that never change for a store
+      CURRENT                         pointer of the line "main": the live generation, then earlier ones
+      lines/NAME                      pointers of other lines
+      SEQUENCE                        last generation number given away; numbers are never used twice
+      LOCK                            flock of whoever changes the store: publish, compact, prune, forget, promote
+      FORGOTTEN                       salted hashes of forgotten users; what is older does not come in any more
+      leases/PID-ID.json              generations that a reader has in use
+      staging/RUN/                    shards under construction; becomes a generation by one rename
+        BEGAN                         time of the last forgetting when the run began
+      generations/00000007/
+        manifest.json
+        shard-00003-of-00016.mdb      LMDB, one record per user
+        shard-00003-of-00016.idx      where each record lies in it
+        state-00003-of-00016.mdb/.idx resumable states, read by refresh only
+        dead-letters.parquet          optional; users that failed, why
+        READY                         digest of manifest.json
+      generations/.deleting-00000003/ on its way out; nothing refers to it any more
+
+Order of a publication: every shard is built under a temporary name, checked, fsynced and renamed; then
+manifest.json; then READY; then the folder is fsynced and renamed into ``generations/``; then the pointer is
+replaced; then its folder is fsynced. A crash at any point leaves the earlier generation live.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from cache_store.errors import Damaged, FormatUnknown, ReadOnlyStorage, StorageFull, StoreBusy, StoreError
+
+FORMAT_LINE = "vista-store 1"
+FEATURES: frozenset[str] = frozenset()
+"""Feature flags that this version understands."""
+
+MAIN = "main"
+DEAD_LETTERS = "dead-letters.parquet"
+GENERATION = re.compile(r"[0-9]{8,}")
+DELETING = ".deleting-"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class StoreFormat:
+    """What FORMAT says: facts that hold for every generation of a store.
+
+    Attributes:
+        user_kind: ``int64`` or ``string``.
+        num_shards: buckets of ``cache_store.format.keys.bucket_of``.
+        features: feature flags a reader must understand.
+    """
+
+    user_kind: str
+    num_shards: int
+    features: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        facts = {
+            "bucket": "xxh64-seed0-mod",
+            "features": list(self.features),
+            "num_shards": self.num_shards,
+            "user_kind": self.user_kind,
+        }
+        return f"{FORMAT_LINE}\n{json.dumps(facts, sort_keys=True)}\n"
+
+    @staticmethod
+    def parse(text: str, path: Path) -> StoreFormat:
+        first, _, rest = text.partition("\n")
+        if not first.startswith("vista-store "):
+            raise FormatUnknown(f"{path}: expected {FORMAT_LINE!r}, found {first[:60]!r}; this is no store")
+        if first != FORMAT_LINE:
+            raise FormatUnknown(
+                f"{path}: expected {FORMAT_LINE!r}, found {first[:60]!r}; read it with a newer version"
+            )
+        try:
+            facts = json.loads(rest)
+            out = StoreFormat(facts["user_kind"], facts["num_shards"], tuple(facts["features"]))
+            bucket = facts["bucket"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise Damaged(
+                f"{path}: second line is not the expected JSON ({error!r}); restore the file"
+            ) from error
+        unknown = sorted(set(out.features) - FEATURES)
+        if unknown or bucket != "xxh64-seed0-mod":
+            what = f"features {unknown}" if unknown else f"bucket function {bucket!r}"
+            raise FormatUnknown(f"{path}: {what} unknown to this version; read the store with a newer one")
+        if (
+            out.user_kind not in ("int64", "string")
+            or not isinstance(out.num_shards, int)
+            or out.num_shards < 1
+        ):
+            raise Damaged(
+                f"{path}: user_kind {out.user_kind!r}, num_shards {out.num_shards!r}; restore the file"
+            )
+        if text != out.text():
+            raise Damaged(f"{path}: not the canonical text of its own facts; restore the file")
+        return out
+
+
+class Layout:
+    """Paths of one store."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.format = self.root / "FORMAT"
+        self.sequence = self.root / "SEQUENCE"
+        self.lock = self.root / "LOCK"
+        self.forgotten = self.root / "FORGOTTEN"
+        self.leases = self.root / "leases"
+        self.staging = self.root / "staging"
+        self.lines = self.root / "lines"
+        self.generations = self.root / "generations"
+
+    def pointer(self, line: str) -> Path:
+        """Pointer file of a line; ``CURRENT`` for ``main``."""
+        return self.root / "CURRENT" if line == MAIN else self.lines / check_name(line, "line")
+
+    def generation(self, name: str) -> Path:
+        return self.generations / name
+
+    def run(self, run_id: str) -> Path:
+        return self.staging / check_name(run_id, "run id")
+
+    def line_names(self) -> list[str]:
+        """Every line that has a pointer, ``main`` first."""
+        out = [MAIN] if self.pointer(MAIN).exists() else []
+        if self.lines.is_dir():
+            out += sorted(p.name for p in self.lines.iterdir() if _NAME.fullmatch(p.name) and p.name != MAIN)
+        return out
+
+    def generation_names(self) -> list[str]:
+        """Folders of generations, ascending; published or orphaned."""
+        if not self.generations.is_dir():
+            return []
+        found = [p.name for p in self.generations.iterdir() if GENERATION.fullmatch(p.name)]
+        return sorted(found, key=int)
+
+    def read_format(self) -> StoreFormat:
+        """What FORMAT says.
+
+        Raises:
+            FormatUnknown, Damaged
+        """
+        try:
+            return StoreFormat.parse(self.format.read_text(encoding="utf-8"), self.format)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise FormatUnknown(
+                f"{self.root}: no file FORMAT, so this is no store; make one with `vista summarize`, or name another"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise Damaged(f"{self.format}: not UTF-8; restore the file") from error
+
+
+def check_name(name: str, what: str) -> str:
+    """``name`` if it is safe as a file name.
+
+    Raises:
+        StoreError
+    """
+    if not _NAME.fullmatch(name):
+        raise StoreError(f"{what}: expected 1 to 128 of letters, digits, '.', '_', '-', found {name!r}")
+    return name
+
+
+def shard_name(shard: int, num_shards: int, revision: int = 0) -> str:
+    """Stem of a shard's files; ``forget`` writes a new revision, for no file is ever overwritten."""
+    return f"shard-{shard:05d}-of-{num_shards:05d}" + (f".r{revision}" if revision else "")
+
+
+def state_name(shard: int, num_shards: int, revision: int = 0) -> str:
+    """Stem of a shard's state files."""
+    return f"state-{shard:05d}-of-{num_shards:05d}" + (f".r{revision}" if revision else "")
+
+
+def temporary(path: Path) -> Path:
+    """A name beside ``path`` that no reader looks at and ``prune`` sweeps."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
+def fsync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def fsync_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` atomically and durably: temporary name, fsync, rename, fsync of the folder."""
+    temp = temporary(path)
+    try:
+        with open(temp, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temp, path)
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def digest_file(path: Path) -> str:
+    """XXH3-128 of a file, 32 hex digits."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb", buffering=0) as file:
+        buffer = memoryview(bytearray(min(1 << 21, max(1, os.fstat(file.fileno()).st_size))))
+        while n := file.readinto(buffer):
+            digest.update(buffer[:n])
+    return digest.hexdigest()
+
+
+@contextmanager
+def storage_errors(what: str) -> Iterator[None]:
+    """Turn a full disk or a read-only filesystem into the typed error, naming what was being done."""
+    try:
+        yield
+    except (StorageFull, ReadOnlyStorage):
+        raise
+    except Exception as error:
+        code = error.errno if isinstance(error, OSError) else None
+        text = str(error)
+        if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "MDB_MAP_FULL" in text:
+            raise StorageFull(
+                f"{what}: no space left ({text}); the live generation is untouched; free space "
+                f"(`vista prune` removes what no reader needs) and run the same command again"
+            ) from error
+        if code in (errno.EROFS, errno.EACCES, errno.EPERM) or "Read-only file system" in text:
+            raise ReadOnlyStorage(
+                f"{what}: storage refuses writes ({text}); the live generation is untouched; make it writable "
+                f"and run the same command again"
+            ) from error
+        raise
+
+
+@contextmanager
+def exclusive(layout: Layout, what: str, wait: bool = True) -> Iterator[None]:
+    """Hold the store's lock: one process changes generations or pointers at a time. Released by death, too.
+
+    Raises:
+        StoreBusy: another process holds it and ``wait`` is False. ReadOnlyStorage
+    """
+    with storage_errors(what):
+        fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise StoreBusy(
+                f"{layout.root}: {what} must wait for another process; try again later"
+            ) from error
+        yield
+    finally:
+        os.close(fd)

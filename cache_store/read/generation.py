@@ -1,0 +1,272 @@
+"""One published generation, mapped for reading. No LMDB environment, no lock, nothing that a fork could break."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from cache_store.errors import Damaged
+from cache_store.format import index, pages
+from cache_store.format.keys import from_keys
+from cache_store.format.layout import digest_file
+from cache_store.format.manifest import Manifest
+from cache_store.format.record import (
+    HEADER_BYTES,
+    PAGE,
+    PAGE_HEADER,
+    RECORD_FORMAT,
+    RecordSchema,
+    header_check,
+    model_word,
+    payload_hashes,
+)
+from cache_store.native import library as native
+from cache_store.native.crew import Crew
+from cache_store.read.mapping import FileRange, major_faults
+
+_PIECE_BYTES = 2 << 20
+"""Fewer bytes than this are not worth a thread."""
+STREAM_BYTES = 12 << 20
+"""So many bytes are written past the caches: who reads them next finds the first of them gone from there anyway."""
+_PROBE = 16
+"""Rows by which :meth:`Generation.read_ahead` judges whether the disk is involved."""
+
+# The header as eight words: where the key's hash, the model and (format, flags, zero) are.
+_KEY, _MODEL, _FORMAT, _FORMAT_MASK = 2, 4, 7, np.uint64(0xFFFFFFFF)
+
+ABSENT, GONE = -1, -2
+"""What :meth:`Generation.locate` answers for users it does not hold, and for its tombstones."""
+
+
+class Table:
+    """The data files of all shards and their indexes, as two ranges of addresses.
+
+    Args:
+        verify: compare every index with the digest in the manifest. The records follow from it, one by one, on read.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, stems: list[str], verify: bool) -> None:
+        facts = manifest.files
+        for stem in stems:
+            for name in (f"{stem}.mdb", f"{stem}.idx"):
+                if name not in facts:
+                    raise Damaged(f"{folder}: the manifest knows no {name}; run `vista verify`")
+        data = [f"{stem}.mdb" for stem in stems]
+        idx = [f"{stem}.idx" for stem in stems]
+        self.names = data
+        self.sizes = [facts[n].bytes for n in data]
+        self.files = FileRange([folder / n for n in data], self.sizes)
+        indexes = FileRange([folder / n for n in idx], [facts[n].bytes for n in idx])
+        shapes = []
+        for k, name in enumerate(idx):
+            start, size = int(indexes.starts[k]), facts[name].bytes
+            raw = indexes.data[start : start + size]
+            if verify and xxhash.xxh3_128_hexdigest(raw) != facts[name].digest:
+                raise Damaged(
+                    f"{folder / name}: does not have the digest that the manifest states; run `vista verify`, "
+                    f"then `vista rollback` or rebuild the shard"
+                )
+            if size % 8:
+                raise Damaged(
+                    f"{folder / name}: expected whole 64-bit words, found {size} bytes; run `vista verify`"
+                )
+            found = index.shape(raw.view(np.uint64), str(folder / name))
+            if found.file_bytes != self.sizes[k]:
+                raise Damaged(f"{folder / name}: is the index of another file; run `vista verify`")
+            shapes.append(found)
+        self.counts = [s.n for s in shapes]
+        self.index = index.IndexSet(indexes.data.view(np.uint64), (indexes.starts // 8).tolist(), shapes)
+
+    def shard_data(self, shard: int) -> np.ndarray:
+        """uint8 [file bytes] of one data file, a view."""
+        start = int(self.files.starts[shard])
+        return self.files.data[start : start + self.sizes[shard]]
+
+
+class Generation:
+    """A manifest and its mapped files.
+
+    Attributes:
+        manifest: as read from the folder.
+        seal: READY as it was when the manifest was read.
+        row_bytes: bytes of one gathered row: 16 bytes that belong to LMDB, then the record, then nothing of use.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, verify: bool, seal: bytes = b"") -> None:
+        self.folder, self.manifest, self.seal, self._verify = folder, manifest, seal, verify
+        schema = manifest.schema
+        self.schema = schema
+        self.model = model_word(manifest.fingerprint)
+        self.table = Table(folder, manifest, [s.record_stem for s in manifest.shards], verify)
+        self.row_bytes = row_bytes(schema)
+        flat, size = self.table.files.data, self.row_bytes
+        # Every place at which a row can begin, as overlapping items: one index then copies a whole row.
+        self._unit = PAGE if schema.paged else 1
+        self._rows = np.lib.stride_tricks.as_strided(
+            flat[:size].view(f"V{size}"),
+            shape=((len(flat) - size) // self._unit + 1,),
+            strides=(self._unit,),
+            writeable=False,
+        )
+        self._pages = flat.view(f"V{PAGE}")
+        self._step = np.arange(max(1, schema.pages))
+
+    @cached_property
+    def states(self) -> Table | None:
+        """The state files, mapped on first use; None where the generation has none."""
+        stems = [s.state_stem for s in self.manifest.shards]
+        if f"{stems[0]}.mdb" not in self.manifest.files:
+            return None
+        return Table(self.folder, self.manifest, stems, self._verify)
+
+    def locate(
+        self, shard: np.ndarray, hashes: np.ndarray, second: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Place of each user's record as a byte of the file range, or ABSENT or GONE; and its check in the index.
+
+        Args:
+            shard: int64 [n]. hashes: uint64 [n]. second: uint64 [n] for string ids.
+
+        Returns:
+            int64 [n]; uint64 [n].
+        """
+        entry, check, offset = self.table.index.find(shard, hashes, second)
+        place = offset + self.table.files.starts.take(shard)
+        place[offset == 0] = GONE
+        place[entry < 0] = ABSENT
+        return place, check
+
+    def read_ahead(self, place: np.ndarray) -> None:
+        """Where rows have to come from the disk, ask for all of them at once, so that the disk works on many.
+
+        Args:
+            place: int64 [n], bytes of the range; the first few tell whether the disk is involved.
+        """
+        if not self.schema.paged:
+            return
+        faults = major_faults()
+        self.table.files.data.take(place[:_PROBE], mode="clip")
+        if major_faults() > faults:
+            self.table.files.will_need(place - PAGE_HEADER, self.row_bytes)
+
+    def gather(
+        self,
+        place: np.ndarray,
+        out: np.ndarray,
+        keys: np.ndarray,
+        verify: bool,
+        head: np.ndarray,
+        crew: Crew | None = None,
+    ) -> np.ndarray:
+        """Copy the rows at ``place`` (int64 [n], bytes of the range) and judge the records in them.
+
+        Args:
+            out: uint8 [n, row_bytes], contiguous, filled.
+            keys: uint64 [n], hash of the user each record should be of.
+            verify: check word and payload hash of the header are compared with what they are of. Else a record is only
+                asked whose it is, and of which model.
+            head: HEADER [n], contiguous, filled with a copy of the records' headers.
+            crew: threads that share the work; None for the calling thread alone.
+
+        Returns:
+            bool [n]: the row holds the record of this user.
+        """
+        good = np.empty(len(place), bool)
+        pieces = 1 if crew is None else min(crew.threads, out.nbytes // _PIECE_BYTES)
+        if pieces <= 1:
+            crew, pieces = None, 1
+        if self.schema.paged and native.library is not None:
+            native.library.copy_rows(
+                self.table.files.address, len(self.table.files.data), place, out, out.nbytes >= STREAM_BYTES,
+                self.schema.record_bytes - HEADER_BYTES, keys, self.model, verify, head, good, crew,
+            )  # fmt: skip
+            return good
+
+        def piece(i: int) -> None:
+            # One a thread: where threads trade the interpreter more often, its hand-over eats the gain.
+            at = slice(len(place) * i // pieces, len(place) * (i + 1) // pieces)
+            self._copy(place[at], out[at], head[at])
+            good[at] = self._judge(out[at], head[at], keys[at], verify)
+
+        if crew is None:
+            piece(0)
+        else:
+            crew.each(pieces, piece)
+        return good
+
+    def _copy(self, place: np.ndarray, out: np.ndarray, head: np.ndarray) -> None:
+        start = (place - PAGE_HEADER) // self._unit
+        if self.schema.paged:
+            wanted = (start[:, None] + self._step).ravel()
+            np.take(self._pages, wanted, out=out.reshape(-1).view(f"V{PAGE}"), mode="clip")
+        else:
+            rows = self._rows[np.clip(start, 0, len(self._rows) - 1)]
+            out[...] = rows.view(np.uint8).reshape(out.shape)
+        head.view(f"V{HEADER_BYTES}")[...] = np.ascontiguousarray(
+            out[:, PAGE_HEADER : PAGE_HEADER + HEADER_BYTES]
+        ).view(f"V{HEADER_BYTES}")[:, 0]
+
+    def _judge(self, rows: np.ndarray, head: np.ndarray, keys: np.ndarray, verify: bool) -> np.ndarray:
+        words = head.view(np.uint64).reshape(-1, 8)
+        good = words[:, _KEY] == keys
+        good &= words[:, _MODEL] == self.model
+        good &= (words[:, _FORMAT] & _FORMAT_MASK) == RECORD_FORMAT
+        if verify:
+            good &= head["check"] == header_check(head)
+            records = rows[:, PAGE_HEADER : PAGE_HEADER + self.schema.record_bytes]
+            good &= head["payload_hash"] == payload_hashes(records)
+        return good
+
+    def keys(self, shard: int, states: bool = False) -> pages.Entries:
+        """Keys of one shard in key order with the places of their values in its file.
+
+        Raises:
+            Damaged
+        """
+        table = self.states if states else self.table
+        if table is None:
+            return pages.Entries([], np.zeros(0, np.int64), np.zeros(0, np.int64))
+        entries = pages.walk(table.shard_data(shard), str(self.folder / table.names[shard]))
+        if len(entries.keys) != table.counts[shard]:
+            raise Damaged(f"{self.folder / table.names[shard]}: file and index differ; run `vista verify`")
+        return entries
+
+    def recheck(self, shards: Iterable[int] = ()) -> None:
+        """Compare the size of every shard file with the manifest once more, and the indexes of some shards with their
+        digests.
+
+        A file that is gone is no concern of ours: its mapping stays whole.
+
+        Raises:
+            Damaged
+        """
+        deep = {name for k in shards for name in self.manifest.shards[k].files if name.endswith(".idx")}
+        for name, fact in (item for shard in self.manifest.shards for item in shard.files.items()):
+            path = f"{self.folder}/{name}"
+            try:
+                size = os.stat(path).st_size
+                wrong = size != fact.bytes and f"expected {fact.bytes} bytes, found {size}"
+                if not wrong and name in deep and digest_file(Path(path)) != fact.digest:
+                    wrong = "does not have the digest that the manifest states"
+            except FileNotFoundError:
+                continue
+            if wrong:
+                raise Damaged(
+                    f"{path}: {wrong}, though it was whole when it was opened; run `vista verify`, then "
+                    f"`vista rollback` or rebuild the shard"
+                )
+
+    def users(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        """Users of one shard in key order, and bool [n]: which are tombstones."""
+        entries = self.keys(shard)
+        return from_keys(entries.keys, self.schema.user_kind), entries.length == HEADER_BYTES
+
+
+def row_bytes(schema: RecordSchema) -> int:
+    """Bytes of one gathered row of a schema."""
+    return schema.pages * PAGE if schema.paged else PAGE_HEADER + schema.record_bytes

@@ -1,0 +1,354 @@
+"""Reading: users to tokens, from one pinned chain of generations.
+
+A :class:`Snapshot` is a chain of generations resolved once: newest first, down to a full one. It never changes, so
+whatever is published meanwhile, a batch sees one generation. A lookup is
+
+    hash ▶ one search per generation of the chain ▶ one gather of whole records ▶ checks ▶ decode in cache-sized blocks
+
+all vectorised over the batch. Arrays are caller's; nothing of the mapping leaves this module.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from cache_store.errors import Damaged, SchemaError
+from cache_store.format.keys import Users, as_users, hash_of, second_hash_of
+from cache_store.format.record import HEADER, PAGE_HEADER
+from cache_store.native.crew import Crew
+from cache_store.read.generation import ABSENT, STREAM_BYTES, Generation
+
+
+class Status(IntEnum):
+    """What a row of a lookup is.
+
+    FRESH: as published and within the age limit. STALE: as published, older than the age limit. MISSING: the store
+    has no such user. CORRUPT: the record fails a check; its tokens are those of a missing user.
+    """
+
+    FRESH = 0
+    STALE = 1
+    MISSING = 2
+    CORRUPT = 3
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """What a lookup of B users gives, in the caller's order.
+
+    Attributes:
+        tokens: float32 [B, S, D].
+        status: uint8 [B], values of :class:`Status`.
+        event_count: int64 [B]; 0 where missing or corrupt, as the two times.
+        last_event_ms: int64 [B], time of the last event that the summary has seen.
+        summarized_ms: int64 [B].
+        generation: name of the newest generation of the chain that was read; "" where none was old enough for an
+            as-of read; object [B] of such names where each row has a time of its own.
+    """
+
+    tokens: np.ndarray
+    status: np.ndarray
+    event_count: np.ndarray
+    last_event_ms: np.ndarray
+    summarized_ms: np.ndarray
+    generation: str | np.ndarray
+
+
+@dataclass(frozen=True)
+class RawLookup:
+    """Records as stored, for a device that decodes them itself.
+
+    Attributes:
+        rows: uint8 [B, row_bytes]; the record begins at byte 16 of a row, its fields at ``schema.dtype`` offsets
+            from there. Rows that are neither FRESH nor STALE are zero.
+        Others as in :class:`Lookup`.
+    """
+
+    rows: np.ndarray
+    status: np.ndarray
+    event_count: np.ndarray
+    last_event_ms: np.ndarray
+    summarized_ms: np.ndarray
+    generation: str
+
+
+_BLOCK_BYTES = 1 << 20
+"""Bytes of records gathered and decoded at a time by one thread."""
+
+
+_FRESH, _STALE, _MISSING, _CORRUPT = (np.uint8(s) for s in Status)
+
+
+@dataclass
+class _Found:
+    """Distinct users of a batch and where their records lie."""
+
+    hashes: np.ndarray  # uint64 [U]
+    shard: np.ndarray  # int64 [U]
+    depth: np.ndarray  # int64 [U], position in the chain, -1 where missing
+    place: np.ndarray  # int64 [U]
+    check: np.ndarray  # uint64 [U], first word of the record by the index
+    inverse: np.ndarray | None  # int64 [B], row of each caller's user; None where B = U
+
+
+class Snapshot:
+    """A resolved chain of generations.
+
+    Args:
+        chain: newest first; the last is full.
+        verify: check every record on read.
+        crew: threads that share the work on a batch; None for the calling thread alone.
+        opened_ms: when the files were last looked at, which opening them is.
+
+    Attributes:
+        checked_ms, checks: when the files were last compared with the manifests, and how often; kept by ``Views``.
+    """
+
+    def __init__(
+        self, chain: list[Generation], verify: bool, crew: Crew | None = None, opened_ms: int = 0
+    ) -> None:
+        self.chain, self.verify, self._crew = chain, verify, crew or Crew(1)
+        self.schema = chain[0].schema
+        self.name = chain[0].manifest.generation
+        self.row_bytes = chain[0].row_bytes
+        self._shards = np.uint64(chain[0].manifest.num_shards)
+        self._local = threading.local()
+        self.checked_ms, self.checks = opened_ms, 0
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the chain, newest first."""
+        return [g.manifest.generation for g in self.chain]
+
+    def lookup(
+        self,
+        users: Users,
+        out: np.ndarray | None = None,
+        fill: np.ndarray | None = None,
+        now_ms: int | None = None,
+        max_age_ms: int | None = None,
+    ) -> Lookup:
+        """See ``Store.lookup``. ``fill``: float32 broadcastable to [S, D] for rows without tokens, None for zeros."""
+        found = self._find(users)
+        n = len(found.place)
+        b = n if found.inverse is None else len(found.inverse)
+        out = _buffer(out, (b, self.schema.tokens, self.schema.width), np.float32)
+        target = out if found.inverse is None else np.empty((n, *out.shape[1:]), np.float32)
+        status, header = np.full(n, _MISSING), np.zeros(n, HEADER)
+
+        def read(generation: Generation, at: np.ndarray | slice) -> None:
+            rows = self._scratch(len(found.place[at]))
+            self._read(generation, found, at, rows, header, status, None)
+            records = rows[:, PAGE_HEADER : PAGE_HEADER + self.schema.record_bytes].view(self.schema.dtype)
+            if isinstance(at, slice):
+                self.schema.decode(records[:, 0], target[at], target.nbytes >= STREAM_BYTES)
+            else:
+                block = np.empty((len(rows), *out.shape[1:]), np.float32)
+                self.schema.decode(records[:, 0], block)
+                target[at] = block
+
+        blocks: list[tuple[Generation, np.ndarray | slice]] = []
+        step = max(1, _BLOCK_BYTES // self.row_bytes)
+        for generation, here in self._parts(found):
+            generation.read_ahead(found.place[here])
+            if isinstance(here, slice):
+                blocks += [(generation, slice(i, min(i + step, n))) for i in range(0, n, step)]
+            else:
+                blocks += [(generation, here[i : i + step]) for i in range(0, len(here), step)]
+        self._crew.each(len(blocks), lambda i: read(*blocks[i]))
+        bad = np.flatnonzero(status >= _MISSING)
+        if len(bad):
+            target[bad] = 0.0 if fill is None else fill
+        if found.inverse is not None:
+            np.take(target, found.inverse, axis=0, out=out, mode="clip")
+        return Lookup(out, *self._facts(status, header, found.inverse, now_ms, max_age_ms), self.name)
+
+    def lookup_raw(
+        self,
+        users: Users,
+        out: np.ndarray | None = None,
+        now_ms: int | None = None,
+        max_age_ms: int | None = None,
+    ) -> RawLookup:
+        """See ``Store.lookup_raw``."""
+        found = self._find(users)
+        n = len(found.place)
+        b = n if found.inverse is None else len(found.inverse)
+        out = _buffer(out, (b, self.row_bytes), np.uint8)
+        target = out if found.inverse is None else np.empty((n, self.row_bytes), np.uint8)
+        status, header = np.full(n, _MISSING), np.zeros(n, HEADER)
+        for generation, here in self._parts(found):
+            place = found.place[here]
+            rows = target if isinstance(here, slice) else np.empty((len(place), self.row_bytes), np.uint8)
+            generation.read_ahead(place)
+            self._read(generation, found, here, rows, header, status, self._crew)
+            if rows is not target:
+                target[here] = rows
+        bad = np.flatnonzero(status >= _MISSING)
+        if len(bad):
+            target[bad] = 0
+        if found.inverse is not None:
+            np.take(target, found.inverse, axis=0, out=out, mode="clip")
+        return RawLookup(out, *self._facts(status, header, found.inverse, now_ms, max_age_ms), self.name)
+
+    def places(self, users: Users) -> list[tuple[Path, int] | None]:
+        """See ``Store.places``."""
+        found = self._find(users)
+        out: list[tuple[Path, int] | None] = []
+        for depth, place in zip(found.depth.tolist(), found.place.tolist(), strict=True):
+            if depth < 0:
+                out.append(None)
+                continue
+            generation = self.chain[depth]
+            starts = generation.table.files.starts
+            k = int(np.searchsorted(starts, place, side="right")) - 1
+            out.append((generation.folder / generation.table.names[k], place - int(starts[k]) - PAGE_HEADER))
+        return out if found.inverse is None else [out[u] for u in found.inverse.tolist()]
+
+    def nothing(self, users: Users, out: np.ndarray | None, fill: np.ndarray | None) -> Lookup:
+        """What a lookup gives where no generation may be read: every row MISSING."""
+        n = len(as_users(users, self.schema.user_kind))
+        out = _buffer(out, (n, self.schema.tokens, self.schema.width), np.float32)
+        out[...] = 0.0 if fill is None else fill
+        status, header = np.full(n, _MISSING), np.zeros(n, HEADER)
+        return Lookup(out, *self._facts(status, header, None, None, None), "")
+
+    def nothing_raw(self, users: Users, out: np.ndarray | None) -> RawLookup:
+        """As :meth:`nothing`, for raw lookups."""
+        n = len(as_users(users, self.schema.user_kind))
+        out = _buffer(out, (n, self.row_bytes), np.uint8)
+        out[...] = 0
+        status, header = np.full(n, _MISSING), np.zeros(n, HEADER)
+        return RawLookup(out, *self._facts(status, header, None, None, None), "")
+
+    def states(self, users: Users) -> list[bytes | None]:
+        """State of each user from the newest generation of the chain that says anything of it, or None.
+
+        Raises:
+            Damaged: a state fails its check.
+        """
+        found = self._find(users)
+        out: list[bytes | None] = [None] * len(found.place)
+        ids = as_users(users, self.schema.user_kind)
+        second = second_hash_of(ids) if ids.dtype == object else None
+        if found.inverse is not None:
+            first = np.zeros(len(found.place), np.int64)
+            first[found.inverse[::-1]] = np.arange(len(ids))[::-1]
+            second = None if second is None else second[first]
+        shard = found.shard
+        digest = xxhash.xxh3_64_intdigest
+        for depth, generation in enumerate(self.chain):
+            here = np.flatnonzero(found.depth == depth)
+            table = generation.states
+            if table is None or not len(here):
+                continue
+            entry, check, offset = table.index.find(
+                shard[here], found.hashes[here], None if second is None else second[here]
+            )
+            held = entry >= 0
+            here, entry, check = here[held], entry[held], check[held]
+            start = table.files.starts[shard[here]] + offset[held]
+            length = table.index.length(shard[here], entry)
+            for u, at, size, word in zip(
+                here.tolist(), start.tolist(), length.tolist(), check.tolist(), strict=True
+            ):
+                value = table.files.data[at : at + size].tobytes()
+                if digest(value[8:], seed=int(found.hashes[u])) != word or value[:8] != word.to_bytes(
+                    8, "little"
+                ):
+                    raise Damaged(
+                        f"{generation.folder / table.names[shard[u]]}: the state of a user fails its check; run "
+                        f"`vista verify`, then `vista refresh --user` for those it names"
+                    )
+                out[u] = value[8:]
+        return out if found.inverse is None else [out[u] for u in found.inverse.tolist()]
+
+    def _find(self, users: Users) -> _Found:
+        ids = as_users(users, self.schema.user_kind)
+        hashes = hash_of(ids)
+        second = second_hash_of(ids) if ids.dtype == object else None
+        inverse = None
+        order = np.sort(hashes)
+        if (order[1:] == order[:-1]).any():
+            pairs = hashes if second is None else np.stack([hashes, second], axis=1)
+            _, first, inverse = np.unique(pairs, return_index=True, return_inverse=True, axis=0)
+            inverse = inverse.reshape(-1)
+            hashes, second = hashes[first], None if second is None else second[first]
+        n = len(hashes)
+        shard = (hashes % self._shards).view(np.int64)
+        place, check = self.chain[0].locate(shard, hashes, second)
+        depth = np.zeros(n, np.int64)
+        if n and place.min() >= 0:  # the common case
+            return _Found(hashes, shard, depth, place, check, inverse)
+        left = np.flatnonzero(place == ABSENT)
+        for d, generation in enumerate(self.chain[1:], 1):
+            if not len(left):
+                break
+            at, word = generation.locate(shard[left], hashes[left], None if second is None else second[left])
+            hit = at != ABSENT
+            rows = left[hit]
+            place[rows], check[rows], depth[rows] = at[hit], word[hit], d
+            left = left[~hit]
+        depth[place < 0] = -1
+        return _Found(hashes, shard, depth, place, check, inverse)
+
+    def _parts(self, found: _Found) -> Iterator[tuple[Generation, np.ndarray | slice]]:
+        """Generations that hold some of the users, with their rows; a slice where one holds all, the common case."""
+        for depth, generation in enumerate(self.chain):
+            here = np.flatnonzero(found.depth == depth)
+            if len(here):
+                yield generation, slice(0, len(here)) if len(here) == len(found.depth) else here
+
+    def _read(
+        self, generation: Generation, found: _Found, at: np.ndarray | slice, rows: np.ndarray, header: np.ndarray,
+        status: np.ndarray, crew: Crew | None,
+    ) -> None:  # fmt: skip
+        """Rows of one generation, their headers, and FRESH or CORRUPT, each into its place."""
+        head = header[at]
+        good = generation.gather(found.place[at], rows, found.hashes[at], self.verify, head, crew)
+        if self.verify:
+            good &= head["check"] == found.check[at]
+        if not isinstance(at, slice):
+            header[at] = head
+        status[at] = np.where(good, _FRESH, _CORRUPT)
+
+    def _facts(
+        self, status: np.ndarray, header: np.ndarray, inverse: np.ndarray | None, now_ms: int | None,
+        max_age_ms: int | None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+        bad = status >= _MISSING
+        if bad.any():
+            header[bad] = np.zeros(1, HEADER)
+        if max_age_ms is not None and now_ms is not None:
+            status[(status == _FRESH) & (now_ms - header["summarized_ms"] > max_age_ms)] = _STALE
+        if inverse is not None:
+            status, header = status[inverse], header[inverse]
+        return (
+            status, header["event_count"].astype(np.int64), header["last_event_ms"].astype(np.int64),
+            header["summarized_ms"].astype(np.int64),
+        )  # fmt: skip
+
+    def _scratch(self, rows: int) -> np.ndarray:
+        """A buffer of this thread for gathered rows, uint8 [rows, row_bytes]."""
+        held = getattr(self._local, "rows", None)
+        if held is None or len(held) < rows:
+            held = self._local.rows = np.empty((rows, self.row_bytes), np.uint8)
+        return held[:rows]
+
+
+def _buffer(out: np.ndarray | None, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    if out is None:
+        return np.empty(shape, dtype)
+    if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
+        raise SchemaError(
+            f"out: expected a writable C-contiguous {np.dtype(dtype).name} array of shape {shape}, found "
+            f"{out.dtype.name} of shape {out.shape}"
+        )
+    return out

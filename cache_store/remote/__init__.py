@@ -1,0 +1,1 @@
+"""Copies of generations elsewhere: ``files`` (a URL), ``store`` (what lies there), ``copy`` (push and pull)."""

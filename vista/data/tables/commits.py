@@ -1,0 +1,211 @@
+"""One commit over several tables, whole or not at all.
+
+``sources``, ``items`` and ``impressions`` go first, ``history`` last. History carries the number of the last whole
+commit; a table that is ahead of it was left by a crash and is rolled back by :func:`recover`, which every writer
+calls first. So what readers of history see is whole at any moment, and a rerun starts from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.io.pyarrow import parquet_files_to_data_files
+from pyiceberg.table import Table, Transaction
+
+from vista.data import paths
+from vista.data.tables.manifests import PREFIX, entries, summary_of
+from vista.data.tables.schemas import check_vocabulary
+from vista.errors import DataError
+
+if TYPE_CHECKING:
+    from vista.data.tables.warehouse import Warehouse
+
+
+class TableChanged(DataError):
+    """Another writer committed in between; nothing of this commit is visible."""
+
+    exit_code = 4
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What one commit adds: files already written, and vocabularies as they are after it.
+
+    Attributes:
+        run: name of the run, kept in the snapshots' summaries.
+        history, impressions, items: URIs of files in the tables' data folders.
+        sources: rows of the ledger: path, bytes, digest, rows.
+    """
+
+    run: str
+    history: Sequence[str] = ()
+    impressions: Sequence[str] = ()
+    items: Sequence[str] = ()
+    sources: Sequence[tuple[str, int, str, int]] = ()
+    actions: tuple[str, ...] | None = None
+    surfaces: tuple[str, ...] | None = None
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def alone(warehouse: Warehouse) -> Iterator[None]:
+    """Keep other processes from committing and recovering meanwhile, where the warehouse is a local folder.
+
+    In another catalog two writers at once end in :class:`TableChanged` for one of them, but a third that starts
+    between their commits may take a commit under way for a crash: schedule one ingest at a time there.
+    """
+    if warehouse.path is None:
+        yield
+        return
+    with open(Path(paths.local_path(warehouse.path), "write.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def recover(warehouse: Warehouse) -> list[str]:
+    """Roll back tables that an interrupted commit left ahead of history; names of those.
+
+    The files of the interrupted commit stay as orphans until ``forget`` or ``sweep`` deletes them.
+    """
+    with alone(warehouse):
+        return _recover(warehouse)
+
+
+def _recover(warehouse: Warehouse) -> list[str]:
+    warehouse.refresh()
+    whole = warehouse.commit_number
+    undone = []
+    for name in ("sources", "items", "impressions"):
+        table = warehouse.table(name)
+        current = table.current_snapshot()
+        target = current
+        while target is not None and int(summary_of(target).get(PREFIX + "commit", 0)) > whole:
+            target = (
+                None if target.parent_snapshot_id is None else table.snapshot_by_id(target.parent_snapshot_id)
+            )
+        if target is current:
+            continue
+        undone.append(name)
+        if target is not None:
+            table.manage_snapshots().rollback_to_snapshot(target.snapshot_id).commit()
+        else:
+            # The first commit: Iceberg cannot go back to "no snapshot", so take its files out.
+            with table.transaction() as tx, tx.update_snapshot().overwrite() as update:
+                for entry in entries(table, current.snapshot_id):
+                    update.delete_data_file(entry.data_file)
+    if undone:
+        warehouse.refresh()
+    return undone
+
+
+def commit(warehouse: Warehouse, addition: Addition) -> int | None:
+    """Make an addition visible: one snapshot per table that gains files, history last.
+
+    Returns:
+        The history snapshot after it.
+
+    Raises:
+        TableChanged: another writer committed since this object last read the tables.
+        DataError: vocabularies that do not extend the present ones, or a file that does not fit the table.
+    """
+    with alone(warehouse):
+        return _commit(warehouse, addition)
+
+
+def _commit(warehouse: Warehouse, addition: Addition) -> int | None:
+    actions = warehouse.actions if addition.actions is None else tuple(addition.actions)
+    surfaces = warehouse.surfaces if addition.surfaces is None else tuple(addition.surfaces)
+    check_vocabulary(actions, surfaces)
+    for name, old, new in (
+        ("actions", warehouse.actions, actions),
+        ("surfaces", warehouse.surfaces, surfaces),
+    ):
+        if new[: len(old)] != old:
+            raise DataError(
+                f"{warehouse.name}: {name} only grow at the end; expected a continuation of {list(old)}, found "
+                f"{list(new)}; repeat vista ingest without naming them"
+            )
+    number = warehouse.commit_number + 1
+    summary = {PREFIX + "commit": str(number), PREFIX + "run": addition.run}
+    try:
+        if addition.sources:
+            with warehouse.sources.transaction() as tx:
+                tx.append(_source_rows(addition, number), snapshot_properties=summary)
+        for name, files in (("items", addition.items), ("impressions", addition.impressions)):
+            if files:
+                with warehouse.table(name).transaction() as tx:
+                    _add(tx, files, summary)
+        with warehouse.history.transaction() as tx:
+            tx.set_properties(
+                {
+                    PREFIX + "commit": str(number),
+                    PREFIX + "run": addition.run,
+                    PREFIX + "actions": json.dumps(list(actions)),
+                    PREFIX + "surfaces": json.dumps(list(surfaces)),
+                    **{PREFIX + k: v for k, v in addition.properties.items()},
+                }
+            )
+            if addition.history:
+                _add(tx, addition.history, summary)
+    except CommitFailedException as error:
+        raise TableChanged(
+            f"{warehouse.name}: another writer committed at the same time; nothing was added. Run vista ingest again"
+        ) from error
+    warehouse.refresh()
+    return warehouse.snapshot()
+
+
+def replace_files(
+    table: Table, removed: Collection[str], added: Sequence[str], summary: dict[str, str]
+) -> None:
+    """One snapshot in which the files ``added`` (URIs, already written) stand for ``removed``: same rows, or fewer.
+
+    Raises:
+        TableChanged: another writer committed in between; nothing was replaced.
+    """
+    current = table.current_snapshot()
+    if current is None or not removed:
+        return
+    try:
+        with table.transaction() as tx:
+            new_files = list(parquet_files_to_data_files(table.io, tx.table_metadata, iter(added)))
+            with tx.update_snapshot(snapshot_properties=summary).overwrite() as update:
+                for entry in entries(table, current.snapshot_id):
+                    if entry.data_file.file_path in removed:
+                        update.delete_data_file(entry.data_file)
+                for data_file in new_files:
+                    update.append_data_file(data_file)
+    except CommitFailedException as error:
+        raise TableChanged(
+            f"{'.'.join(table.name())}: another writer committed at the same time; nothing was replaced. Run the same "
+            f"command again (vista status shows what is there)"
+        ) from error
+    table.refresh()
+
+
+def _add(tx: Transaction, files: Sequence[str], summary: dict[str, str]) -> None:
+    tx.add_files(list(files), snapshot_properties=summary, check_duplicate_files=False)
+
+
+def _source_rows(addition: Addition, commit: int) -> pa.Table:
+    schema = pa.schema(
+        [
+            pa.field("path", pa.string(), False),
+            pa.field("bytes", pa.int64(), False),
+            pa.field("digest", pa.string(), False),
+            pa.field("rows", pa.int64(), False),
+            pa.field("run", pa.string(), False),
+        ]
+    )
+    rows = [(*source, addition.run) for source in addition.sources]
+    return pa.table(
+        [pa.array(c, f.type) for c, f in zip(zip(*rows, strict=True), schema, strict=True)], schema=schema
+    )

@@ -1,0 +1,102 @@
+"""Which sorted files a snapshot of a table has, and which commit brought the rows of each."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pyiceberg.conversions import from_bytes
+from pyiceberg.manifest import DataFileContent
+from pyiceberg.table import Table
+from pyiceberg.types import LongType
+
+from vista.data.tables.reading import DataFile
+from vista.errors import DataError
+
+PREFIX = "vista."
+"""Of our keys in table properties and snapshot summaries."""
+
+
+def summary_of(snapshot: Any) -> dict[str, str]:
+    """Our and other engines' free entries of a snapshot's summary."""
+    return {} if snapshot.summary is None else dict(snapshot.summary.additional_properties)
+
+
+def entries(table: Table, snapshot_id: int) -> Iterator[Any]:
+    snapshot = table.snapshot_by_id(snapshot_id)
+    if snapshot is None:
+        raise DataError(
+            f"{'.'.join(table.name())}: expected snapshot {snapshot_id}, found none (expired?); "
+            f"start from a full run of vista summarize"
+        )
+    for manifest in snapshot.manifests(table.io):
+        yield from manifest.fetch_manifest_entry(table.io, discard_deleted=True)
+
+
+def files_of(table: Table, snapshot_id: int) -> list[DataFile]:
+    name = ".".join(table.name())
+    schema, spec = table.schema(), table.spec()
+    partitioned = [f.name for f in spec.fields]
+    by_bucket = "bucket" in schema.column_names
+    place = partitioned.index("bucket") if "bucket" in partitioned else None
+    if by_bucket and place is None:
+        raise DataError(
+            f"{name}: expected a partition by bucket (identity), found {partitioned}; bring its rows in with vista "
+            f"ingest"
+        )
+    time_id = schema.find_field("time").field_id if "time" in schema.column_names else -1
+    files = []
+    for entry in entries(table, snapshot_id):
+        f = entry.data_file
+        if f.content != DataFileContent.DATA:
+            raise DataError(
+                f"{name}: expected data files alone, found the delete file {f.file_path}; compact the table with the "
+                f"engine that wrote it, then run vista status again"
+            )
+        first, last = _commits_in_name(f.file_path)
+        low, high = (f.lower_bounds or {}).get(time_id), (f.upper_bounds or {}).get(time_id)
+        files.append(
+            DataFile(
+                path=f.file_path,
+                bucket=0 if place is None else int(f.partition[place]),
+                rows=int(f.record_count),
+                bytes=int(f.file_size_in_bytes),
+                min_time=None if low is None else from_bytes(LongType(), low),
+                max_time=None if high is None else from_bytes(LongType(), high),
+                commit=last,
+                first_commit=first,
+            )
+        )
+    return files
+
+
+MERGED = "-from-"
+"""In the name of a merged file, before the number of its first commit."""
+_NAME = re.compile(rf"(\d{{8}})-.*?(?:-\d{{5}}{MERGED}(\d{{8}}))?(?:-without-[0-9a-f]+)?\.parquet")
+
+
+def _commits_in_name(path: str) -> tuple[int, int]:
+    """(first, last) commit of the rows of a file, by its name; zeros where it is not ours."""
+    name = _NAME.fullmatch(posixpath.basename(path))
+    return (0, 0) if name is None else (int(name[2] or name[1]), int(name[1]))
+
+
+def commit_of(table: Table, snapshot_id: int) -> tuple[int, bool]:
+    """(number of the last commit in a snapshot, 0 where another engine made it; whether the snapshot is still there).
+
+    Raises:
+        DataError: nothing is known of the snapshot.
+    """
+    snapshot = table.snapshot_by_id(snapshot_id)
+    if snapshot is not None:
+        return int(summary_of(snapshot).get(PREFIX + "commit", 0)), True
+    remembered = json.loads(table.properties.get(PREFIX + "expired", "{}"))
+    if str(snapshot_id) in remembered:
+        return int(remembered[str(snapshot_id)]), False
+    raise DataError(
+        f"{'.'.join(table.name())}: expected snapshot {snapshot_id}, found none (expired?); "
+        f"start from a full run of vista summarize"
+    )

@@ -1,0 +1,98 @@
+"""What the tables no longer need: old snapshots, and data files that no snapshot has.
+
+A snapshot goes when no kept generation was made from it and it is old enough that no job reads it any more; then the
+files that only such snapshots had. The number of its commit is remembered, so that a refresh can still ask what was
+added since.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from pyiceberg.table import Table
+
+from vista.data import paths
+from vista.data.tables.manifests import PREFIX, summary_of
+
+KEPT_SNAPSHOTS = 4_096
+"""Expired snapshots whose commit number is remembered for ``bucket_files(since=...)``."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What pruning took out of the tables: ids of snapshots, URIs of files."""
+
+    snapshots: list[int]
+    files: list[str]
+
+
+def old_snapshots(table: Table, keep: Collection[int], before_ms: int) -> list[int]:
+    """Ids of snapshots made before ``before_ms``, without the current one and those in ``keep``."""
+    current = table.current_snapshot()
+    keep = {*keep, *(() if current is None else (current.snapshot_id,))}
+    return [
+        s.snapshot_id for s in table.snapshots() if s.snapshot_id not in keep and s.timestamp_ms < before_ms
+    ]
+
+
+def sweep(
+    table: Table,
+    whole: int,
+    *,
+    expire: Collection[int] = (),
+    untouched_since_ms: int | None = None,
+    dry_run: bool = False,
+) -> list[str]:
+    """Delete data files that no snapshot needs: those of forgotten or merged rows, and of runs that never committed.
+
+    Args:
+        whole: number of the last whole commit; files of a later one may belong to a run under way and are left.
+        expire: snapshots to expire first; the commit number of each is remembered. The current one always stays.
+        untouched_since_ms: leave files that were written later than this.
+        dry_run: change nothing.
+
+    Returns:
+        URIs of the files deleted.
+    """
+    current = table.current_snapshot()
+    if current is None:
+        return []
+    older = [s for s in table.snapshots() if s.snapshot_id in set(expire) - {current.snapshot_id}]
+    if older and not dry_run:
+        remembered = json.loads(table.properties.get(PREFIX + "expired", "{}"))
+        remembered |= {
+            str(s.snapshot_id): int(n)
+            for s in older
+            if (n := summary_of(s).get(PREFIX + "commit")) is not None
+        }
+        kept = dict(list(remembered.items())[-KEPT_SNAPSHOTS:])
+        with table.transaction() as tx:
+            tx.set_properties({PREFIX + "expired": json.dumps(kept)})
+        table.maintenance.expire_snapshots().by_ids([s.snapshot_id for s in older]).commit()
+        table.refresh()
+    gone = {s.snapshot_id for s in older}
+    lists = [s.manifests(table.io) for s in table.snapshots() if s.snapshot_id not in gone]
+    manifests = {m.manifest_path: m for listed in lists for m in listed}  # snapshots share most of them
+    needed = {
+        paths.as_uri(entry.data_file.file_path)
+        for manifest in manifests.values()
+        for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=True)
+    }
+    fs, root = paths.filesystem(posixpath.join(table.location(), "data"))
+    if not fs.exists(root):
+        return []
+    unneeded = []
+    for found in fs.find(root):
+        head = posixpath.basename(found).split("-", 1)[0]
+        ours = len(head) == 8 and head.isdigit() and int(head) <= whole
+        uri = paths.as_uri(fs.unstrip_protocol(found))
+        if not ours or uri in needed:
+            continue
+        if untouched_since_ms is None or fs.modified(found).timestamp() * 1000 <= untouched_since_ms:
+            unneeded.append(uri)
+    if not dry_run:
+        paths.remove(unneeded)
+    return unneeded

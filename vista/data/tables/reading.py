@@ -1,0 +1,140 @@
+"""Histories and impressions of one bucket as a stream of batches; needs paths alone, no catalog.
+
+Workers import this and not ``vista.data.tables.warehouse``: PyIceberg is a good part of a second of a process's start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vista.data.events import Events
+from vista.data.tables.merge import read_sorted
+from vista.data.tables.rows import HISTORY, IMPRESSIONS, open_sorted, read_users
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One sorted file of one bucket; plain values, so it can be sent to a worker.
+
+    Attributes:
+        commit: number of the last commit that added rows of it; 0 where another engine wrote the file.
+        first_commit: number of the first one; less than ``commit`` where files were merged (``compaction``).
+        min_time, max_time: bounds in milliseconds, None where the table has none.
+    """
+
+    path: str
+    bucket: int
+    rows: int
+    bytes: int
+    min_time: int | None = None
+    max_time: int | None = None
+    commit: int = 0
+    first_commit: int = 0
+
+
+@dataclass(frozen=True)
+class UserBatch:
+    """Consecutive users in key order; ``continues``: the last one goes on as the first of the next batch.
+
+    Attributes:
+        users: int64 [U], or object [U] of str.
+        events: their histories, U of them, in contract order.
+    """
+
+    users: np.ndarray
+    events: Events
+    continues: bool = False
+
+
+@dataclass(frozen=True)
+class ImpressionBatch:
+    """Consecutive users in key order with what they were shown, ordered by (time, request, position, item).
+
+    Attributes:
+        users: int64 [U], or object [U] of str.
+        offsets: int64 [U + 1].
+        time, request, item: int64 [N]. position: int32 [N], 0 is the top.
+        action: int32 [N], bit mask; 0 where not engaged.
+        continues: the last user goes on as the first of the next batch.
+    """
+
+    users: np.ndarray
+    offsets: np.ndarray
+    time: np.ndarray
+    request: np.ndarray
+    item: np.ndarray
+    position: np.ndarray
+    action: np.ndarray
+    continues: bool = False
+
+
+def read_bucket(
+    files: Sequence[DataFile | str], *, max_rows: int, users: np.ndarray | Sequence[str] | None = None
+) -> Iterator[UserBatch]:
+    """Histories of one bucket out of its sorted files: merged, duplicates dropped, in key order.
+
+    Workers call this with paths alone; no catalog is needed. A table sorted by (user, time) by any engine will do.
+
+    Args:
+        files: of one bucket.
+        max_rows: most events per batch; a user with more spans several. Memory is a small multiple of it
+            (vista/data/tables/merge.py), whatever the size of the bucket or of a user.
+        users: only these, any order; row groups without them are not read.
+
+    Raises:
+        DataError: a file that is missing, lacks a column, or is not sorted.
+    """
+    for rows, continues in read_sorted(_uris(files), HISTORY, max_rows=max_rows, users=sorted_users(users)):
+        yield UserBatch(rows.users, Events(rows.offsets, **rows.columns), continues)
+
+
+def read_impressions(
+    files: Sequence[DataFile | str], *, max_rows: int, users: np.ndarray | Sequence[str] | None = None
+) -> Iterator[ImpressionBatch]:
+    """As :func:`read_bucket`, for files of the impressions table (``bucket_files(kind=IMPRESSIONS)``)."""
+    for rows, continues in read_sorted(
+        _uris(files), IMPRESSIONS, max_rows=max_rows, users=sorted_users(users)
+    ):
+        yield ImpressionBatch(rows.users, rows.offsets, **rows.columns, continues=continues)
+
+
+def count_users(files: Mapping[int, Sequence[DataFile]], max_rows: int) -> tuple[int, int]:
+    """(distinct users, in how many buckets they were counted), by reading the column of users alone.
+
+    Buckets are taken in a fixed random order until ``max_rows`` rows were read, one at least. A bucket holds its users
+    by hash, so where not all are counted the others have as many on average, however unequal the users are.
+
+    Raises:
+        DataError: a file that is missing.
+    """
+    buckets = [bucket for bucket, found in files.items() if found]
+    users = rows = counted = 0
+    for at in np.random.default_rng(0).permutation(len(buckets)):
+        if rows >= max_rows:
+            break
+        parts = []
+        for f in files[buckets[at]]:
+            with open_sorted(f.path) as file:
+                parts += [read_users(b.column(0))[0] for b in file.iter_batches(1 << 20, columns=["user_id"])]
+            rows += f.rows
+        users += len(np.unique(np.concatenate(parts))) if parts else 0
+        counted += 1
+    return users, counted
+
+
+def _uris(files: Sequence[DataFile | str]) -> list[str]:
+    return [f.path if isinstance(f, DataFile) else f for f in files]
+
+
+def sorted_users(users: np.ndarray | Sequence[str] | None) -> np.ndarray | None:
+    if users is None:
+        return None
+    array = np.asarray(users, dtype=None if isinstance(users, np.ndarray) else object)
+    if array.dtype != object and array.dtype.kind in "US":
+        array = array.astype(object)
+    elif array.dtype == object and len(array) and not isinstance(array[0], str):
+        array = array.astype(np.int64)
+    return np.unique(array)

@@ -1,0 +1,486 @@
+"""History, impressions and items as Iceberg tables; what readers and writers of them need.
+
+    WAREHOUSE/
+      catalog.db                      PyIceberg SQL catalog (any other catalog by its properties)
+      vista/history/data/bucket=00003/00000001-RUN-00003.parquet
+      vista/impressions/...           vista/items/...           vista/sources/...
+
+History and impressions are partitioned by the column ``bucket`` (identity), one or more sorted files per bucket and
+commit (``rows``). A file's name begins with the number of the commit that added its rows; ``forget`` keeps
+that number when it rewrites a file, so "what was added since" survives it.
+
+A commit touches several tables and is whole once history has it (vista/data/tables/commits.py).
+
+Iceberg metadata holds absolute paths: move a warehouse only with a tool that rewrites them. Bounds of ``user_id`` are
+kept out of the metadata, so that no user id outlives the data files.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError
+from pyiceberg.table import Table
+from pyiceberg.table.sorting import UNSORTED_SORT_ORDER
+
+from vista.data import paths
+from vista.data.events import Events
+from vista.data.tables.adopting import checked, count_items
+from vista.data.tables.commits import Addition, TableChanged, alone, commit, recover
+from vista.data.tables.forgetting import Forgotten, forget_in
+from vista.data.tables.items import ItemTable
+from vista.data.tables.manifests import PREFIX, commit_of, files_of, summary_of
+from vista.data.tables.merge import joined
+from vista.data.tables.pruning import Pruned, old_snapshots, sweep
+from vista.data.tables.reading import DataFile, ImpressionBatch, UserBatch, read_bucket, read_impressions
+from vista.data.tables.rows import HISTORY, IMPRESSIONS, Kind, Rows, SortedWriter
+from vista.data.tables.schemas import (
+    SOURCES,
+    TABLE_PROPERTIES,
+    bucket_spec,
+    check_vocabulary,
+    item_schema,
+    sort_order,
+    table_schema,
+)
+from vista.errors import DataError
+
+__all__ = [
+    "Addition",
+    "DataFile",
+    "ImpressionBatch",
+    "TableChanged",
+    "TableExists",
+    "TableMissing",
+    "UserBatch",
+    "Warehouse",
+    "read_bucket",
+    "read_impressions",
+]
+NAMESPACE = "vista"
+
+
+class TableExists(DataError):
+    """``create`` was asked for tables that are there already."""
+
+
+class TableMissing(DataError):
+    """The warehouse has no tables yet."""
+
+
+class Warehouse:
+    """The tables under one folder or in one catalog.
+
+    Args:
+        where: a folder (local, or any URI that PyIceberg can write), or properties of a PyIceberg catalog
+            (``{"type": "rest", "uri": ...}``), with ``name`` and ``namespace`` where they are not ``vista``.
+    """
+
+    def __init__(self, where: str | Path | Mapping[str, str], namespace: str = NAMESPACE):
+        if isinstance(where, Mapping):
+            properties = dict(where)
+            self.namespace = properties.pop("namespace", namespace)
+            self.path: str | None = None
+        else:
+            uri = paths.as_uri(where)
+            self.namespace, self.path = namespace, str(where)
+            database = f"sqlite:///{paths.local_path(uri)}/catalog.db"
+            properties = {"type": "sql", "uri": database, "warehouse": uri}
+            if not paths.is_local(uri):
+                raise DataError(
+                    f"{where}: an SQLite catalog needs a local folder; give catalog properties instead "
+                    f"(uri of a shared catalog and warehouse={where}), see vista ingest --help"
+                )
+        self._properties = properties
+        self._catalog: Catalog | None = None
+        self._tables: dict[str, Table] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        where = self.path if self.path is not None else {**self._properties, "namespace": self.namespace}
+        return (type(self), (where, self.namespace))
+
+    # Opening ------------------------------------------------------------------------------------------------
+
+    @property
+    def catalog(self) -> Catalog:
+        if self._catalog is None:
+            if self.path is not None:
+                Path(paths.local_path(self.path)).mkdir(parents=True, exist_ok=True)
+            properties = dict(self._properties)
+            self._catalog = load_catalog(properties.pop("name", NAMESPACE), **properties)
+        return self._catalog
+
+    def create(
+        self,
+        *,
+        user_kind: str = "int64",
+        num_buckets: int,
+        actions: Sequence[str] = (),
+        surfaces: Sequence[str] = (),
+        properties: Mapping[str, str] | None = None,
+    ) -> Warehouse:
+        """Make the empty tables.
+
+        Args:
+            user_kind: ``int64`` or ``string``; fixed for good, as is ``num_buckets``.
+            actions, surfaces: first entries of the vocabularies; later runs may append.
+            properties: further properties of the history table.
+
+        Raises:
+            DataError: a value out of range. TableExists: the tables are there.
+        """
+        if user_kind not in ("int64", "string"):
+            raise DataError(
+                f"user_kind: expected int64 or string, found {user_kind!r}; see vista ingest --help"
+            )
+        if not 1 <= num_buckets <= 1_000_000:
+            raise DataError(
+                f"num_buckets: expected 1 to 1000000, found {num_buckets}; see vista ingest --help"
+            )
+        check_vocabulary(actions, surfaces)
+        if self.exists():
+            raise TableExists(f"{self.name}: tables exist already; add to them with vista ingest")
+        try:
+            self.catalog.create_namespace(self.namespace)
+        except NamespaceAlreadyExistsError:
+            pass
+        facts = {
+            "user-kind": user_kind,
+            "buckets": str(num_buckets),
+            "bucket-function": "xxh64(key,0) mod n",
+            "actions": json.dumps(list(actions)),
+            "surfaces": json.dumps(list(surfaces)),
+            "commit": "0",
+            **(properties or {}),
+        }
+        # History last: it is what says that the warehouse exists.
+        self.create_others(user_kind)
+        schema = table_schema(HISTORY, user_kind)
+        self.catalog.create_table(
+            (self.namespace, "history"),
+            schema,
+            partition_spec=bucket_spec(schema),
+            sort_order=sort_order(HISTORY, schema),
+            properties={**TABLE_PROPERTIES, **{PREFIX + k: v for k, v in facts.items()}},
+        )
+        return self
+
+    def exists(self) -> bool:
+        if self.path is not None and not Path(paths.local_path(self.path), "catalog.db").exists():
+            return False
+        return self.catalog.table_exists((self.namespace, "history"))
+
+    def open(self) -> Warehouse:
+        """Check that the tables are there.
+
+        Raises:
+            TableMissing: they are not. DataError: they lack what ``create`` or ``adopt`` records.
+        """
+        if not self.exists():
+            raise TableMissing(
+                f"{self.name}: expected a history table, found none; make it with vista ingest"
+            )
+        self.refresh()
+        for key in ("user-kind", "buckets", "actions", "surfaces"):
+            if PREFIX + key not in self.history.properties:
+                raise DataError(
+                    f"{self.name}: table history lacks the property {PREFIX}{key}; it was not made by vista ingest. "
+                    f"Take it over once with `vista ingest --adopt`, or make another with vista ingest"
+                )
+        return self
+
+    @property
+    def name(self) -> str:
+        return (
+            self.path
+            or f"{self._properties.get('uri', self._properties.get('type', 'catalog'))}/{self.namespace}"
+        )
+
+    def refresh(self) -> Warehouse:
+        """See what others committed."""
+        self._tables.clear()
+        return self
+
+    def table(self, name: str) -> Table:
+        """One of ``history``, ``impressions``, ``items``, ``sources``.
+
+        Raises:
+            TableMissing: it is not there.
+        """
+        if name not in self._tables:
+            try:
+                self._tables[name] = self.catalog.load_table((self.namespace, name))
+            except NoSuchTableError as error:
+                raise TableMissing(
+                    f"{self.name}: expected a table {name}, found none; make it with vista ingest"
+                ) from error
+        return self._tables[name]
+
+    @property
+    def history(self) -> Table:
+        return self.table("history")
+
+    @property
+    def impressions(self) -> Table:
+        return self.table("impressions")
+
+    @property
+    def items(self) -> Table:
+        return self.table("items")
+
+    @property
+    def sources(self) -> Table:
+        return self.table("sources")
+
+    # Facts --------------------------------------------------------------------------------------------------
+
+    def fact(self, key: str, default: str = "") -> str:
+        """Property ``vista.KEY`` of the history table."""
+        return str(self.history.properties.get(PREFIX + key, default))
+
+    @property
+    def user_kind(self) -> str:
+        return self.fact("user-kind")
+
+    @property
+    def num_buckets(self) -> int:
+        return int(self.fact("buckets"))
+
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """Names of the bits of ``action``."""
+        return tuple(json.loads(self.fact("actions", "[]")))
+
+    @property
+    def surfaces(self) -> tuple[str, ...]:
+        """Names of surface ids; empty where the logs number their surfaces."""
+        return tuple(json.loads(self.fact("surfaces", "[]")))
+
+    @property
+    def commit_number(self) -> int:
+        """How many commits the tables have seen."""
+        return int(self.fact("commit", "0"))
+
+    def snapshot(self) -> int | None:
+        """Current snapshot id of the history table, None while it is empty."""
+        current = self.history.current_snapshot()
+        return None if current is None else current.snapshot_id
+
+    def data_uri(self, kind: Kind, commit: int, run: str, bucket: int, part: str = "") -> str:
+        """Where a commit's file of a bucket lies."""
+        root = self.table(kind.name).location()
+        return posixpath.join(
+            root, "data", f"bucket={bucket:05d}", f"{commit:08d}-{run}-{bucket:05d}{part}.parquet"
+        )
+
+    def has_commit(self, run: str) -> bool:
+        """Whether the commit of a run is whole: history says so last."""
+        return any(summary_of(s).get(PREFIX + "run") == run for s in self.history.snapshots()) or (
+            self.fact("run") == run
+        )
+
+    # Reading ------------------------------------------------------------------------------------------------
+
+    def bucket_files(
+        self, snapshot: int | None = None, since: int | None = None, kind: Kind = HISTORY
+    ) -> dict[int, list[DataFile]]:
+        """Sorted files by bucket, in order of path; buckets without files are left out.
+
+        Args:
+            snapshot: history snapshot to read; the current one by default. For impressions: as they were then.
+            since: leave out files whose rows were there at this earlier history snapshot.
+
+        Raises:
+            DataError: a snapshot that is not known (any more), delete files, or no partition by ``bucket``.
+        """
+        table = self.table(kind.name)
+        current = table.current_snapshot()
+        if current is None:
+            return {}
+        if snapshot is None or kind is not HISTORY:
+            files = files_of(table, current.snapshot_id)
+        else:
+            files = files_of(table, snapshot)
+        if snapshot is not None and kind is not HISTORY:
+            until, _ = commit_of(self.history, snapshot)
+            self._apart(files, until)
+            files = [f for f in files if f.commit <= until]
+        if since is not None:
+            before, still_there = commit_of(self.history, since)
+            known = {f.path for f in files_of(table, since)} if still_there and kind is HISTORY else set()
+            # A file rewritten by forget has a new path, and the commit number of the rows it had before.
+            files = [f for f in files if f.path not in known and not 0 < f.commit <= before]
+            self._apart(files, before)
+        found: dict[int, list[DataFile]] = {}
+        for f in sorted(files, key=lambda f: f.path):
+            found.setdefault(f.bucket, []).append(f)
+        return dict(sorted(found.items()))
+
+    def _apart(self, files: Sequence[DataFile], commit: int) -> None:
+        """Raises DataError where a merged file has rows of before and after a commit."""
+        both = [f.path for f in files if 0 < f.first_commit <= commit < f.commit]
+        if both:
+            raise DataError(
+                f"{self.name}: expected files from before or from after commit {commit}, found {len(both)} that vista "
+                f"compact merged over it, such as {both[0]}; run vista summarize, or vista refresh without --since"
+            )
+
+    def read_items(self) -> ItemTable:
+        """All items with their names, commonest surface and number of events."""
+        current = self.items.current_snapshot()
+        if current is None:
+            return ItemTable.empty()
+        return ItemTable.read([f.path for f in files_of(self.items, current.snapshot_id)])
+
+    def read_sources(self) -> pa.Table:
+        """The ledger of input files: path, bytes, digest, rows, run."""
+        return self.sources.scan().to_arrow()
+
+    # Writing ------------------------------------------------------------------------------------------------
+
+    def recover(self) -> list[str]:
+        """Roll back tables that an interrupted commit left ahead of history (``commits``); their names."""
+        return recover(self)
+
+    def commit(self, addition: Addition) -> int | None:
+        """Make an addition visible (vista/data/tables/commits.py); the history snapshot after it.
+
+        Raises:
+            TableChanged: another writer committed since this object last read the tables.
+            DataError: vocabularies that do not extend the present ones, or a file that does not fit the table.
+        """
+        return commit(self, addition)
+
+    def append(
+        self,
+        users: np.ndarray,
+        events: Events,
+        buckets: np.ndarray,
+        run: str = "append",
+        actions: tuple[str, ...] | None = None,
+    ) -> int | None:
+        """Write histories held in memory and commit them; for small data and tests (else ``beam_jobs.ingest``).
+
+        Args:
+            users: int64 [U] or object [U] of str, distinct, any order.
+            events: U histories, any order; duplicates within the call are dropped, those of earlier calls are not.
+            buckets: int [U], ``cache_store.format.keys.bucket_of(users, num_buckets)``.
+
+        Raises:
+            as :meth:`commit`.
+        """
+        self.recover()
+        commit = self.commit_number + 1
+        written = []
+        for bucket in np.unique(buckets):
+            mine = np.flatnonzero(np.asarray(buckets) == bucket)
+            mine = mine[np.argsort(users[mine])]
+            mine = mine[events.lengths[mine] > 0]
+            if not len(mine):
+                continue
+            chosen = events.select(mine).sorted()
+            rows, _ = joined([Rows(users[mine], chosen.lengths, chosen.columns)], HISTORY)
+            uri = self.data_uri(HISTORY, commit, run, int(bucket))
+            with SortedWriter(uri, HISTORY, self.user_kind, int(bucket)) as writer:
+                writer.write(rows)
+            written.append(uri)
+        item_file = ItemTable.count(events.item, events.surface).write(self.item_uri(commit, run, 0))
+        return self.commit(Addition(run, written, items=[item_file], actions=actions))
+
+    def forget(
+        self, users: Sequence[Any] | np.ndarray, buckets: Sequence[int] | np.ndarray | None = None
+    ) -> dict[str, Forgotten]:
+        """Take users out of history and impressions, rows and bytes (vista/data/tables/forgetting.py).
+
+        Args:
+            users: ids of this warehouse's kind. buckets: their buckets, so that no other file is looked at.
+
+        Returns:
+            What was done, by table.
+
+        Raises:
+            DataError: ids of the other kind, tags that keep old snapshots, or a writer in between.
+        """
+        strings = [isinstance(u, str) for u in users]
+        if any(s != (self.user_kind == "string") for s in strings):
+            raise DataError(
+                f"{self.name}: expected {self.user_kind} user ids, found others; see vista forget --help"
+            )
+        self.recover()
+        with alone(self):
+            self.refresh()
+            done = {}
+            for kind in (HISTORY, IMPRESSIONS):
+                table = self.table(kind.name)
+                done[kind.name] = forget_in(table, kind, self.user_kind, users, buckets, self.commit_number)
+            self.refresh()
+        return done
+
+    def prune(self, keep: Collection[int], before_ms: int, dry_run: bool = False) -> Pruned:
+        """Expire snapshots that nobody needs and delete the files that only they, or no commit, had.
+
+        Args:
+            keep: history snapshots to keep: those that kept generations were made from. The current one stays anyway.
+            before_ms: what is younger is left, for a job may be reading or writing it.
+            dry_run: change nothing, only say what would go.
+        """
+        self.recover()
+        with alone(self):
+            self.refresh()
+            snapshots, files = [], []
+            for name in ("history", "impressions", "items"):
+                table = self.table(name)
+                expired = old_snapshots(table, keep, before_ms)
+                snapshots += expired
+                files += sweep(
+                    table, self.commit_number, expire=expired, untouched_since_ms=before_ms, dry_run=dry_run
+                )
+            self.refresh()
+        return Pruned(snapshots, files)
+
+    def adopt(
+        self,
+        *,
+        num_buckets: int,
+        bucket_of: Callable[[np.ndarray, int], np.ndarray],
+        actions: Sequence[str],
+        surfaces: Sequence[str] = (),
+    ) -> Warehouse:
+        """Take over a history table that another engine keeps (vista/data/tables/adopting.py).
+
+        Raises:
+            DataError: columns, partition, buckets or order are not as docs/data.md says.
+        """
+        facts = checked(self, num_buckets, bucket_of, actions, surfaces)
+        self.create_others(facts["user-kind"])
+        with self.history.transaction() as tx:
+            tx.set_properties({PREFIX + k: v for k, v in facts.items()})
+        count_items(self.refresh().open())
+        return self
+
+    def create_others(self, user_kind: str) -> None:
+        """Make the tables beside history that are not there."""
+        schemas = {
+            "sources": SOURCES,
+            "items": item_schema(),
+            "impressions": table_schema(IMPRESSIONS, user_kind),
+        }
+        for name, schema in schemas.items():
+            self.catalog.create_table_if_not_exists(
+                (self.namespace, name),
+                schema,
+                partition_spec=bucket_spec(schema),
+                sort_order=sort_order(IMPRESSIONS, schema) if name == "impressions" else UNSORTED_SORT_ORDER,
+                properties=TABLE_PROPERTIES,
+            )
+
+    def item_uri(self, commit: int, run: str, shard: int) -> str:
+        """Where a commit's file of an item shard lies."""
+        return posixpath.join(self.items.location(), "data", f"{commit:08d}-{run}-{shard:05d}.parquet")

@@ -1,0 +1,1 @@
+"""Items and events as vectors: ``encoders``, and ``catalogue_column`` (a table of values by item inside a model)."""

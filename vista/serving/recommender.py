@@ -1,0 +1,288 @@
+"""Retrieve, then rank, over one context: users in, ranked items with per-action probabilities out.
+
+    lookup(users) ─▶ context (once) ─▶ query ─▶ index: ids + vectors ─▶ rank over the same context ─▶ top k
+
+The two halves can run in two processes: :meth:`Recommender.retrieve` gives a :class:`Retrieved`, whose
+context another process takes from a :class:`vista.serving.kv_pool.KVPool` and hands to :meth:`Recommender.rank`.
+
+Summaries are passed in: ``lookup`` is any callable, ``cache_store.Store.lookup`` for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vista.data.events import Events
+from vista.data.recent import select_recent
+from vista.errors import ConfigError, DataError
+from vista.serving.index import ItemIndex
+from vista.stage2.context_kv import ContextKV
+
+if TYPE_CHECKING:
+    from vista.model import VistaModel
+
+Users = np.ndarray | Sequence[str]
+MAX_RECENT = 1_024
+"""Raw events read beside a summary, at most: stage 2's cost grows with their square."""
+
+
+class Summaries(Protocol):
+    """What a lookup returns for U users, in their order.
+
+    Attributes:
+        tokens: group name to float32 [U, S_g, D], or one [U, S, D] with the groups side by side in the
+            order of ``Summarizer.groups``.
+        status: uint8 [U]: FRESH 0, STALE 1, MISSING 2, CORRUPT 3.
+        last_event_ms: int64 [U].
+        generation: its name, or None.
+    """
+
+    tokens: Mapping[str, Any] | Any
+    status: Any
+    last_event_ms: Any
+    generation: Any
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """Candidates of U users and the context they were retrieved with.
+
+    Attributes:
+        ctx: the context, ready for ranking.
+        item: int64 [B], candidates grouped by user, best first.
+        vectors: float32 [B, D], as stored in the index.
+        score: float32 [B], inner product with the best query.
+        offsets: int64 [U + 1].
+        status: uint8 [U] of the lookup.
+    """
+
+    ctx: ContextKV
+    item: np.ndarray
+    vectors: np.ndarray
+    score: np.ndarray
+    offsets: np.ndarray
+    status: np.ndarray
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """Ranked items of U users, M in all.
+
+    Attributes:
+        users: as asked.
+        offsets: int64 [U + 1]; the items of user u are rows ``offsets[u]:offsets[u + 1]``, best first.
+        item: int64 [M].
+        score: float32 [M], what they are ordered by: the weighted sum of the probabilities.
+        probability: float32 [M, A], one per action of the model.
+        actions: names of the A actions.
+        summarized: bool [U]; False marks users served from their recent events alone.
+        status: uint8 [U] of the lookup.
+        generation: of the summaries.
+    """
+
+    users: Users
+    offsets: np.ndarray
+    item: np.ndarray
+    score: np.ndarray
+    probability: np.ndarray
+    actions: tuple[str, ...]
+    summarized: np.ndarray
+    status: np.ndarray
+    generation: str | None
+
+    def of(self, u: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Items [m], scores [m] and probabilities [m, A] of the u-th user."""
+        rows = slice(self.offsets[u], self.offsets[u + 1])
+        return self.item[rows], self.score[rows], self.probability[rows]
+
+
+class Recommender:
+    """Stage 2 in service. Keeps no state between calls; safe to share between threads.
+
+    Args:
+        lookup: users to :class:`Summaries`. None serves everyone from recent events alone.
+        model: in evaluation mode; its device is where the work is done.
+        index: item index made by the same model.
+        fingerprint: of the model's bundle; an index, a context or (through the store) summaries of another
+            model are then refused.
+        action_weights: action name to weight in the score; 1 for all by default, 0 for those not named.
+        recent: raw events read beside the summary, at most :data:`MAX_RECENT`; the model's own number by
+            default. More is allowed: the model knows events by age, not by place.
+        recent_pool: events, newest first, among which those are chosen (newest of each item first); the same
+            number as in training (``ExampleConfig.recent_pool``), so that serving sees what training saw.
+
+    Raises:
+        ConfigError: an action the model does not have, a weight that is not finite, or ``recent`` out of range.
+        FingerprintMismatch: the index is of another model.
+    """
+
+    def __init__(
+        self,
+        lookup: Callable[[Users], Summaries] | None,
+        model: VistaModel,
+        index: ItemIndex,
+        *,
+        fingerprint: str | None = None,
+        action_weights: Mapping[str, float] | None = None,
+        recent: int | None = None,
+        recent_pool: int = 128,
+    ) -> None:
+        index.expect(fingerprint)
+        self.model, self.index, self.fingerprint = model, index, fingerprint
+        self._lookup = lookup
+        self.actions = model.config.actions
+        unknown = sorted(set(action_weights or {}) - set(self.actions))
+        if unknown:
+            raise ConfigError(f"action_weights: expected names among {self.actions}, found {unknown}")
+        weights = dict.fromkeys(self.actions, 1.0) if action_weights is None else action_weights
+        self.weights = np.array([weights.get(a, 0.0) for a in self.actions], np.float32)
+        if not np.isfinite(self.weights).all():
+            raise ConfigError(f"action_weights: expected finite numbers, found {dict(weights)}")
+        self.recent = model.config.ranker.recent if recent is None else recent
+        self.recent_pool = recent_pool
+        if not 0 <= self.recent <= MAX_RECENT:
+            raise ConfigError(f"recent: expected 0 to {MAX_RECENT}, found {self.recent}")
+
+    def recommend(
+        self,
+        users: Users,
+        recent: Events,
+        now_ms: int | np.ndarray,
+        k: int = 10,
+        *,
+        candidates: int = 600,
+        exclude_seen: bool = False,
+    ) -> Recommendations:
+        """The k best items for each of U users.
+
+        Args:
+            users: int64 [U] or U strings.
+            recent: their newest events, U histories in contract order; any length, may be empty.
+            now_ms: time of the request, one for all or int64 [U].
+            k: items per user; fewer come back where fewer candidates were found.
+            candidates: retrieved per user and ranked.
+            exclude_seen: leave out every item among the user's ``recent`` events as passed.
+
+        Raises:
+            DataError: ``recent``, ``now_ms`` or the lookup's answer are not of U users, or ``k`` or
+                ``candidates`` is negative.
+        """
+        found = self.retrieve(users, recent, now_ms, candidates=candidates, exclude_seen=exclude_seen)
+        return self.rank(users, found, k)
+
+    @torch.inference_mode()
+    def context(self, users: Users, recent: Events, now_ms: int | np.ndarray) -> tuple[ContextKV, np.ndarray]:
+        """Context of U users, and the status of their summaries (uint8 [U])."""
+        if recent.users != len(users):
+            raise DataError(f"recent: expected one history per user ({len(users)}), found {recent.users}")
+        if np.shape(now_ms) not in ((), (len(users),)):
+            raise DataError(f"now_ms: expected one time or {len(users)}, found shape {np.shape(now_ms)}")
+        now = np.broadcast_to(np.asarray(now_ms, np.int64), len(users)).copy()
+        tokens, status, last, generation = {}, np.full(len(users), 2, np.uint8), None, None
+        if self._lookup is not None:
+            found = self._lookup(users)
+            tokens, generation = self._grouped(found.tokens), found.generation
+            status, last = np.asarray(found.status, np.uint8), found.last_event_ms
+            if status.shape != (len(users),) or (last is not None and np.shape(last) != (len(users),)):
+                raise DataError(
+                    f"lookup: expected status and last_event_ms of {len(users)} users, found shapes "
+                    f"{status.shape} and {np.shape(last)}"
+                )
+        ctx = self.model.ranker.context(
+            tokens,
+            status,
+            self._recent(recent),
+            now,
+            last,
+            owner=users,
+            generation=None if generation is None else str(generation),
+            fingerprint=self.fingerprint,
+        )
+        return ctx, status
+
+    def _recent(self, events: Events) -> Events:
+        """As in training: R of the newest ``recent_pool``, distinct items first; all plain where R covers them."""
+        pool = select_recent(events, max(self.recent, self.recent_pool), distinct=False)
+        return select_recent(pool, self.recent) if self.recent_pool > self.recent else pool
+
+    def _grouped(self, tokens: Any) -> dict[str, Tensor]:
+        if isinstance(tokens, Mapping):
+            return {name: torch.as_tensor(x) for name, x in tokens.items()}
+        whole = torch.as_tensor(tokens)
+        sizes = {name: size for name, size, *_ in self.model.summarizer.groups()}
+        if whole.ndim != 3 or whole.shape[1] != sum(sizes.values()):
+            raise DataError(
+                f"lookup: expected tokens [U, {sum(sizes.values())}, D] of groups {sizes}, "
+                f"found {tuple(whole.shape)}; make summaries with this model (`vista summarize`)"
+            )
+        return dict(zip(sizes, whole.split(list(sizes.values()), 1), strict=True))
+
+    def retrieve(
+        self,
+        users: Users,
+        recent: Events,
+        now_ms: int | np.ndarray,
+        *,
+        candidates: int = 600,
+        exclude_seen: bool = False,
+    ) -> Retrieved:
+        """First half of :meth:`recommend`: the context, and at most ``candidates`` items per user."""
+        ctx, status = self.context(users, recent, now_ms)
+        more = 0
+        if exclude_seen:
+            more = int(max((len(np.unique(recent.user(u).item)) for u in range(len(users))), default=0))
+            more = min(more, max(len(self.index) - candidates, 0))
+        if candidates < 0:
+            raise DataError(f"candidates: expected 0 or more per user, found {candidates}")
+        found = self.index.search(
+            self.model.ranker.query(ctx), candidates + more, fingerprint=self.fingerprint
+        )
+        keep = np.arange(found.ids.shape[1]) < found.counts[:, None]
+        if exclude_seen:
+            for u in range(len(users)):
+                keep[u] &= ~np.isin(found.ids[u], recent.user(u).item)
+            keep &= np.cumsum(keep, 1) <= candidates
+        offsets = np.concatenate([[0], np.cumsum(keep.sum(1))]).astype(np.int64)
+        return Retrieved(ctx, found.ids[keep], found.vectors[keep], found.scores[keep], offsets, status)
+
+    @torch.inference_mode()
+    def rank(self, users: Users, found: Retrieved, k: int) -> Recommendations:
+        """Second half of :meth:`recommend`. ``found.ctx`` may come from another process' pool.
+
+        Raises:
+            FingerprintMismatch: the context was made by another model.
+            DataError: ``k`` is negative, or ``found`` is not of these users.
+        """
+        found.ctx.expect(self.fingerprint)
+        if k < 0:
+            raise DataError(f"k: expected 0 or more items per user, found {k}")
+        if len(users) != found.ctx.users:
+            raise DataError(f"users: expected the {found.ctx.users} of the context, found {len(users)}")
+        logits = self.model.ranker.rank(
+            found.ctx, found.item, found.offsets, vectors=torch.from_numpy(found.vectors)
+        )
+        probability = torch.sigmoid(logits.float()).cpu().numpy()
+        score = probability @ self.weights
+        counts = np.diff(found.offsets)
+        user = np.repeat(np.arange(len(counts)), counts)
+        order = np.lexsort([-score, user])  # stable: ties stay in retrieval order
+        kept = np.minimum(counts, k)
+        rank_in_user = np.arange(len(order)) - np.repeat(found.offsets[:-1], counts)
+        order = order[rank_in_user < np.repeat(kept, counts)]
+        return Recommendations(
+            users,
+            np.concatenate([[0], np.cumsum(kept)]).astype(np.int64),
+            found.item[order],
+            score[order],
+            probability[order],
+            self.actions,
+            found.ctx.summarized.cpu().numpy(),
+            found.status,
+            found.ctx.generation,
+        )

@@ -1,0 +1,3 @@
+"""One model for retrieval and ranking over one context: ``ranker``, its ``layer``, ``context_kv`` (what is shared), and
+``naive`` (the definition it is tested against).
+"""

@@ -1,0 +1,460 @@
+"""Stage 2: one model retrieves and ranks over one context.
+
+Context of a user, computed once per request::
+
+    [ summary tokens ; recent events ; now ]
+
+Who sees whom. Summary tokens see each other, so their keys and values depend on the cached record alone;
+recent events see the whole summary and, causally, each other; ``now`` sees everything and is where the
+retrieval query is read. Candidates see the context and themselves, never each other, and share one
+position: that is VISTA's target attention (arXiv 2510.22049, section 3), the candidate mask of UniPinRec
+(arXiv 2606.00422, section 3) and DCAT (arXiv 2507.12704) at the same time. Candidates pass through the
+context's own layers.
+
+*Addressed* tokens are not part of the context. Of slots, a candidate reads its own buckets by its own keys
+(``SlotMemory.read``); of place tokens, what lies near it (``places``). What it reads enters its token and,
+by a direct wide path, its logits: "has this person been here, how often, how lately" needs no attention among
+tokens, and in the study behind this design it was most of the gain where items repeat.
+
+Letters: U users, B candidates, S summary tokens, R recent events, T = S + R + 1, D width, H heads,
+E = D / H, L layers, Q queries, A actions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vista.config import ModelConfig
+from vista.data.events import Events
+from vista.data.recent import select_recent
+from vista.embedding.encoders import EventEncoder, ItemEncoder, gaps
+from vista.errors import DataError
+from vista.ops import crossing
+from vista.stage1.places import PlaceRead
+from vista.stage1.slots import SlotMemory, recency
+from vista.stage2.context_kv import ContextKV
+from vista.stage2.layer import Layer, Sight
+
+__all__ = ["Ranker", "select_recent"]
+
+SLOTS = "slots"
+"""Name of the group of tokens that hold slots."""
+
+UNUSABLE = (2, 3)
+"""Lookup status of a user whose summary is missing or damaged; stale ones (1) are used."""
+
+DAY_MS = 86_400_000
+FREQUENCIES = 8
+
+
+def waves(x: Tensor) -> Tensor:
+    """Fourier features of ``log1p(x)``: [...] -> [..., 2 * FREQUENCIES], smooth from seconds to years."""
+    steps = math.pi * 2.0 ** torch.arange(-4, FREQUENCIES - 4, device=x.device, dtype=torch.float32)
+    angle = torch.log1p(x.float().clamp_min(0))[..., None] * steps / 4
+    return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+class Sequences(NamedTuple):
+    """Contexts before the first layer, x [U, T, D] and ``summary`` = S; the rest is as in :class:`ContextKV`."""
+
+    x: Tensor
+    mask: Tensor
+    summary: int
+    slots: Tensor
+    elapsed_ms: Tensor
+    recent_item: Tensor
+    recent_age_ms: Tensor
+    recent_rank: Tensor
+    summarized: Tensor
+
+
+class Ranker(nn.Module):
+    """Both heads of stage 2. ``items`` and ``events`` are shared with stage 1 and train through both."""
+
+    def __init__(
+        self, config: ModelConfig, items: ItemEncoder, events: EventEncoder, slots: SlotMemory
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.items, self.events, self.slots = items, events, slots
+        d, q, actions = config.width, config.ranker.queries, len(config.actions)
+        self.places = (
+            PlaceRead(config) if config.summarizer.kind == "places" and config.summarizer.seeds else None
+        )
+        seeds = 0 if self.places else config.summarizer.seeds
+        self.summary = nn.Sequential(nn.RMSNorm(d), nn.Linear(d, d)) if seeds else None
+        self.summary_place = nn.Parameter(
+            torch.randn(seeds, d) * 0.02
+        )  # which seed it is; also the group's type
+        self.recent_place = nn.Linear(4 * FREQUENCIES, d)  # age and rank of a recent event
+        self.now_token = nn.Parameter(torch.randn(d) * 0.02)
+        self.now_features = nn.Linear(4 * FREQUENCIES + 6, d)
+        self.layers = nn.ModuleList(Layer(d, config.ranker.heads) for _ in range(config.ranker.layers))
+
+        self.query_norm = nn.RMSNorm(d)
+        self.query_mlp = nn.Sequential(nn.Linear(d, 2 * d), nn.SiLU(), nn.Linear(2 * d, q * d))
+        self.log_horizon = nn.Parameter(
+            torch.linspace(math.log(4.0), math.log(16.0 * q), q)
+        )  # events, per query
+        self.log_scale = nn.Parameter(torch.tensor(math.log(12.0)))
+
+        self.horizons = config.slots.horizons if config.slots.enabled else 0
+        self.slot_keys = config.slots.rows + (config.slots.clusters > 0) if config.slots.enabled else 0
+        seen = self.slot_keys + 1 if self.horizons else 0
+        odds = self.places.features if self.places else 0
+        wide = (2 * self.horizons - 1) * seen + 2 * odds + 4
+        self.deep = nn.Sequential(nn.Linear(wide, d), nn.SiLU(), nn.Linear(d, d))
+        self.head_norm = nn.RMSNorm(d)
+        self.head = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, actions))
+        self.wide = nn.Linear(wide, actions)
+        self._start()
+
+    def _start(self) -> None:
+        """Start as similarity and frequency matching; what is learned is added from near zero."""
+        with torch.no_grad():
+            if self.summary is not None:
+                # a seed token keeps its direction, so that candidates find in it the items it was made of
+                nn.init.eye_(self.summary[1].weight)
+                self.summary[1].bias.zero_()
+            for last in (self.query_mlp[-1], self.head[-1], self.deep[-1]):
+                last.weight.mul_(0.1)
+                last.bias.zero_()
+            self.wide.weight.zero_()
+            self.wide.bias.zero_()
+            if self.horizons:
+                self.wide.weight[:, : self.horizons] = 1.0 / self.horizons  # count-min estimate per horizon
+            self.wide.weight[:, -4:] = torch.tensor([0.5, 0.5, 0.5, 3.0])  # recent matches; retrieval score
+            if self.places:
+                self.wide.weight[:, -4 - 2 * self.places.features : -4] = 0.5 / self.places.features
+
+    @property
+    def addressed(self) -> int:
+        """S_slot, tokens that candidates read by their own keys."""
+        slots = self.slots.tokens if self.horizons else 0
+        return slots + (self.config.summarizer.seeds if self.places else 0)
+
+    # --- context ---------------------------------------------------------------------------------------
+
+    def context(
+        self,
+        tokens: dict[str, Tensor],
+        status: Tensor | np.ndarray | None,
+        recent: Events,
+        now_ms: Tensor | np.ndarray,
+        last_event_ms: Tensor | np.ndarray | None = None,
+        *,
+        masked: Tensor | np.ndarray | None = None,
+        full: bool = False,
+        owner: np.ndarray | Sequence[str] | None = None,
+        generation: str | None = None,
+        fingerprint: str | None = None,
+    ) -> ContextKV:
+        """Context of U users.
+
+        Args:
+            tokens: group name to float [U, S_g, D]. ``slots``, and ``seeds`` that are places, are addressed
+                by candidates; other ``seeds`` are attended to. A summary counts as missing where ``status``
+                says so or all its rows are zero.
+            status: uint8 [U] of the lookup (FRESH 0, STALE 1, MISSING 2, CORRUPT 3), or None: all usable.
+                With a status, tokens that are not finite count as CORRUPT.
+            recent: the newest events of each user (see :func:`vista.data.recent.select_recent`); may be empty.
+            now_ms: int64 [U].
+            last_event_ms: int64 [U], last event in the summary; None where there is none.
+            masked: bool [N] over ``recent``'s rows; True hides that event's action (masked action modelling,
+                arXiv 2606.00422, section 3).
+            full: also run the last layer for every token and keep ``hidden``, for :meth:`past`. Without it
+                the last layer makes keys and values for all tokens but an output only for the now token.
+            owner, generation, fingerprint: carried along, see :class:`ContextKV`.
+
+        Raises:
+            DataError: tokens of a group this model does not have, or shapes that do not agree.
+        """
+        c = self.embed(tokens, status, recent, now_ms, last_event_ms, masked)
+        keys, values, hidden, at_now = self._run(c.x, c.mask, c.summary, full)
+        taste = self._taste(c.recent_item, c.recent_rank, c.mask[:, c.summary : -1])
+        query = self._queries(at_now[:, None], taste[:, None])[:, 0]
+        return ContextKV(
+            keys,
+            values,
+            c.mask,
+            query,
+            c.slots,
+            c.elapsed_ms,
+            c.recent_item,
+            c.recent_age_ms,
+            c.summarized,
+            hidden,
+            owner,
+            generation,
+            fingerprint,
+        )
+
+    def embed(
+        self,
+        tokens: dict[str, Tensor],
+        status: Tensor | np.ndarray | None,
+        recent: Events,
+        now_ms: Tensor | np.ndarray,
+        last_event_ms: Tensor | np.ndarray | None,
+        masked: Tensor | np.ndarray | None = None,
+    ) -> Sequences:
+        """The context's tokens before the first layer; arguments as for :meth:`context`."""
+        device, users = self.now_token.device, recent.users
+        now = torch.as_tensor(now_ms, device=device)
+        seeds, slots, usable = self._summary(tokens, status, users)
+        has_seeds = usable & (seeds != 0).flatten(1).any(-1)
+        summarized = has_seeds | (usable & (slots != 0).flatten(1).any(-1))
+        last = now
+        if last_event_ms is not None:
+            last = torch.where(summarized, torch.as_tensor(last_event_ms, device=device), now)
+        elapsed = (now - last).clamp_min(0)
+
+        lengths = torch.from_numpy(recent.lengths).to(device)
+        r = int(recent.lengths.max(initial=0))
+        place = torch.arange(r, device=device)
+        there = place < lengths[:, None]  # [U, R]
+        rank = (lengths[:, None] - 1 - place).clamp_min(0)  # 0 is the newest
+
+        def padded(column: np.ndarray | Tensor) -> Tensor:
+            flat = torch.as_tensor(column, device=device)
+            if len(flat) == users * r:
+                return flat.view(users, r, *flat.shape[1:])
+            room = flat.new_zeros(users, r, *flat.shape[1:])
+            return room.masked_scatter(there.view(users, r, *[1] * (flat.ndim - 1)), flat)
+
+        item, time = padded(recent.item), padded(recent.time)
+        age = torch.where(there, (now[:, None] - time).clamp_min(0), 0)
+        x = [] if self.summary is None else [self.summary(seeds) + self.summary_place]
+        if r:
+            x.append(padded(self._recent_tokens(recent, masked)) + self._recent_places(age, rank))
+        x.append(self._now_token(now, elapsed, age, lengths, summarized)[:, None])
+        s = seeds.shape[1]
+        mask = torch.cat([has_seeds[:, None].expand(-1, s), there, there.new_ones(users, 1)], 1)
+        return Sequences(torch.cat(x, 1), mask, s, slots, elapsed, item, age, rank, summarized)
+
+    def _summary(
+        self, tokens: dict[str, Tensor], status: Tensor | np.ndarray | None, users: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens of the context [U, S, D], addressed tokens [U, S_slot, D] (slots, then places) and bool [U]
+        whether the lookup lets them be used."""
+        d, device = self.config.width, self.now_token.device
+        sizes = {"seeds": self.config.summarizer.seeds, SLOTS: self.slots.tokens if self.horizons else 0}
+        for name, value in tokens.items():
+            if sizes.get(name, 0) == 0 or tuple(value.shape) != (users, sizes[name], d):
+                raise DataError(
+                    f"summary tokens {name!r}: expected groups "
+                    f"{ {n: (users, s, d) for n, s in sizes.items() if s} }, found {tuple(value.shape)}; "
+                    "make summaries with this model (`vista summarize`)"
+                )
+        found = {
+            name: torch.as_tensor(tokens[name], device=device)
+            if name in tokens
+            else torch.zeros(users, size, d, device=device)
+            for name, size in sizes.items()
+        }
+        usable = torch.ones(users, dtype=torch.bool, device=device)
+        if status is not None:
+            code = torch.as_tensor(status, device=device)
+            for bad in UNUSABLE:
+                usable &= code != bad
+            for x in found.values():  # one broken number would take every candidate of the user with it
+                usable &= x.flatten(1).isfinite().all(-1)
+            found = {n: torch.where(usable[:, None, None], x, 0) for n, x in found.items()}
+        seeds, slots = found["seeds"], found[SLOTS]
+        return (seeds[:, :0], torch.cat([slots, seeds], 1), usable) if self.places else (seeds, slots, usable)
+
+    def _recent_tokens(self, recent: Events, masked: Tensor | np.ndarray | None) -> Tensor:
+        """[N, D], at the scale of a candidate's token."""
+        device = self.now_token.device
+        columns = (recent.item, recent.action, recent.surface, recent.time, gaps(recent))
+        hide = None if masked is None else torch.as_tensor(masked, device=device)
+        encoded = self.events(*(torch.as_tensor(c, device=device) for c in columns), masked=hide)
+        return encoded * math.sqrt(self.config.width)
+
+    def _recent_places(self, age: Tensor, rank: Tensor) -> Tensor:
+        return self.recent_place(torch.cat([waves(age / 1000), waves(rank)], -1))
+
+    def _now_token(
+        self, now: Tensor, elapsed: Tensor, age: Tensor, lengths: Tensor, summarized: Tensor
+    ) -> Tensor:
+        """[U, D]: how late it is, how old what is known is, and what is missing."""
+        newest = torch.zeros_like(elapsed)
+        if age.shape[1]:
+            newest = age.gather(1, (lengths - 1).clamp_min(0)[:, None])[:, 0]  # 0 where there is none
+        day = (now % DAY_MS).float() * (2 * math.pi / DAY_MS)
+        week = (now % (7 * DAY_MS)).float() * (2 * math.pi / (7 * DAY_MS))
+        more = torch.stack(
+            [day.sin(), day.cos(), week.sin(), week.cos(), summarized.float(), (lengths > 0).float()], -1
+        )
+        return self.now_token + self.now_features(
+            torch.cat([waves(elapsed / 1000), waves(newest / 1000), more], -1)
+        )
+
+    def _run(
+        self, x: Tensor, mask: Tensor, s: int, full: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Keys and values [L, U, T, H, E]; hidden [U, T, D] if ``full``; hidden of the now token [U, D]."""
+        sight = Sight(mask, s)
+        keys, values = [], []
+        for number, layer in enumerate(self.layers):
+            h = layer.before_attention(x)
+            k, v = layer.split(layer.key(h)), layer.split(layer.value(h))  # [U, T, H, E]
+            keys.append(k)
+            values.append(v)
+            if number == len(self.layers) - 1 and not full:
+                x, h = x[:, -1:], h[:, -1:]
+            x = layer.finish(x, sight.attend(layer.split(layer.query(h)), k, v))
+        return torch.stack(keys), torch.stack(values), x if full else None, x[:, -1]
+
+    # --- retrieval -------------------------------------------------------------------------------------
+
+    def _taste(self, item: Tensor, rank: Tensor, there: Tensor) -> Tensor:
+        """[U, Q, D]: mean of the recent items' vectors, decayed by rank at each query's own horizon."""
+        if item.shape[1] == 0:
+            return self.log_horizon.new_zeros(item.shape[0], len(self.log_horizon), self.config.width)
+        weight = (
+            torch.exp(-rank[:, None].float() / self.log_horizon.exp()[:, None]) * there[:, None]
+        )  # [U, Q, R]
+        weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-6)
+        return weight @ self.items.vector(item)
+
+    def _queries(self, hidden: Tensor, taste: Tensor) -> Tensor:
+        """hidden [U, P, D], taste [U, P, Q, D] -> L2-normalised [U, P, Q, D]."""
+        learned = self.query_mlp(self.query_norm(hidden)).unflatten(-1, (-1, self.config.width))
+        return F.normalize(taste + learned, dim=-1)
+
+    def query(self, ctx: ContextKV) -> Tensor:
+        """Queries [U, Q, D], L2-normalised; an item scores ``scale() * query . items.vector(item)``."""
+        return ctx.query
+
+    def scale(self) -> Tensor:
+        """Inverse temperature of the retrieval scores (scalar, learned, at most 100)."""
+        return self.log_scale.exp().clamp(max=100.0)
+
+    # --- past events, for training ----------------------------------------------------------------------
+
+    def past(self, ctx: ContextKV, recent: Events) -> tuple[Tensor, Tensor]:
+        """Queries [N, Q, D] and action logits [N, A] at every recent event (``context(..., full=True)``).
+
+        An event's query predicts the next item; its logits are meant for the loss where its own action was
+        masked. They know the event and the events before it, but also the whole summary: an event the
+        summary already covers (``time <= last_event_ms``) has seen its own future and belongs in no loss.
+
+        Raises:
+            ValueError: the context was computed without ``full``.
+        """
+        if ctx.hidden is None:
+            raise ValueError("past() needs hidden states: compute the context with full=True")
+        r = ctx.recent_item.shape[1]
+        lengths = torch.from_numpy(recent.lengths).to(ctx.mask.device)
+        place = torch.arange(r, device=ctx.mask.device)
+        there = place < lengths[:, None]
+        hidden = ctx.hidden[:, -1 - r : -1]  # [U, R, D]
+        behind = (place[:, None] - place).clamp_min(0)  # [R, R], how many events lie between
+        weight = torch.exp(-behind / self.log_horizon.exp()[:, None, None]).tril()  # [Q, R, R]
+        weight = weight / weight.sum(-1, keepdim=True)
+        taste = (weight @ self.items.vector(ctx.recent_item)[:, None]).transpose(1, 2)  # [U, R, Q, D]
+        queries = self._queries(hidden, taste)
+        return queries[there], self.head(self.head_norm(hidden[there]))
+
+    # --- ranking ---------------------------------------------------------------------------------------
+
+    def rank(
+        self,
+        ctx: ContextKV,
+        item: Tensor | np.ndarray,
+        offsets: Tensor | np.ndarray | crossing.Plan,
+        vectors: Tensor | None = None,
+        cross=crossing.fast,
+    ) -> Tensor:
+        """Logits [B, A] of candidates, one per action; the candidate's own action is always hidden.
+
+        Args:
+            ctx: contexts of U users.
+            item: int64 [B], grouped by user.
+            offsets: int64 [U + 1], or a plan made of it.
+            vectors: [B, D], the items' L2-normalised vectors, where the index returned them already
+                (arXiv 2606.00422, serving: stored vectors are used directly as candidate tokens).
+            cross: form of the crossing, ``fast`` or ``naive``.
+
+        Raises:
+            DataError: items, offsets, vectors and contexts are not of the same candidates and users.
+        """
+        device = self.now_token.device
+        item = torch.as_tensor(item, device=device)
+        plan = offsets if isinstance(offsets, crossing.Plan) else crossing.Plan.of(offsets, device)
+        vector = self.items.vector(item) if vectors is None else vectors.to(device)
+        found = (len(item), tuple(vector.shape), ctx.users)
+        expected = (plan.candidates, (plan.candidates, self.config.width), plan.users)
+        if found != expected:
+            raise DataError(
+                f"candidates: expected items, vectors and users {expected} by the offsets, found {found}"
+            )
+        known = self.read(ctx, item, vector, plan)
+        x = self.candidates(vector, known)
+        for number, layer in enumerate(self.layers):
+            h = layer.before_attention(x)
+            q, k, v = (layer.split(part(h)) for part in (layer.query, layer.key, layer.value))  # [B, H, E]
+            read = cross(q, k, v, ctx.keys[number], ctx.values[number], ctx.mask, plan)
+            x = layer.finish(x, read)
+        return self.logits(x, known)
+
+    def candidates(self, vector: Tensor, known: Tensor) -> Tensor:
+        """Tokens [B, D] before the first layer. The action is the MASK class of a masked past action."""
+        action = self.events.features[self.events.actions]
+        return (vector + action) * math.sqrt(self.config.width) + self.deep(known)
+
+    def logits(self, x: Tensor, known: Tensor) -> Tensor:
+        """Logits [B, A] from tokens [B, D] after the last layer and what was read without attention [B, W]."""
+        return self.head(self.head_norm(x)) + self.wide(known)
+
+    def read(self, ctx: ContextKV, item: Tensor, vector: Tensor, plan: crossing.Plan) -> Tensor:
+        """What is known of (user, candidate) without attention, [B, W].
+
+        Log masses of the candidate's own buckets, after their minimum over hash rows (the count-min
+        estimate), and how lately each was touched; log odds of the places near it; matches among the
+        recent events; the retrieval score.
+        """
+        user = plan.user
+        parts = []
+        if self.horizons:
+            mass = self.slots.read(ctx.slots, ctx.elapsed_ms, user, item)
+            mass = mass.clamp_min(0).unflatten(-1, (self.slot_keys, self.horizons))
+            least = mass[:, : self.config.slots.rows].amin(1, keepdim=True)
+            mass = torch.cat([least, mass], 1)
+            parts += [torch.log1p(mass).flatten(1), recency(mass).flatten(1)]
+        if self.places:
+            odds = self.places(vector, ctx.slots[:, -self.config.summarizer.seeds :], plan)
+            parts += [0.25 * odds, F.softplus(odds)]  # far from everything, and how much there is
+        parts.append(self._matches(ctx, item, user))
+        parts.append((ctx.query[user] * vector[:, None]).sum(-1).amax(-1, keepdim=True))
+        return torch.cat(parts, -1)
+
+    def _matches(self, ctx: ContextKV, item: Tensor, user: Tensor) -> Tensor:
+        """[B, 3]: its log count among the recent events; nearness of the newest by rank, by time."""
+        users, r = ctx.recent_item.shape
+        if r == 0:
+            return torch.zeros(len(item), 3, device=item.device)
+        there = ctx.mask[:, -1 - r : -1]
+        # One number per (user, item); candidates are then looked up among their user's sorted events.
+        code = torch.unique(torch.cat([ctx.recent_item.flatten(), item]), return_inverse=True)[1]
+        base = torch.arange(users, device=item.device) * len(code)
+        mine = torch.where(there, code[: users * r].view(users, r) + base[:, None], -1).flatten()
+        order = mine.argsort(stable=True)
+        asked = code[users * r :] + base[user]
+        first = torch.searchsorted(mine[order], asked)
+        end = torch.searchsorted(mine[order], asked, right=True)
+        count = end - first
+        newest = order[(end - 1).clamp_min(0)] % r  # equal ones keep their order: the last is the newest
+        lengths = there.sum(-1)[user]
+        found = (count > 0).float()
+        age = ctx.recent_age_ms[user, newest.clamp_min(0)].float()
+        near = 1 / (lengths - newest).clamp_min(1).float()
+        return torch.stack([torch.log1p(count.float()), found * near, found / (1 + age / DAY_MS)], -1)

@@ -1,0 +1,6 @@
+"""Both stages in one run, from tables to a bundle.
+
+Read in this order: ``config``, ``survey`` (one pass before training), ``examples`` and ``loader`` (tables to
+batches), ``objective`` and ``losses``, ``count_min``, ``trainer`` (a step), ``train`` (the run), ``log``,
+``evaluate`` and ``metrics``.
+"""

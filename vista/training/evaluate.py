@@ -1,0 +1,334 @@
+"""``evaluate``: how well a model ranks slates and retrieves items in a period it has not seen.
+
+Ranking is judged on the candidates of the slate: the impressions where they were logged, else the request's
+items beside items drawn by popularity within the surface; the known rate of the draw is then taken from the
+logits, as in the loss. Retrieval is judged on the whole catalogue, nothing
+sampled. Slates are those at or after the time split, with summaries and recent events cut as serving would
+have seen them. Intervals are bootstraps over users.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vista.bundle import Bundle, load
+from vista.config import from_dict
+from vista.data.tables.warehouse import Warehouse
+from vista.errors import DataError
+from vista.model import VistaModel
+from vista.training import metrics
+from vista.training.examples import Batch, ExampleConfig, PopularItems, Visit, collate
+from vista.training.loader import Source, Tables, grouped, visit_stream
+from vista.training.losses import action_labels
+from vista.training.survey import Catalogue, survey
+
+KS = (1, 3, 10)
+RETRIEVED = (10, 100)
+NEGATIVES = 100
+"""Candidates drawn per slate where no impressions were logged."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric with its 95 % interval over users; None where it is a single number over all rows."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        measures: by name: ``ranking.*`` over slates, ``retrieval.*`` over engaged items, ``action.NAME.*``
+            over candidates.
+        slates, users, candidates, items: how much of what.
+        sampled: candidates were partly drawn, because no impressions were logged.
+    """
+
+    measures: dict[str, Measure]
+    slates: int
+    users: int
+    candidates: int
+    items: int
+    sampled: bool
+
+    def flat(self) -> dict[str, float]:
+        """Name to value alone."""
+        return {name: m.value for name, m in self.measures.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able; what could not be computed is null."""
+
+        def number(x: float | None) -> float | None:
+            return None if x is None or not np.isfinite(x) else float(x)
+
+        found = {
+            name: {"value": number(m.value), "low": number(m.low), "high": number(m.high)}
+            for name, m in self.measures.items()
+        }
+        counts = {n: getattr(self, n) for n in ("slates", "users", "candidates", "items", "sampled")}
+        return {"measures": found, **counts}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Predictions on held-out slates.
+
+    Attributes:
+        owner: int64 [K]. offsets: int64 [K + 1].
+        probability: float32 [B, A], of the slate as it was drawn. action: int32 [B]. shown: bool [B].
+        rank: float64 [P], retrieval rank of each engaged item in the whole catalogue. rank_slate: int64 [P].
+    """
+
+    owner: np.ndarray
+    offsets: np.ndarray
+    probability: np.ndarray
+    action: np.ndarray
+    shown: np.ndarray
+    rank: np.ndarray
+    rank_slate: np.ndarray
+
+
+def held_out(
+    source: Source,
+    examples: ExampleConfig,
+    recent: int,
+    popular: PopularItems | None,
+    after_ms: int,
+    slates: int,
+    per_user: int,
+    seed: int = 0,
+) -> Iterator[Visit]:
+    """Visits at or after ``after_ms``: at most ``per_user`` slates of a user, ``slates`` in all.
+
+    Buckets come in random order; users are in buckets by hash, so a prefix of buckets is a sample of users.
+    """
+    order = np.random.default_rng([seed, 11]).permutation(source.buckets())
+    stream = visit_stream(
+        source, [int(b) for b in order], examples, recent, popular, (seed, 12), after_ms=after_ms
+    )
+    given = 0
+    for _, visits in itertools.groupby(stream, key=lambda v: v.owner):
+        taken = 0
+        for visit in visits:
+            room = min(per_user - taken, slates - given)
+            if room <= 0:
+                break
+            if len(visit.slates) > room:
+                visit = dataclasses.replace(visit, slates=visit.slates.take(np.arange(room)))
+            taken += len(visit.slates)
+            given += len(visit.slates)
+            yield visit
+        if given >= slates:
+            return
+
+
+@torch.inference_mode()
+def score(model: VistaModel, batches: Iterator[Batch], items: np.ndarray) -> Scored:
+    """Predictions of ``model`` (in evaluation mode) for every batch; retrieval among ``items`` (int64
+    [I])."""
+    device = next(model.parameters()).device
+    table = torch.cat(
+        [model.items.vector(torch.from_numpy(part).to(device)) for part in _blocks(items, 65_536)]
+    )
+    owner, sizes, probability, action, shown, rank, rank_slate = ([] for _ in range(7))
+    done = 0
+    for batch in batches:
+        tokens = model.summarizer.prefixes(batch.events, batch.cut, batch.user_of, exact=True)
+        ctx = model.ranker.context(tokens, None, batch.recent, batch.now_ms, batch.last_event_ms)
+        logits = model.ranker.rank(ctx, torch.from_numpy(batch.item).to(device), batch.offsets)
+        drawn = torch.from_numpy(batch.log_rate).to(device)[:, None]
+        probability.append(torch.sigmoid(logits.float() - drawn).cpu().numpy())
+        owner.append(batch.owner[batch.user_of])
+        sizes.append(np.diff(batch.offsets))
+        action.append(batch.action)
+        shown.append(batch.shown)
+        slate = np.repeat(np.arange(len(batch)), np.diff(batch.offsets))
+        engaged = np.flatnonzero(batch.action != 0)
+        rank.append(_retrieval_ranks(ctx.query, table, items, batch.item[engaged], slate[engaged]))
+        rank_slate.append(slate[engaged] + done)
+        done += len(batch)
+
+    def join(parts: list[np.ndarray], dtype: Any, shape: tuple[int, ...] = (0,)) -> np.ndarray:
+        return np.concatenate(parts) if parts else np.zeros(shape, dtype)
+
+    offsets = np.concatenate([[0], np.cumsum(join(sizes, np.int64))]).astype(np.int64)
+    return Scored(
+        join(owner, np.int64),
+        offsets,
+        join(probability, np.float32, (0, len(model.config.actions))),
+        join(action, np.int32),
+        join(shown, bool),
+        join(rank, np.float64),
+        join(rank_slate, np.int64),
+    )
+
+
+def _blocks(values: np.ndarray, size: int) -> list[np.ndarray]:
+    return [values[i : i + size] for i in range(0, max(len(values), 1), size)]
+
+
+def _retrieval_ranks(
+    query: torch.Tensor, table: torch.Tensor, items: np.ndarray, positive: np.ndarray, slate: np.ndarray
+) -> np.ndarray:
+    """float64 [P]: rank of each positive among all items that its slate did not engage with; ties count half.
+
+    Items outside the catalogue rank last: an index would never return them. So do all items of a query that is
+    not a number.
+    """
+    ranks = np.full(len(positive), float(len(items) + 1))
+    place = np.minimum(np.searchsorted(items, positive), len(items) - 1)
+    known = items[place] == positive
+    for k in np.unique(slate[known]):
+        rows = np.flatnonzero((slate == k) & known)
+        scores = (table @ query[k].T).amax(1)  # [I], the best of Q queries
+        if torch.isnan(scores).any():
+            continue  # nothing is greater than NaN: every item would be the first
+        own = scores[torch.from_numpy(place[rows]).to(table.device)]
+        better = (scores[None] > own[:, None]).sum(1).double()
+        ties = (scores[None] == own[:, None]).sum(1).double() - 1
+        among_better = (own[None] > own[:, None]).sum(1).double()
+        among_ties = (own[None] == own[:, None]).sum(1).double() - 1
+        ranks[rows] = (1 + better - among_better + (ties - among_ties) / 2).cpu().numpy()
+    return ranks
+
+
+def measures(
+    scored: Scored, actions: tuple[str, ...], draws: int = 1_000, seed: int = 0, thin: float = 1.0
+) -> dict[str, Measure]:
+    """All metrics of the predictions; a slate's score is the sum of its action probabilities, as in
+    serving."""
+    found: dict[str, Measure] = {}
+    engagement = scored.probability.sum(1)
+    engaged = scored.action != 0
+    per = metrics.slate_metrics(engagement, engaged, scored.offsets, KS)
+    users = scored.owner[per["group"]]
+    for name, values in per.items():
+        ok = ~np.isnan(values)
+        if name != "group" and ok.any():
+            found[f"ranking.{name}"] = Measure(
+                *metrics.bootstrap(users[ok], values[ok], draws=draws, seed=seed)
+            )
+    found["ranking.gauc"] = Measure(metrics.gauc(engagement, engaged, scored.offsets))
+    if len(scored.rank):
+        users = scored.owner[scored.rank_slate]
+        tables = {"mrr": 1 / scored.rank} | {f"recall@{k}": (scored.rank <= k) * 1.0 for k in RETRIEVED}
+        for name, values in tables.items():
+            found[f"retrieval.{name}"] = Measure(*metrics.bootstrap(users, values, draws=draws, seed=seed))
+    kept = scored.shown | (np.random.default_rng([seed, 13]).random(len(scored.shown)) < thin)
+    labels = action_labels(torch.from_numpy(scored.action), len(actions)).numpy()
+    for a, name in enumerate(actions):
+        p, y = scored.probability[kept, a], labels[kept, a]
+        found[f"action.{name}.auc"] = Measure(metrics.auc(p, y))
+        found[f"action.{name}.normalised_entropy"] = Measure(metrics.normalised_entropy(p, y))
+        found[f"action.{name}.calibration"] = Measure(metrics.calibration(p, y))
+        found[f"action.{name}.calibration_error"] = Measure(metrics.calibration_error(p, y))
+    return found
+
+
+def evaluate_model(
+    model: VistaModel,
+    source: Source,
+    examples: ExampleConfig,
+    catalogue: Catalogue,
+    *,
+    after_ms: int | None = None,
+    slates: int = 2_000,
+    per_user: int = 16,
+    seed: int = 0,
+    draws: int = 200,
+) -> Evaluation:
+    """Metrics of ``model`` (in evaluation mode) on held-out slates.
+
+    Args:
+        after_ms: begin of the held-out period; the catalogue's split by default.
+        slates, per_user: most slates in all and of one user.
+
+    Raises:
+        DataError: there is no slate in that period.
+    """
+    after = catalogue.split_ms if after_ms is None else after_ms
+    if after is None:
+        raise DataError("evaluation: expected a time split, found none; give `vista evaluate` --after-ms")
+    recent = model.config.ranker.recent
+    judged = dataclasses.replace(examples, negatives=max(examples.negatives, NEGATIVES), keep_unengaged=0.0)
+    visits = held_out(source, judged, recent, catalogue.popular(), after, slates, per_user, seed)
+    batches = (collate(group, recent, judged.recent_pool) for group in grouped(visits, 256, 131_072))
+    scored = score(model, batches, catalogue.item)
+    if not len(scored.owner):
+        raise DataError(
+            f"evaluation: expected slates at or after {after} ms of users with {examples.min_history} "
+            "earlier events "
+            "or more, found none; give `vista evaluate` an earlier --after-ms"
+        )
+    return Evaluation(
+        measures(scored, model.config.actions, draws, seed, examples.negatives / judged.negatives),
+        len(scored.owner),
+        len(np.unique(scored.owner)),
+        len(scored.action),
+        len(catalogue.item),
+        bool((~scored.shown).any()),
+    )
+
+
+def evaluate(
+    bundle: Bundle | str | Path,
+    warehouse: Warehouse,
+    *,
+    after_ms: int | None = None,
+    slates: int = 5_000,
+    per_user: int = 16,
+    max_history: int | None = None,
+    seed: int = 0,
+    draws: int = 1_000,
+) -> dict[str, Any]:
+    """What ``vista evaluate`` reports: :meth:`Evaluation.as_dict` and what it was measured on.
+
+    Args:
+        after_ms: begin of the period judged; by default where the bundle's training held out (slates it
+            trained on are never judged then).
+        max_history: events a summary may read back; None is what the bundle was trained with.
+
+    Raises:
+        BundleError, DataError: see their texts.
+    """
+    loaded = bundle if isinstance(bundle, Bundle) else load(bundle)
+    training = loaded.meta.training
+    examples = from_dict(ExampleConfig, training["examples"]) if "examples" in training else ExampleConfig()
+    if max_history:
+        examples = dataclasses.replace(examples, max_history=max_history)
+    after = training.get("split_ms") if after_ms is None else after_ms
+    if loaded.meta.user_kind != warehouse.user_kind:
+        raise DataError(
+            f"{warehouse.name}: expected users of kind {loaded.meta.user_kind} as in the bundle, found "
+            f"{warehouse.user_kind}; train on this warehouse with `vista train`"
+        )
+    source = Tables.of(warehouse)
+    catalogue = survey(source, 0.1, seed, split_ms=after, sample_events=0)
+    found = evaluate_model(
+        loaded.model,
+        source,
+        examples,
+        catalogue,
+        slates=slates,
+        per_user=per_user,
+        seed=seed,
+        draws=draws,
+    )
+    return {
+        **found.as_dict(),
+        "fingerprint": loaded.fingerprint,
+        "after_ms": catalogue.split_ms,
+        "snapshot": warehouse.snapshot(),
+    }

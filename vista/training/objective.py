@@ -1,0 +1,284 @@
+"""What one batch costs: both heads and both stages in one pass, ``L = L_item + L_action + w L_reconstruct``.
+
+The loss of a data-parallel step is that of the joined batch, exactly: every mean is taken over the counts of
+all processes, and the in-batch negatives of all processes form one pool. Gradients are *summed* over
+processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vista.config import _check
+from vista.model import VistaModel
+from vista.training import losses
+from vista.training.count_min import CountMin
+from vista.training.examples import Batch
+from vista.training.losses import NO_USER, Negatives
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Weights and knobs of the loss.
+
+    Attributes:
+        item, action, reconstruction: weights of the three terms.
+        next_item: weight, within the item term, of predicting the next item at every recent event that the
+            summary does not cover (UniPinRec trains all positions; a covered one has seen its future).
+        actions: one weight per action of the model; empty weighs all alike.
+        mask_actions: p of masked action modelling.
+        random_negatives: items drawn uniformly from the catalogue per step.
+        mask_same_user: see :func:`vista.training.losses.negative_mask`.
+    """
+
+    item: float = 1.0
+    action: float = 1.0
+    reconstruction: float = 0.1
+    next_item: float = 0.5
+    actions: tuple[float, ...] = ()
+    mask_actions: float = 0.2
+    random_negatives: int = 256
+    mask_same_user: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("item", "action", "reconstruction", "next_item", "random_negatives"):
+            _check(getattr(self, name) >= 0, f"objective.{name}", "0 or more", getattr(self, name))
+        _check(0 <= self.mask_actions <= 1, "objective.mask_actions", "0 to 1", self.mask_actions)
+        _check(all(w >= 0 for w in self.actions), "objective.actions", "weights of 0 or more", self.actions)
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all processes, one after the other; the gradient of a row goes back to the process it came
+    from."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:  # type: ignore[override]
+        sizes = _counts(len(rows))
+        ctx.start, ctx.stop = sum(sizes[: dist.get_rank()]), sum(sizes[: dist.get_rank() + 1])
+        most = max(sizes)
+        padded = rows.new_zeros(most, *rows.shape[1:])
+        padded[: len(rows)] = rows
+        found = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(found, padded)
+        return torch.cat([part[:size] for part, size in zip(found, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad[ctx.start : ctx.stop]
+
+
+def _counts(n: int) -> list[int]:
+    found: list[int] = [0] * dist.get_world_size()
+    dist.all_gather_object(found, n)
+    return found
+
+
+def parallel() -> bool:
+    """Whether this is one of several processes."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def gather(rows: Tensor) -> Tensor:
+    """Rows of all processes in rank order; the rows themselves in a single process."""
+    return _GatherRows.apply(rows) if parallel() else rows
+
+
+def shares(counts: dict[str, float], device: torch.device) -> dict[str, float]:
+    """This process's share of each global count; 1 in a single process."""
+    if not parallel():
+        return dict.fromkeys(counts, 1.0)
+    total = torch.tensor(list(counts.values()), dtype=torch.float64, device=device)
+    mine = total.tolist()
+    dist.all_reduce(total)
+    return {n: m / t if t else 0.0 for n, m, t in zip(counts, mine, total.tolist(), strict=True)}
+
+
+class Objective:
+    """The loss as a callable, with what it remembers between steps: the sketch of item frequencies.
+
+    Args:
+        catalogue: int64 [I], items that random negatives are drawn from.
+    """
+
+    def __init__(self, config: ObjectiveConfig, catalogue: np.ndarray, seed: int = 0) -> None:
+        self.config, self.catalogue, self.seed = config, np.asarray(catalogue, np.int64), seed
+        self.sketch = CountMin()
+
+    def __call__(self, model: VistaModel, batch: Batch, step: int, epoch: int = 0) -> dict[str, Tensor]:
+        """Scalars ``loss`` (what to minimise) and its parts ``item``, ``action``, ``past``, ``next``,
+        ``reconstruction``.
+
+        In a data-parallel run each is this process's share: the sum over processes is the loss of the joined
+        batch.
+        """
+        c = self.config
+        device = next(model.parameters()).device
+        tokens = model.summarizer.prefixes(batch.events, batch.cut, batch.user_of)
+        owner = batch.owner[batch.user_of]
+        recent = batch.recent
+        slate = np.repeat(np.arange(len(batch)), recent.lengths)
+        place = np.arange(len(recent)) - recent.offsets[slate]
+        masked = losses.mask_actions(
+            owner[slate], batch.now_ms[slate], place, c.mask_actions, self.seed * 1_000_003 + epoch
+        )
+        # An event that the summary covers has seen its own action and its own future there.
+        uncovered = (recent.time > batch.last_event_ms[slate]) | (batch.cut[slate] == 0)
+
+        ctx = model.ranker.context(
+            tokens, None, recent, batch.now_ms, batch.last_event_ms, masked=masked, full=True
+        )
+        item = torch.from_numpy(batch.item).to(device)
+        action = torch.from_numpy(batch.action).to(device)
+        vectors = model.items.vector(item)
+        logits = model.ranker.rank(ctx, item, batch.offsets, vectors=vectors)
+        # A drawn slate shows popular items more often than they are wanted; served logits must not make up for it.
+        logits = logits - torch.from_numpy(batch.log_rate).to(device)[:, None]
+        past_query, past_logits = model.ranker.past(ctx, recent)
+        weights = torch.tensor(c.actions or [1.0] * logits.shape[-1], device=device)
+
+        follows = np.zeros(len(recent), bool)  # has a next event in the same slate, itself uncovered
+        follows[:-1] = (slate[1:] == slate[:-1]) & uncovered[:-1]
+        if not c.next_item:
+            follows[:] = False
+        hidden = masked & uncovered
+        candidate_slate = np.repeat(np.arange(len(batch)), np.diff(batch.offsets))
+        engaged = np.flatnonzero(batch.action != 0)
+        counts = {
+            "candidates": len(batch.item),
+            "hidden": int(hidden.sum()),
+            "positives": len(engaged),
+            "follows": int(follows.sum()),
+            "slates": len(batch),
+        }
+        share = shares(counts, device)
+
+        parts = {
+            "action": losses.action_bce(logits, action, weights) * share["candidates"],
+            "past": losses.action_bce(
+                past_logits,
+                torch.from_numpy(recent.action).to(device),
+                weights,
+                torch.from_numpy(hidden).to(device),
+            )
+            * share["hidden"],
+        }
+        parts["item"], parts["next"] = self._item_losses(
+            model,
+            batch,
+            ctx.query,
+            past_query,
+            vectors,
+            owner,
+            candidate_slate,
+            engaged,
+            slate,
+            follows,
+            share,
+            step,
+        )
+        parts["reconstruction"] = torch.zeros((), device=device)
+        if c.reconstruction and model.config.summarizer.seeds:
+            windows = np.random.default_rng([self.seed, step, 1])
+            loss = model.summarizer.reconstruction_loss(
+                tokens["seeds"], batch.events, batch.cut, batch.user_of, windows
+            )
+            parts["reconstruction"] = loss * share["slates"]
+        total = (
+            c.item * (parts["item"] + c.next_item * parts["next"])
+            + c.action * (parts["action"] + parts["past"])
+            + c.reconstruction * parts["reconstruction"]
+        )
+        return {"loss": total, **parts}
+
+    def _item_losses(
+        self,
+        model: VistaModel,
+        batch: Batch,
+        query: Tensor,
+        past_query: Tensor,
+        vectors: Tensor,
+        owner: np.ndarray,
+        candidate_slate: np.ndarray,
+        engaged: np.ndarray,
+        slate: np.ndarray,
+        follows: np.ndarray,
+        share: dict[str, float],
+        step: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Sampled softmax at the slate and at the recent events: engaged items of all processes, impressions
+        without engagement and random items are the shared negatives."""
+        c, device = self.config, vectors.device
+        skipped = np.flatnonzero((batch.action == 0) & batch.shown)
+        in_batch = np.concatenate([engaged, skipped])
+        base = 0
+        if parallel():
+            base = sum(_counts(len(batch))[: dist.get_rank()])
+
+        def tensor(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values, np.int64)).to(device)
+
+        known_slate = np.where(np.isin(in_batch, skipped), candidate_slate[in_batch] + base, NO_USER)
+        pool_item = gather(tensor(batch.item[in_batch]))
+        pool_owner = gather(tensor(owner[candidate_slate[in_batch]]))
+        pool_slate = gather(tensor(known_slate))
+        pool_vector = gather(vectors[tensor(in_batch)])
+        self.sketch.add(pool_item.cpu().numpy())
+
+        draw = np.random.default_rng([self.seed, step])
+        size = min(c.random_negatives, len(self.catalogue))
+        random = draw.choice(self.catalogue, size) if size else self.catalogue[:0]
+        nobody = torch.full((size,), NO_USER, dtype=torch.int64, device=device)
+        extra = tensor(random)
+        draws = len(pool_item)
+
+        def log_q(items: np.ndarray) -> Tensor:
+            p = torch.from_numpy(self.sketch.probability(items))
+            return losses.log_pool_rate(p, draws, size, len(self.catalogue)).to(device)
+
+        every_item = torch.cat([pool_item, extra])
+        negatives = Negatives(
+            torch.cat([pool_vector, model.items.vector(extra)]),
+            every_item,
+            torch.cat([pool_owner, nobody]),
+            torch.cat([pool_slate, nobody]),
+            log_q(every_item.cpu().numpy()),
+        )
+        scale = model.ranker.scale()
+        at = candidate_slate[engaged]
+        item_loss = losses.sampled_softmax(
+            query[tensor(at)],
+            vectors[tensor(engaged)],
+            tensor(batch.item[engaged]),
+            tensor(owner[at]),
+            tensor(at + base),
+            log_q(batch.item[engaged]),
+            negatives,
+            scale,
+            c.mask_same_user,
+        )
+        # The gather's backward is a collective: every process must reach it, also one without positives.
+        item_loss = item_loss + negatives.vector.sum() * 0.0
+        rows = np.flatnonzero(follows)
+        if not len(rows):
+            return item_loss * share["positives"], torch.zeros((), device=device)
+        target = batch.recent.item[rows + 1]
+        next_loss = losses.sampled_softmax(
+            past_query[tensor(rows)],
+            model.items.vector(tensor(target)),
+            tensor(target),
+            tensor(owner[slate[rows]]),
+            # An impression skipped in this slate says nothing about an earlier request: it stays masked.
+            torch.full((len(rows),), -2, dtype=torch.int64, device=device),
+            log_q(target),
+            negatives,
+            scale,
+            c.mask_same_user,
+        )
+        return item_loss * share["positives"], next_loss * share["follows"]
