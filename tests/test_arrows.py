@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BELOW_TOOLS = {"beam_jobs", "vista", "cache_store"}
-PACKAGES = {"tools": BELOW_TOOLS, "beam_jobs": {"vista", "cache_store"}, "vista": set(), "cache_store": set()}
+PACKAGES = {
     "tools": {"beam_jobs", "vista", "cache_store"},
     "beam_jobs": {"vista", "cache_store"},
     "vista": set(),
