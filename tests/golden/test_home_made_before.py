@@ -1,0 +1,107 @@
+"""A home made by version 0.1.0 still serves: its bundle, its store with resumable states, and its run records.
+
+``home-1`` came from 40 generated users: ``logs/a.parquet`` was ingested into 2 buckets, a small model trained for ten
+steps and all summarised; then ``logs/b.parquet`` was ingested and refreshed. ``expected.npz`` holds what that version
+read and computed: tokens of all users as served and before quantising, and logits of four items for each.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from beam_jobs.run.record import RunRecord
+from cache_store import Store
+from vista import bundle as bundles
+from vista.data.events import Events
+from vista.stage1.state import UserState
+
+HOME = Path(__file__).parent / "home-1"
+EXPECTED = dict(np.load(HOME / "expected.npz"))
+
+
+def histories(*names: str, users: np.ndarray) -> Events:
+    """Histories of ``users`` in contract order; this log has surfaces and requests of its own."""
+    tables = [pq.read_table(HOME / "logs" / f"{n}.parquet") for n in names]
+    columns = {k: np.concatenate([t[k].to_numpy() for t in tables]) for k in tables[0].column_names}
+    owner = {u: i for i, u in enumerate(users.tolist())}
+    mine = np.array([owner.get(u, -1) for u in columns["user_id"].tolist()])
+    order = np.argsort(mine, kind="stable")
+    order = order[mine[order] >= 0]
+    lengths = np.bincount(mine[order], minlength=len(users))
+    return Events.of(
+        lengths,
+        item=columns["item_id"][order],
+        time=columns["timestamp_ms"][order],
+        action=1 << columns["action"][order].astype(np.int64),
+        surface=columns["surface"][order],
+        request=columns["request_id"][order],
+    ).sorted()
+
+
+@pytest.fixture()
+def store(tmp_path: Path):
+    shutil.copytree(HOME / "store", tmp_path / "store")
+    with Store.open(tmp_path / "store") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    return bundles.load(HOME / "model")
+
+
+def test_tokens_read_from_the_store_are_those_that_were_read_before(store):
+    found = store.lookup(EXPECTED["users"])
+    np.testing.assert_array_equal(found.tokens, EXPECTED["tokens"])
+    assert (found.status == 0).all() and store.verify().problems == []
+
+
+def test_the_bundle_has_its_fingerprint_and_summarises_as_before(bundle, store):
+    assert bundle.fingerprint == str(EXPECTED["fingerprint"]) == store.manifest.fingerprint
+    events = histories("a", "b", users=EXPECTED["users"])
+    with torch.inference_mode():
+        tokens = bundle.model.summarizer.summarize(events).tokens
+    for name in ("seeds", "slots"):
+        np.testing.assert_allclose(tokens[name], EXPECTED[name], rtol=1e-4, atol=1e-5)
+
+
+def ranked(bundle, tokens: dict[str, np.ndarray], events: Events) -> np.ndarray:
+    """Logits [4 U, A] of four items for each user, just after the last event of the log."""
+    recent = events.select(np.arange(events.users))
+    now = np.full(events.users, int(events.time.max()) + 1_000)
+    items = np.tile(bundle.items()["item_id"].to_numpy()[:4], events.users)
+    with torch.inference_mode():
+        context = bundle.model.ranker.context(
+            {k: torch.from_numpy(v) for k, v in tokens.items()}, None, recent, torch.from_numpy(now)
+        )
+        offsets = torch.arange(0, len(items) + 1, 4)
+        return bundle.model.ranker.rank(context, torch.from_numpy(items), offsets).numpy()
+
+
+def test_the_bundle_ranks_as_before(bundle):
+    tokens = {name: EXPECTED[name] for name in ("seeds", "slots")}
+    logits = ranked(bundle, tokens, histories("b", users=EXPECTED["users"]))
+    np.testing.assert_allclose(logits, EXPECTED["logits"], rtol=1e-3, atol=1e-4)
+
+
+def test_states_kept_before_are_resumed(bundle, store):
+    new = sorted(set(pq.read_table(HOME / "logs/b.parquet")["user_id"].to_pylist()))
+    with store.pin() as pinned:
+        states = [UserState.from_bytes(s) for s in pinned.states(np.array(new)) if s is not None]
+    assert len(states) == len(new)
+    nothing = histories("a", users=np.zeros(0, np.int64))
+    empty = Events.of([0] * len(new), **{k: v[:0] for k, v in nothing.columns.items()})
+    tokens = bundle.model.summarizer.summarize(empty, states).tokens
+    rows = np.searchsorted(EXPECTED["users"], new)
+    for name in ("seeds", "slots"):
+        np.testing.assert_allclose(tokens[name], EXPECTED[name][rows], rtol=1e-4, atol=1e-5)
+
+
+def test_run_records_are_read():
+    for job in ("summarize-1", "refresh-1"):
+        record = RunRecord.load(HOME / "runs" / job)
+        assert record.counts["users"] > 0 and record.job == job.partition("-")[0]
