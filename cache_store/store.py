@@ -336,7 +336,8 @@ class Store:
         """Make a run's shards the live generation of a line; its name. A run publishes once, however often asked.
 
         Args:
-            staging: from :meth:`stage`. receipts: of every shard.
+            staging: from :meth:`stage`.
+            receipts: of every shard.
             kind: ``full``, or ``delta`` over ``parent``.
             parent: the generation that was live when the run began; refused if it no longer is. Needed for a delta.
             watermark_ms: no summary has seen a later event.

@@ -49,7 +49,8 @@ class Truth:
 
     Attributes:
         num_users: ids are ``7 i - 50``, or ``user-i`` where ``strings``.
-        num_shards: of the store. strings: string ids.
+        num_shards: of the store.
+        strings: string ids.
         record_scale: tokens of the first group times this; larger records, same laws.
     """
 

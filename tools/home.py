@@ -1,8 +1,10 @@
 """Where things lie unless an option says otherwise.
 
 HOME/
-  warehouse/   the tables        model/   the bundle (and model.training/ beside it)
-  store/       the cache store   index/   the item index of the model
+  warehouse/   the tables
+  model/       the bundle (and model.training/ beside it)
+  store/       the cache store
+  index/       the item index of the model
   runs/        one directory per run of a job
 """
 

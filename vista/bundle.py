@@ -3,9 +3,9 @@
     BUNDLE/
       config.json           ModelConfig, its one text form
       weights.safetensors   every parameter and buffer of VistaModel
-      items.parquet         catalogue: item_id int64, name string, surface int32, events int64 (ascending
-      item_id) bundle.json           format, fingerprint, action and surface names, metrics, what it was
-      trained on READY                 empty, written last
+      items.parquet         catalogue: item_id int64 ascending, name string, surface int32, events int64
+      bundle.json           format, fingerprint, action and surface names, metrics, what it was trained on
+      READY                 empty, written last
 
 Built under a temporary name beside its place, every file fsynced, then renamed in one step: a bundle that can
 be seen under its name is whole. The fingerprint covers configuration and weights (XXH3-128), so summaries,

@@ -54,11 +54,13 @@ class JobPlan:
 
     Attributes:
         job: ``summarize`` or ``refresh``; a refresh that cannot go on from the store is planned as ``summarize``.
-        users: counted, or from those of some buckets (``notes`` say so). events, files, read_bytes: of the files to
-            read (a refresh also reads whole histories of late users, which nobody knows before).
+        users: counted, or from those of some buckets (``notes`` say so).
+        events, files, read_bytes: of the files to read (a refresh also reads whole histories of late users, which
+            nobody knows before).
         shards: of the generation, one per bucket.
         written_bytes: estimated, records and states.
-        events_per_second: of one worker, measured. user_seconds: to take up and store one user, measured.
+        events_per_second: of one worker, measured.
+        user_seconds: to take up and store one user, measured.
         minutes: with ``workers``, without the start of the runner.
         worker_memory_bytes: each worker at its largest.
         notes: sentences for the reader.

@@ -32,7 +32,8 @@ class IngestOptions:
     """What to ingest, and where to.
 
     Attributes:
-        events: files, folders or globs. impressions: likewise, or none.
+        events: files, folders or globs.
+        impressions: likewise, or none.
         items: Parquet files with ``item_id`` and ``name``; gives numbered items their names, and lists items that no
             event has touched.
         warehouse: folder of the tables, or properties of a PyIceberg catalog.
@@ -45,7 +46,8 @@ class IngestOptions:
         min_time_ms, max_time_ms: bounds on times; by default 1990 and a day after the start of the run.
         skip_bad_files: go on without files that cannot be read; they are counted and listed.
         again: read files that are in the ledger already; their rows are dropped one by one.
-        max_rows: rows that a task holds while sorting, about 200 bytes each. chunk_rows: while reading.
+        max_rows: rows that a task holds while sorting, about 200 bytes each.
+        chunk_rows: while reading.
         attempts: how often a failed task is handed to the runner.
     """
 
@@ -99,8 +101,10 @@ class Plan:
     """What a run decided at its start; ``plan.json``.
 
     Attributes:
-        run: name of the run in file names and snapshots. commit: number of its commit.
-        events, impressions, items: files to read. known: how many were in the ledger already.
+        run: name of the run in file names and snapshots.
+        commit: number of its commit.
+        events, impressions, items: files to read.
+        known: how many were in the ledger already.
         bad_files: (path, why) of files that were skipped.
     """
 

@@ -22,7 +22,9 @@ class Piece:
     """Rows of one part (bucket or item shard) in one chunk file.
 
     Attributes:
-        path: the chunk file. index: record batch in it. rows: how many.
+        path: the chunk file.
+        index: record batch in it.
+        rows: how many.
         tag: what the rows are.
     """
 

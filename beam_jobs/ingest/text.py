@@ -36,7 +36,8 @@ class TextLog:
     """One text log on its way.
 
     Attributes:
-        folder: where its Parquet files go. columns, mapping: as in :func:`vista.data.logs.schema.inspect`.
+        folder: where its Parquet files go.
+        columns, mapping: as in :func:`vista.data.logs.schema.inspect`.
     """
 
     path: str

@@ -87,7 +87,8 @@ def vocabularies(
     """(actions, surfaces) after this run: those present, then new ones in order.
 
     Args:
-        present: of the tables. given: by option; a given vocabulary is the whole.
+        present: of the tables.
+        given: by option; a given vocabulary is the whole.
 
     Raises:
         DataError: too many, or a given one that does not continue the present one.

@@ -80,7 +80,8 @@ class RunRecord:
         facts: what the run found at its start and keeps to when it is continued.
         counts: by name; at least ``users``, ``events``, ``dead_letters`` once the run is finished.
         digests: by name; for summarize and refresh ``content`` is the generation's.
-        timings: seconds by step. ``buckets``: one row per unit, from the receipts.
+        timings: seconds by step.
+        ``buckets``: one row per unit, from the receipts.
         peak_memory_bytes: the largest resident set of any process of the run.
     """
 

@@ -51,7 +51,9 @@ class ForgetRecord:
     """What was removed.
 
     Attributes:
-        tables: by table, rows and files. stores: by folder. letters: rows removed from dead letters, by file.
+        tables: by table, rows and files.
+        stores: by folder.
+        letters: rows removed from dead letters, by file.
     """
 
     tables: dict[str, Forgotten] = field(default_factory=dict)

@@ -59,7 +59,8 @@ class ForgetReport:
 
     Attributes:
         generations: name to users removed from its records and tombstones.
-        states: states removed. dead_letters: rows removed.
+        states: states removed.
+        dead_letters: rows removed.
         staging: files of unfinished runs that were deleted; those jobs build them again.
     """
 

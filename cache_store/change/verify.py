@@ -31,8 +31,10 @@ class Problem:
     """One thing that is wrong.
 
     Attributes:
-        file: path within the store. user: the user concerned, or None.
-        what: expected and found. remedy: the next command.
+        file: path within the store.
+        user: the user concerned, or None.
+        what: expected and found.
+        remedy: the next command.
     """
 
     file: str

@@ -49,9 +49,11 @@ def build(
     """The words of an index, uint64.
 
     Args:
-        hashes: uint64 [n], any order. second: uint64 [n] for string ids, else None.
+        hashes: uint64 [n], any order.
+        second: uint64 [n] for string ids, else None.
         check: uint64 [n], first word of each value.
-        offset: int64 [n], 0 for tombstones. length: int64 [n], or None where all are equal.
+        offset: int64 [n], 0 for tombstones.
+        length: int64 [n], or None where all are equal.
 
     Raises:
         StoreError: two users have the same hashes.
@@ -162,7 +164,9 @@ class IndexSet:
         """What the index of its shard has of each user.
 
         Args:
-            shard: int64 [n]. hashes: uint64 [n]. second: uint64 [n] where the index has second hashes.
+            shard: int64 [n].
+            hashes: uint64 [n].
+            second: uint64 [n] where the index has second hashes.
 
         Returns:
             entry, int64 [n], or -1; check, uint64 [n], the first word of its value; offset, int64 [n], of the value

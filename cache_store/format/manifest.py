@@ -24,7 +24,8 @@ class Manifest:
     """Facts of one generation.
 
     Attributes:
-        generation: its name. run_id: of the job that made it; the same run is never published twice.
+        generation: its name.
+        run_id: of the job that made it; the same run is never published twice.
         line: where it was published first.
         kind: ``full``, or ``delta``: only changed users and tombstones over ``parent``.
         depth: generations below it in its chain; 0 for full ones.

@@ -59,7 +59,8 @@ class Group:
 
     Attributes:
         name: a Python identifier, unique in the schema.
-        tokens: S_g. width: D.
+        tokens: S_g.
+        width: D.
         codec: one of ``cache_store.format.quantize.CODECS``.
     """
 

@@ -70,10 +70,13 @@ class Library:
             data, size: address and bytes of the mapped range.
             place: int64 [n], byte of each record; its row begins 16 bytes before, at a multiple of 4,096. Rows that
                 do not lie in the range come out as zeros.
-            out: uint8 [n, row], whole pages. streamed: write past the processor's caches.
+            out: uint8 [n, row], whole pages.
+            streamed: write past the processor's caches.
             payload: bytes of a record behind its header, more than 240.
-            keys: uint64 [n] and model: what the headers should say. verify: hash the payload, too.
-            head: HEADER [n], filled. good: bool [n], filled.
+            keys: uint64 [n] and model: what the headers should say.
+            verify: hash the payload, too.
+            head: HEADER [n], filled.
+            good: bool [n], filled.
             crew: threads that share the work; None for the calling thread alone.
         """
         n, row = out.shape
@@ -139,9 +142,11 @@ class Library:
 
         Args:
             codec: one of :data:`CODECS`.
-            codes: [n, T, W] as stored, fields of records that lie at equal distances. scale: float32 [n, T] of the same
-                records for int8. table: float32 [256], what each code of log8 stands for.
-            out: float32 [n, T, W], each [T, W] contiguous. streamed: write past the processor's caches.
+            codes: [n, T, W] as stored, fields of records that lie at equal distances.
+            scale: float32 [n, T] of the same records for int8.
+            table: float32 [256], what each code of log8 stands for.
+            out: float32 [n, T, W], each [T, W] contiguous.
+            streamed: write past the processor's caches.
         """
         n, tokens, width = out.shape
         assert codes.shape == out.shape and out.dtype == table.dtype == np.float32

@@ -59,7 +59,8 @@ class LookupCounters:
 
         Args:
             status: uint8 [B].
-            record_bytes: of one record; every row but the missing ones is one. seconds: how long the lookup took.
+            record_bytes: of one record; every row but the missing ones is one.
+            seconds: how long the lookup took.
             published_ms: of the generation that was read.
         """
         counts = np.bincount(status, minlength=len(STATUSES)).tolist()

@@ -130,7 +130,9 @@ class Generation:
         """Place of each user's record as a byte of the file range, or ABSENT or GONE; and its check in the index.
 
         Args:
-            shard: int64 [n]. hashes: uint64 [n]. second: uint64 [n] for string ids.
+            shard: int64 [n].
+            hashes: uint64 [n].
+            second: uint64 [n] for string ids.
 
         Returns:
             int64 [n]; uint64 [n].

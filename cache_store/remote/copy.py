@@ -1,6 +1,6 @@
 """Copies of generations elsewhere: ``push`` to a URL, ``pull`` from it; verified by digest, resumable, whole chains.
 
-What lies at the URL is in ``remote_store.py``. A pulled generation becomes one of the local store by the ordinary
+What lies at the URL is in ``store``. A pulled generation becomes one of the local store by the ordinary
 steps (staging, READY, rename, pointer), under a number of its own: its content digest is the same, names and parents
 are local. Users whom the local store has forgotten since their summaries were made are left out of it.
 """
@@ -38,7 +38,8 @@ class CopyReport:
     """What a push or a pull did.
 
     Attributes:
-        generation: local name of the newest generation of the chain. folder: its remote name.
+        generation: local name of the newest generation of the chain.
+        folder: its remote name.
         chain: remote folders, oldest first.
         copied, found: files copied, and files that were already there with the right digest.
         bytes: copied.
@@ -131,7 +132,8 @@ def pull(
     URL until the next :func:`push` and :func:`sweep` from where it came.
 
     Args:
-        line: local line. remote_line: the remote one, the same by default.
+        line: local line.
+        remote_line: the remote one, the same by default.
         generation: remote folder, or its generation number, instead of what the remote line points to.
         fingerprint: refuse generations of another model; the store's by default.
 

@@ -8,7 +8,7 @@
 
 The way of a batch to another device: a user given twice is read once; records are gathered as stored, quantised,
 into pinned memory; one copy on a stream of its own takes records, status and times across; there they are decoded
-(``torch_decode.py``) and, last, spread to the B rows. On the CPU the store decodes straight into the tensor.
+(``decode``) and, last, spread to the B rows. On the CPU the store decodes straight into the tensor.
 """
 
 from __future__ import annotations
@@ -173,7 +173,8 @@ class SummaryFeature(nn.Module):
         """Read users and begin their way to the device; for a thread that works ahead. No gradient.
 
         Args:
-            users: int64 [B] (array or tensor) or B strings. as_of: as in ``Store.lookup``.
+            users: int64 [B] (array or tensor) or B strings.
+            as_of: as in ``Store.lookup``.
 
         Raises:
             As ``Store.lookup``. SchemaError: the generation has other groups than this module was made for.

@@ -32,7 +32,8 @@ class AsOfRows(Dataset):
 
     Args:
         store: open on the line to train from.
-        users: int64 [N] or N strings. times: int64 [N], milliseconds; of the row's label.
+        users: int64 [N] or N strings.
+        times: int64 [N], milliseconds; of the row's label.
         columns: further arrays [N, …], passed through by name.
         lag_ms: smallest distance between a watermark and the row's time, 1 or more: a watermark says "no later than",
             so with 0 the row's own event could be inside.

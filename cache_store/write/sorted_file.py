@@ -44,7 +44,8 @@ class SortedFile:
     """Writer of ``STEM.mdb`` and ``STEM.idx`` in a folder.
 
     Args:
-        folder: must exist. stem: as from ``layout.shard_name``.
+        folder: must exist.
+        stem: as from ``layout.shard_name``.
         lengths: True where values differ in size other than by being tombstones.
         second: True for string ids.
         empty_is: value size that marks a tombstone (its index offset is 0), or -1.

@@ -100,7 +100,8 @@ class ShardWriter:
         Args:
             users: int64 [n] or n strings, in strictly ascending key order, also from call to call.
             tokens: group name to float32 [n, S_g, D].
-            event_count: int64 [n]. last_event_ms, summarized_ms: int64 [n], milliseconds.
+            event_count: int64 [n].
+            last_event_ms, summarized_ms: int64 [n], milliseconds.
 
         Raises:
             OutOfOrder, WrongBucket, KeyKind, SchemaError

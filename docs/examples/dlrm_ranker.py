@@ -76,9 +76,12 @@ class Dlrm(nn.Module):
     """Probability logits of C candidates for each of U requests.
 
     Args:
-        items, surfaces: sizes of the tables. content: float32 [items, W], a fixed vector per item.
-        dense: dense features per candidate. users: rows of the hashed user table.
-        seeds_width: D to read the seeds, 0 not to. memory: to read the slots, None not to.
+        items, surfaces: sizes of the tables.
+        content: float32 [items, W], a fixed vector per item.
+        dense: dense features per candidate.
+        users: rows of the hashed user table.
+        seeds_width: D to read the seeds, 0 not to.
+        memory: to read the slots, None not to.
     """
 
     def __init__(
@@ -115,7 +118,8 @@ class Dlrm(nn.Module):
 
         Args:
             row: columns of :class:`Rows`: user [U], item, item_id, surface [U, C], recent [U, R], dense [U, C, X].
-            summary: group name to float32 [U, S_g, D], zeros where there is none. status: uint8 [U].
+            summary: group name to float32 [U, S_g, D], zeros where there is none.
+            status: uint8 [U].
             elapsed_ms: int64 [U], from the summary's last event to the request.
         """
         candidate = self.embed(row["item"])
@@ -150,7 +154,8 @@ class Rows:
     """Requests of some parts of the logs with features that were known when they began.
 
     Attributes:
-        user: int64 [N]. time: int64 [N], ms.
+        user: int64 [N].
+        time: int64 [N], ms.
         columns: item (row of the table), item_id, surface int64 [N, C]; recent int64 [N, R], rows of the table, 0 is
             none; dense float32 [N, C, 3]; label float32 [N, C].
     """
@@ -287,7 +292,8 @@ class Server:
     """What answers requests: the live generation, whole batches of users at once.
 
     Args:
-        model: trained, in evaluation mode. store: opened with the fingerprint of the bundle that ``model`` read.
+        model: trained, in evaluation mode.
+        store: opened with the fingerprint of the bundle that ``model`` read.
     """
 
     def __init__(self, model: Dlrm, store: Store) -> None:
@@ -319,7 +325,9 @@ def judge(
     """AUC per request and normalised entropy of each side, and gains over ``without``; 95 % intervals over users.
 
     Args:
-        user: [N]. label: [N, C]. sides: name to probabilities [seeds, N, C]; measures are means over the seeds.
+        user: [N].
+        label: [N, C].
+        sides: name to probabilities [seeds, N, C]; measures are means over the seeds.
     """
     n, c = label.shape
     offsets = np.arange(n + 1, dtype=np.int64) * c

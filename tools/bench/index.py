@@ -32,7 +32,8 @@ def run(
     """Recall against exact search and seconds per query, by kind, effort and k.
 
     Args:
-        data: a warehouse or Parquet events; the generated set without it. steps: of training.
+        data: a warehouse or Parquet events; the generated set without it.
+        steps: of training.
         requests: held-out ones whose queries are asked; 200 of them are timed.
     """
     threads = torch.get_num_threads(), faiss.omp_get_max_threads()

@@ -137,7 +137,8 @@ def run(
     """Measure both sides in turn for each number of workers.
 
     Args:
-        events: in all; 0.3M or 3M. mean: per user.
+        events: in all; 0.3M or 3M.
+        mean: per user.
         window: events held at a time, on both sides.
     """
     events = events or (300_000 if quick else 3_000_000)

@@ -77,7 +77,8 @@ def run(
     """Measure every case once; memory does not vary as time does.
 
     Args:
-        knob: events held at a time; 50k or 262,144. times: how much larger bucket and user are.
+        knob: events held at a time; 50k or 262,144.
+        times: how much larger bucket and user are.
     """
     knob = knob or (50_000 if quick else 262_144)
     with tempfile.TemporaryDirectory() as folder:

@@ -41,7 +41,9 @@ def run(
     """Measure both sides in turn.
 
     Args:
-        users: 100 or 800, of ``mean`` events. active: share of them with new events. new: share of new events.
+        users: 100 or 800, of ``mean`` events.
+        active: share of them with new events.
+        new: share of new events.
     """
     users = users or (100 if quick else 800)
     repeats = repeats or (1 if quick else 3)

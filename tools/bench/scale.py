@@ -41,10 +41,13 @@ class Measured:
     """Constants of one core and one disk.
 
     Attributes:
-        event_s: seconds of model per event. user_s: per resumed user beside its events (state in and out, seeds,
-            record). task_s: per bucket beside its users (files, LMDB, fsync, receipt).
-        state_bytes: of one user. write_rate, fold_rate: bytes per second into a shard, and through a compaction.
-        states_rate: states per second read and decoded. record_bytes: of one user, page waste included.
+        event_s: seconds of model per event.
+        user_s: per resumed user beside its events (state in and out, seeds, record).
+        task_s: per bucket beside its users (files, LMDB, fsync, receipt).
+        state_bytes: of one user.
+        write_rate, fold_rate: bytes per second into a shard, and through a compaction.
+        states_rate: states per second read and decoded.
+        record_bytes: of one user, page waste included.
     """
 
     event_s: float
@@ -64,9 +67,12 @@ class Fleet:
     Attributes:
         users, active: users, and the share of them with new events between two refreshes.
         new_events: of an active user between two refreshes, on average; their logarithm spreads by ``sigma``.
-        shard_users: users per bucket. every_h: hours between refreshes. deadline_h: a refresh should take at most.
+        shard_users: users per bucket.
+        every_h: hours between refreshes.
+        deadline_h: a refresh should take at most.
         cores, disk_bytes, disk_rate, host_hour: of a host; bytes, bytes per second of writing, currency per hour.
-        copies: of the store on different hosts. max_depth: deltas before compaction.
+        copies: of the store on different hosts.
+        max_depth: deltas before compaction.
         failure: probability that a task fails and is done again.
     """
 

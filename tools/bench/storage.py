@@ -49,8 +49,11 @@ def run(
     """Measure.
 
     Args:
-        users: 200 or 1,000. slates: requests per user that become examples. slate: impressions per request.
-        length: events inlined per example. sample: rows written of each row form, 4,000 or 20,000.
+        users: 200 or 1,000.
+        slates: requests per user that become examples.
+        slate: impressions per request.
+        length: events inlined per example.
+        sample: rows written of each row form, 4,000 or 20,000.
     """
     users, sample = users or (200 if quick else 1_000), sample or (4_000 if quick else 20_000)
     params = {"users": users, "slates": slates, "slate": slate, "length": length, "sample": sample}

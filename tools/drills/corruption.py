@@ -47,7 +47,10 @@ class Region:
     """Bytes of one class.
 
     Attributes:
-        kind: name of the class. path: within the store. start, stop: bytes. user: whose record or state it is.
+        kind: name of the class.
+        path: within the store.
+        start, stop: bytes.
+        user: whose record or state it is.
     """
 
     kind: str

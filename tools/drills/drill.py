@@ -50,7 +50,9 @@ class Act:
 
     Attributes:
         work: does it; doing it again after a kill finishes it.
-        main: version of the main line afterwards. shadow: of the line "shadow". copy: of the replica.
+        main: version of the main line afterwards.
+        shadow: of the line "shadow".
+        copy: of the replica.
     """
 
     name: str
@@ -65,8 +67,10 @@ class Report:
     """Counts of a drill.
 
     Attributes:
-        kills: by action. steps: distinct steps at which a kill came, by action.
-        unkilled: work that ended before its step came. recovered: kills after which the same work was done again.
+        kills: by action.
+        steps: distinct steps at which a kill came, by action.
+        unkilled: work that ended before its step came.
+        recovered: kills after which the same work was done again.
         fell_back: kills after which the version before was live; the others had gone live already.
         after_flip: kills after a pointer had been replaced.
         verified: times that prune left nothing and verify found nothing.

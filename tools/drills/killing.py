@@ -45,7 +45,8 @@ class Outcome:
     Attributes:
         killed: False if it finished before its step came.
         step: where it was killed: an audit event and file kind, or a source line.
-        steps: steps counted until then. flip: those until a line's pointer was last replaced, 0 if it never was.
+        steps: steps counted until then.
+        flip: those until a line's pointer was last replaced, 0 if it never was.
         seconds: it lived for so long.
         durable: (inode, mtime in ns) of files as fsynced.
         result: what the work returned, as text.

@@ -44,8 +44,10 @@ class Entry:
         kind: ``delta``, ``full`` (both refuse to go live unless the line is where they began), ``free`` (a full one
             that takes the line as it finds it), ``again`` (the same run as the other publisher), ``compact``,
             ``forget``.
-        run: its run. version: what it publishes; of a compaction or a forget, what was live before.
-        line: where. users: indices of those to forget.
+        run: its run.
+        version: what it publishes; of a compaction or a forget, what was live before.
+        line: where.
+        users: indices of those to forget.
     """
 
     kind: str
@@ -68,9 +70,12 @@ class Report:
     """Counts of races.
 
     Attributes:
-        races: by pair. endings: ``both``, ``one``, ``same`` (one generation for one run), ``forgot``, by count.
-        kills: of the first and of the second publisher. after_flip: kills after a pointer had been replaced.
-        waited: races in which the second came while the first held the lock. steps: distinct steps of the first.
+        races: by pair.
+        endings: ``both``, ``one``, ``same`` (one generation for one run), ``forgot``, by count.
+        kills: of the first and of the second publisher.
+        after_flip: kills after a pointer had been replaced.
+        waited: races in which the second came while the first held the lock.
+        steps: distinct steps of the first.
     """
 
     races: Counter[str] = field(default_factory=Counter)

@@ -38,8 +38,11 @@ class StormReport:
     """What a storm did.
 
     Attributes:
-        published: generations by kind. pruned: generations removed. seen: of the reader processes.
-        slowest: lookups of the reader process that did fewest. threads: lookups by threads of one store.
+        published: generations by kind.
+        pruned: generations removed.
+        seen: of the reader processes.
+        slowest: lookups of the reader process that did fewest.
+        threads: lookups by threads of one store.
         publish_ms: median and largest time of one turn of the publisher, compaction and pruning included.
     """
 
@@ -73,7 +76,8 @@ def run(
     """Publish ``generations`` (or for ``seconds``, one every ``every_ms``) under the eyes of readers.
 
     Args:
-        readers: processes. threads: of one more process, sharing one store that they refresh under each other.
+        readers: processes.
+        threads: of one more process, sharing one store that they refresh under each other.
         min_lookups: go on publishing until every reader has looked so often.
 
     Raises:

@@ -43,7 +43,8 @@ class Variant:
         summarizer: fields of ``SummarizerConfig`` that differ from the default; chunk 0 is the paper's form.
         attend: events before the cut that candidates attend to raw; 0 for none.
         counts: slot features come from exact counts instead of hashed ones.
-        recent: raw events beside the summary. distinct: newest of each item first, out of 1,024.
+        recent: raw events beside the summary.
+        distinct: newest of each item first, out of 1,024.
         bytes: served per user.
     """
 

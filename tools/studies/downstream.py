@@ -53,7 +53,8 @@ def prepare(
     """``logs`` and ``home`` in ``folder`` as the commands of docs/downstream.md make them.
 
     Args:
-        steps: of training the summarizer. lives: fields of the generator that differ from lives.json.
+        steps: of training the summarizer.
+        lives: fields of the generator that differ from lives.json.
         model: fields of ModelConfig that differ from the default.
     """
     logs, home = folder / "logs", folder / "home"
@@ -91,7 +92,9 @@ def run(
     """Generate, publish three generations, train every arm, judge, serve.
 
     Args:
-        steps: of training the summarizer. users: lives. epochs, seeds: of the example ranker, each arm.
+        steps: of training the summarizer.
+        users: lives.
+        epochs, seeds: of the example ranker, each arm.
         keep: folder for home and logs; what an earlier run left there is used again.
     """
     torch.set_num_threads(1)

@@ -89,8 +89,10 @@ def run(
 
     Args:
         data: a warehouse or Parquet events; the generated set without it.
-        seeds, steps: of every side. slates: held-out requests judged. names: sides beside the joint one, comma
-            separated. keep: folder for each side's predictions; a side that is there is not trained again.
+        seeds, steps: of every side.
+        slates: held-out requests judged.
+        names: sides beside the joint one, comma separated.
+        keep: folder for each side's predictions; a side that is there is not trained again.
     """
     torch.set_num_threads(1)
     if quick:

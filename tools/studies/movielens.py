@@ -58,7 +58,8 @@ class Split:
     """Leave one out.
 
     Attributes:
-        users: int64 [U], ascending. items: int64 [I], ascending: the catalogue.
+        users: int64 [U], ascending.
+        items: int64 [I], ascending: the catalogue.
         events: U histories in order, times distinct within a user; the last two events are validation and test.
     """
 
@@ -303,7 +304,8 @@ def run(
     """Train both sides, judge both on the same targets.
 
     Args:
-        data: path of ml-100k.inter. recbole: interpreter that has RecBole; None runs our side alone.
+        data: path of ml-100k.inter.
+        recbole: interpreter that has RecBole; None runs our side alone.
         seconds: CPU seconds of our side, and of SASRec unless ``sasrec_seconds`` says otherwise.
         seeds: models of ours that are trained; figures are means over them, the notes have each.
         length: events that both read.

@@ -33,8 +33,10 @@ class Data:
     """Histories in memory, and what the study needs to know of them.
 
     Attributes:
-        events: U histories, in contract order. users: int64 [U], numbers.
-        actions: names. catalogue: items and the time split.
+        events: U histories, in contract order.
+        users: int64 [U], numbers.
+        actions: names.
+        catalogue: items and the time split.
         group_size: items ``i`` and ``j`` are of one group if ``i // group_size == j // group_size``.
         content: float32 [I, W] of ``catalogue.item``: what an item is about. Given by the generator; for
             logs, the company it keeps in the training period (random indexing). Every variant gets it, so
@@ -193,7 +195,8 @@ class Questions:
     """Held-out slates with one positive each.
 
     Attributes:
-        batches: what stage 2 is asked. owner: int64 [P].
+        batches: what stage 2 is asked.
+        owner: int64 [P].
         distance: int64 [P], events since the last touch of the positive's group, before the request; -1 for
             never.
     """

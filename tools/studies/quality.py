@@ -2,7 +2,7 @@
 
 ``run(quick, data=...)`` takes an ingested warehouse or Parquet events; without it, the generated set alone is
 judged (interests that sleep for thousands of events and return, items that seldom come twice). Protocol,
-variants and one run are in tools/quality/; what the figures mean and what they were is in docs/quality.md.
+variants and one run are in tools/studies/; what the figures mean and what they were is in docs/quality.md.
 
 ``recovered`` = (ours - recent only) / (full - recent only) in MRR, means over seeds; its interval is the
 range over seeds. ``recovered_returns`` and ``recovered_far`` are the same on positives last touched more than
@@ -93,11 +93,14 @@ def run(
     """Train and judge the variants.
 
     Args:
-        data: path of a warehouse or of Parquet events. sets: which of ``events,generated``; by default those
-        there are.
-        seeds, first_seed: runs per variant. steps, slates, negatives: of training, the same for all.
-        window: events that full attention and summaries read. positives: questions asked.
-        users, events: of the generated set. min_history: earlier events of the users who are asked.
+        data: path of a warehouse or of Parquet events.
+        sets: which of ``events,generated``; by default those there are.
+        seeds, first_seed: runs per variant.
+        steps, slates, negatives: of training, the same for all.
+        window: events that full attention and summaries read.
+        positives: questions asked.
+        users, events: of the generated set.
+        min_history: earlier events of the users who are asked.
         pause_minutes: training and questions take requests after so long a pause; by default ``PAUSE_MINUTES``.
         names: variants, comma separated.
         curve: also slots alone at 4 to 64 KiB.

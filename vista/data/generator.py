@@ -46,18 +46,22 @@ class GeneratorOptions:
     """What to generate.
 
     Attributes:
-        users: U. events: in all (exact); 0 takes what the length distribution gives.
+        users: U.
+        events: in all (exact); 0 takes what the length distribution gives.
         min_events, max_events, tail: lengths are Pareto with this exponent between the bounds (scaled to ``events``);
             a larger ``tail`` is a lighter one.
         clusters, niches, niche_items: the catalogue has ``clusters * niches * niche_items`` items.
         core, active, phase_events: core interests of a user, how many a phase has, events per phase.
-        sleep_share: share of sessions that are sleepers'. sleep_events: events between two sessions of a sleeper.
-        session_events: mean events per session. request_events: mean engaged events per request.
+        sleep_share: share of sessions that are sleepers'.
+        sleep_events: events between two sessions of a sleeper.
+        session_events: mean events per session.
+        request_events: mean engaged events per request.
         noise: share of events with any item.
         surfaces: surfaces; a cluster lives on one of them.
         slate: items shown per request; 0 writes no impressions.
         slates_per_user: the newest so many requests of each user have impressions; 0 for all.
-        start_ms, days: the span of all lives. held_back_days: events later than this before the end are kept apart.
+        start_ms, days: the span of all lives.
+        held_back_days: events later than this before the end are kept apart.
         content_width: floats per item vector; 0 writes none.
         user_ids: ``int64`` or ``string``.
         order: ``time`` (as a log arrives) or ``user``.
@@ -147,8 +151,10 @@ class Lives:
     """The events of a block of users, user after user, each in order of time.
 
     Attributes:
-        user: int64 [N], number of the user (0 to users - 1). item, time, request: int64 [N].
-        action: int8 [N]. surface: int16 [N].
+        user: int64 [N], number of the user (0 to users - 1).
+        item, time, request: int64 [N].
+        action: int8 [N].
+        surface: int16 [N].
         kind: int8 [N]: 0 core, 1 sleeper, 2 noise.
     """
 

@@ -55,13 +55,15 @@ class Step:
 
     Attributes:
         chunk: C.
-        chunks: P. tails: T.
+        chunks: P.
+        tails: T.
         distance: float64 [P, P]: events from a chunk's end to the end of a later one of its history, else inf;
             None if P is 0.
         carried: int64 [P] state carried in that the chunk's history starts from.
         behind: float64 [P] events from that carried state to the end of the chunk.
         groups: the tails by length.
-        parent: int64 [T] state the tail hangs on.  tail_length: float64 [T].
+        parent: int64 [T] state the tail hangs on.
+        tail_length: float64 [T].
         count: float64 [R + P + T] events folded into each state.
     """
 
@@ -113,11 +115,12 @@ def plan_step(
     """Plan of one step.
 
     Args:
-        chunk: C. chunk_history: int64 [P], which history each full chunk belongs to; equal numbers are
-        adjacent, in order. chunk_carried: int64 [P], state carried in (0 .. R - 1) that the chunk's history
-        starts this step from. carried_count: int64 [R], events folded into each carried state;
-        ``carried_count[0]`` is 0. tail_length: int64 [T], at least 1, **ascending**. tail_parent: int64 [T],
-        state the tail hangs on: < R carried, else R + chunk.
+        chunk: C.
+        chunk_history: int64 [P], which history each full chunk belongs to; equal numbers are adjacent, in order.
+        chunk_carried: int64 [P], state carried in (0 .. R - 1) that the chunk's history starts this step from.
+        carried_count: int64 [R], events folded into each carried state; ``carried_count[0]`` is 0.
+        tail_length: int64 [T], at least 1, **ascending**.
+        tail_parent: int64 [T], state the tail hangs on: < R carried, else R + chunk.
     """
     p, t = len(chunk_history), len(tail_length)
     first = (
@@ -197,7 +200,8 @@ def qla_states(
     """State sums of every piece of the step.
 
     Args:
-        k: phi already applied. k, v: [rows, H, E]; their widths may differ.
+        k: phi already applied.
+        k, v: [rows, H, E]; their widths may differ.
         carry: [H, R, E, E] state sums carried in; row 0 is zero.
         log_decay: float64 [H], the logarithm of each head's decay per event; 0 keeps everything.
 
@@ -262,7 +266,8 @@ def qla_read(q: torch.Tensor, memory: torch.Tensor, step: Step) -> torch.Tensor:
     """Outputs of the step's rows: each reads its own piece's memory.
 
     Args:
-        q: [rows, H, E], phi already applied. memory: of :func:`qla_memory`.
+        q: [rows, H, E], phi already applied.
+        memory: of :func:`qla_memory`.
 
     Returns:
         [rows, H, E].
@@ -288,8 +293,9 @@ def qla_target(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, memory: torch.
     """Target rows (seeds): each reads one memory and itself, never another target.
 
     Args:
-        q, k: phi already applied. q, k, v: [G, S, H, E]. memory: [H, G, E, E], the memory of each group of S
-        rows.
+        q, k: phi already applied.
+        q, k, v: [G, S, H, E].
+        memory: [H, G, E, E], the memory of each group of S rows.
 
     Returns:
         [G, S, H, E].

@@ -2,11 +2,11 @@
 
 arXiv 2510.22049, section 3 and appendix B, with what the paper leaves open decided here:
 
-- phi is SiLU, inside and outside: ``o = phi(q) phi(M)``. - ``M`` is the *mean* state, ``gain * A / c`` with
-``A = sum_i w_i phi(k_i)^T v_i`` and ``c = sum_i w_i``. The paper's
+- phi is SiLU, inside and outside: ``o = phi(q) phi(M)``.
+- ``M`` is the *mean* state, ``gain * A / c`` with ``A = sum_i w_i phi(k_i)^T v_i`` and ``c = sum_i w_i``. The paper's
   plain sum grows with the history, and an outer phi on it changes its meaning with length.
-- ``w_i = decay ** (age of event i in events)``, 1 for heads that keep everything. - Chunk-causal: an event
-reads the state after the last event of its own chunk. ``chunk = 0`` is the paper's full
+- ``w_i = decay ** (age of event i in events)``, 1 for heads that keep everything.
+- Chunk-causal: an event reads the state after the last event of its own chunk. ``chunk = 0`` is the paper's full
   form, one chunk for the whole history.
 - A target row reads the state after the last event, plus itself through the diagonal term
   ``(phi(q) . phi(k)) v / E``, and nothing reads it.

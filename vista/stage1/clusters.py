@@ -26,7 +26,9 @@ def fit_clusters(
 
     Args:
         events: histories of the training period, in contract order.
-        clusters: number of clusters. width: of the context vectors. window: events to either side.
+        clusters: number of clusters.
+        width: of the context vectors.
+        window: events to either side.
         rounds: 1 joins items that occur near each other, 2 also those that occur near the same items.
 
     Returns:

@@ -27,8 +27,10 @@ class Strands:
     """What to run.
 
     Attributes:
-        start: int64 [V], row of the strand's first event. count: int64 [V], events folded into the state it
-        starts from (0: the empty state). chunks: int64 [V], full chunks to run. cut_strand: int64 [K].
+        start: int64 [V], row of the strand's first event.
+        count: int64 [V], events folded into the state it starts from (0: the empty state).
+        chunks: int64 [V], full chunks to run.
+        cut_strand: int64 [K].
         cut_rows: int64 [K], events from the strand's start to the cut; the cut reads after
             ``cut_rows // C`` chunks and a tail of ``cut_rows % C`` events.
     """
@@ -45,11 +47,13 @@ class PackedStep:
     """One step of the sequence.
 
     Attributes:
-        rows: int64 [rows], event rows in the step's layout (chunks, then tails by length). carried: int64 [R
-        - 1], strands whose carried states are rows 1 .. R - 1 of the step's states. plan: the states'
-        arithmetic. cuts: int64 [n], cuts that are read in this step. reads: int64 [n], the state each reads.
-        kept: int64 [m], strands to remember. states: int64 [m], their state as of their last chunk in this
-        step.
+        rows: int64 [rows], event rows in the step's layout (chunks, then tails by length).
+        carried: int64 [R - 1], strands whose carried states are rows 1 .. R - 1 of the step's states.
+        plan: the states' arithmetic.
+        cuts: int64 [n], cuts that are read in this step.
+        reads: int64 [n], the state each reads.
+        kept: int64 [m], strands to remember.
+        states: int64 [m], their state as of their last chunk in this step.
     """
 
     rows: np.ndarray

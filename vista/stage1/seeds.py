@@ -63,7 +63,9 @@ class QLALayer(nn.Module):
         """Rows of a step through the layer.
 
         Args:
-            x: [rows, D]. carry: [H, R, E, E]. last: nothing reads the rows' outputs.
+            x: [rows, D].
+            carry: [H, R, E, E].
+            last: nothing reads the rows' outputs.
 
         Returns:
             rows [rows, D] (None if ``last``), state sums and memories, [H, R + P + T, E, E] each.
@@ -132,8 +134,10 @@ class QLAEncoder(nn.Module):
         """One step.
 
         Args:
-            x: [rows, D], :meth:`rows` in the step's layout. carry: float32 [R, L, H, E, E], row 0 zero.
-            reads: int64 [n], states the seeds read. kept: int64 [m], states to return.
+            x: [rows, D], :meth:`rows` in the step's layout.
+            carry: float32 [R, L, H, E, E], row 0 zero.
+            reads: int64 [n], states the seeds read.
+            kept: int64 [m], states to return.
 
         Returns:
             seed tokens [n, S, D], and states float32 [m, L, H, E, E].

@@ -221,8 +221,10 @@ class SlotMemory(nn.Module):
         """What each candidate finds under its own keys.
 
         Args:
-            slots: [U, tokens, D], as served. elapsed_ms: [U], from the user's last summarised event to now
-                (negative counts as 0). user_of: int64 [B], row of each candidate's user. item: int64 [B].
+            slots: [U, tokens, D], as served.
+            elapsed_ms: [U], from the user's last summarised event to now (negative counts as 0).
+            user_of: int64 [B], row of each candidate's user.
+            item: int64 [B].
 
         Returns:
             float32 [B, F], F = K x horizons: masses >= 0 aged to now, key-major. Count horizons do not age:

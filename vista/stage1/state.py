@@ -39,9 +39,9 @@ class UserState:
 
     Attributes:
         signature: configuration and weights that made it, :meth:`vista.stage1.summarizer.Summarizer.signature`.
-        count: events folded in, a multiple of C. boundary: key of the last event folded in, None if there is
-        none. memory: float32, the encoder's state at the boundary (its shape is the encoder's); None if
-        ``count`` is 0 or
+        count: events folded in, a multiple of C.
+        boundary: key of the last event folded in, None if there is none.
+        memory: float32, the encoder's state at the boundary (its shape is the encoder's); None if ``count`` is 0 or
             the model has no seeds.
         slot_index: int32 [n], buckets of the slot memory with any mass at the boundary, ascending.
         slot_mass: float32 [n, horizons], their masses as of the boundary event.

@@ -40,7 +40,8 @@ class SummaryBatch:
         users: ids as they came in, [n].
         tokens: group name to float32 [n, S_g, D].
         states: to go on from; None where the model cannot resume.
-        event_count: int64 [n], events of the whole history. last_event_ms: int64 [n], 0 for an empty history.
+        event_count: int64 [n], events of the whole history.
+        last_event_ms: int64 [n], 0 for an empty history.
         late: bool [n], must be summarised again from the whole history.
     """
 
@@ -61,11 +62,11 @@ def summarize_stream(
     """Summaries of every user of ``batches``, in the order they come.
 
     Args:
-        model: a ``VistaModel`` or a ``Summarizer``. batches: consecutive users in key order
-        (``read_bucket``), events in contract order. states: the states of given users, for a refresh; None to
-        start every user from nothing. max_events: events held at a time. Memory is about 40 bytes per event,
-        plus one step of activations, plus
-            some 150 MiB for the summaries on their way out.
+        model: a ``VistaModel`` or a ``Summarizer``.
+        batches: consecutive users in key order (``read_bucket``), events in contract order.
+        states: the states of given users, for a refresh; None to start every user from nothing.
+        max_events: events held at a time. Memory is about 40 bytes per event, plus one step of activations, plus some
+            150 MiB for the summaries on their way out.
 
     Yields:
         one or more batches per window; a user is never split.

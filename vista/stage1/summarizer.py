@@ -62,9 +62,9 @@ class Summary:
     """Summaries of U users.
 
     Attributes:
-        tokens: group name to float32 [U, S_g, D]. states: resumable state of each user; None where the
-        configuration cannot resume (``chunk`` 0). late: bool [U]: some events are older than the state's
-        chunk boundary and were left out, or the cap on the
+        tokens: group name to float32 [U, S_g, D].
+        states: resumable state of each user; None where the configuration cannot resume (``chunk`` 0).
+        late: bool [U]: some events are older than the state's chunk boundary and were left out, or the cap on the
             history's length was passed. Summarise these users from their whole history.
     """
 
@@ -370,7 +370,8 @@ class Summarizer(nn.Module):
         """How far a small decoder is from the history's items, given its seed tokens; a scalar to add to the loss.
 
         Args:
-            seeds: [K, S, D], ``prefixes(...)["seeds"]``. events, cuts, user_of: as given to :meth:`prefixes`.
+            seeds: [K, S, D], ``prefixes(...)["seeds"]``.
+            events, cuts, user_of: as given to :meth:`prefixes`.
             generator: places the window of items in each history; without one it is the newest items.
 
         Raises:

@@ -26,7 +26,8 @@ class TrainingConfig:
         validation_share: newest share of events whose slates are held out.
         validation_slates: slates of the held-out period that are scored.
         validate_every, checkpoint_every, log_every: in steps; 0 means only at the end (no checkpoints).
-        device: ``auto`` takes a GPU where there is one. precision: ``auto`` is bfloat16 autocast on a GPU.
+        device: ``auto`` takes a GPU where there is one.
+        precision: ``auto`` is bfloat16 autocast on a GPU.
         seed: of everything drawn in training; weights are drawn from ``model.seed``.
     """
 

@@ -1,10 +1,9 @@
 """``evaluate``: how well a model ranks slates and retrieves items in a period it has not seen.
 
-Ranking is judged on the candidates of the slate: the impressions where they were logged, else the request's
-items beside items drawn by popularity within the surface; the known rate of the draw is then taken from the
-logits, as in the loss. Retrieval is judged on the whole catalogue, nothing
-sampled. Slates are those at or after the time split, with summaries and recent events cut as serving would
-have seen them. Intervals are bootstraps over users.
+Ranking is judged on the candidates of the slate: the impressions where they were logged, else the request's items
+beside items drawn by popularity within the surface; the known rate of the draw is then taken from the logits, as in
+the loss. Retrieval is judged on the whole catalogue, nothing sampled. Slates are those at or after the time split,
+with summaries and recent events cut as serving would have seen them. Intervals are bootstraps over users.
 """
 
 from __future__ import annotations
@@ -86,9 +85,13 @@ class Scored:
     """Predictions on held-out slates.
 
     Attributes:
-        owner: int64 [K]. offsets: int64 [K + 1].
-        probability: float32 [B, A], of the slate as it was drawn. action: int32 [B]. shown: bool [B].
-        rank: float64 [P], retrieval rank of each engaged item in the whole catalogue. rank_slate: int64 [P].
+        owner: int64 [K].
+        offsets: int64 [K + 1].
+        probability: float32 [B, A], of the slate as it was drawn.
+        action: int32 [B].
+        shown: bool [B].
+        rank: float64 [P], retrieval rank of each engaged item in the whole catalogue.
+        rank_slate: int64 [P].
     """
 
     owner: np.ndarray

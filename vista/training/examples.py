@@ -5,11 +5,10 @@ there is one (every shown item, engaged with or not); otherwise from the history
 beside items drawn by popularity within the same surface, which are assumed, not known, not to have been
 wanted.
 
-Point in time (law 10: no row sees its own future). A slate of a request that began at t sees events with time
-< t only; events of its own request carry t or later, so they are never in its own history. Its summary is cut
-earlier
-still: no event of it is younger than ``t - lag_ms``, and at least ``lag_events`` events of the history are
-missing from it, because serving reads a summary that some refresh made a while ago.
+Point in time (law 10: no row sees its own future). A slate of a request that began at t sees events with time < t
+only; events of its own request carry t or later, so they are never in its own history. Its summary is cut earlier
+still: no event of it is younger than ``t - lag_ms``, and at least ``lag_events`` events of the history are missing
+from it, because serving reads a summary that some refresh made a while ago.
 
 A *visit* is a few consecutive slates of one user that share one pass over the history.
 """
@@ -85,7 +84,8 @@ class Slates:
         history: int64 [K]; the first so many events of the user happened before the slate.
         cut: int64 [K] <= history; the first so many events are in the summary.
         offsets: int64 [K + 1].
-        item: int64 [B]. action: int32 [B], bit mask, 0 = not engaged.
+        item: int64 [B].
+        action: int32 [B], bit mask, 0 = not engaged.
         shown: bool [B]; False: sampled, not in any log.
         log_rate: float32 [B], :meth:`PopularItems.log_rate`; 0 where the candidates come from a log.
     """
@@ -125,8 +125,9 @@ class PopularItems:
     """Draws items by popularity within a surface: the stand-in for impressions that were not logged.
 
     Args:
-        item: int64 [I]. surface: int32 [I]. count: [I], how often each was seen; items never seen are left
-        out.
+        item: int64 [I].
+        surface: int32 [I].
+        count: [I], how often each was seen; items never seen are left out.
         power: counts are raised to it; 1 draws by popularity, 0 uniformly.
     """
 
@@ -408,7 +409,8 @@ def visits(
     events.
 
     Args:
-        owners: int64 [U]. recent: R, raw events a slate reads beside its summary.
+        owners: int64 [U].
+        recent: R, raw events a slate reads beside its summary.
     """
     out: list[Visit] = []
     k, total = 0, len(slates)
@@ -447,12 +449,15 @@ class Batch:
     """What one training step eats, deduplicated: V windows, K contexts (one per slate), B candidates.
 
     Attributes:
-        events: V windows. owner: int64 [V].
-        user_of: int64 [K], window of each slate. cut: int64 [K], events of the window in the summary.
+        events: V windows.
+        owner: int64 [V].
+        user_of: int64 [K], window of each slate.
+        cut: int64 [K], events of the window in the summary.
         recent: K histories of at most R events, the newest before each slate.
-        now_ms: int64 [K]. last_event_ms: int64 [K], of the summary's last event (``now_ms`` where it has
-        none).
-        offsets: int64 [K + 1]. item: int64, action: int32, shown: bool, log_rate: float32 [B].
+        now_ms: int64 [K].
+        last_event_ms: int64 [K], of the summary's last event (``now_ms`` where it has none).
+        offsets: int64 [K + 1].
+        item: int64, action: int32, shown: bool, log_rate: float32 [B].
     """
 
     events: Events

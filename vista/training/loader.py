@@ -196,7 +196,8 @@ class Joined:
     """A piece whose first user's earlier events are in front again.
 
     Attributes:
-        owners: int64 [U]. events, impressions: as in :class:`Piece`.
+        owners: int64 [U].
+        events, impressions: as in :class:`Piece`.
         carried: int64 [U]; so many events of a user were in the piece before.
         until: int64 [U]; slates at or after this time (ms) belong to a later piece.
     """

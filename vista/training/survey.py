@@ -30,7 +30,8 @@ class Catalogue:
     """Items of the histories, and the time at which the held-out period begins.
 
     Attributes:
-        item: int64 [I], ascending. surface: int32 [I], where most of an item's events happened.
+        item: int64 [I], ascending.
+        surface: int32 [I], where most of an item's events happened.
         events: int64 [I], in both periods.
         rows: (item, surface, events) arrays of the training period, one row per (item, surface).
         split_ms: slates at or after it are held out; None holds nothing out.

@@ -120,8 +120,10 @@ class Source:
     """One input file as its footer describes it; plain values, JSON-able, so it can be sent to a worker.
 
     Attributes:
-        path: URI. bytes, digest: its identity (digest: XXH3-128 of size and footer).
-        rows: in all. groups: rows of each row group.
+        path: URI.
+        bytes, digest: its identity (digest: XXH3-128 of size and footer).
+        rows: in all.
+        groups: rows of each row group.
         names: meaning to column name in the file, for the columns that are there.
         kinds: meaning to kind.
         rows_at: where the rows are as Parquet, if ``path`` is a text log.

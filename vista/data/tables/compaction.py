@@ -40,7 +40,8 @@ class Merge:
     """One bucket's work; plain values.
 
     Attributes:
-        table: ``history`` or ``impressions``. target: URI of the file to write.
+        table: ``history`` or ``impressions``.
+        target: URI of the file to write.
     """
 
     table: str
@@ -63,7 +64,8 @@ def mergeable(files: Sequence[DataFile], until: int, most: int, everything: bool
 
     Args:
         until: files of later commits, and files of other engines, are left.
-        most: how many files are too few to bother. everything: down to one file, whatever the sizes.
+        most: how many files are too few to bother.
+        everything: down to one file, whatever the sizes.
     """
     ours = sorted((f for f in files if 0 < f.commit <= until), key=lambda f: (f.commit, f.path))
     if len(ours) <= (1 if everything else most):
@@ -102,7 +104,8 @@ def merges(
     """What is due, in order of table and bucket.
 
     Args:
-        run: in the names of the new files. until: number of a commit (:func:`horizon`); the last one by default.
+        run: in the names of the new files.
+        until: number of a commit (:func:`horizon`); the last one by default.
     """
     until = warehouse.commit_number if until is None else until
     found = []

@@ -51,7 +51,8 @@ def forget_in(
     """Take users out of one table; see the module.
 
     Args:
-        users: ids. buckets: where their rows lie; None looks in all (row groups are skipped by their bounds).
+        users: ids.
+        buckets: where their rows lie; None looks in all (row groups are skipped by their bounds).
         whole: number of the last whole commit.
 
     Raises:

@@ -35,7 +35,8 @@ def added_up(
     """Events per (item, surface): item int64, surface int32, events int64; each pair once, in no stated order.
 
     Args:
-        item, surface: [N], any order. events: int64 [N]; one each by default.
+        item, surface: [N], any order.
+        events: int64 [N]; one each by default.
     """
     seen = np.flatnonzero(np.bincount(surface)) if len(surface) and int(surface.max()) < 65_536 else None
     if seen is None or len(seen) > FEW_SURFACES:

@@ -56,7 +56,8 @@ class ImpressionBatch:
     Attributes:
         users: int64 [U], or object [U] of str.
         offsets: int64 [U + 1].
-        time, request, item: int64 [N]. position: int32 [N], 0 is the top.
+        time, request, item: int64 [N].
+        position: int32 [N], 0 is the top.
         action: int32 [N], bit mask; 0 where not engaged.
         continues: the last user goes on as the first of the next batch.
     """

@@ -400,7 +400,8 @@ class Warehouse:
         """Take users out of history and impressions, rows and bytes (vista/data/tables/forgetting.py).
 
         Args:
-            users: ids of this warehouse's kind. buckets: their buckets, so that no other file is looked at.
+            users: ids of this warehouse's kind.
+            buckets: their buckets, so that no other file is looked at.
 
         Returns:
             What was done, by table.
