@@ -21,7 +21,7 @@ def newest(warehouse: Warehouse, users: Sequence[int] | Sequence[str] | np.ndarr
     """
     from cache_store.format.keys import as_users, bucket_of
     from vista.data.events import Events
-    from vista.data.tables.warehouse import read_bucket
+    from vista.data.tables.reading import read_bucket
 
     asked = as_users(users, warehouse.user_kind)
     files = warehouse.bucket_files()

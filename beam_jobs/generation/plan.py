@@ -28,8 +28,8 @@ from cache_store.format.record import PAGE, RecordSchema
 from vista import bundle as bundles
 from vista.data.events import Events
 from vista.data.tables.compaction import most_files
-from vista.data.tables.reading import count_users
-from vista.data.tables.warehouse import DataFile, UserBatch, Warehouse, read_bucket
+from vista.data.tables.reading import DataFile, UserBatch, count_users, read_bucket
+from vista.data.tables.warehouse import Warehouse
 from vista.model import VistaModel
 from vista.stage1.summarizer import summarize_stream
 

@@ -35,7 +35,8 @@ from cache_store.format.manifest import Manifest
 from cache_store.format.manifest import read as read_manifest
 from cache_store.store import Store
 from vista import bundle as bundles
-from vista.data.tables.warehouse import DataFile, Warehouse
+from vista.data.tables.reading import DataFile
+from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
 
 JOB = "refresh"

@@ -34,7 +34,7 @@ from beam_jobs.ingest.units import (
 from beam_jobs.run.record import DeadLetter, unit_name
 from vista.data import paths
 from vista.data.tables import sorting
-from vista.data.tables.items import ItemTable, ItemTally
+from vista.data.tables.items import ItemCounts, ItemTally
 from vista.data.tables.merge import joined, merged
 from vista.data.tables.reading import DataFile
 from vista.data.tables.rows import DTYPES, HISTORY, Kind, Rows, SortedWriter, batches_of
@@ -268,7 +268,7 @@ def build_items(shard: int, values: Iterable[Piece], settings: Settings) -> None
     if named:
         table = pa.Table.from_batches(named).group_by("item", use_threads=False).aggregate([("name", "min")])
         names = (table["item"].to_numpy(), np.array(table["name_min"].to_pylist(), dtype=object))
-    total = ItemTable.of(item, surface, events, names)
+    total = ItemCounts.of(item, surface, events, names)
     uri = posixpath.join(
         settings.roots["items"], "data", f"{settings.commit:08d}-{settings.run}-{shard:05d}.parquet"
     )

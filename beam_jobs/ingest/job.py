@@ -29,8 +29,9 @@ from beam_jobs.run.facts import environment
 from beam_jobs.run.progress import progress_bar
 from beam_jobs.run.record import DeadLetter, RunDirectory, RunRecord, write_atomically
 from vista.data.logs.importer import Rules
+from vista.data.tables.commits import Addition, commit, recover
 from vista.data.tables.rows import HISTORY, IMPRESSIONS
-from vista.data.tables.warehouse import Addition, Warehouse
+from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
 
 JOB = "ingest"
@@ -97,7 +98,7 @@ def _prepare(options: IngestOptions, warehouse: Warehouse, run_dir: RunDirectory
     if not warehouse.exists():
         warehouse.create(user_kind=plan.user_kind, num_buckets=plan.num_buckets)
     warehouse.open()
-    warehouse.recover()
+    recover(warehouse)
     commit = warehouse.commit_number + 1
     if commit == plan.commit:
         return plan
@@ -233,7 +234,8 @@ def _commit(warehouse: Warehouse, run_dir: RunDirectory, plan: Plan) -> None:
         for uri in receipt.get("table_files", ()):
             name = next(n for n in files if uri.startswith(warehouse.table(n).location() + "/"))
             files[name].append(uri)
-    warehouse.commit(
+    commit(
+        warehouse,
         Addition(
             run=plan.run,
             history=sorted(files["history"]),
@@ -245,7 +247,7 @@ def _commit(warehouse: Warehouse, run_dir: RunDirectory, plan: Plan) -> None:
             actions=plan.actions,
             surfaces=plan.surfaces,
             properties={f"kind-{k}": v for k, v in plan.kinds.items() if k != "user_id"},
-        )
+        ),
     )
 
 

@@ -20,6 +20,7 @@ from beam_jobs.run.record import RunDirectory, RunRecord, write_atomically
 from vista.data import paths
 from vista.data.logs import schema
 from vista.data.logs.schema import Source, UnreadableFile, WrongType
+from vista.data.tables.commits import recover
 from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
 
@@ -305,7 +306,7 @@ def make_plan(
     fixed: dict[str, str] = {}
     if there:
         warehouse.open()
-        warehouse.recover()
+        recover(warehouse)
         fixed = {k: v for k in ("item_id", "action", "surface") if (v := warehouse.fact(f"kind-{k}"))}
         fixed["user_id"] = "int" if warehouse.user_kind == "int64" else "string"
         if options.num_buckets not in (0, warehouse.num_buckets):

@@ -25,6 +25,7 @@ from beam_jobs.run.facts import environment, now_ms, step_times
 from beam_jobs.run.progress import progress_bar
 from beam_jobs.run.record import RunDirectory, RunRecord, peak_memory_bytes
 from vista.data import paths
+from vista.data.tables.commits import recover
 from vista.data.tables.compaction import (
     MAX_FILES,
     Merge,
@@ -33,7 +34,8 @@ from vista.data.tables.compaction import (
     publish_merges,
     write_merged,
 )
-from vista.data.tables.warehouse import DataFile, Warehouse
+from vista.data.tables.reading import DataFile
+from vista.data.tables.warehouse import Warehouse
 
 JOB = "compact"
 
@@ -135,7 +137,7 @@ def run(options: CompactOptions, beam_args: Sequence[str] = ()) -> RunRecord:
         return record
     with directory.hold():
         warehouse = Warehouse(options.warehouse).open()
-        warehouse.recover()
+        recover(warehouse)
         until = horizon_of(warehouse, options.stores)
         tasks = merges(warehouse, record.run_id, until, options.most, options.everything)
         if tasks:

@@ -25,7 +25,7 @@ from beam_jobs.generation.refresh import as_users
 from cache_store.change.forget import ForgetReport
 from cache_store.format.keys import bucket_of
 from cache_store.store import Store
-from vista.data.tables.forgetting import Forgotten
+from vista.data.tables.forgetting import RowsForgotten, forget_users
 from vista.data.tables.warehouse import Warehouse
 
 
@@ -56,7 +56,7 @@ class ForgetRecord:
         letters: rows removed from dead letters, by file.
     """
 
-    tables: dict[str, Forgotten] = field(default_factory=dict)
+    tables: dict[str, RowsForgotten] = field(default_factory=dict)
     stores: dict[str, ForgetReport] = field(default_factory=dict)
     letters: dict[str, int] = field(default_factory=dict)
 
@@ -81,7 +81,7 @@ def run(options: ForgetOptions) -> ForgetRecord:
     record = ForgetRecord()
     if options.warehouse:
         tables = Warehouse(options.warehouse).open()
-        record.tables = tables.forget(users, bucket_of(users, tables.num_buckets))
+        record.tables = forget_users(tables, users, bucket_of(users, tables.num_buckets))
     for path in options.stores:
         record.stores[str(path)] = Store(path).forget(users)
     names = pa.array([str(user) for user in users], pa.string())

@@ -20,6 +20,8 @@ from beam_jobs.run.record import file_digest
 from beam_jobs.tables import compact as compact_tables
 from cache_store.format.keys import bucket_of
 from vista.data.events import Events
+from vista.data.tables.appending import append
+from vista.data.tables.pruning import prune
 from vista.data.tables.warehouse import Warehouse
 
 
@@ -28,7 +30,7 @@ def tables(path: Path) -> Warehouse:
     users = np.arange(9, dtype=np.int64)
     for n in range(4):
         events = Events.of(np.full(9, 5), item=np.arange(45) % 7, time=1_000 * n + np.tile(np.arange(5), 9))
-        warehouse.append(users, events, bucket_of(users, 2), f"run{n}", actions=("x",))
+        append(warehouse, users, events, bucket_of(users, 2), f"run{n}", actions=("x",))
     return warehouse
 
 
@@ -41,7 +43,7 @@ def outcome(options: compact_tables.CompactOptions) -> dict:
         "counts": record.counts,
         "digests": [file_digest(f.path.removeprefix("file://")) for f in files],
         "item_events": int(warehouse.read_items().events.sum()),
-        "orphans": len(warehouse.prune((), before_ms=2**62).files),
+        "orphans": len(prune(warehouse, (), before_ms=2**62).files),
     }
 
 

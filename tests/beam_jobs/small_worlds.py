@@ -15,7 +15,9 @@ from cache_store.store import Store
 from vista import bundle
 from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig
 from vista.data.events import Events
-from vista.data.tables.warehouse import Warehouse, read_bucket
+from vista.data.tables.appending import append
+from vista.data.tables.reading import read_bucket
+from vista.data.tables.warehouse import Warehouse
 from vista.model import VistaModel
 
 NOW = 1_700_000_000_000
@@ -73,7 +75,7 @@ class World:
 
     def add(self, users: Any, events: Events) -> World:
         tables = self.tables
-        tables.append(users, events, bucket_of(users, tables.num_buckets))
+        append(tables, users, events, bucket_of(users, tables.num_buckets))
         return self
 
     def _shared(self, more: dict[str, Any]) -> dict[str, Any]:

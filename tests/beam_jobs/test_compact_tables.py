@@ -17,10 +17,14 @@ from beam_jobs.run.runner import local_args
 from beam_jobs.tables import compact as compact_tables
 from cache_store.format.keys import bucket_of
 from vista.data.events import Events
+from vista.data.tables.appending import append
+from vista.data.tables.commits import Addition, commit
 from vista.data.tables.compaction import Merge, mergeable, merges, most_files, publish_merges, write_merged
+from vista.data.tables.forgetting import forget_users
 from vista.data.tables.manifests import DataFile
+from vista.data.tables.pruning import prune
+from vista.data.tables.reading import read_impressions
 from vista.data.tables.rows import IMPRESSIONS, Rows, SortedWriter
-from vista.data.tables.warehouse import Addition, read_impressions
 from vista.errors import DataError
 
 
@@ -79,7 +83,7 @@ def test_a_refresh_goes_on_by_a_delta_over_merged_files(small_world):
         assert (store.lookup(users).event_count == other.lookup(users).event_count).all()
         assert full.counts["users"] == len(users)
     # The old snapshot goes when no generation needs it; a refresh from what it was still knows what is new.
-    gone = world.tables.prune((), before_ms=2**62)
+    gone = prune(world.tables, (), before_ms=2**62)
     assert len(gone.files) >= 18 and all(not Path(f.removeprefix("file://")).exists() for f in gone.files)
     world.add(
         np.arange(3, dtype=np.int64), histories(np.random.default_rng(0), np.full(3, 2), START + 10**13)
@@ -102,7 +106,7 @@ def test_snapshots_of_kept_generations_are_not_pruned(small_world):
     world = ingested(small_world, 9)
     parent = summarize.run(world.summarize()).table_snapshot
     compact_tables.run(options(world))
-    kept = world.tables.prune({parent}, before_ms=2**62)
+    kept = prune(world.tables, {parent}, before_ms=2**62)
     assert parent not in kept.snapshots and world.tables.bucket_files(snapshot=parent)
     assert summarize.run(world.summarize("old", "old-run", snapshot=parent)).counts["dead_letters"] == 0
 
@@ -115,7 +119,7 @@ def test_a_user_forgotten_while_files_are_merged_does_not_come_back(small_world)
     due = merges(tables, "slow-run", everything=True)
     for merge in due:
         write_merged(merge, 1_000)
-    world.tables.forget([user])
+    forget_users(world.tables, [user])
     done = publish_merges(tables, due, "slow-run")
     # forget sweeps what no snapshot has, the targets of a compaction under way too: it starts again.
     assert done == [] and user not in all_events(world)[0]
@@ -133,7 +137,7 @@ def test_impressions_are_merged_too(small_world):
         columns |= {"position": np.zeros(4, np.int32), "action": np.zeros(4, np.int32)}
         with SortedWriter(uri, IMPRESSIONS, "int64", 1) as writer:
             writer.write(Rows(np.array([1, 2]), np.array([2, 2]), columns))
-        tables.commit(Addition(f"shown{n}", impressions=[uri]))
+        commit(tables, Addition(f"shown{n}", impressions=[uri]))
     compact_tables.run(options(world, everything=True))
     files = world.tables.bucket_files(kind=IMPRESSIONS)[1]
     assert [(f.rows, f.commit - f.first_commit) for f in files] == [(12, 2)]
@@ -195,5 +199,5 @@ def test_an_empty_table_has_nothing_to_merge(tmp_path, bundle_path):
     world = World(tmp_path, bundle_path).create(2)
     assert compact_tables.run(options(world)).counts["buckets"] == 0
     assert most_files(world.tables) == (0, 0)
-    world.tables.append(np.array([1]), Events.of([1], item=[1], time=[1]), np.array([0]))
+    append(world.tables, np.array([1]), Events.of([1], item=[1], time=[1]), np.array([0]))
     assert compact_tables.run(options(world, "two", everything=True)).counts["buckets"] == 0

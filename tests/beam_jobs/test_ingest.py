@@ -21,8 +21,9 @@ from beam_jobs.run import runner as pipeline
 from beam_jobs.run.record import RunDirectory, file_digest
 from cache_store.format.keys import bucket_of
 from vista.data.logs.importer import hash_strings
+from vista.data.tables.reading import read_bucket, read_impressions
 from vista.data.tables.rows import IMPRESSIONS
-from vista.data.tables.warehouse import Warehouse, read_bucket, read_impressions
+from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
 
 T0 = 1_700_000_000_000

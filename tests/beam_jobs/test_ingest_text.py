@@ -17,7 +17,8 @@ import pytest
 
 from beam_jobs.ingest import job as ingest
 from vista.data.logs.schema import MissingColumn, UnreadableFile, WrongType
-from vista.data.tables.warehouse import Warehouse, read_bucket
+from vista.data.tables.reading import read_bucket
+from vista.data.tables.warehouse import Warehouse
 
 T0 = 1_700_000_000_000
 NAMES = ("user_id", "item_id", "action", "timestamp_ms")

@@ -30,6 +30,7 @@ from cache_store.errors import NothingPublished
 from cache_store.format.keys import bucket_of
 from vista import bundle
 from vista.data.events import Events
+from vista.data.tables.appending import append
 from vista.model import VistaModel
 
 MODES = {
@@ -122,7 +123,7 @@ def test_a_model_of_other_tables_is_refused_and_names_it_has_not_seen_are_told(t
     world = World(tmp_path, bundle_path).create()
     users = np.arange(4, dtype=np.int64)
     events = histories(np.random.default_rng(0), np.full(4, 5))
-    world.tables.append(users, events, bucket_of(users, BUCKETS), "more", actions=(*CONFIG.actions, "share"))
+    append(world.tables, users, events, bucket_of(users, BUCKETS), "more", actions=(*CONFIG.actions, "share"))
     record = summarize.run(world.summarize())
     assert record.notes == ["actions that the model has not seen: share; it learns them by vista train"]
 

@@ -31,7 +31,9 @@ from tools.bench.harness import Figure, Result, median, ratio
 from vista import bundle
 from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, SummarizerConfig
 from vista.data.events import Events
-from vista.data.tables.warehouse import UserBatch, Warehouse, read_bucket
+from vista.data.tables.appending import append
+from vista.data.tables.reading import UserBatch, read_bucket
+from vista.data.tables.warehouse import Warehouse
 from vista.model import VistaModel
 from vista.stage1.summarizer import summarize_stream
 
@@ -76,7 +78,7 @@ def make_tables(path: Path, buckets: int, users: int, mean: int) -> Warehouse:
     """Tables with one sorted file per bucket."""
     tables = Warehouse(path).create(num_buckets=buckets)
     ids = np.arange(users, dtype=np.int64)
-    tables.append(ids, histories(lengths_of(users, mean, seed=1), seed=2), bucket_of(ids, buckets))
+    append(tables, ids, histories(lengths_of(users, mean, seed=1), seed=2), bucket_of(ids, buckets))
     return tables
 
 

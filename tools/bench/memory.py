@@ -21,6 +21,7 @@ import numpy as np
 from beam_jobs.generation.plan import BYTES_PER_EVENT, WORKER_BYTES
 from tools.bench.harness import Figure, Result
 from tools.bench.job import histories, make_bundle
+from vista.data.tables.appending import append
 from vista.data.tables.warehouse import Warehouse
 
 RUN = """
@@ -53,7 +54,7 @@ def peak_bytes(root: Path, name: str, bundle: Path, lengths: np.ndarray, knob: i
         share = lengths // parts + (part < lengths % parts)
         mine = np.flatnonzero(share)
         events = histories(share[mine], seed=part, start_ms=1_600_000_000_000 + part * 10**11)
-        tables.append(mine.astype(np.int64), events, np.zeros(len(mine), np.int32))
+        append(tables, mine.astype(np.int64), events, np.zeros(len(mine), np.int32))
     options = {
         "warehouse": str(folder / "tables"),
         "bundle": str(bundle),

@@ -21,6 +21,7 @@ from cache_store.store import Store
 from tools.bench.harness import Figure, Result, median, ratio
 from tools.bench.job import START_MS, histories, lengths_of, make_bundle, make_tables
 from vista.config import SummarizerConfig
+from vista.data.tables.appending import append
 from vista.data.tables.warehouse import Warehouse
 
 FLOAT32 = {"seeds": "float32", "slots": "float32"}
@@ -65,7 +66,7 @@ def run(
         share = new * held.sum() / held[chosen].sum()  # of each active user's own history
         added = np.maximum((held[chosen] * share).astype(np.int64), 1)
         events = histories(added, seed=3, start_ms=START_MS + 10**13)
-        tables.append(chosen, events, bucket_of(chosen, buckets))
+        append(tables, chosen, events, bucket_of(chosen, buckets))
 
         def full() -> RunRecord:
             for name in ("full", "full-run"):

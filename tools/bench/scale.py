@@ -31,7 +31,9 @@ from cache_store.write.writer import ShardWriter
 from tools.bench.harness import Figure, Result
 from tools.bench.job import START_MS, histories, make_bundle
 from vista import bundle as bundles
-from vista.data.tables.warehouse import UserBatch, Warehouse
+from vista.data.tables.appending import append
+from vista.data.tables.reading import UserBatch
+from vista.data.tables.warehouse import Warehouse
 from vista.stage1.state import UserState
 from vista.stage1.summarizer import summarize_stream
 
@@ -173,7 +175,7 @@ def _task(root: Path, bundle: Path, users: int) -> float:
     buckets = 8
     ids = np.arange(users, dtype=np.int64)
     tables = Warehouse(root / "tables").create(num_buckets=buckets)
-    tables.append(ids, histories(np.full(users, 20), seed=2), bucket_of(ids, buckets))
+    append(tables, ids, histories(np.full(users, 20), seed=2), bucket_of(ids, buckets))
     shared = {
         "warehouse": str(root / "tables"),
         "bundle": str(bundle),
@@ -182,7 +184,7 @@ def _task(root: Path, bundle: Path, users: int) -> float:
     }
     summarize.run(summarize.SummarizeOptions(run_dir=str(root / "run"), **shared))
     later = histories(np.ones(1, np.int64), seed=3, start_ms=START_MS + 10**13)
-    tables.append(ids[:1], later, bucket_of(ids[:1], buckets))
+    append(tables, ids[:1], later, bucket_of(ids[:1], buckets))
     return (
         refresh.run(refresh.RefreshOptions(run_dir=str(root / "refresh"), **shared)).timings["total"]
         / buckets

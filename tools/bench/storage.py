@@ -29,8 +29,9 @@ from beam_jobs.run import runner as pipeline
 from tools.bench.harness import Figure, Result
 from vista.data.events import COLUMNS, Events
 from vista.data.generator import GeneratorOptions, generate
+from vista.data.tables.reading import read_bucket, read_impressions
 from vista.data.tables.rows import IMPRESSIONS, ZSTD_LEVEL
-from vista.data.tables.warehouse import Warehouse, read_bucket, read_impressions
+from vista.data.tables.warehouse import Warehouse
 
 ROWS_AT_A_TIME = 1_000
 """Rows per row group of the plain files: about 50 MB of history before compression."""

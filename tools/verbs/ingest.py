@@ -144,14 +144,19 @@ def _adopt(
     where: str | dict[str, str], buckets: int, actions: Sequence[str], surfaces: Sequence[str], json: bool
 ) -> int:
     from cache_store.format.keys import bucket_of
+    from vista.data.tables.adopting import adopt
     from vista.data.tables.warehouse import Warehouse
 
     if not buckets or not actions:
         raise typer.BadParameter(
             "--adopt needs --buckets N, as the table was bucketed, and --action NAME once for every bit of its actions"
         )
-    tables = Warehouse(where).adopt(
-        num_buckets=buckets, bucket_of=bucket_of, actions=tuple(actions), surfaces=tuple(surfaces)
+    tables = adopt(
+        Warehouse(where),
+        num_buckets=buckets,
+        bucket_of=bucket_of,
+        actions=tuple(actions),
+        surfaces=tuple(surfaces),
     )
     files = [f for found in tables.bucket_files().values() for f in found]
     found = {"tables": tables.name, "events": sum(f.rows for f in files), "files": len(files)}

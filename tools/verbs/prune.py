@@ -31,6 +31,7 @@ def command(
 ) -> None:
     """Delete generations that no line keeps and no reader has in use, then what only they needed of the tables."""
     from cache_store import Store
+    from vista.data.tables.pruning import prune
     from vista.data.tables.warehouse import Warehouse
 
     at = Home(home)
@@ -46,7 +47,7 @@ def command(
         kept = {int(m.table_snapshot) for m in stay if m.table_snapshot is not None}
     if there:
         before_ms = int(time.time() * 1000 - staging_hours * 3_600_000)
-        pruned = tables.open().prune(kept, before_ms, dry_run)
+        pruned = prune(tables.open(), kept, before_ms, dry_run)
         found["tables"] = {"snapshots": len(pruned.snapshots), "files": len(pruned.files)}
     if json:
         return console.json_line(found)

@@ -22,8 +22,9 @@ import xxhash
 
 from vista.config import _check
 from vista.data.events import Events
+from vista.data.tables.reading import DataFile, ImpressionBatch, read_bucket, read_impressions
 from vista.data.tables.rows import IMPRESSIONS
-from vista.data.tables.warehouse import DataFile, ImpressionBatch, Warehouse, read_bucket, read_impressions
+from vista.data.tables.warehouse import Warehouse
 from vista.training.examples import (
     Batch,
     ExampleConfig,

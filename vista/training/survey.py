@@ -15,7 +15,7 @@ import xxhash
 
 from vista import bundle
 from vista.data.events import Events
-from vista.data.tables.items import ItemTable
+from vista.data.tables.items import ItemCounts
 from vista.errors import DataError
 from vista.stage1.clusters import fit_clusters
 from vista.training.examples import PopularItems
@@ -110,8 +110,8 @@ def survey(
             users += events.users - piece.continues
             total += len(events)
             before = np.ones(len(events), bool) if split is None else events.time < split
-            counted.append(ItemTable.count(events.item, events.surface).rows)
-            early.append(ItemTable.count(events.item[before], events.surface[before]).rows)
+            counted.append(ItemCounts.count(events.item, events.surface).rows)
+            early.append(ItemCounts.count(events.item[before], events.surface[before]).rows)
             if held < sample_events:
                 part = _newest(events, before, sample_user, sample_events - held)
                 sample.append(part)
@@ -119,7 +119,7 @@ def survey(
         if len(counted) > 64:
             counted, early = [_added(counted)], [_added(early)]
     item, surface, events_ = _added(counted)
-    whole = ItemTable.of(item, surface, events_)
+    whole = ItemCounts.of(item, surface, events_)
     return Catalogue(
         whole.item, whole.surface, whole.events, _added(early), split, Events.concat(sample), users, total
     )
@@ -147,7 +147,7 @@ def _added(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if not rows:
         return np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int64)
-    return ItemTable.of(*(np.concatenate(column) for column in zip(*rows, strict=True))).rows
+    return ItemCounts.of(*(np.concatenate(column) for column in zip(*rows, strict=True))).rows
 
 
 def _newest(events: Events, keep: np.ndarray, per_user: int, most: int) -> Events:

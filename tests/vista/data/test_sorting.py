@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vista.data.events import COLUMNS, ORDER
 from vista.data.tables import sorting
-from vista.data.tables.items import ItemTable, added_up
+from vista.data.tables.items import ItemCounts, added_up
 
 EXTREME = np.array([-(2**63), -1, 0, 1, 2**40, 2**63 - 1])
 
@@ -60,7 +60,7 @@ def test_items_add_up_whatever_the_surfaces(seed, n, many):
         expected[i, s] = expected.get((i, s), 0) + e
     found = zip(*(c.tolist() for c in added_up(item, surface, events)), strict=True)
     assert {(i, s): e for i, s, e in found} == expected
-    table = ItemTable.of(item, surface, events, (np.array([1, 5]), np.array(["one", "five"], object)))
+    table = ItemCounts.of(item, surface, events, (np.array([1, 5]), np.array(["one", "five"], object)))
     assert table.item.tolist() == sorted({i for i, _ in expected} | {1, 5})
     assert table.events.sum() == events.sum() and table.name[table.item == 5].tolist() == ["five"]
     for i, s in zip(table.item.tolist(), table.surface.tolist(), strict=True):

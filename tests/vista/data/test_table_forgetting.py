@@ -10,9 +10,14 @@ import pytest
 
 from cache_store.format.keys import bucket_of
 from vista.data.events import Events
-from vista.data.tables.commits import Addition
+from vista.data.tables.adopting import adopt
+from vista.data.tables.appending import append
+from vista.data.tables.commits import Addition, commit
+from vista.data.tables.forgetting import forget_users
+from vista.data.tables.pruning import prune
+from vista.data.tables.reading import read_bucket, read_impressions
 from vista.data.tables.rows import IMPRESSIONS, Rows, SortedWriter
-from vista.data.tables.warehouse import Warehouse, read_bucket, read_impressions
+from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
 
 MARKED = 0x5EC2E7_0123456789 >> 8
@@ -32,7 +37,7 @@ def warehouse_of(folder: Path, text: bool = False, commits: int = 2) -> tuple[Wa
         lengths = rng.integers(1, 20, len(users))
         n = int(lengths.sum())
         events = Events.of(lengths, item=rng.integers(0, 99, n), time=1_000 * c + rng.integers(0, 900, n))
-        warehouse.append(users, events, bucket_of(users, 3), f"run{c}", actions=("x",))
+        append(warehouse, users, events, bucket_of(users, 3), f"run{c}", actions=("x",))
     return warehouse, users
 
 
@@ -53,7 +58,7 @@ def test_what_is_forgotten_is_in_no_file_and_all_else_stays(tmp_path, text):
     before = warehouse.snapshot()
     total = sum(f.rows for fs in warehouse.bucket_files().values() for f in fs)
     assert holders(tmp_path / "w", needle)
-    done = warehouse.forget([user], bucket_of([user], 3))
+    done = forget_users(warehouse, [user], bucket_of([user], 3))
     assert holders(tmp_path / "w", needle) == []
     assert all_users(warehouse) == set(users.tolist()) - {user}
     assert done["history"].files_rewritten == 2 and done["history"].rows > 0
@@ -61,7 +66,7 @@ def test_what_is_forgotten_is_in_no_file_and_all_else_stays(tmp_path, text):
     assert after == total - done["history"].rows
     # Nothing of what was there is taken for new, though its files are.
     assert warehouse.snapshot() != before and warehouse.bucket_files(since=before) == {}
-    again = warehouse.forget([user])
+    again = forget_users(warehouse, [user])
     assert again["history"].rows == 0 and again["history"].files_deleted == 0
 
 
@@ -74,8 +79,8 @@ def test_forgetting_reaches_impressions_and_every_bucket_without_a_hint(tmp_path
     mine = np.sort(np.array([users[0], MARKED]))
     with SortedWriter(uri, IMPRESSIONS, "int64", 1) as writer:
         writer.write(Rows(mine, np.array([1, 3]), {**columns, "time": np.array([5, 1, 2, 3])}))
-    warehouse.commit(Addition("shown", impressions=[uri]))
-    done = warehouse.forget(np.array([MARKED, users[3]]))
+    commit(warehouse, Addition("shown", impressions=[uri]))
+    done = forget_users(warehouse, np.array([MARKED, users[3]]))
     assert done["impressions"].rows == (3 if mine[1] == MARKED else 1)
     assert MARKED not in all_users(warehouse) and users[3] not in all_users(warehouse)
     left = [
@@ -87,9 +92,9 @@ def test_forgetting_reaches_impressions_and_every_bucket_without_a_hint(tmp_path
 
 def test_a_bucket_whose_users_are_all_forgotten_is_gone(tmp_path):
     warehouse, users = warehouse_of(tmp_path / "w", commits=1)
-    warehouse.forget(users)
+    forget_users(warehouse, users)
     assert warehouse.bucket_files() == {} and all_users(warehouse) == set()
-    warehouse.append(users[:1], Events.of([1], item=[1], time=[1]), bucket_of(users[:1], 3), "later")
+    append(warehouse, users[:1], Events.of([1], item=[1], time=[1]), bucket_of(users[:1], 3), "later")
     assert all_users(warehouse) == {users[0]}
 
 
@@ -97,9 +102,9 @@ def test_forgetting_is_refused_where_a_tag_would_keep_the_rows(tmp_path):
     warehouse, users = warehouse_of(tmp_path / "w", commits=1)
     warehouse.history.manage_snapshots().create_tag(warehouse.snapshot(), "audit").commit()
     with pytest.raises(DataError, match="audit.*vista forget"):
-        warehouse.refresh().forget(users[:1])
+        forget_users(warehouse.refresh(), users[:1])
     with pytest.raises(DataError, match="int64 user ids"):
-        warehouse.forget(["someone"])
+        forget_users(warehouse, ["someone"])
 
 
 def test_pruning_deletes_what_no_snapshot_needs_and_leaves_runs_under_way(tmp_path):
@@ -112,11 +117,11 @@ def test_pruning_deletes_what_no_snapshot_needs_and_leaves_runs_under_way(tmp_pa
     orphan.write_bytes(b"x")
     under_way.write_bytes(b"x")
     before = all_users(warehouse)
-    assert warehouse.prune((), before_ms=0).files == []  # too young to tell from those of a job under way
+    assert prune(warehouse, (), before_ms=0).files == []  # too young to tell from those of a job under way
     assert (
-        warehouse.prune((), before_ms=2**62, dry_run=True).files == [f"file://{orphan}"] and orphan.exists()
+        prune(warehouse, (), before_ms=2**62, dry_run=True).files == [f"file://{orphan}"] and orphan.exists()
     )
-    assert warehouse.prune((), before_ms=2**62).files == [f"file://{orphan}"]
+    assert prune(warehouse, (), before_ms=2**62).files == [f"file://{orphan}"]
     assert under_way.exists() and not orphan.exists() and all_users(warehouse) == before
 
 
@@ -158,7 +163,7 @@ def test_a_table_of_another_engine_is_used_as_it_is(tmp_path):
     warehouse = foreign(tmp_path / "w", users, buckets)
     with pytest.raises(DataError, match="vista ingest --adopt"):
         warehouse.open()
-    warehouse.adopt(num_buckets=4, bucket_of=bucket_of, actions=("x",))
+    adopt(warehouse, num_buckets=4, bucket_of=bucket_of, actions=("x",))
     assert Warehouse(tmp_path / "w").open().num_buckets == 4
     rows = []
     for files in warehouse.bucket_files().values():
@@ -172,7 +177,7 @@ def test_a_table_of_another_engine_is_used_as_it_is(tmp_path):
     )
     assert len(rows) == len(wanted) and set(rows) == wanted
     before = warehouse.snapshot()
-    warehouse.append(np.array([3]), Events.of([1], item=[9], time=[999]), bucket_of(np.array([3]), 4))
+    append(warehouse, np.array([3]), Events.of([1], item=[9], time=[999]), bucket_of(np.array([3]), 4))
     assert sum(f.rows for fs in warehouse.bucket_files(since=before).values() for f in fs) == 1
 
 
@@ -180,4 +185,4 @@ def test_a_table_with_other_buckets_is_not_adopted(tmp_path):
     users = np.repeat(np.arange(20), 6)
     warehouse = foreign(tmp_path / "w", users, (users % 4).astype(np.int32))
     with pytest.raises(DataError, match="users of bucket.*vista ingest"):
-        warehouse.adopt(num_buckets=4, bucket_of=bucket_of, actions=("x",))
+        adopt(warehouse, num_buckets=4, bucket_of=bucket_of, actions=("x",))

@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vista.data.events import COLUMNS, ORDER, Events
-from vista.data.tables.commits import Addition
+from vista.data.tables.appending import append
+from vista.data.tables.commits import Addition, commit
+from vista.data.tables.reading import read_bucket
 from vista.data.tables.rows import DTYPES, HISTORY, IMPRESSIONS, ROW_GROUP, Rows, SortedWriter
-from vista.data.tables.warehouse import TableExists, TableMissing, Warehouse, read_bucket
+from vista.data.tables.warehouse import TableExists, TableMissing, Warehouse
 from vista.errors import DataError
 
 
@@ -109,10 +111,10 @@ def test_a_commit_is_one_snapshot_and_since_names_only_what_it_added(tmp_path):
     users = np.array([5, -7, 8])
     buckets = np.array([1, 1, 0])
     events = Events.of([2, 1, 3], item=np.arange(6), time=np.array([3, 1, 2, 9, 8, 7]))
-    first = warehouse.append(users, events, buckets, "one")
+    first = append(warehouse, users, events, buckets, "one")
     assert Warehouse(tmp_path / "w").open().snapshot() == first
-    second = warehouse.append(
-        np.array([8]), Events.of([1], item=np.array([60]), time=np.array([10])), np.array([0])
+    second = append(
+        warehouse, np.array([8]), Events.of([1], item=np.array([60]), time=np.array([10])), np.array([0])
     )
     assert first != second
     added = warehouse.bucket_files(since=first)
@@ -178,9 +180,8 @@ def test_a_warehouse_is_found_again_by_path_by_catalog_properties_and_by_pickle(
         "warehouse": f"file://{tmp_path}/shared",
     }
     made = Warehouse(properties).create(user_kind="string", num_buckets=2, actions=("a",), surfaces=("home",))
-    made.append(
-        np.array(["zoë", "adam"], object), Events.of([1, 1], item=[1, 2], time=[5, 6]), np.array([0, 0])
-    )
+    users = np.array(["zoë", "adam"], object)
+    append(made, users, Events.of([1, 1], item=[1, 2], time=[5, 6]), np.array([0, 0]))
     for again in (Warehouse(properties), pickle.loads(pickle.dumps(made))):
         assert again.open().snapshot() == made.snapshot() and again.surfaces == ("home",)
         batch = next(read_bucket(again.bucket_files()[0], max_rows=10, users=["zoë", "nobody"]))
@@ -199,7 +200,7 @@ def test_impressions_are_read_as_they_were_at_a_history_snapshot(tmp_path):
         with SortedWriter(events, HISTORY, "int64", 0) as writer:
             columns = {n: np.array([7], DTYPES[n]) for n in ORDER}
             writer.write(Rows(np.array([1]), np.array([1]), columns))
-        seen.append(warehouse.commit(Addition(run, history=[events], impressions=[shown])))
+        seen.append(commit(warehouse, Addition(run, history=[events], impressions=[shown])))
 
     def files(**which) -> list[str]:
         found = warehouse.bucket_files(kind=IMPRESSIONS, **which)

@@ -2,8 +2,8 @@
 
 Read in this order: ``rows`` and ``sorting`` (a sorted file and its order), ``merge`` and ``reading`` (many files as one
 stream; paths alone, no catalogue), ``schemas`` and ``manifests`` (what Iceberg keeps), ``warehouse`` (open, facts,
-files), ``items``. Then the verbs, functions of a warehouse: ``commits``, ``adopting``, ``forgetting``, ``pruning``,
-``compaction``.
+files), ``items``. Then the verbs, functions of a warehouse: ``commits``, ``appending``, ``adopting``, ``pruning``,
+``forgetting``, ``compaction``.
 """
 
 from __future__ import annotations

@@ -8,21 +8,40 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from pyiceberg.types import LongType, StringType
 
-from vista.data.tables.commits import Addition
+from vista.data.tables.commits import Addition, commit
 from vista.data.tables.items import ItemTally
+from vista.data.tables.manifests import PREFIX
 from vista.data.tables.rows import HISTORY, batches_of
 from vista.data.tables.schemas import check_vocabulary
+from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
 
-if TYPE_CHECKING:
-    from vista.data.tables.warehouse import Warehouse
-
 COLUMNS = ("bucket", "user_id", "time", "request", "item", "action", "surface")
+
+
+def adopt(
+    warehouse: Warehouse,
+    *,
+    num_buckets: int,
+    bucket_of: Callable[[np.ndarray, int], np.ndarray],
+    actions: Sequence[str],
+    surfaces: Sequence[str] = (),
+) -> Warehouse:
+    """Take over a history table that another engine keeps.
+
+    Raises:
+        DataError: columns, partition, buckets or order are not as docs/data.md says.
+    """
+    facts = checked(warehouse, num_buckets, bucket_of, actions, surfaces)
+    warehouse.create_others(facts["user-kind"])
+    with warehouse.history.transaction() as tx:
+        tx.set_properties({PREFIX + k: v for k, v in facts.items()})
+    count_items(warehouse.refresh().open())
+    return warehouse
 
 
 def checked(
@@ -75,4 +94,4 @@ def count_items(warehouse: Warehouse) -> None:
                 tally.add(rows.columns["item"], rows.columns["surface"])
     if tally.rows:
         uri = tally.table().write(warehouse.item_uri(1, "adopt", 0))
-        warehouse.commit(Addition("adopt", items=[uri]))
+        commit(warehouse, Addition("adopt", items=[uri]))

@@ -13,7 +13,6 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from pyiceberg.exceptions import CommitFailedException
@@ -23,10 +22,8 @@ from pyiceberg.table import Table, Transaction
 from vista.data import paths
 from vista.data.tables.manifests import PREFIX, entries, summary_of
 from vista.data.tables.schemas import check_vocabulary
+from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
-
-if TYPE_CHECKING:
-    from vista.data.tables.warehouse import Warehouse
 
 
 class TableChanged(DataError):

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vista.data import paths
-from vista.data.tables.commits import alone, replace_files
-from vista.data.tables.items import ItemTable
+from vista.data.tables.commits import alone, recover, replace_files
+from vista.data.tables.items import ItemCounts
 from vista.data.tables.manifests import MERGED, PREFIX, commit_of, files_of
 from vista.data.tables.merge import MIN_WINDOW, merged
 from vista.data.tables.reading import DataFile
@@ -150,7 +150,7 @@ def publish_merges(warehouse: Warehouse, done: Sequence[Merge], run: str) -> lis
     Raises:
         TableChanged: another writer without the lock committed in between.
     """
-    warehouse.recover()
+    recover(warehouse)
     published = []
     with alone(warehouse):
         warehouse.refresh()
@@ -170,7 +170,7 @@ def publish_merges(warehouse: Warehouse, done: Sequence[Merge], run: str) -> lis
 
 def merge_items(warehouse: Warehouse, run: str, most: int = MAX_FILES) -> int:
     """Add the files of the items table up to one, where they are more than ``most``; how many there were, or 0."""
-    warehouse.recover()
+    recover(warehouse)
     with alone(warehouse):
         warehouse.refresh()
         current = warehouse.items.current_snapshot()
@@ -178,7 +178,7 @@ def merge_items(warehouse: Warehouse, run: str, most: int = MAX_FILES) -> int:
         if len(files) <= most:
             return 0
         whole = warehouse.commit_number
-        target = ItemTable.read(files).write(warehouse.item_uri(whole, run, 0))
+        target = ItemCounts.read(files).write(warehouse.item_uri(whole, run, 0))
         summary = {PREFIX + "commit": str(whole), PREFIX + "run": run}
         replace_files(warehouse.items, set(files), [target], summary)
         warehouse.refresh()

@@ -20,24 +20,69 @@ from typing import Any
 import numpy as np
 from pyiceberg.table import Table
 
-from vista.data.tables.commits import replace_files
+from vista.data.tables.commits import alone, recover, replace_files
 from vista.data.tables.manifests import PREFIX, files_of
 from vista.data.tables.pruning import sweep
 from vista.data.tables.reading import DataFile, sorted_users
-from vista.data.tables.rows import Kind, SortedWriter, batches_of, member, open_sorted, wanted_groups
+from vista.data.tables.rows import (
+    HISTORY,
+    IMPRESSIONS,
+    Kind,
+    SortedWriter,
+    batches_of,
+    member,
+    open_sorted,
+    wanted_groups,
+)
+from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
 
 BATCH_ROWS = 262_144
 
 
 @dataclass(frozen=True)
-class Forgotten:
+class RowsForgotten:
     """What :func:`forget_in` did to one table."""
 
     table: str
     rows: int
     files_rewritten: int
     files_deleted: int
+
+
+def forget_users(
+    warehouse: Warehouse,
+    users: Sequence[Any] | np.ndarray,
+    buckets: Sequence[int] | np.ndarray | None = None,
+) -> dict[str, RowsForgotten]:
+    """Take users out of history and impressions, rows and bytes.
+
+    Args:
+        users: ids of this warehouse's kind.
+        buckets: their buckets, so that no other file is looked at.
+
+    Returns:
+        What was done, by table.
+
+    Raises:
+        DataError: ids of the other kind, tags that keep old snapshots, or a writer in between.
+    """
+    strings = [isinstance(u, str) for u in users]
+    if any(s != (warehouse.user_kind == "string") for s in strings):
+        raise DataError(
+            f"{warehouse.name}: expected {warehouse.user_kind} user ids, found others; see vista forget --help"
+        )
+    recover(warehouse)
+    with alone(warehouse):
+        warehouse.refresh()
+        done = {}
+        for kind in (HISTORY, IMPRESSIONS):
+            table = warehouse.table(kind.name)
+            done[kind.name] = forget_in(
+                table, kind, warehouse.user_kind, users, buckets, warehouse.commit_number
+            )
+        warehouse.refresh()
+    return done
 
 
 def forget_in(
@@ -47,7 +92,7 @@ def forget_in(
     users: Sequence[Any] | np.ndarray,
     buckets: Iterable[int] | None,
     whole: int,
-) -> Forgotten:
+) -> RowsForgotten:
     """Take users out of one table; see the module.
 
     Args:
@@ -68,7 +113,7 @@ def forget_in(
         )
     current = table.current_snapshot()
     if current is None:
-        return Forgotten(kind.name, 0, 0, 0)
+        return RowsForgotten(kind.name, 0, 0, 0)
     within = None if buckets is None else {int(b) for b in buckets}
     replaced: dict[str, str | None] = {}
     gone = 0
@@ -84,7 +129,7 @@ def forget_in(
     older = [
         s.snapshot_id for s in table.snapshots() if s.snapshot_id != table.current_snapshot().snapshot_id
     ]
-    return Forgotten(kind.name, gone, len(replaced), len(sweep(table, whole, expire=older)))
+    return RowsForgotten(kind.name, gone, len(replaced), len(sweep(table, whole, expire=older)))
 
 
 def _rows_of(file: DataFile, kind: Kind, users: np.ndarray) -> int:

@@ -77,7 +77,7 @@ def _starts(ordered: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class ItemTable:
+class ItemCounts:
     """Items in ascending order of id.
 
     Attributes:
@@ -98,13 +98,13 @@ class ItemTable:
         return len(self.item)
 
     @staticmethod
-    def empty() -> ItemTable:
-        return ItemTable.of(np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int64))
+    def empty() -> ItemCounts:
+        return ItemCounts.of(np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int64))
 
     @staticmethod
-    def count(item: np.ndarray, surface: np.ndarray) -> ItemTable:
+    def count(item: np.ndarray, surface: np.ndarray) -> ItemCounts:
         """From one (item, surface) per event."""
-        return ItemTable.of(item, surface, np.ones(len(item), np.int64))
+        return ItemCounts.of(item, surface, np.ones(len(item), np.int64))
 
     @staticmethod
     def of(
@@ -112,7 +112,7 @@ class ItemTable:
         surface: np.ndarray,
         events: np.ndarray,
         named: tuple[np.ndarray, np.ndarray] | None = None,
-    ) -> ItemTable:
+    ) -> ItemCounts:
         """Add up rows (item, surface, events), any order, repeats allowed.
 
         Args:
@@ -145,10 +145,10 @@ class ItemTable:
         names = np.full(len(items), None, object)
         if named is not None and len(named[0]):
             names[np.searchsorted(items, named[0])] = named[1]
-        return ItemTable(items, names, row_surface[first], sums, (row_item, row_surface, total))
+        return ItemCounts(items, names, row_surface[first], sums, (row_item, row_surface, total))
 
     @staticmethod
-    def read(uris: Sequence[str]) -> ItemTable:
+    def read(uris: Sequence[str]) -> ItemCounts:
         """Add up the files of the table."""
         tables = []
         for uri in uris:
@@ -156,7 +156,7 @@ class ItemTable:
                 tables.append(pq.read_table(file).select(ARROW_SCHEMA.names).cast(ARROW_SCHEMA))
         table = pa.concat_tables(tables) if tables else ARROW_SCHEMA.empty_table()
         named = table.filter(table["name"].is_valid())
-        return ItemTable.of(
+        return ItemCounts.of(
             table["item_id"].to_numpy(),
             table["surface"].to_numpy(),
             table["events"].to_numpy(),
@@ -203,6 +203,6 @@ class ItemTally:
         columns = zip(*self._parts, strict=True) if self._parts else ((), (), ())
         return added_up(*(np.concatenate([np.zeros(0, k), *c]) for k, c in zip(kinds, columns, strict=True)))
 
-    def table(self) -> ItemTable:
-        """The same as an :class:`ItemTable` without names."""
-        return ItemTable.of(*self.total())
+    def table(self) -> ItemCounts:
+        """The same as an :class:`ItemCounts` without names."""
+        return ItemCounts.of(*self.total())

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pyiceberg.table import Table
 
 from vista.data import paths
+from vista.data.tables.commits import alone, recover
 from vista.data.tables.manifests import PREFIX, summary_of
+from vista.data.tables.warehouse import Warehouse
 
 KEPT_SNAPSHOTS = 4_096
 """Expired snapshots whose commit number is remembered for ``bucket_files(since=...)``."""
@@ -27,6 +29,29 @@ class Pruned:
 
     snapshots: list[int]
     files: list[str]
+
+
+def prune(warehouse: Warehouse, keep: Collection[int], before_ms: int, dry_run: bool = False) -> Pruned:
+    """Expire snapshots that nobody needs and delete the files that only they, or no commit, had.
+
+    Args:
+        keep: history snapshots to keep: those that kept generations were made from. The current one stays anyway.
+        before_ms: what is younger is left, for a job may be reading or writing it.
+        dry_run: change nothing, only say what would go.
+    """
+    recover(warehouse)
+    with alone(warehouse):
+        warehouse.refresh()
+        snapshots, files = [], []
+        for name in ("history", "impressions", "items"):
+            table = warehouse.table(name)
+            expired = old_snapshots(table, keep, before_ms)
+            snapshots += expired
+            files += sweep(
+                table, warehouse.commit_number, expire=expired, untouched_since_ms=before_ms, dry_run=dry_run
+            )
+        warehouse.refresh()
+    return Pruned(snapshots, files)
 
 
 def old_snapshots(table: Table, keep: Collection[int], before_ms: int) -> list[int]:

@@ -19,11 +19,10 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError
@@ -31,16 +30,10 @@ from pyiceberg.table import Table
 from pyiceberg.table.sorting import UNSORTED_SORT_ORDER
 
 from vista.data import paths
-from vista.data.events import Events
-from vista.data.tables.adopting import checked, count_items
-from vista.data.tables.commits import Addition, TableChanged, alone, commit, recover
-from vista.data.tables.forgetting import Forgotten, forget_in
-from vista.data.tables.items import ItemTable
+from vista.data.tables.items import ItemCounts
 from vista.data.tables.manifests import PREFIX, commit_of, files_of, summary_of
-from vista.data.tables.merge import joined
-from vista.data.tables.pruning import Pruned, old_snapshots, sweep
-from vista.data.tables.reading import DataFile, ImpressionBatch, UserBatch, read_bucket, read_impressions
-from vista.data.tables.rows import HISTORY, IMPRESSIONS, Kind, Rows, SortedWriter
+from vista.data.tables.reading import DataFile
+from vista.data.tables.rows import HISTORY, IMPRESSIONS, Kind
 from vista.data.tables.schemas import (
     SOURCES,
     TABLE_PROPERTIES,
@@ -52,18 +45,6 @@ from vista.data.tables.schemas import (
 )
 from vista.errors import DataError
 
-__all__ = [
-    "Addition",
-    "DataFile",
-    "ImpressionBatch",
-    "TableChanged",
-    "TableExists",
-    "TableMissing",
-    "UserBatch",
-    "Warehouse",
-    "read_bucket",
-    "read_impressions",
-]
 NAMESPACE = "vista"
 
 
@@ -171,6 +152,22 @@ class Warehouse:
             properties={**TABLE_PROPERTIES, **{PREFIX + k: v for k, v in facts.items()}},
         )
         return self
+
+    def create_others(self, user_kind: str) -> None:
+        """Make the tables beside history that are not there."""
+        schemas = {
+            "sources": SOURCES,
+            "items": item_schema(),
+            "impressions": table_schema(IMPRESSIONS, user_kind),
+        }
+        for name, schema in schemas.items():
+            self.catalog.create_table_if_not_exists(
+                (self.namespace, name),
+                schema,
+                partition_spec=bucket_spec(schema),
+                sort_order=sort_order(IMPRESSIONS, schema) if name == "impressions" else UNSORTED_SORT_ORDER,
+                properties=TABLE_PROPERTIES,
+            )
 
     def exists(self) -> bool:
         if self.path is not None and not Path(paths.local_path(self.path), "catalog.db").exists():
@@ -280,6 +277,10 @@ class Warehouse:
             root, "data", f"bucket={bucket:05d}", f"{commit:08d}-{run}-{bucket:05d}{part}.parquet"
         )
 
+    def item_uri(self, commit: int, run: str, shard: int) -> str:
+        """Where a commit's file of an item shard lies."""
+        return posixpath.join(self.items.location(), "data", f"{commit:08d}-{run}-{shard:05d}.parquet")
+
     def has_commit(self, run: str) -> bool:
         """Whether the commit of a run is whole: history says so last."""
         return any(summary_of(s).get(PREFIX + "run") == run for s in self.history.snapshots()) or (
@@ -332,156 +333,13 @@ class Warehouse:
                 f"compact merged over it, such as {both[0]}; run vista summarize, or vista refresh without --since"
             )
 
-    def read_items(self) -> ItemTable:
+    def read_items(self) -> ItemCounts:
         """All items with their names, commonest surface and number of events."""
         current = self.items.current_snapshot()
         if current is None:
-            return ItemTable.empty()
-        return ItemTable.read([f.path for f in files_of(self.items, current.snapshot_id)])
+            return ItemCounts.empty()
+        return ItemCounts.read([f.path for f in files_of(self.items, current.snapshot_id)])
 
     def read_sources(self) -> pa.Table:
         """The ledger of input files: path, bytes, digest, rows, run."""
         return self.sources.scan().to_arrow()
-
-    # Writing ------------------------------------------------------------------------------------------------
-
-    def recover(self) -> list[str]:
-        """Roll back tables that an interrupted commit left ahead of history (``commits``); their names."""
-        return recover(self)
-
-    def commit(self, addition: Addition) -> int | None:
-        """Make an addition visible (vista/data/tables/commits.py); the history snapshot after it.
-
-        Raises:
-            TableChanged: another writer committed since this object last read the tables.
-            DataError: vocabularies that do not extend the present ones, or a file that does not fit the table.
-        """
-        return commit(self, addition)
-
-    def append(
-        self,
-        users: np.ndarray,
-        events: Events,
-        buckets: np.ndarray,
-        run: str = "append",
-        actions: tuple[str, ...] | None = None,
-    ) -> int | None:
-        """Write histories held in memory and commit them; for small data and tests (else ``beam_jobs.ingest``).
-
-        Args:
-            users: int64 [U] or object [U] of str, distinct, any order.
-            events: U histories, any order; duplicates within the call are dropped, those of earlier calls are not.
-            buckets: int [U], ``cache_store.format.keys.bucket_of(users, num_buckets)``.
-
-        Raises:
-            as :meth:`commit`.
-        """
-        self.recover()
-        commit = self.commit_number + 1
-        written = []
-        for bucket in np.unique(buckets):
-            mine = np.flatnonzero(np.asarray(buckets) == bucket)
-            mine = mine[np.argsort(users[mine])]
-            mine = mine[events.lengths[mine] > 0]
-            if not len(mine):
-                continue
-            chosen = events.select(mine).sorted()
-            rows, _ = joined([Rows(users[mine], chosen.lengths, chosen.columns)], HISTORY)
-            uri = self.data_uri(HISTORY, commit, run, int(bucket))
-            with SortedWriter(uri, HISTORY, self.user_kind, int(bucket)) as writer:
-                writer.write(rows)
-            written.append(uri)
-        item_file = ItemTable.count(events.item, events.surface).write(self.item_uri(commit, run, 0))
-        return self.commit(Addition(run, written, items=[item_file], actions=actions))
-
-    def forget(
-        self, users: Sequence[Any] | np.ndarray, buckets: Sequence[int] | np.ndarray | None = None
-    ) -> dict[str, Forgotten]:
-        """Take users out of history and impressions, rows and bytes (vista/data/tables/forgetting.py).
-
-        Args:
-            users: ids of this warehouse's kind.
-            buckets: their buckets, so that no other file is looked at.
-
-        Returns:
-            What was done, by table.
-
-        Raises:
-            DataError: ids of the other kind, tags that keep old snapshots, or a writer in between.
-        """
-        strings = [isinstance(u, str) for u in users]
-        if any(s != (self.user_kind == "string") for s in strings):
-            raise DataError(
-                f"{self.name}: expected {self.user_kind} user ids, found others; see vista forget --help"
-            )
-        self.recover()
-        with alone(self):
-            self.refresh()
-            done = {}
-            for kind in (HISTORY, IMPRESSIONS):
-                table = self.table(kind.name)
-                done[kind.name] = forget_in(table, kind, self.user_kind, users, buckets, self.commit_number)
-            self.refresh()
-        return done
-
-    def prune(self, keep: Collection[int], before_ms: int, dry_run: bool = False) -> Pruned:
-        """Expire snapshots that nobody needs and delete the files that only they, or no commit, had.
-
-        Args:
-            keep: history snapshots to keep: those that kept generations were made from. The current one stays anyway.
-            before_ms: what is younger is left, for a job may be reading or writing it.
-            dry_run: change nothing, only say what would go.
-        """
-        self.recover()
-        with alone(self):
-            self.refresh()
-            snapshots, files = [], []
-            for name in ("history", "impressions", "items"):
-                table = self.table(name)
-                expired = old_snapshots(table, keep, before_ms)
-                snapshots += expired
-                files += sweep(
-                    table, self.commit_number, expire=expired, untouched_since_ms=before_ms, dry_run=dry_run
-                )
-            self.refresh()
-        return Pruned(snapshots, files)
-
-    def adopt(
-        self,
-        *,
-        num_buckets: int,
-        bucket_of: Callable[[np.ndarray, int], np.ndarray],
-        actions: Sequence[str],
-        surfaces: Sequence[str] = (),
-    ) -> Warehouse:
-        """Take over a history table that another engine keeps (vista/data/tables/adopting.py).
-
-        Raises:
-            DataError: columns, partition, buckets or order are not as docs/data.md says.
-        """
-        facts = checked(self, num_buckets, bucket_of, actions, surfaces)
-        self.create_others(facts["user-kind"])
-        with self.history.transaction() as tx:
-            tx.set_properties({PREFIX + k: v for k, v in facts.items()})
-        count_items(self.refresh().open())
-        return self
-
-    def create_others(self, user_kind: str) -> None:
-        """Make the tables beside history that are not there."""
-        schemas = {
-            "sources": SOURCES,
-            "items": item_schema(),
-            "impressions": table_schema(IMPRESSIONS, user_kind),
-        }
-        for name, schema in schemas.items():
-            self.catalog.create_table_if_not_exists(
-                (self.namespace, name),
-                schema,
-                partition_spec=bucket_spec(schema),
-                sort_order=sort_order(IMPRESSIONS, schema) if name == "impressions" else UNSORTED_SORT_ORDER,
-                properties=TABLE_PROPERTIES,
-            )
-
-    def item_uri(self, commit: int, run: str, shard: int) -> str:
-        """Where a commit's file of an item shard lies."""
-        return posixpath.join(self.items.location(), "data", f"{commit:08d}-{run}-{shard:05d}.parquet")
