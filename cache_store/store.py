@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 
@@ -16,27 +16,41 @@ from cache_store.change import compact, forget, prune, publish, verify
 from cache_store.change.fold import fold
 from cache_store.change.forget import ForgetReport
 from cache_store.change.prune import PruneReport
+from cache_store.change.publish import Publication
 from cache_store.change.verify import VerifyReport
-from cache_store.errors import Damaged, FormatUnknown, Incomplete, MissingUsers, SchemaError, StoreError
+from cache_store.errors import (
+    Damaged,
+    FormatUnknown,
+    GenerationUnknown,
+    Incomplete,
+    MissingUsers,
+    SchemaError,
+    StoreError,
+)
 from cache_store.format import lines
 from cache_store.format import manifest as manifests
 from cache_store.format.keys import Users, as_users
-from cache_store.format.layout import MAIN, Layout, StoreFormat, fsync_folder, storage_errors, write_file
+from cache_store.format.layout import (
+    DEAD_LETTERS,
+    MAIN,
+    Layout,
+    StoreFormat,
+    fsync_folder,
+    storage_errors,
+    write_file,
+)
 from cache_store.format.manifest import Manifest
 from cache_store.format.receipt import ShardReceipt
 from cache_store.native import library as native
-from cache_store.native.crew import Crew
 from cache_store.read.counters import LookupCounters
+from cache_store.read.options import ReadOptions, completed, wall_clock
 from cache_store.read.snapshot import Lookup, RawLookup, Snapshot, Status
 from cache_store.read.views import Views
 
-Clock = Callable[[], int]
-"""Milliseconds since the Unix epoch."""
+AsOf = int | Sequence[int] | np.ndarray
+"""Milliseconds: one time, or int64 [B]."""
 
-
-def wall_clock() -> int:
-    """The clock used where none is given."""
-    return time.time_ns() // 1_000_000
+_Found = TypeVar("_Found", Lookup, RawLookup)
 
 
 class Store:
@@ -50,38 +64,24 @@ class Store:
             rows, bytes, latencies, the generation's age; ``counters.as_dict()`` at any time.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        line: str = MAIN,
-        fingerprint: str | None = None,
-        missing: str | np.ndarray = "zeros",
-        max_age_ms: int | None = None,
-        verify: bool = True,
-        clock: Clock | None = None,
-        lease: bool = True,
-        threads: int | None = None,
-    ) -> None:
+    def __init__(self, path: str | Path, **options: Unpack[ReadOptions]) -> None:
+        given = completed(options)
         self.layout = Layout(path)
-        self.line, self.fingerprint, self.max_age_ms, self.verify_reads = (
-            line,
-            fingerprint,
-            max_age_ms,
-            verify,
+        self.line, self.fingerprint, self.max_age_ms = (
+            given["line"],
+            given["fingerprint"],
+            given["max_age_ms"],
         )
         self.format = self.layout.read_format()
-        self._clock = clock or wall_clock
-        if isinstance(missing, str) and missing not in ("zeros", "raise"):
-            raise StoreError(f"missing: expected 'zeros', 'raise' or an array [S, D], found {missing!r}")
+        self._clock, missing = given["clock"] or wall_clock, given["missing"]
         self._missing = missing if isinstance(missing, str) else np.asarray(missing, np.float32)
-        self._views = Views(self.layout, line, fingerprint, verify, lease, self._clock, Crew(threads))
+        self._views = Views(self.layout, given)
         self._pinned: Snapshot | None = None
         self.counters = LookupCounters(self._clock)
 
     @staticmethod
     def create(
-        path: str | Path, *, user_kind: str = "int64", num_shards: int, line: str = MAIN, **options: Any
+        path: str | Path, *, user_kind: str = "int64", num_shards: int, **options: Unpack[ReadOptions]
     ) -> Store:
         """Make an empty store, or open the one that is there if it was made with the same facts.
 
@@ -114,52 +114,24 @@ class Store:
             for folder in (layout.generations, layout.staging, layout.lines, layout.leases):
                 folder.mkdir(exist_ok=True)
             fsync_folder(layout.root)
-        return Store(path, line=line, **options)
+        return Store(path, **options)
 
     @staticmethod
-    def open(
-        path: str | Path,
-        line: str = MAIN,
-        fingerprint: str | None = None,
-        missing: str | np.ndarray = "zeros",
-        max_age_ms: int | None = None,
-        verify: bool = True,
-        clock: Clock | None = None,
-        lease: bool = True,
-        threads: int | None = None,
-    ) -> Store:
+    def open(path: str | Path, **options: Unpack[ReadOptions]) -> Store:
         """Open the live generation of a line for reading.
 
         Args:
-            line: which pointer to follow.
-            fingerprint: of the model that will use the tokens; None takes any model's, knowingly.
-            missing: what a missing user gets: ``zeros``, ``raise``, or float32 broadcastable to [S, D] (a learned
-                cold-start token, say). Corrupt records get zeros or that array, never an exception.
-            max_age_ms: records summarised longer ago are STALE; None for no limit.
-            verify: check every record on read (check word of the index, header, payload hash), and every index when a
-                generation is opened. False still recognises another user's or another model's record.
-            clock: milliseconds now; the wall clock by default.
-            lease: tell ``prune`` what is in use (a small file under ``leases/``).
-            threads: that copy and decode one large batch together; by default 2, or 1 where only one core may be used.
+            options: see :class:`ReadOptions`: ``line``, ``fingerprint``, ``missing``, ``max_age_ms``, ``verify``,
+                ``clock``, ``lease``, ``threads``.
 
         Raises:
-            ValueError: ``threads`` below 1.
+            ValueError: ``threads`` below 1. TypeError: an unknown option.
             FormatUnknown, Damaged
             SchemaError: ``missing`` does not broadcast to [S, D].
             NothingPublished: the line has no live generation.
             FingerprintMismatch: it was made by another model.
         """
-        store = Store(
-            path,
-            line=line,
-            fingerprint=fingerprint,
-            missing=missing,
-            max_age_ms=max_age_ms,
-            verify=verify,
-            clock=clock,
-            lease=lease,
-            threads=threads,
-        )
+        store = Store(path, **options)
         store.refresh()
         return store
 
@@ -169,7 +141,7 @@ class Store:
         self,
         users: Users,
         out: np.ndarray | None = None,
-        as_of: int | Sequence[int] | np.ndarray | None = None,
+        as_of: AsOf | None = None,
     ) -> Lookup:
         """Tokens of B users in their order; a user given twice is read once.
 
@@ -184,7 +156,7 @@ class Store:
             MissingUsers: the policy is ``raise`` and some users are missing.
             KeyKind, SchemaError, StoreClosed
         """
-        return self._counted(self._lookup, users, out, as_of)
+        return self._counted(users, lambda live, now: self._lookup(live, now, users, out, as_of))
 
     def lookup_raw(self, users: Users, out: np.ndarray | None = None, as_of: int | None = None) -> RawLookup:
         """Records of B users as stored, in their order; for decoding on a device.
@@ -196,7 +168,7 @@ class Store:
         Raises:
             As :meth:`lookup`.
         """
-        return self._counted(self._lookup_raw, users, out, as_of)
+        return self._counted(users, lambda live, now: self._lookup_raw(live, now, users, out, as_of))
 
     def states(self, users: Users) -> list[bytes | None]:
         """Resumable state of each user, or None where the store has none.
@@ -295,6 +267,25 @@ class Store:
                 continue
         return out
 
+    def generation(self, name: str) -> Manifest:
+        """Manifest of one kept generation.
+
+        Raises:
+            GenerationUnknown, Damaged, FormatUnknown
+        """
+        if name not in self.layout.generation_names():
+            raise GenerationUnknown(f"{self.layout.root}: no generation {name}; run `vista status`")
+        return manifests.read(self.layout.generation(name))
+
+    def dead_letters(self, generation: str) -> Path | None:
+        """Parquet file of the users that a generation could not write, and why; None where it has none.
+
+        Raises:
+            As :meth:`generation`.
+        """
+        has = DEAD_LETTERS in self.generation(generation).extra_files
+        return self.layout.generation(generation) / DEAD_LETTERS if has else None
+
     def lines(self) -> dict[str, str]:
         """Every line with its live generation.
 
@@ -315,46 +306,33 @@ class Store:
         """
         return publish.stage(self.layout, run_id, publish.beginning(self.layout))
 
+    def staging(self, run_id: str) -> Path:
+        """Where :meth:`stage` builds the shards of a run; nothing is made."""
+        return self.layout.run(run_id)
+
+    def published(self, run_id: str) -> Manifest | None:
+        """Manifest of the generation that a run has published, or None; a killed run asks before it goes on."""
+        return publish.find_run(self.layout, run_id)
+
     def publish(
         self,
         staging: str | Path,
         receipts: Sequence[ShardReceipt | Mapping[str, Any]],
-        *,
-        line: str = MAIN,
-        kind: str = "full",
-        parent: str | None = None,
-        fingerprint: str,
-        table_snapshot: int | str | None = None,
-        watermark_ms: int,
-        expected: int,
-        dead_letters: int = 0,
-        num_shards: int | None = None,
-        published_ms: int | None = None,
-        max_depth: int = publish.MAX_DEPTH,
-        force: bool = False,
-    ) -> str:
-        """Make a run's shards the live generation of a line; its name. A run publishes once, however often asked.
+        publication: Publication,
+    ) -> Manifest:
+        """Make a run's shards the live generation of a line; its manifest. A run publishes once, however often asked.
 
         Args:
             staging: from :meth:`stage`.
             receipts: of every shard.
-            kind: ``full``, or ``delta`` over ``parent``.
-            parent: the generation that was live when the run began; refused if it no longer is. Needed for a delta.
-            watermark_ms: no summary has seen a later event.
-            expected: users the run had to write: records + tombstones + dead letters (law 8).
-            force: go live even if another publisher was faster.
 
         Raises:
             Incomplete, PublishConflict, FingerprintMismatch, SchemaError, ChainTooDeep, GenerationUnknown
             StorageFull, ReadOnlyStorage: the earlier generation stays live.
         """
-        if num_shards is not None and num_shards != self.format.num_shards:
-            raise SchemaError(f"num_shards: the store has {self.format.num_shards}, found {num_shards}")
-        return publish.publish(
-            self.layout, Path(staging), receipts, line=line, kind=kind, parent=parent, fingerprint=fingerprint,
-            table_snapshot=table_snapshot, watermark_ms=watermark_ms, expected=expected, dead_letters=dead_letters,
-            published_ms=self._clock() if published_ms is None else published_ms, max_depth=max_depth, force=force,
-        )  # fmt: skip
+        if publication.published_ms is None:
+            publication = dataclasses.replace(publication, published_ms=self._clock())
+        return publish.publish(self.layout, Path(staging), receipts, publication)
 
     def compact(self) -> str:
         """Fold the live chain of this line into one full generation and move to it; its name.
@@ -451,12 +429,12 @@ class Store:
     def _current(self, now_ms: int) -> Snapshot:
         return self._views.current(now_ms, self._pinned)
 
-    def _counted(self, read: Callable[..., Any], users: Users, out: np.ndarray | None, as_of: Any) -> Any:
+    def _counted(self, users: Users, read: Callable[[Snapshot, int], _Found]) -> _Found:
         start = time.perf_counter()
         try:
             now = self._clock()
             live = self._current(now)
-            found = read(live, now, users, out, as_of)
+            found = read(live, now)
             self._raise_missing(users, found.status)
         except Exception:
             self.counters.add("errors")
@@ -466,13 +444,14 @@ class Store:
         return found
 
     def _lookup(
-        self, live: Snapshot, now: int, users: Users, out: np.ndarray | None, as_of: int | np.ndarray | None
+        self, live: Snapshot, now: int, users: Users, out: np.ndarray | None, as_of: AsOf | None
     ) -> Lookup:
         if as_of is None:
             return live.lookup(users, out, self._fill, now, self.max_age_ms)
-        if np.ndim(as_of):
-            return self._lookup_as_of_rows(users, out, np.asarray(as_of, np.int64), live, now)
-        snapshot = self._views.as_of(int(as_of))
+        times = np.asarray(as_of, np.int64)
+        if times.ndim:
+            return self._lookup_as_of_rows(users, out, times, live, now)
+        snapshot = self._views.as_of(int(times))
         if snapshot is None:
             return live.nothing(users, out, self._fill)
         return snapshot.lookup(users, out, self._fill, now, self.max_age_ms)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_store import Group, RecordSchema, ShardWriter, Status, Store, bucket_of, finished
+from cache_store import Group, Publication, RecordSchema, ShardWriter, Status, Store, bucket_of, finished
 from cache_store.format.keys import as_users, hash_of
 
 FINGERPRINT = "truth-1"
@@ -173,10 +173,11 @@ class Truth:
         """Build and publish one version: full, or (with ``parent`` holding version ``base``) a delta."""
         receipts = self.build(store, run_id, version, base)
         expected = sum(r.records + r.tombstones for r in receipts)
-        return store.publish(
-            store.layout.run(run_id), receipts, line=line, kind="full" if base is None else "delta", parent=parent,
-            fingerprint=FINGERPRINT, watermark_ms=version, expected=expected, **options,
+        wanted = Publication(
+            line=line, kind="full" if base is None else "delta", parent=parent, fingerprint=FINGERPRINT,
+            watermark_ms=version, expected=expected, **options,
         )  # fmt: skip
+        return store.publish(store.staging(run_id), receipts, wanted).generation
 
     def check(self, found, at: np.ndarray, version: int, forgotten: np.ndarray | None = None) -> None:
         """Compare a lookup of the users ``at`` (indices) with the version it must show.

@@ -28,7 +28,6 @@ from beam_jobs.errors import OptionsError
 from beam_jobs.run import runner as pipeline
 from beam_jobs.run.record import DeadLetter, RunDirectory, peak_memory_bytes, unit_name
 from cache_store.errors import Unstorable
-from cache_store.format.receipt import receipt_path
 from cache_store.format.record import RecordSchema
 from cache_store.write.writer import ShardWriter
 from vista import bundle as bundles
@@ -194,8 +193,6 @@ def do_bucket(task: BucketTask, settings: Settings, source: Source) -> dict[str,
     done = run.receipt(task.name)
     if done is not None:
         return done
-    # The writer keeps a shard that is there with the right sizes; here its digests were wrong, or nobody knows.
-    receipt_path(Path(settings.staging), task.bucket, settings.num_shards).unlink(missing_ok=True)
     try:
         with pipeline.torch_threads(settings.threads):
             receipt = _build(task, settings, source, run)
@@ -219,6 +216,7 @@ def _build(task: BucketTask, settings: Settings, source: Source, run: RunDirecto
             settings.schema,
             with_states=model.summarizer.resumable,
             fingerprint=settings.fingerprint,
+            anew=True,  # one that is there has the right sizes, but wrong digests, or nobody knows
         )
         try:
             letters = _stream(task, settings, source, run, model, writer, failed, meter)

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from beam_jobs.generation.bucket_task import BucketTask, Input, Meter, Settings, Source, plain, select_users
+from cache_store import Store, as_users
 from cache_store.errors import Damaged, PublishConflict
-from cache_store.store import Store
 from vista.data.events import Events
 from vista.data.tables.reading import UserBatch, read_bucket
 from vista.stage1.state import StateError, UserState, event_key
@@ -212,12 +212,3 @@ def _interleaved(first: UserBatch, second: UserBatch) -> UserBatch:
 def _cut(batch: UserBatch, n: int) -> tuple[UserBatch, UserBatch]:
     rows = np.arange(len(batch.users))
     return select_users(batch, rows[:n]), select_users(batch, rows[n:])
-
-
-def as_users(users: Sequence[Any]) -> np.ndarray:
-    """int64 [n], or object [n] of str."""
-    if users and isinstance(users[0], str):
-        out = np.empty(len(users), object)
-        out[:] = users
-        return out
-    return np.asarray(users, np.int64)

@@ -24,7 +24,6 @@ from beam_jobs.generation.summarize import SummarizeOptions, schema_of
 from beam_jobs.horizon import horizon_of
 from beam_jobs.run.record import RunRecord
 from beam_jobs.run.runner import torch_threads
-from cache_store.format.record import PAGE, RecordSchema
 from vista import bundle as bundles
 from vista.data.events import Events
 from vista.data.tables.compaction import most_files
@@ -133,7 +132,7 @@ def plan(options: SummarizeOptions | RefreshOptions, workers: int = 1) -> JobPla
         files=len(flat),
         read_bytes=sum(f.bytes for f in flat),
         shards=warehouse.num_buckets,
-        written_bytes=users * (stored_bytes(schema) + sample.state_bytes),
+        written_bytes=users * (schema.row_bytes + sample.state_bytes),
         record_bytes=schema.record_bytes,
         state_bytes=sample.state_bytes,
         workers=workers,
@@ -143,11 +142,6 @@ def plan(options: SummarizeOptions | RefreshOptions, workers: int = 1) -> JobPla
         worker_memory_bytes=WORKER_BYTES + 2 * weights + BYTES_PER_EVENT * options.max_events_in_memory,
         notes=tuple(notes),
     )
-
-
-def stored_bytes(schema: RecordSchema) -> int:
-    """Bytes that one record takes in a shard, pages included."""
-    return schema.pages * PAGE if schema.paged else schema.record_bytes + 16
 
 
 @dataclass(frozen=True)

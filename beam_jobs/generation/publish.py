@@ -23,8 +23,7 @@ from beam_jobs.run import runner as pipeline
 from beam_jobs.run.facts import step_times
 from beam_jobs.run.progress import progress_bar
 from beam_jobs.run.record import RunDirectory, RunRecord
-from cache_store.change.publish import DEAD_LETTERS, MAX_DEPTH, find_run
-from cache_store.store import Store
+from cache_store import DEAD_LETTERS, MAX_DEPTH, Publication, Store
 
 Receipts = dict[str, dict[str, Any]]
 OpenSource = Callable[[BucketTask, Settings], Source]
@@ -122,7 +121,7 @@ def to_generation(
     Raises:
         BucketFailed, IncompleteRun, StoreError: nothing was published.
     """
-    if find_run(store.layout, record.run_id) is None:
+    if store.published(record.run_id) is None:
         store.stage(record.run_id)
         receipts = run_tasks(run, tasks, settings, source, beam_args, attempts=attempts, progress=progress)
         check_complete(run, tasks, receipts)
@@ -135,26 +134,25 @@ def to_generation(
     if kind == "delta" and not counts["users"]:
         shutil.rmtree(settings.staging, ignore_errors=True)
         return nothing_to_do(run, record, str(parent), counts, step_times(receipts, started))
-    generation = store.publish(
+    manifest = store.publish(
         Path(settings.staging),
         [receipt["shard"] for receipt in receipts.values()],
-        line=line,
-        kind=kind,
-        parent=parent,
-        fingerprint=settings.fingerprint,
-        table_snapshot=record.table_snapshot,
-        watermark_ms=max([watermark_ms, *(r["watermark_ms"] for r in receipts.values())]),
-        expected=counts["users"],
-        dead_letters=letters,
-        num_shards=settings.num_shards,
-        published_ms=int(time.time() * 1000),
-        max_depth=max_depth,
+        Publication(
+            line=line,
+            kind=kind,
+            parent=parent,
+            fingerprint=settings.fingerprint,
+            table_snapshot=record.table_snapshot,
+            watermark_ms=max([watermark_ms, *(r["watermark_ms"] for r in receipts.values())]),
+            expected=counts["users"],
+            dead_letters=letters,
+            max_depth=max_depth,
+        ),
     )
-    manifest = find_run(store.layout, record.run_id)
     facts = dataclasses.replace(
         record,
         finished_ms=manifest.published_ms,
-        generation=generation,
+        generation=manifest.generation,
         counts=counts,
         digests={"content": manifest.digest},
         timings=step_times(receipts, started),

@@ -23,17 +23,12 @@ from beam_jobs.errors import OptionsError
 from beam_jobs.generation import publish as job
 from beam_jobs.generation import summarize
 from beam_jobs.generation.bucket_task import BucketTask, Settings, worker_model
-from beam_jobs.generation.changed_users import as_users, refresh_source
+from beam_jobs.generation.changed_users import refresh_source
 from beam_jobs.generation.summarize import SummarizeOptions, schema_of
 from beam_jobs.run.facts import environment, now_ms
 from beam_jobs.run.record import RunDirectory, RunRecord
-from cache_store.change.publish import DEAD_LETTERS
+from cache_store import Manifest, Store, as_users, bucket_of
 from cache_store.errors import FormatUnknown, NothingPublished
-from cache_store.format.keys import bucket_of
-from cache_store.format.layout import Layout
-from cache_store.format.manifest import Manifest
-from cache_store.format.manifest import read as read_manifest
-from cache_store.store import Store
 from vista import bundle as bundles
 from vista.data.tables.reading import DataFile
 from vista.data.tables.warehouse import Warehouse
@@ -259,10 +254,9 @@ def _delta(
     started: float,
 ) -> RunRecord:
     model = worker_model(str(options.bundle), str(record.fingerprint))
-    folder = Layout(options.store).generation(name)
-    parent = read_manifest(folder)
+    parent = Store(options.store).generation(name)
     files, added = files_of(options, record, warehouse, parent)
-    again = _again(options, warehouse, parent, folder)
+    again = _again(options, warehouse, parent)
     if options.users is not None:
         added = {}
         record = dataclasses.replace(record, table_snapshot=parent.table_snapshot)
@@ -283,7 +277,7 @@ def _delta(
     settings = Settings(
         job=JOB,
         run_dir=str(directory.path),
-        staging=str(store.layout.run(record.run_id)),
+        staging=str(store.staging(record.run_id)),
         bundle=str(options.bundle),
         fingerprint=str(record.fingerprint),
         schema=parent.schema,
@@ -348,16 +342,14 @@ def files_of(
     return files, added
 
 
-def _again(
-    options: RefreshOptions, warehouse: Warehouse, parent: Manifest, folder: Path
-) -> dict[int, list[int | str]]:
+def _again(options: RefreshOptions, warehouse: Warehouse, parent: Manifest) -> dict[int, list[int | str]]:
     """Users by bucket to read from their first event: those asked for, or the dead letters of the parent."""
     kind = str if warehouse.user_kind == "string" else int
     users: set[int | str] = set()
     if options.users is not None:
         users |= {kind(u) for u in options.users}
-    elif DEAD_LETTERS in parent.extra_files:
-        users |= {kind(u) for u in pq.read_table(folder / DEAD_LETTERS)["user"].to_pylist()}
+    elif letters := Store(options.store).dead_letters(parent.generation):
+        users |= {kind(u) for u in pq.read_table(letters)["user"].to_pylist()}
     found: dict[int, list[int | str]] = {}
     listed = sorted(users)
     if listed:

@@ -21,8 +21,7 @@ from beam_jobs.generation import publish as job
 from beam_jobs.generation.bucket_task import BucketTask, Settings, full_source, worker_model
 from beam_jobs.run.facts import environment, now_ms
 from beam_jobs.run.record import RunDirectory, RunRecord
-from cache_store.format.record import Group, RecordSchema
-from cache_store.store import Store
+from cache_store import Group, RecordSchema, Store
 from vista import bundle as bundles
 from vista.data.tables.warehouse import Warehouse
 from vista.model import VistaModel
@@ -140,7 +139,7 @@ def full_generation(
     settings = Settings(
         job=record.job,
         run_dir=str(directory.path),
-        staging=str(store.layout.run(record.run_id)),
+        staging=str(store.staging(record.run_id)),
         bundle=str(options.bundle),
         fingerprint=str(record.fingerprint),
         schema=schema_of(model, warehouse.user_kind, options.codecs),

@@ -21,10 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from beam_jobs.errors import OptionsError
-from beam_jobs.generation.refresh import as_users
+from cache_store import Store, as_users, bucket_of
 from cache_store.change.forget import ForgetReport
-from cache_store.format.keys import bucket_of
-from cache_store.store import Store
 from vista.data.tables.forgetting import RowsForgotten, forget_users
 from vista.data.tables.warehouse import Warehouse
 

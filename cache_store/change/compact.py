@@ -55,16 +55,17 @@ def compact(layout: Layout, line: str, snapshot: Snapshot, published_ms: int, be
             layout,
             staging,
             receipts,
-            line=line,
-            kind="full",
-            parent=newest.generation,
-            fingerprint=newest.fingerprint,
-            table_snapshot=newest.table_snapshot,
-            watermark_ms=newest.watermark_ms,
-            expected=sum(r.records for r in receipts) + newest.dead_letters,
-            dead_letters=newest.dead_letters,
-            published_ms=published_ms,
-        )
+            publish.Publication(
+                line=line,
+                parent=newest.generation,
+                fingerprint=newest.fingerprint,
+                table_snapshot=newest.table_snapshot,
+                watermark_ms=newest.watermark_ms,
+                expected=sum(r.records for r in receipts) + newest.dead_letters,
+                dead_letters=newest.dead_letters,
+                published_ms=published_ms,
+            ),
+        ).generation
     except (PublishConflict, Incomplete):
         shutil.rmtree(staging, ignore_errors=True)
         raise

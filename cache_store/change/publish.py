@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from cache_store.format import lines
 from cache_store.format import manifest as manifests
 from cache_store.format.layout import (
     DEAD_LETTERS,
+    MAIN,
     Layout,
     digest_file,
     exclusive,
@@ -76,25 +78,42 @@ def stage(layout: Layout, run_id: str, began: int) -> Path:
     return path
 
 
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """What a run's shards become.
+
+    Attributes:
+        fingerprint: of the model that made them.
+        watermark_ms: no summary has seen a later event.
+        expected: users the run had to write: records + tombstones + dead letters (law 8).
+        dead_letters: users that it could not.
+        line: on which the generation goes live.
+        kind: ``full``, or ``delta`` over ``parent``.
+        parent: the generation that was live when the run began; refused if it no longer is. Needed for a delta.
+        table_snapshot: of the history table that was read; opaque here.
+        published_ms: None for now.
+        max_depth: deltas that may lie over a full generation.
+        force: go live even if another publisher was faster.
+    """
+
+    fingerprint: str
+    watermark_ms: int
+    expected: int
+    dead_letters: int = 0
+    line: str = MAIN
+    kind: str = FULL
+    parent: str | None = None
+    table_snapshot: int | str | None = None
+    published_ms: int | None = None
+    max_depth: int = MAX_DEPTH
+    force: bool = False
+
+
 def publish(
-    layout: Layout,
-    staging: Path,
-    receipts: Sequence[ShardReceipt | Mapping[str, Any]],
-    *,
-    line: str,
-    kind: str,
-    parent: str | None,
-    fingerprint: str,
-    table_snapshot: int | str | None,
-    watermark_ms: int,
-    expected: int,
-    dead_letters: int,
-    published_ms: int,
-    max_depth: int = MAX_DEPTH,
-    force: bool = False,
-) -> str:
-    """Make the shards of one run the live generation of a line; its name. See ``Store.publish``."""
-    run_id = staging.name
+    layout: Layout, staging: Path, receipts: Sequence[ShardReceipt | Mapping[str, Any]], wanted: Publication
+) -> Manifest:
+    """Make the shards of one run the live generation of a line; its manifest. See ``Store.publish``."""
+    run_id, line = staging.name, wanted.line
     if staging.resolve() != layout.run(run_id).resolve():
         raise StoreError(
             f"staging: expected a folder that Store.stage gave, {layout.run(run_id)}, found {staging}"
@@ -102,27 +121,37 @@ def publish(
     with exclusive(layout, f"publishing run {run_id}"), storage_errors(f"publishing run {run_id}"):
         done = find_run(layout, run_id)
         if done is None:
-            shards = _checked_receipts(layout, staging, receipts, fingerprint)
-            _law_8(run_id, shards, expected, dead_letters)
-            depth = _place(layout, line, kind, parent, shards[0], fingerprint, max_depth, force)
-            name = next_number(layout)
+            shards = _checked_receipts(layout, staging, receipts, wanted.fingerprint)
+            _law_8(run_id, shards, wanted)
+            depth = _place(layout, shards[0], wanted)
             done = Manifest(
-                generation=name, run_id=run_id, line=line, kind=kind, parent=parent if kind == DELTA else None,
-                depth=depth, fingerprint=fingerprint, schema=RecordSchema.from_dict(shards[0].schema),
-                num_shards=len(shards), table_snapshot=table_snapshot, watermark_ms=int(watermark_ms),
-                published_ms=int(published_ms), expected=int(expected), dead_letters=int(dead_letters), shards=shards,
+                generation=next_number(layout),
+                run_id=run_id,
+                line=line,
+                kind=wanted.kind,
+                parent=wanted.parent if wanted.kind == DELTA else None,
+                depth=depth,
+                fingerprint=wanted.fingerprint,
+                schema=RecordSchema.from_dict(shards[0].schema),
+                num_shards=len(shards),
+                table_snapshot=wanted.table_snapshot,
+                watermark_ms=int(wanted.watermark_ms),
+                published_ms=int(wanted.published_ms or 0),
+                expected=int(wanted.expected),
+                dead_letters=int(wanted.dead_letters),
+                shards=shards,
                 extra_files=_extra_files(staging),
-            )  # fmt: skip
+            )
             done = _without_forgotten(layout, staging, done)
             enter(layout, staging, done)
         pointer = lines.read_pointer(layout, line)
         known = (pointer.live, *pointer.earlier, *pointer.taken_back) if pointer else ()
         if done.generation not in known:
-            _refuse_other_winner(layout, line, parent, force)
+            _refuse_other_winner(layout, wanted)
             lines.write_pointer(
                 layout, line, pointer.then(done.generation) if pointer else lines.Pointer(done.generation)
             )
-    return done.generation
+    return done
 
 
 def enter(layout: Layout, staging: Path, manifest: Manifest) -> None:
@@ -207,23 +236,22 @@ def _checked_receipts(
     return tuple(shards)
 
 
-def _law_8(run_id: str, shards: Sequence[ShardReceipt], expected: int, dead_letters: int) -> None:
+def _law_8(run_id: str, shards: Sequence[ShardReceipt], wanted: Publication) -> None:
     written = sum(s.records + s.tombstones for s in shards)
-    if expected != written + dead_letters:
+    lost = wanted.expected - written - wanted.dead_letters
+    if lost:
         raise Incomplete(
-            f"run {run_id}: expected {expected} users, wrote {written}, dead-lettered {dead_letters}; "
-            f"{expected - written - dead_letters} are unaccounted for, nothing was published; run the job again"
+            f"run {run_id}: expected {wanted.expected} users, wrote {written}, dead-lettered {wanted.dead_letters}; "
+            f"{lost} are unaccounted for, nothing was published; run the job again"
         )
 
 
-def _place(
-    layout: Layout, line: str, kind: str, parent: str | None, shard: ShardReceipt, fingerprint: str, max_depth: int,
-    force: bool,
-) -> int:  # fmt: skip
+def _place(layout: Layout, shard: ShardReceipt, wanted: Publication) -> int:
     """Depth of the new generation; refuses what cannot lie on its parent."""
+    kind, parent = wanted.kind, wanted.parent
     if kind not in (FULL, DELTA):
         raise StoreError(f"kind: expected 'full' or 'delta', found {kind!r}")
-    _refuse_other_winner(layout, line, parent, force)
+    _refuse_other_winner(layout, wanted)
     if kind == FULL:
         return 0
     if parent is None:
@@ -231,28 +259,28 @@ def _place(
     if parent not in layout.generation_names():
         raise GenerationUnknown(f"{layout.root}: no generation {parent}; publish kind='full' instead")
     below = manifests.read(layout.generation(parent))
-    if below.fingerprint != fingerprint:
+    if below.fingerprint != wanted.fingerprint:
         raise FingerprintMismatch(
-            f"a delta of model {fingerprint} cannot lie on generation {parent} of model {below.fingerprint}; "
+            f"a delta of model {wanted.fingerprint} cannot lie on generation {parent} of model {below.fingerprint}; "
             f"run `vista summarize` for a full generation"
         )
     if below.schema.as_dict() != shard.schema:
         raise SchemaError(f"a delta must have the schema of its parent {parent}; run `vista summarize`")
-    if below.depth + 1 > max_depth:
+    if below.depth + 1 > wanted.max_depth:
         raise ChainTooDeep(
-            f"{layout.root}: generation {parent} already lies on {below.depth} others (bound {max_depth}); "
+            f"{layout.root}: generation {parent} already lies on {below.depth} others (bound {wanted.max_depth}); "
             f"run `vista compact`, then refresh again"
         )
     return below.depth + 1
 
 
-def _refuse_other_winner(layout: Layout, line: str, parent: str | None, force: bool) -> None:
-    pointer = lines.read_pointer(layout, line)
+def _refuse_other_winner(layout: Layout, wanted: Publication) -> None:
+    pointer = lines.read_pointer(layout, wanted.line)
     now = pointer.live if pointer else None
-    if parent is not None and now != parent and not force:
+    if wanted.parent is not None and now != wanted.parent and not wanted.force:
         raise PublishConflict(
-            f"{layout.root}: line {line!r} is at generation {now}, this run was made on {parent}; another publisher "
-            f"was faster: run `vista refresh` again on what is live"
+            f"{layout.root}: line {wanted.line!r} is at generation {now}, this run was made on {wanted.parent}; "
+            f"another publisher was faster: run `vista refresh` again on what is live"
         )
 
 

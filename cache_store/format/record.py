@@ -150,6 +150,11 @@ class RecordSchema:
         return -(-(self.record_bytes + PAGE_HEADER) // PAGE) if self.paged else 0
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes that LMDB and a gathered row take per record: its pages, or the record behind a page header."""
+        return self.pages * PAGE if self.paged else PAGE_HEADER + self.record_bytes
+
+    @property
     def waste(self) -> float:
         """Share of the record's pages that holds nothing, 0 to 1."""
         return 1 - (self.record_bytes + PAGE_HEADER) / (self.pages * PAGE) if self.paged else 0.0

@@ -20,7 +20,6 @@ from cache_store.format.record import (
     PAGE,
     PAGE_HEADER,
     RECORD_FORMAT,
-    RecordSchema,
     header_check,
     model_word,
     payload_hashes,
@@ -103,7 +102,7 @@ class Generation:
         self.schema = schema
         self.model = model_word(manifest.fingerprint)
         self.table = Table(folder, manifest, [s.record_stem for s in manifest.shards], verify)
-        self.row_bytes = row_bytes(schema)
+        self.row_bytes = schema.row_bytes
         flat, size = self.table.files.data, self.row_bytes
         # Every place at which a row can begin, as overlapping items: one index then copies a whole row.
         self._unit = PAGE if schema.paged else 1
@@ -267,8 +266,3 @@ class Generation:
         """Users of one shard in key order, and bool [n]: which are tombstones."""
         entries = self.keys(shard)
         return from_keys(entries.keys, self.schema.user_kind), entries.length == HEADER_BYTES
-
-
-def row_bytes(schema: RecordSchema) -> int:
-    """Bytes of one gathered row of a schema."""
-    return schema.pages * PAGE if schema.paged else PAGE_HEADER + schema.record_bytes

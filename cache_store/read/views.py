@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from cache_store.format.layout import Layout
 from cache_store.native.crew import Crew
 from cache_store.read.generation import Generation
 from cache_store.read.leases import Lease
+from cache_store.read.options import ReadOptions, wall_clock
 from cache_store.read.snapshot import Snapshot
 
 AS_OF_OPEN = 32
@@ -34,27 +35,12 @@ _ATTEMPTS = 100
 
 
 class Views:
-    """Snapshots of one line for one reader.
+    """Snapshots of one line for one reader, as its options say."""
 
-    Args:
-        fingerprint: generations of another model are refused; None takes any.
-        verify: passed to generations and snapshots.
-        lease: take leases.
-        crew: threads that share the work on a batch.
-    """
-
-    def __init__(
-        self,
-        layout: Layout,
-        line: str,
-        fingerprint: str | None,
-        verify: bool,
-        lease: bool,
-        clock: Callable[[], int],
-        crew: Crew,
-    ) -> None:
-        self.layout, self.line, self.fingerprint, self.verify = layout, line, fingerprint, verify
-        self._clock, self._wants_lease, self._crew = clock, lease, crew
+    def __init__(self, layout: Layout, options: ReadOptions) -> None:
+        self.layout, self.line, self.fingerprint = layout, options["line"], options["fingerprint"]
+        self.verify, self._wants_lease = options["verify"], options["lease"]
+        self._clock, self._crew = options["clock"] or wall_clock, Crew(options["threads"])
         self._snapshot: Snapshot | None = None
         self._closed = False
         self._start()

@@ -27,7 +27,6 @@ from cache_store.errors import MissingUsers, SchemaError, StoreError
 from cache_store.format import manifest as manifests
 from cache_store.format.keys import Users, as_users
 from cache_store.format.manifest import Manifest
-from cache_store.read.generation import row_bytes
 from cache_store.read.prefetch import LookAhead
 from cache_store.read.snapshot import Status
 from cache_store.store import Store, wall_clock
@@ -147,7 +146,7 @@ class SummaryFeature(nn.Module):
             on_device,
         )
         self.decoder = RecordDecoder(store.manifest.schema, groups)
-        self._row_bytes = row_bytes(self.decoder.schema)
+        self._row_bytes = self.decoder.schema.row_bytes
         self._whole = self.decoder.groups == self.decoder.schema.groups
         self.cold_start: nn.Parameter | None = None
         if missing == "learned":

@@ -49,6 +49,7 @@ class ShardWriter:
         schema: groups, codecs and the kind of ids.
         fingerprint: of the model that made the tokens; every record carries it.
         with_states: also write the state file.
+        anew: replace a shard of this run that is there already, whatever it holds, when this one is finished.
         revision: above 0, the shard replaces an earlier revision in a published generation (``forget``).
     """
 
@@ -62,11 +63,12 @@ class ShardWriter:
         *,
         fingerprint: str,
         revision: int = 0,
+        anew: bool = False,
     ) -> None:
         if not 0 <= shard < num_shards:
             raise WrongBucket(f"shard {shard}: expected 0 to {num_shards - 1}")
         self.folder, self.shard, self.num_shards, self.schema = Path(folder), shard, num_shards, schema
-        self.fingerprint, self.revision = fingerprint, revision
+        self.fingerprint, self.revision, self.anew = fingerprint, revision, anew
         self._model = model_word(fingerprint)
         second = schema.user_kind == "string"
         with storage_errors(str(self.folder)):
@@ -193,7 +195,7 @@ class ShardWriter:
         """Check, fsync and rename the files; the receipt is also left beside them.
 
         A shard that is already finished in this folder with the same content and summarising times is kept, and its
-        receipt returned.
+        receipt returned, unless this writer was made to write it ``anew``.
 
         Raises:
             Incomplete: what was built was taken away meanwhile; build the shard again.
@@ -207,7 +209,7 @@ class ShardWriter:
         if self.revision:
             receipt.files.update(self._finish_files())
             return receipt
-        before = finished(self.folder, self.shard, self.num_shards)
+        before = None if self.anew else finished(self.folder, self.shard, self.num_shards)
         if before is not None and {**vars(before), "files": {}} == vars(receipt):
             self.abandon()
             return before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cache_store import Group, RecordSchema, ShardWriter, Store, bucket_of
+from cache_store import Group, Publication, RecordSchema, ShardWriter, Store, bucket_of
 from cache_store.format.keys import as_users, key_bytes
 
 SMALL = RecordSchema((Group("seeds", 2, 4, "float32"),))
@@ -83,13 +83,15 @@ class KnownStore:
         name = self.admin.publish(
             staging,
             receipts,
-            line=line,
-            kind=kind,
-            parent=parent,
-            fingerprint=self.fingerprint,
-            watermark_ms=watermark,
-            **{"expected": len(versions), "published_ms": 900, **facts},
-        )
+            Publication(
+                line=line,
+                kind=kind,
+                parent=parent,
+                fingerprint=self.fingerprint,
+                watermark_ms=watermark,
+                **{"expected": len(versions), "published_ms": 900, **facts},
+            ),
+        ).generation
         before = self.truth[parent] if kind == "delta" else {}
         merged = {**before, **versions}
         self.truth[name] = {u: v for u, v in merged.items() if v is not None}

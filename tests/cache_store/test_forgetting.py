@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from known_stores import PAGED, PAGED_TEXT, SMALL, TEXT, KnownStore
 
-from cache_store import ShardWriter, Status, Store, bucket_of, key_bytes
+from cache_store import Publication, ShardWriter, Status, Store, bucket_of, key_bytes
 from cache_store.errors import Damaged, Incomplete, StoreError
 from cache_store.format.keys import as_users, hash_of
 
@@ -75,7 +75,9 @@ def test_forgetting_reaches_dead_letters_and_leaves_the_rest(tmp_path):
     known = KnownStore(tmp_path / "s")
     staging, receipts = known.stage({1: 1, 2: 1})
     pq.write_table(pa.table({"user": ["77", "78"], "reason": ["a", "b"]}), staging / "dead-letters.parquet")
-    known.admin.publish(staging, receipts, fingerprint="model-a", watermark_ms=0, expected=4, dead_letters=2)
+    known.admin.publish(
+        staging, receipts, Publication(fingerprint="model-a", watermark_ms=0, expected=4, dead_letters=2)
+    )
     report = known.admin.forget([77])
     assert report.dead_letters == 1 and known.admin.verify().ok
     path = tmp_path / "s/generations/00000001/dead-letters.parquet"
@@ -151,10 +153,10 @@ def test_a_run_under_way_does_not_bring_a_forgotten_user_back(tmp_path, schema):
     pq.write_table(
         pa.table({"user": [str(known.name(u)) for u in (999, 998)]}), staging / "dead-letters.parquet"
     )
-    name = known.admin.publish(
-        staging, receipts, kind="delta", parent="00000001", fingerprint="model-a", watermark_ms=1, expected=6,
-        dead_letters=2,
-    )  # fmt: skip
+    wanted = Publication(
+        kind="delta", parent="00000001", fingerprint="model-a", watermark_ms=1, expected=6, dead_letters=2
+    )
+    name = known.admin.publish(staging, receipts, wanted).generation
     truth = {u: 1 for u in (110, 111, 112, 117, 118, 119)} | {115: 2}
     with known.open() as reader:
         users = list(range(110, 121))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from known_stores import PAGED, SMALL, TEXT, KnownStore
 
-from cache_store import Group, RecordSchema, ShardWriter, Status, Store, bucket_of, finished
+from cache_store import Group, Publication, RecordSchema, ShardWriter, Status, Store, bucket_of, finished
 from cache_store.errors import (
     ChainTooDeep,
     Damaged,
@@ -53,31 +53,31 @@ def test_a_run_without_all_its_shards_is_not_published(tmp_path):
     staging, receipts = known.stage({u: 1 for u in range(9)})
     facts = {"fingerprint": "model-a", "watermark_ms": 0, "expected": 9}
     with pytest.raises(Incomplete, match=r"without \[1\]"):
-        known.admin.publish(staging, [receipts[0], receipts[2]], **facts)
+        known.admin.publish(staging, [receipts[0], receipts[2]], Publication(**facts))
     with pytest.raises(FingerprintMismatch):
-        known.admin.publish(staging, receipts, **{**facts, "fingerprint": "model-b"})
-    with pytest.raises(SchemaError, match="num_shards"):
-        known.admin.publish(staging, receipts, num_shards=4, **facts)
+        known.admin.publish(staging, receipts, Publication(**{**facts, "fingerprint": "model-b"}))
+    with pytest.raises(SchemaError, match="number of shards"):
+        known.admin.publish(staging, [{**r, "num_shards": 4} for r in receipts], Publication(**facts))
     (staging / "shard-00001-of-00003.mdb").unlink()
     with pytest.raises(Incomplete, match="shard-00001-of-00003.mdb"):
-        known.admin.publish(staging, receipts, **facts)
+        known.admin.publish(staging, receipts, Publication(**facts))
 
 
 def test_the_same_run_publishes_once(tmp_path):
     known = KnownStore(tmp_path / "s")
     staging, receipts = known.stage({1: 1}, run="nightly")
     facts = {"fingerprint": "model-a", "watermark_ms": 0, "expected": 1}
-    first = known.admin.publish(staging, receipts, **facts)
-    assert known.admin.publish(staging, receipts, **facts) == first
+    first = known.admin.publish(staging, receipts, Publication(**facts)).generation
+    assert known.admin.publish(staging, receipts, Publication(**facts)).generation == first
     second = known.publish({1: 2})
-    assert known.admin.publish(staging, receipts, **facts) == first
+    assert known.admin.publish(staging, receipts, Publication(**facts)).generation == first
     assert known.open().manifest.generation == second  # an old run does not come back to life
     known.admin.rollback()
     _, again = known.stage({1: 2}, run="run-2")
-    assert known.admin.publish(tmp_path / "s/staging/run-2", again, **facts) == second
+    assert known.admin.publish(tmp_path / "s/staging/run-2", again, Publication(**facts)).generation == second
     assert known.open().manifest.generation == first  # nor one that was taken back
     with pytest.raises(StoreError, match="Store.stage"):
-        known.admin.publish(tmp_path / "elsewhere", receipts, **facts)
+        known.admin.publish(tmp_path / "elsewhere", receipts, Publication(**facts))
 
 
 @pytest.mark.parametrize("step", ["manifest", "ready", "renamed"])
@@ -106,11 +106,11 @@ def test_a_publication_cut_short_is_finished_by_the_same_run(tmp_path, monkeypat
     monkeypatch.setattr(publish, "write_file", cut_write)
     monkeypatch.setattr(lines, "write_pointer", cut_pointer)
     with pytest.raises(Cut):
-        known.admin.publish(staging, receipts, **facts)
+        known.admin.publish(staging, receipts, Publication(**facts))
     assert known.open().manifest.generation == old
     monkeypatch.setattr(publish, "write_file", write_file)
     monkeypatch.setattr(lines, "write_pointer", write_pointer)
-    name = known.admin.publish(staging, receipts, **facts)
+    name = known.admin.publish(staging, receipts, Publication(**facts)).generation
     known.check(known.open().lookup([1]), [1], {1: 2})
     assert known.open().manifest.generation == name and known.admin.verify().ok
 
@@ -207,7 +207,9 @@ def test_the_same_job_twice_has_one_digest_whatever_the_batches(tmp_path):
                 writer.add(users[s], {"seeds": tokens["seeds"][s]}, users[s], users[s], attempt)
             receipt = writer.finish()
         store.publish(
-            store.stage("r"), [receipt], fingerprint="m", watermark_ms=0, expected=200, published_ms=attempt
+            store.stage("r"),
+            [receipt],
+            Publication(fingerprint="m", watermark_ms=0, expected=200, published_ms=attempt),
         )
         digests.add(Store.open(tmp_path / str(attempt)).manifest.digest)
         files.add(receipt.files["shard-00000-of-00001.mdb"].digest)
@@ -396,7 +398,7 @@ def test_a_full_or_read_only_disk_is_told_and_leaves_the_old_generation_live(tmp
     monkeypatch.setattr(publish, "write_file", refuse)
     wanted = StorageFull if code == errno.ENOSPC else ReadOnlyStorage
     with pytest.raises(wanted, match="live generation is untouched.*run the same command again"):
-        known.admin.publish(staging, receipts, fingerprint="model-a", watermark_ms=0, expected=1)
+        known.admin.publish(staging, receipts, Publication(fingerprint="model-a", watermark_ms=0, expected=1))
     assert known.open().manifest.generation == old
 
 

@@ -14,11 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-from cache_store import Group, RecordSchema, ShardWriter, Status, Store
+from cache_store import Group, Publication, RecordSchema, ShardWriter, Status, Store
 from cache_store.errors import KeyKind, MissingUsers, SchemaError, StoreError
 from cache_store.format.quantize import CODECS
 from cache_store.format.record import PAGE_HEADER, as_rows
-from cache_store.read.generation import row_bytes
 from cache_store.testing import FINGERPRINT, Truth
 from cache_store.torch.decode import RecordDecoder
 from cache_store.torch.feature import SummaryFeature, SummaryLoader
@@ -47,7 +46,7 @@ def encoded(schema: RecordSchema, tokens: dict[str, np.ndarray]) -> np.ndarray:
     n = len(next(iter(tokens.values())))
     zeros = np.zeros(n, np.int64)
     records = schema.encode(tokens, zeros.astype(np.uint64), zeros.astype(np.uint64), 1, zeros, zeros, zeros)
-    rows = np.zeros((n, row_bytes(schema)), np.uint8)
+    rows = np.zeros((n, schema.row_bytes), np.uint8)
     rows[:, PAGE_HEADER : PAGE_HEADER + schema.record_bytes] = as_rows(records)
     return rows
 
@@ -224,7 +223,9 @@ def test_a_refresh_moves_the_module_between_batches_and_other_groups_are_refused
     for shard in range(2):
         with ShardWriter(store.stage("c"), shard, 2, other, fingerprint=FINGERPRINT) as writer:
             receipts.append(writer.finish())
-    store.publish(store.stage("c"), receipts, fingerprint=FINGERPRINT, watermark_ms=1, expected=0)
+    store.publish(
+        store.stage("c"), receipts, Publication(fingerprint=FINGERPRINT, watermark_ms=1, expected=0)
+    )
     feature.refresh()
     with pytest.raises(SchemaError, match="SummaryFeature"):
         feature(truth.users)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from cache_store import Group, RecordSchema, ShardWriter, Status, Store, bucket_of
+from cache_store import Group, Publication, RecordSchema, ShardWriter, Status, Store, bucket_of
 from cache_store.errors import KeyKind, SchemaError
 from cache_store.torch.feature import SummaryFeature
 from cache_store.torch.rows import AsOfBatches, AsOfRows
@@ -40,8 +40,10 @@ def publish(store: Store, events: list[tuple[int, int]], watermark: int, number:
             receipts.append(writer.finish())
     expected = sum(r.records for r in receipts)
     return store.publish(
-        store.stage(f"r{number}"), receipts, fingerprint="m", watermark_ms=watermark, expected=expected
-    )
+        store.stage(f"r{number}"),
+        receipts,
+        Publication(fingerprint="m", watermark_ms=watermark, expected=expected),
+    ).generation
 
 
 @settings(max_examples=15)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cache_store import Status, Store
+from cache_store import Publication, Status, Store
 from cache_store.change import compact, forget, verify
 from cache_store.errors import Damaged
 from cache_store.format import lines
@@ -191,10 +191,11 @@ def test_a_forget_while_shards_are_folded_loses_no_dead_letter(tmp_path, monkeyp
     letters = pa.table({"user": ["123456"], "why": ["a test"]})
     pq.write_table(letters, store.layout.run("next") / DEAD_LETTERS)
     written = sum(r.records + r.tombstones for r in receipts)
-    store.publish(
-        store.layout.run("next"), receipts, kind="delta", parent="00000001", fingerprint=receipts[0].fingerprint,
-        watermark_ms=1001, expected=written + 1, dead_letters=1,
+    wanted = Publication(
+        kind="delta", parent="00000001", fingerprint=receipts[0].fingerprint, watermark_ms=1001,
+        expected=written + 1, dead_letters=1,
     )  # fmt: skip
+    store.publish(store.staging("next"), receipts, wanted)
     fold_shard = compact.fold_shard
 
     def after_a_forget(chain, shard, staging):

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from cache_store import Group, RecordSchema, ShardWriter, Store, bucket_of
+from cache_store import Group, Publication, RecordSchema, ShardWriter, Store, bucket_of
 from cache_store.format.keys import as_users, key_bytes
 from cache_store.format.quantize import CODECS
 
@@ -64,13 +64,15 @@ def generation(
     store.publish(
         staging,
         receipts,
-        fingerprint="golden-model",
-        table_snapshot=4_815_162_342,
-        watermark_ms=1_000 * version,
-        expected=len(ordered) + 1,
-        dead_letters=1,
-        published_ms=3_000 + version,
-        **facts,
+        Publication(
+            fingerprint="golden-model",
+            table_snapshot=4815162342,
+            watermark_ms=1000 * version,
+            expected=len(ordered) + 1,
+            dead_letters=1,
+            published_ms=3000 + version,
+            **facts,
+        ),
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cache_store import Group, RecordSchema, ShardWriter, Store
+from cache_store import Group, Publication, RecordSchema, ShardWriter, Store
 from cache_store.torch.feature import SummaryFeature, SummaryLoader
 from tools.bench.harness import Figure, Result, in_turn, median, ratio
 
@@ -95,5 +95,7 @@ def _build(folder: Path, users: int, schema: RecordSchema) -> Store:
             ones = np.ones(len(ids), np.int64)
             writer.add(ids, {group.name: tokens}, ones, ones, ones)
         receipt = writer.finish()
-    store.publish(store.stage("r"), [receipt], fingerprint="bench", watermark_ms=1, expected=users)
+    store.publish(
+        store.stage("r"), [receipt], Publication(fingerprint="bench", watermark_ms=1, expected=users)
+    )
     return Store.open(folder / "store")

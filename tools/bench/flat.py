@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cache_store import Group, RecordSchema, ShardWriter, Store
+from cache_store import Group, Publication, RecordSchema, ShardWriter, Store
 from tools.bench.harness import Figure, Result, in_turn
 from vista.config import ModelConfig
 from vista.data.events import Events
@@ -119,5 +119,7 @@ def publish(path: Path, model: VistaModel, histories: list[Events]) -> Store:
             NOW_MS,
         )
         receipt = writer.finish().as_dict()
-    store.publish(staging, [receipt], fingerprint=FINGERPRINT, watermark_ms=NOW_MS, expected=len(histories))
+    store.publish(
+        staging, [receipt], Publication(fingerprint=FINGERPRINT, watermark_ms=NOW_MS, expected=len(histories))
+    )
     return Store.open(path, fingerprint=FINGERPRINT)

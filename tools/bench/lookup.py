@@ -45,7 +45,7 @@ from typing import Any
 
 import numpy as np
 
-from cache_store import Group, RecordSchema, ShardWriter, Store, bucket_of
+from cache_store import Group, Publication, RecordSchema, ShardWriter, Store, bucket_of
 from cache_store.native import library as native
 from tools.bench.harness import Figure, Result, median, ratio
 
@@ -106,7 +106,7 @@ def _build(path: Path, users: np.ndarray, schema: RecordSchema) -> None:
                 ones = np.ones(len(part), np.int64)
                 writer.add(part, {"seeds": tokens}, ones, ones, ones)
             receipts.append(writer.finish())
-    store.publish(staging, receipts, fingerprint="bench", watermark_ms=0, expected=len(users))
+    store.publish(staging, receipts, Publication(fingerprint="bench", watermark_ms=0, expected=len(users)))
 
 
 class _Queries:

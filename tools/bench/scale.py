@@ -24,9 +24,9 @@ import torch
 
 from beam_jobs.generation import refresh, summarize
 from beam_jobs.generation.summarize import schema_of
+from cache_store import Publication, Store
 from cache_store.format.keys import bucket_of
-from cache_store.format.record import PAGE, RecordSchema
-from cache_store.store import Store
+from cache_store.format.record import RecordSchema
 from cache_store.write.writer import ShardWriter
 from tools.bench.harness import Figure, Result
 from tools.bench.job import START_MS, histories, make_bundle
@@ -129,7 +129,7 @@ def measure(quick: bool) -> Measured:
         write_rate,
         fold_rate,
         states_rate,
-        schema.pages * PAGE,
+        schema.row_bytes,
     )
 
 
@@ -156,12 +156,8 @@ def _write_and_fold(root: Path, users: int, schema: RecordSchema, state: bytes) 
         parent = store.publish(
             folder,
             [receipt],
-            kind=kind,
-            parent=parent,
-            fingerprint="0" * 32,
-            watermark_ms=0,
-            expected=len(ids),
-        )
+            Publication(kind=kind, parent=parent, fingerprint="0" * 32, watermark_ms=0, expected=len(ids)),
+        ).generation
     size = sum(fact.bytes for fact in receipt.files.values()) * 10
     start = time.perf_counter()
     store.compact()
