@@ -3,9 +3,13 @@
 HOME/
   warehouse/   the tables
   model/       the bundle (and model.training/ beside it)
+  model/2/     the next one, of a second training, and so on
   store/       the cache store
   index/       the item index of the model
   runs/        one directory per run of a job
+
+Of several bundles the live one is that whose summaries the store serves: `vista summarize` takes the newest, and as it
+is published, promoted or rolled back, every other verb follows. Nothing has to be flipped, so nothing can disagree.
 """
 
 from __future__ import annotations
@@ -27,8 +31,45 @@ class Home:
         return self.root / "warehouse"
 
     @property
+    def models(self) -> list[Path]:
+        """Bundles, oldest first: ``model`` itself, then ``model/2``, ``model/3``, ..."""
+        first = self.root / "model"
+        numbered = [p for p in first.glob("[0-9]*") if p.name.isdecimal() and (p / "bundle.json").exists()]
+        own = [first] if (first / "bundle.json").exists() else []
+        return own + sorted(numbered, key=lambda p: int(p.name))
+
+    @property
     def model(self) -> Path:
-        return self.root / "model"
+        """The live bundle: the newest of those whose summaries the store serves; the newest where it serves none."""
+        found = self.models
+        mark = self._served() if len(found) > 1 else None
+        return next((p for p in reversed(found) if mark and _fingerprint(p) == mark), self.newest_model)
+
+    @property
+    def newest_model(self) -> Path:
+        """The bundle that was trained last."""
+        return (self.models or [self.root / "model"])[-1]
+
+    @property
+    def next_model(self) -> Path:
+        """Where the next training puts its bundle."""
+        first, last = self.root / "model", self.newest_model
+        if last == first:
+            return first / "2" if self.models else first
+        return first / str(int(last.name) + 1)
+
+    def _served(self) -> str | None:
+        """Fingerprint of the live generation of the store's main line; None where there is none."""
+        from cache_store import Store
+        from cache_store.errors import StoreError
+
+        if not (self.store / "FORMAT").exists():
+            return None
+        try:
+            with Store.open(self.store) as store:
+                return store.manifest.fingerprint
+        except StoreError:
+            return None  # whoever opens it next says what is wrong
 
     @property
     def store(self) -> Path:
@@ -71,3 +112,10 @@ class Home:
             if not path.exists():
                 return path
         raise FileExistsError(f"{self.runs / stem}: a thousand runs began in one second")
+
+
+def _fingerprint(bundle: Path) -> str | None:
+    try:
+        return json.loads((bundle / "bundle.json").read_text("utf-8")).get("fingerprint")
+    except (OSError, ValueError, AttributeError):
+        return None  # a damaged bundle is nobody's; loading it says why

@@ -170,6 +170,8 @@ def save(path: str | Path, model: VistaModel, meta: Meta, items: pa.Table) -> Pa
             json.dumps(description, indent=2, allow_nan=False) + "\n", "utf-8"
         )
         (building / "READY").touch()
+        # safetensors makes its file for its owner alone; who may read a bundle is for the umask to say
+        os.chmod(building / "weights.safetensors", (building / "READY").stat().st_mode & 0o777)
         for name in FILES:
             _fsync(building / name)
         _fsync(building)
@@ -241,6 +243,7 @@ def read_meta(path: str | Path) -> tuple[Meta, str]:
         BundleError: not a bundle, incomplete, or of another format.
     """
     path = Path(path)
+    _readable(path)
     missing = [name for name in FILES if not (path / name).exists()]
     if missing:
         found = sorted(p.name for p in path.iterdir()) if path.is_dir() else "no such folder"
@@ -285,6 +288,24 @@ def _weights(model: VistaModel) -> dict[str, torch.Tensor]:
         seen.add(mark)
         found[name] = value.detach().cpu().contiguous().clone()
     return found
+
+
+def _readable(path: Path) -> None:
+    """Raise BundleError where this user may not read the folder or a file of it."""
+    wanted = [(path, os.R_OK | os.X_OK), *((path / name, os.R_OK) for name in FILES)]
+    for part, how in wanted:
+        try:
+            os.stat(part)
+            denied = not os.access(part, how)
+        except PermissionError:
+            denied = True
+        except OSError:
+            continue  # what is not there is told by whoever needs it
+        if denied:
+            raise BundleError(
+                f"{part}: expected a file that user {os.getuid()} may read, found permission denied; run as the user "
+                f"who ran `vista train`, or let others read it (chmod -R a+rX {path})"
+            )
 
 
 def _fsync(path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
+import signal
 
 import numpy as np
 import pytest
@@ -18,14 +20,15 @@ from vista.data.events import Events
 from vista.errors import BundleError, ConfigError, DataError
 from vista.model import VistaModel
 from vista.training import losses
-from vista.training.config import TrainingConfig
+from vista.training.config import EPOCHS, TrainingConfig
 from vista.training.evaluate import evaluate_model, score
 from vista.training.examples import Batch, ExampleConfig, PopularItems, collate
-from vista.training.loader import Arrays, LoaderConfig, visit_stream
+from vista.training.loader import Arrays, Loader, LoaderConfig, visit_stream
+from vista.training.log import Curve
 from vista.training.objective import Objective, ObjectiveConfig
 from vista.training.survey import survey
-from vista.training.train import train_source
-from vista.training.trainer import Trainer, pick_device
+from vista.training.train import share_done, train_source
+from vista.training.trainer import Position, Trainer, pick_device
 
 MODEL = ModelConfig(
     width=16,
@@ -245,6 +248,143 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
             )
 
 
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_a_checkpoint_of_its_step_and_the_same_call_ends_with_the_same_weights(
+    tmp_path, signal_
+):
+    whole = train_source(CONFIG, loyal(), tmp_path / "whole")
+
+    def interrupt(step: int, _: dict[str, float]) -> None:
+        if step == 5:
+            signal.raise_signal(signal_)
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)) as stopped:
+        train_source(CONFIG, loyal(), tmp_path / "stopped", on_step=interrupt)
+    if signal_ == signal.SIGINT:
+        assert "after step 5" in str(stopped.value)
+    else:
+        assert stopped.value.code == 143
+    kept = torch.load(tmp_path / "stopped.training" / "checkpoint.pt", weights_only=True)
+    assert kept["positions"][0]["step"] == 5
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert same(weights(whole), weights(train_source(CONFIG, loyal(), tmp_path / "stopped")))
+
+
+def test_a_damaged_checkpoint_is_told_with_the_remedy_and_left_where_it_is(tmp_path):
+    def stop(step: int, _: dict[str, float]) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_source(CONFIG, loyal(), tmp_path / "b", on_step=stop)
+    checkpoint = tmp_path / "b.training" / "checkpoint.pt"
+    good = checkpoint.read_bytes()
+    state = torch.load(checkpoint, weights_only=True)
+
+    def saved(value: object) -> bytes:
+        torch.save(value, tmp_path / "x")
+        return (tmp_path / "x").read_bytes()
+
+    damaged = (
+        b"", b"junk", good[: len(good) // 2], good[:-1], pickle.dumps({"run": print}), saved([1]), saved({"run": 3}),
+        saved({**state, "positions": []}), saved({**state, "model": {}}), saved({**state, "optimizer": {"a": 1}}),
+    )  # fmt: skip
+    for content in damaged:
+        checkpoint.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"checkpoint.*delete.*vista train"):
+            train_source(CONFIG, loyal(), tmp_path / "b")
+        assert checkpoint.read_bytes() == content
+
+
+def test_content_width_without_vectors_is_refused_and_vectors_reach_encoder_and_clusters(tmp_path):
+    model = dataclasses.replace(
+        MODEL, embedding=EmbeddingConfig(rows=64, content_width=3), slots=SlotConfig(buckets=32, clusters=5)
+    )
+    config = dataclasses.replace(CONFIG, model=model, max_steps=2)
+    with pytest.raises(ConfigError, match="content_width.*none"):
+        train_source(config, loyal(), tmp_path / "a")
+    content = np.arange(40), np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    with pytest.raises(ConfigError, match="content_width: expected 3"):
+        train_source(CONFIG, loyal(), tmp_path / "a", content=content)
+    loaded = bundle.load(train_source(config, loyal(), tmp_path / "a", content=content)).model
+    torch.testing.assert_close(loaded.items.content.values, torch.from_numpy(content[1]))
+    assert len(loaded.slots.cluster_of) == 40
+
+
+def test_without_limits_a_run_takes_whole_epochs_and_the_rate_falls_to_a_tenth_at_their_end(tmp_path):
+    config = dataclasses.replace(CONFIG, max_steps=0, max_epochs=2, warmup=0)
+    assert TrainingConfig().epochs == EPOCHS and config.epochs == 2 and CONFIG.epochs == 0
+    shares: list[float] = []
+    whole = bundle.load(train_source(config, loyal(), tmp_path / "a", note=lambda text: None)).meta.training
+    assert whole["epoch"] == 1 and whole["step"] == whole["taken"] + whole["batches"]
+    at = Position(step=whole["step"] - 1, epoch=1, taken=whole["taken"] - 1, batches=whole["batches"])
+    shares = [share_done(config, at, 99.0), share_done(config, Position(), 99.0)]
+    assert shares[0] > 0.8 and shares[1] == 0.0
+    trainer = Trainer(config, VistaModel(MODEL), np.arange(40), torch.device("cpu"))
+    assert trainer.rate(9, 0.0) == 1.0 and trainer.rate(9, 1.0) == pytest.approx(0.1)
+
+
+def test_a_loss_that_still_falls_is_told_and_one_at_rest_is_not(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, slope, told in (("falls", 0.01, True), ("rests", 0.0, False)):
+        with Curve(tmp_path / name, 0) as curve:
+            for step in range(80):
+                curve.add(step, 0.0, {"loss": 3 - slope * step + rng.normal(0, 0.05)})
+        assert (curve.falling() is not None) == told
+    assert Curve(tmp_path / "none", 0).falling() is None
+
+
+def test_kept_unengaged_slates_weigh_for_those_left_out():
+    """The loss over a tenth of the unengaged slates is, in the mean, that over all of them."""
+    rng = np.random.default_rng(0)
+    lengths, shown = np.full(40, 30), np.full(40, 60)
+    events = Events.of(lengths, item=rng.integers(0, 40, 1200), action=np.ones(1200, np.int64),
+                       time=np.tile(np.arange(30) * 1000, 40))  # fmt: skip
+    seen = Events.of(shown, item=rng.integers(0, 40, 2400), action=(rng.random(2400) < 0.1).astype(np.int64),
+                     time=np.tile(np.repeat(np.arange(20) * 1500, 3), 40),
+                     request=np.tile(np.repeat(np.arange(1, 21), 3), 40))  # fmt: skip
+    source = Arrays(np.arange(40), events, seen)
+    sums = []
+    for keep, seeds in ((1.0, 1), (0.2, 30)):
+        config = dataclasses.replace(EXAMPLES, keep_unengaged=keep)
+        for seed in range(seeds):
+            visits = list(visit_stream(source, [0], config, 8, popular(source), (seed,)))
+            batch = collate(visits, 4, 8)
+            w = batch.weights(keep)
+            sums.append((w.sum(), float(w @ (batch.action != 0))))
+    (whole, positives), kept = sums[0], np.array(sums[1:])
+    assert kept[:, 1] == pytest.approx(positives)
+    assert kept[:, 0].mean() == pytest.approx(whole, rel=0.05) and kept[:, 0].std() > 0
+
+
+def test_negatives_come_from_the_training_period_only():
+    source, split = loyal(), 9 * 10**8
+    columns = source.events.columns
+    item = np.where(columns["time"] >= split, 1000, columns["item"])
+    late = dataclasses.replace(source, events=Events(source.events.offsets, **{**columns, "item": item}))
+    catalogue = survey(late, 0.1, split_ms=split)
+    assert 1000 in catalogue.item and 1000 not in catalogue.early_items()
+    assert set(catalogue.popular().items) == set(catalogue.early_items())
+
+
+def test_clusters_are_fitted_before_the_requests_that_training_asks_about(tmp_path):
+    source = loyal(users=120)
+    model = dataclasses.replace(MODEL, slots=SlotConfig(buckets=32, clusters=8))
+    catalogue = survey(source, 0.1, fit_share=0.5)
+    made = VistaModel(model)
+    assert catalogue.fit(made)
+    first = np.unique(catalogue.sample.item[catalogue.sample.time < catalogue.fit_ms])
+    assert set(made.slots.cluster_of.ids.tolist()) <= set(first.tolist())
+    loader = Loader(source, EXAMPLES, CONFIG.loader, 4, catalogue.popular(), after_ms=catalogue.fit_ms,
+                    before_ms=catalogue.split_ms)  # fmt: skip
+    times = np.concatenate([b.now_ms for b in loader])
+    assert len(times) and times.min() >= catalogue.fit_ms and times.max() < catalogue.split_ms
+    asked = catalogue.slates(EXAMPLES, after_fit=True)
+    assert asked == pytest.approx(len(times), rel=0.05)
+    catalogue.refit(made)
+    assert len(made.slots.cluster_of.ids) >= len(first)
+
+
 def test_an_existing_bundle_is_not_trained_over(tmp_path):
     (tmp_path / "b").mkdir()
     with pytest.raises(BundleError, match="--model"):
@@ -268,7 +408,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 
 def test_limits_weights_and_devices_out_of_range_are_refused_by_name():
-    for change in ({"max_steps": 0}, {"lr": 0.0}, {"validation_share": 1.0}, {"precision": "float16"}):
+    for change in ({"max_steps": -1}, {"lr": 0.0}, {"validation_share": 1.0}, {"precision": "float16"}):
         with pytest.raises(ConfigError, match=f"training.*{next(iter(change))}"):
             dataclasses.replace(CONFIG, **change)
     with pytest.raises(ConfigError, match="objective.actions"):

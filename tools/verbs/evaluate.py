@@ -41,5 +41,6 @@ def command(
         f"{found['slates']:,} requests of {found['users']:,} users after {console.when(found['after_ms'])}"
     )
     console.table(title, ("metric", "value", "low", "high"), rows)
+    console.note(found["verdict"])
     if found["sampled"]:
         console.note("no impressions were logged: candidates were sampled by popularity within the surface")

@@ -46,7 +46,7 @@ def command(
     at = Home(home)
     options = (SummarizeOptions if job is Job.summarize else RefreshOptions)(
         warehouse=at.tables(warehouse),
-        bundle=str(model or at.model),
+        bundle=str(model or (at.newest_model if job is Job.summarize else at.model)),
         store=str(store or at.store),
         run_dir=str(at.runs / "plan"),
         line=line,

@@ -77,7 +77,9 @@ def _model(path: Any) -> dict[str, Any] | None:
     if not (path / "bundle.json").exists():
         return None
     meta, fingerprint = bundle.read_meta(path)
-    return {"path": str(path), "fingerprint": fingerprint, **meta.metrics}
+    from vista.training.evaluate import verdict
+
+    return {"path": str(path), "fingerprint": fingerprint, "verdict": verdict(meta.metrics), **meta.metrics}
 
 
 def _store(path: Any) -> dict[str, Any] | None:

@@ -52,7 +52,7 @@ def command(
     at = Home(home)
     options = summarize.SummarizeOptions(
         warehouse=at.tables(warehouse),
-        bundle=str(model or at.model),
+        bundle=str(model or at.newest_model),
         store=str(store or at.store),
         run_dir=str(run_dir or at.new_run("summarize")),
         line=line,

@@ -12,6 +12,9 @@ from tools import console
 from tools.home import Home
 from tools.options import HOME, HomeOption, JsonOption, ModelOption, WarehouseOption
 
+INTERRUPTED = 130
+"""What a shell calls a program that Ctrl-C ended."""
+
 
 def command(
     home: HomeOption = HOME,
@@ -25,24 +28,43 @@ def command(
             help="JSON with any field of vista.training.train.TrainingConfig; what is given beside it has its say.",
         ),
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many steps.  [default: 2000]")
+    steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Stop after so many passes over the training period.  [default: 4]"),
     ] = None,
     seconds: Annotated[
         float | None,
-        typer.Option(min=1, help="Stop after so many seconds, and at no step unless --steps says so."),
+        typer.Option(min=1, help="Stop after so many seconds."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.  [default: 0]")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Train one model for summarising, retrieval and ranking. An interrupted run goes on from its checkpoint."""
+    """Train one model for summarising, retrieval and ranking. An interrupted run goes on from its checkpoint.
+
+    Where there is a model already, the new one is put beside it (HOME/model/2, ...); `vista summarize` takes it live.
+    """
+    from vista.errors import BundleError
+
+    at = Home(home)
+    out = model or at.next_model
+    if model is not None and out.exists():
+        raise BundleError(
+            f"{out}: expected no file or folder of that name, found one; name another by `vista train --model`, "
+            "or none: the next bundle is then put beside the live one"
+        )
+    if model is None and at.models:
+        console.note(
+            f"{at.model} stays as it is and live; this trains {out} beside it, and `vista summarize` takes it live"
+        )
+
     from vista import bundle
     from vista.config import from_text
     from vista.data.tables.warehouse import Warehouse
     from vista.errors import DataError
+    from vista.training.evaluate import verdict
     from vista.training.train import TrainingConfig, train
 
-    at = Home(home)
     tables = Warehouse(at.tables(warehouse)).open()
     if tables.snapshot() is None:
         raise DataError(
@@ -50,14 +72,18 @@ def command(
         )
     settings = from_text(TrainingConfig, config.read_text()) if config else TrainingConfig()
     changes: dict[str, object] = {"model": dataclasses.replace(settings.model, actions=tables.actions)}
-    if steps is not None:
-        changes["max_steps"] = steps
-    if seconds is not None:
-        changes |= {"max_seconds": seconds} | ({} if steps is not None else {"max_steps": 0})
+    limits = {"max_steps": steps, "max_epochs": epochs, "max_seconds": seconds}
+    if any(limits.values()):
+        changes |= {name: value or 0 for name, value in limits.items()}
     if seed is not None:
         changes["seed"] = seed
     settings = dataclasses.replace(settings, **changes)
-    path = train(settings, tables, model or at.model)
+    try:
+        path = train(settings, tables, out, note=console.note)
+    except KeyboardInterrupt as stopped:
+        console.note(str(stopped) or "stopped before the first step: nothing to go on from, nothing changed")
+        raise typer.Exit(INTERRUPTED) from None
     meta, fingerprint = bundle.read_meta(path)
-    found = {"bundle": str(path), "fingerprint": fingerprint, **meta.metrics}
+    told = verdict(meta.metrics)
+    found = {"bundle": str(path), "fingerprint": fingerprint, "verdict": told, **meta.metrics}
     console.json_line(found) if json else console.fields("trained", found)

@@ -1,16 +1,19 @@
 """``evaluate``: how well a model ranks slates and retrieves items in a period it has not seen.
 
-Ranking is judged on the candidates of the slate: the impressions where they were logged, else the request's items
-beside items drawn by popularity within the surface; the known rate of the draw is then taken from the logits, as in
-the loss. Retrieval is judged on the whole catalogue, nothing sampled. Slates are those at or after the time split,
-with summaries and recent events cut as serving would have seen them. Intervals are bootstraps over users.
+Ranking is judged on the candidates of the slate: the impressions where they were logged, else the request's
+items beside items drawn by popularity within the surface; the known rate of the draw is then taken from the
+logits, as in the loss. Retrieval is judged on the whole catalogue, nothing
+sampled. Slates are those at or after the time split, with summaries and recent events cut as serving would
+have seen them. Intervals are bootstraps over users. Beside every figure stands what it takes no model to get: a
+constant score, and popularity in the training period; and :func:`verdict` says in words which of them it beats.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +53,8 @@ class Evaluation:
 
     Attributes:
         measures: by name: ``ranking.*`` over slates, ``retrieval.*`` over engaged items, ``action.NAME.*``
-            over candidates.
+            over candidates; ``baseline.constant.*`` and ``baseline.popularity.*`` as the first two;
+            ``ranking.gain``, AUC less the better baseline's; ``ranking.candidates``, per slate.
         slates, users, candidates, items: how much of what.
         sampled: candidates were partly drawn, because no impressions were logged.
     """
@@ -63,8 +67,12 @@ class Evaluation:
     sampled: bool
 
     def flat(self) -> dict[str, float]:
-        """Name to value alone."""
-        return {name: m.value for name, m in self.measures.items()}
+        """Name to value alone; with ``ranking.gain`` also its ``.low`` and ``.high``."""
+        found = {name: m.value for name, m in self.measures.items()}
+        gain = self.measures.get("ranking.gain")
+        if gain is not None and gain.low is not None and gain.high is not None:
+            found |= {"ranking.gain.low": gain.low, "ranking.gain.high": gain.high}
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able; what could not be computed is null."""
@@ -77,7 +85,7 @@ class Evaluation:
             for name, m in self.measures.items()
         }
         counts = {n: getattr(self, n) for n in ("slates", "users", "candidates", "items", "sampled")}
-        return {"measures": found, **counts}
+        return {"verdict": verdict(self.flat()), "measures": found, **counts}
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,8 @@ class Scored:
         shown: bool [B].
         rank: float64 [P], retrieval rank of each engaged item in the whole catalogue.
         rank_slate: int64 [P].
+        weight: float32 [B], see ``Batch.weights``.
+        item: int64 [B].
     """
 
     owner: np.ndarray
@@ -101,6 +111,8 @@ class Scored:
     shown: np.ndarray
     rank: np.ndarray
     rank_slate: np.ndarray
+    weight: np.ndarray
+    item: np.ndarray
 
 
 def held_out(
@@ -138,14 +150,16 @@ def held_out(
 
 
 @torch.inference_mode()
-def score(model: VistaModel, batches: Iterator[Batch], items: np.ndarray) -> Scored:
+def score(
+    model: VistaModel, batches: Iterator[Batch], items: np.ndarray, keep_unengaged: float = 1.0
+) -> Scored:
     """Predictions of ``model`` (in evaluation mode) for every batch; retrieval among ``items`` (int64
     [I])."""
     device = next(model.parameters()).device
     table = torch.cat(
         [model.items.vector(torch.from_numpy(part).to(device)) for part in _blocks(items, 65_536)]
     )
-    owner, sizes, probability, action, shown, rank, rank_slate = ([] for _ in range(7))
+    owner, sizes, probability, action, shown, rank, rank_slate, weight, item = ([] for _ in range(9))
     done = 0
     for batch in batches:
         tokens = model.summarizer.prefixes(batch.events, batch.cut, batch.user_of, exact=True)
@@ -157,6 +171,8 @@ def score(model: VistaModel, batches: Iterator[Batch], items: np.ndarray) -> Sco
         sizes.append(np.diff(batch.offsets))
         action.append(batch.action)
         shown.append(batch.shown)
+        weight.append(batch.weights(keep_unengaged))
+        item.append(batch.item)
         slate = np.repeat(np.arange(len(batch)), np.diff(batch.offsets))
         engaged = np.flatnonzero(batch.action != 0)
         rank.append(_retrieval_ranks(ctx.query, table, items, batch.item[engaged], slate[engaged]))
@@ -175,6 +191,8 @@ def score(model: VistaModel, batches: Iterator[Batch], items: np.ndarray) -> Sco
         join(shown, bool),
         join(rank, np.float64),
         join(rank_slate, np.int64),
+        join(weight, np.float32),
+        join(item, np.int64),
     )
 
 
@@ -208,36 +226,101 @@ def _retrieval_ranks(
 
 
 def measures(
-    scored: Scored, actions: tuple[str, ...], draws: int = 1_000, seed: int = 0, thin: float = 1.0
+    scored: Scored,
+    actions: tuple[str, ...],
+    draws: int = 1_000,
+    seed: int = 0,
+    thin: float = 1.0,
+    catalogue: Catalogue | None = None,
 ) -> dict[str, Measure]:
     """All metrics of the predictions; a slate's score is the sum of its action probabilities, as in
-    serving."""
+    serving. With the ``catalogue`` also those of the baselines."""
     found: dict[str, Measure] = {}
-    engagement = scored.probability.sum(1)
     engaged = scored.action != 0
-    per = metrics.slate_metrics(engagement, engaged, scored.offsets, KS)
-    users = scored.owner[per["group"]]
-    for name, values in per.items():
-        ok = ~np.isnan(values)
-        if name != "group" and ok.any():
-            found[f"ranking.{name}"] = Measure(
-                *metrics.bootstrap(users[ok], values[ok], draws=draws, seed=seed)
-            )
+
+    def ranking(score: np.ndarray, prefix: str, all_of: bool) -> dict[str, np.ndarray]:
+        per = metrics.slate_metrics(score, engaged, scored.offsets, KS)
+        users = scored.owner[per["group"]]
+        for name, values in per.items():
+            ok = ~np.isnan(values)
+            if name != "group" and ok.any() and (all_of or name in ("mrr", "auc")):
+                found[prefix + name] = Measure(
+                    *metrics.bootstrap(users[ok], values[ok], draws=draws, seed=seed)
+                )
+        return per
+
+    engagement = scored.probability.sum(1)
+    per = ranking(engagement, "ranking.", True)
     found["ranking.gauc"] = Measure(metrics.gauc(engagement, engaged, scored.offsets))
+    judged = np.diff(scored.offsets)[per["group"]]
+    found["ranking.candidates"] = Measure(float(judged.mean()) if len(judged) else float("nan"))
+    constant = ranking(np.zeros(len(engaged)), "baseline.constant.ranking.", False)
+    popularity = None if catalogue is None else catalogue.popularity()
+    if popularity is not None:
+        # Drawn candidates come by popularity: what is left of it, once the rate of the draw is known, is nothing.
+        popular = ranking(popularity(scored.item), "baseline.popularity.ranking.", False)
+        best = max((constant, popular), key=lambda side: np.nan_to_num(side["auc"]).sum())
+        ok = ~np.isnan(per["auc"])
+        if ok.any():
+            users = scored.owner[per["group"]][ok]
+            gain = per["auc"][ok] - best["auc"][ok]
+            found["ranking.gain"] = Measure(*metrics.bootstrap(users, gain, draws=draws, seed=seed))
     if len(scored.rank):
         users = scored.owner[scored.rank_slate]
-        tables = {"mrr": 1 / scored.rank} | {f"recall@{k}": (scored.rank <= k) * 1.0 for k in RETRIEVED}
-        for name, values in tables.items():
-            found[f"retrieval.{name}"] = Measure(*metrics.bootstrap(users, values, draws=draws, seed=seed))
+        sides = {"": scored.rank}
+        if popularity is not None and catalogue is not None:
+            whole = np.sort(popularity(catalogue.item))
+            own = popularity(scored.item[engaged])
+            above, at = (np.searchsorted(whole, own, side) for side in ("left", "right"))
+            sides["baseline.popularity."] = 1 + len(whole) - at + (at - above - 1).clip(0) / 2
+        for prefix, rank in sides.items():
+            tables = {"mrr": 1 / rank} | {f"recall@{k}": (rank <= k) * 1.0 for k in RETRIEVED}
+            for name, values in tables.items():
+                found[f"{prefix}retrieval.{name}"] = Measure(
+                    *metrics.bootstrap(users, values, draws=draws, seed=seed)
+                )
     kept = scored.shown | (np.random.default_rng([seed, 13]).random(len(scored.shown)) < thin)
     labels = action_labels(torch.from_numpy(scored.action), len(actions)).numpy()
     for a, name in enumerate(actions):
-        p, y = scored.probability[kept, a], labels[kept, a]
+        p, y, w = scored.probability[kept, a], labels[kept, a], scored.weight[kept]
         found[f"action.{name}.auc"] = Measure(metrics.auc(p, y))
-        found[f"action.{name}.normalised_entropy"] = Measure(metrics.normalised_entropy(p, y))
-        found[f"action.{name}.calibration"] = Measure(metrics.calibration(p, y))
-        found[f"action.{name}.calibration_error"] = Measure(metrics.calibration_error(p, y))
+        found[f"action.{name}.normalised_entropy"] = Measure(metrics.normalised_entropy(p, y, w))
+        found[f"action.{name}.calibration"] = Measure(metrics.calibration(p, y, w))
+        found[f"action.{name}.calibration_error"] = Measure(metrics.calibration_error(p, y, weights=w))
     return found
+
+
+FEW = 5.0
+"""Candidates per slate below which the first places are no feat."""
+
+
+def verdict(found: Mapping[str, float]) -> str:
+    """What the figures say in words: whether the model ranks better than chance, and than popularity.
+
+    Args:
+        found: as :meth:`Evaluation.flat` gives them, or the ``metrics`` of a bundle.
+    """
+    auc, size = found.get("ranking.auc", math.nan), found.get("ranking.candidates", math.nan)
+    if not found or not math.isfinite(auc):
+        return "not judged: no held-out request had both an item that was engaged with and one that was not"
+    popular = found.get("baseline.popularity.ranking.auc", 0.5)
+    other, bar = ("popularity", popular) if popular > 0.5 else ("a coin toss", 0.5)
+    low, high = found.get("ranking.gain.low", math.nan), found.get("ranking.gain.high", math.nan)
+    figures = f"AUC {auc:.3f} against {bar:.3f}"
+    if math.isfinite(low):
+        figures += f", gain {found['ranking.gain']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    if auc <= 0.5:
+        text = f"worse than chance: {figures}; do not serve it"
+    elif high < 0:
+        text = f"worse than {other}: {figures}; do not serve it"
+    elif not low > 0:
+        text = f"not shown to be better than {other}: {figures}; give it more to learn from, or train longer"
+    else:
+        text = f"better than {other}: {figures}"
+    if size < FEW:
+        chance = found.get("baseline.constant.ranking.mrr", math.nan)
+        text += f". Requests hold {size:.1f} candidates: an MRR of {chance:.3f} is a coin toss's"
+    return text
 
 
 def evaluate_model(
@@ -265,10 +348,10 @@ def evaluate_model(
     if after is None:
         raise DataError("evaluation: expected a time split, found none; give `vista evaluate` --after-ms")
     recent = model.config.ranker.recent
-    judged = dataclasses.replace(examples, negatives=max(examples.negatives, NEGATIVES), keep_unengaged=0.0)
+    judged = dataclasses.replace(examples, negatives=max(examples.negatives, NEGATIVES))
     visits = held_out(source, judged, recent, catalogue.popular(), after, slates, per_user, seed)
     batches = (collate(group, recent, judged.recent_pool) for group in grouped(visits, 256, 131_072))
-    scored = score(model, batches, catalogue.item)
+    scored = score(model, batches, catalogue.item, judged.keep_unengaged)
     if not len(scored.owner):
         raise DataError(
             f"evaluation: expected slates at or after {after} ms of users with {examples.min_history} "
@@ -276,7 +359,7 @@ def evaluate_model(
             "or more, found none; give `vista evaluate` an earlier --after-ms"
         )
     return Evaluation(
-        measures(scored, model.config.actions, draws, seed, examples.negatives / judged.negatives),
+        measures(scored, model.config.actions, draws, seed, examples.negatives / judged.negatives, catalogue),
         len(scored.owner),
         len(np.unique(scored.owner)),
         len(scored.action),

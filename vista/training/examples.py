@@ -477,6 +477,14 @@ class Batch:
         """K."""
         return len(self.cut)
 
+    def weights(self, keep_unengaged: float) -> np.ndarray:
+        """float32 [B]: how many logged candidates each stands for, where ``keep_unengaged`` of the logged slates
+        without any engagement were kept; 1 for all others."""
+        slate = np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        engaged = np.bincount(slate[self.action != 0], minlength=len(self)) > 0
+        left_out = self.shown & ~engaged[slate]
+        return np.where(left_out, 1 / max(keep_unengaged, 1e-6), 1).astype(np.float32)
+
 
 def collate(group: list[Visit], recent: int, pool: int = 0) -> Batch:
     """Join visits into a batch; R = ``recent`` chosen among ``pool`` events (see ``ExampleConfig``)."""

@@ -307,6 +307,7 @@ class Loader(torch.utils.data.IterableDataset):
 
     Args:
         source: picklable when ``workers`` > 0 (workers read files by path; they need no catalog).
+        after_ms, before_ms: slates with ``after_ms <= time < before_ms`` only; None is no bound.
         rank, world: this process of a data-parallel run; it takes every ``world``-th bucket.
         epoch, taken: where to start: after ``taken`` batches of ``epoch``.
     """
@@ -319,13 +320,15 @@ class Loader(torch.utils.data.IterableDataset):
         recent: int,
         popular: PopularItems | None,
         seed: int = 0,
+        after_ms: int | None = None,
         before_ms: int | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         super().__init__()
         self.source, self.examples, self.config = source, examples, config
-        self.recent, self.popular, self.seed, self.before_ms = recent, popular, seed, before_ms
+        self.recent, self.popular, self.seed = recent, popular, seed
+        self.after_ms, self.before_ms = after_ms, before_ms
         self.rank, self.world = rank, world
         self.epoch = 0
 
@@ -342,6 +345,7 @@ class Loader(torch.utils.data.IterableDataset):
             self.recent,
             self.popular,
             (self.seed, self.epoch, 2),
+            after_ms=self.after_ms,
             before_ms=self.before_ms,
         )
         rng = np.random.default_rng([self.seed, self.epoch, 3, self.rank, worker])

@@ -7,6 +7,7 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -25,6 +26,29 @@ class Curve:
         building = path.with_suffix(".building")
         building.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
         os.replace(building, path)
+
+    def falling(self, part: int = 5) -> str | None:
+        """Words for a loss that still fell when the run ended; None where it had come to rest.
+
+        The last quarter's mean against that of the quarter before: fallen by more than a hundredth and by more
+        than twice the standard error of the difference.
+        """
+        if self.quiet:
+            return None
+        rows = [json.loads(row) for row in self.path.read_text("utf-8").splitlines() if row.endswith("}")]
+        loss = [row["loss"] for row in rows if row.get("loss") is not None]
+        n = len(loss) // 4
+        if n < part:
+            return None
+        before, after = np.array(loss[-2 * n : -n]), np.array(loss[-n:])
+        fell = before.mean() - after.mean()
+        error = math.sqrt((before.var(ddof=1) + after.var(ddof=1)) / n)
+        if fell <= max(0.01 * abs(before.mean()), 2 * error):
+            return None
+        return (
+            f"the loss still fell when training ended, from {before.mean():.3f} to {after.mean():.3f} over its last "
+            f"quarter ({self.path}): train longer, with more --epochs, --steps or --seconds"
+        )
 
     def __enter__(self) -> Curve:
         self._file = None if self.quiet else open(self.path, "a", encoding="utf-8")

@@ -109,36 +109,46 @@ def gauc(scores: np.ndarray, labels: np.ndarray, offsets: np.ndarray) -> float:
     return float(np.average(per["auc"][ok], weights=sizes[ok])) if ok.any() else float("nan")
 
 
-def log_loss(probability: np.ndarray, labels: np.ndarray) -> float:
-    """Mean binary cross-entropy in nats."""
+def log_loss(probability: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """Mean binary cross-entropy in nats; ``weights`` float [n] say how many rows each stands for."""
     p = np.clip(np.asarray(probability, np.float64), 1e-12, 1 - 1e-12)
     y = np.asarray(labels, np.float64)
-    return float(-(y * np.log(p) + (1 - y) * np.log1p(-p)).mean()) if len(y) else float("nan")
+    return (
+        float(np.average(-(y * np.log(p) + (1 - y) * np.log1p(-p)), weights=weights))
+        if len(y)
+        else float("nan")
+    )
 
 
-def normalised_entropy(probability: np.ndarray, labels: np.ndarray) -> float:
+def normalised_entropy(
+    probability: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> float:
     """Log loss over that of always predicting the base rate (He et al. 2014, section 3); lower is better, 1
     is no better than a constant. NaN when one class is absent."""
     y = np.asarray(labels, np.float64)
-    base = float(y.mean()) if len(y) else 0.0
+    base = float(np.average(y, weights=weights)) if len(y) else 0.0
     if base in (0.0, 1.0):
         return float("nan")
-    return log_loss(probability, y) / log_loss(np.full(len(y), base), y)
+    return log_loss(probability, y, weights) / log_loss(np.full(len(y), base), y, weights)
 
 
-def calibration(probability: np.ndarray, labels: np.ndarray) -> float:
+def calibration(probability: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Expected positives over observed ones; 1 is calibrated. NaN without positives."""
-    observed = float(np.sum(labels))
-    return float(np.sum(probability, dtype=np.float64)) / observed if observed else float("nan")
+    w = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
+    observed = float(w @ np.asarray(labels, np.float64))
+    return float(w @ np.asarray(probability, np.float64)) / observed if observed else float("nan")
 
 
-def calibration_error(probability: np.ndarray, labels: np.ndarray, bins: int = 20) -> float:
+def calibration_error(
+    probability: np.ndarray, labels: np.ndarray, bins: int = 20, weights: np.ndarray | None = None
+) -> float:
     """Expected calibration error over bins of equal count: mean of ``|mean probability - base rate|``."""
     p, y = np.asarray(probability, np.float64), np.asarray(labels, np.float64)
     if not len(p):
         return float("nan")
+    w = np.ones(len(p)) if weights is None else np.asarray(weights, np.float64)
     parts = np.array_split(np.argsort(p, kind="stable"), min(bins, len(p)))
-    return float(sum(len(i) * abs(p[i].mean() - y[i].mean()) for i in parts) / len(p))
+    return float(sum(abs(w[i] @ (p[i] - y[i])) for i in parts) / w.sum())
 
 
 def bootstrap(

@@ -105,9 +105,14 @@ class Objective:
 
     Args:
         catalogue: int64 [I], items that random negatives are drawn from.
+        keep_unengaged: share of the logged slates without any engagement that are in the batches; the loss gives
+            each the weight of those that were left out, so that probabilities are of the log, not of the sample.
     """
 
-    def __init__(self, config: ObjectiveConfig, catalogue: np.ndarray, seed: int = 0) -> None:
+    def __init__(
+        self, config: ObjectiveConfig, catalogue: np.ndarray, seed: int = 0, keep_unengaged: float = 1.0
+    ) -> None:
+        self.keep_unengaged = keep_unengaged
         self.config, self.catalogue, self.seed = config, np.asarray(catalogue, np.int64), seed
         self.sketch = CountMin()
 
@@ -150,8 +155,9 @@ class Objective:
         hidden = masked & uncovered
         candidate_slate = np.repeat(np.arange(len(batch)), np.diff(batch.offsets))
         engaged = np.flatnonzero(batch.action != 0)
+        weight = torch.from_numpy(batch.weights(self.keep_unengaged)).to(device)
         counts = {
-            "candidates": len(batch.item),
+            "candidates": float(weight.sum()),
             "hidden": int(hidden.sum()),
             "positives": len(engaged),
             "follows": int(follows.sum()),
@@ -160,7 +166,7 @@ class Objective:
         share = shares(counts, device)
 
         parts = {
-            "action": losses.action_bce(logits, action, weights) * share["candidates"],
+            "action": losses.action_bce(logits, action, weights, weight) * share["candidates"],
             "past": losses.action_bce(
                 past_logits,
                 torch.from_numpy(recent.action).to(device),

@@ -7,8 +7,8 @@
 
 A run that was killed goes on from its checkpoint when it is started again with the same configuration and
 tables, and ends with the same weights as one that was not: everything drawn depends on (seed, step or epoch)
-alone, and the position in the data is part of the checkpoint. ``max_seconds`` is the one knob whose result
-depends on the machine.
+alone, and the position in the data is part of the checkpoint. Ctrl-C and SIGTERM end the step under way, keep a
+checkpoint and stop; a second one stops at once. ``max_seconds`` is the one knob whose result depends on the machine.
 
 Under ``torchrun`` the processes share every step: buckets are dealt out, gradients summed
 (vista/training/objective.py).
@@ -19,11 +19,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -39,6 +42,29 @@ from vista.training.log import Bar, Curve
 from vista.training.objective import parallel
 from vista.training.survey import Catalogue, survey
 from vista.training.trainer import Position, Trainer, pick_device
+
+
+class Stop:
+    """Ctrl-C and SIGTERM as a wish that the loop reads between two steps; the second one is not waited for."""
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():  # signals are nobody else's to take
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _frame: object) -> None:
+        if self.asked is not None:
+            raise KeyboardInterrupt
+        self.asked = number
 
 
 @contextlib.contextmanager
@@ -69,6 +95,7 @@ def train(
     *,
     progress: bool | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Path:
     """Train both stages on a warehouse and write a bundle.
 
@@ -76,12 +103,14 @@ def train(
         out: the bundle's path; must not exist. ``OUT.training`` beside it keeps curve and checkpoint.
         progress: show a bar; None shows it on a terminal.
         on_step: called after every step with its number and losses.
+        note: takes what a person should know in words (the loss still falls, say); None says nothing.
 
     Returns:
         the bundle's path.
 
     Raises:
         ConfigError, DataError, BundleError: named in their texts, with what to do.
+        KeyboardInterrupt: Ctrl-C; the text says from which step the same call goes on.
     """
     actions = warehouse.actions
     if tuple(config.model.actions) != tuple(actions):
@@ -104,6 +133,7 @@ def train(
         names=dict(zip(names.item.tolist(), names.name.tolist(), strict=True)),
         progress=progress,
         on_step=on_step,
+        note=note,
     )
 
 
@@ -114,16 +144,24 @@ def train_source(
     meta: bundle.Meta | None = None,
     *,
     names: dict[int, str | None] | None = None,
+    content: tuple[np.ndarray, np.ndarray] | None = None,
     progress: bool | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Path:
-    """As :func:`train`, from any source (arrays in memory, say)."""
+    """As :func:`train`, from any source (arrays in memory, say).
+
+    Args:
+        content: items int64 [M] and vectors float32 [M, W]: what an item is about, W = ``embedding.content_width``.
+    """
     out = Path(out)
     meta = meta or bundle.Meta(actions=tuple(config.model.actions))
+    say = note or (lambda text: None)
     if out.exists():
         raise bundle.BundleError(
             f"{out}: expected no file or folder of that name, found one; name another by `vista train --model`"
         )
+    _check_content(config, content)
     folder = out.with_name(out.name + ".training")
     folder.mkdir(parents=True, exist_ok=True)
     with torchrun() as (rank, world):
@@ -134,14 +172,14 @@ def train_source(
                 f"{world}; "
                 "start fewer, or ingest into more buckets (`vista ingest --buckets`)"
             )
-        catalogue = survey(source, config.validation_share, config.seed)
+        catalogue = survey(source, config.validation_share, config.seed, fit_share=config.fit_share)
         if not len(catalogue.item):
             raise DataError(
                 "history: expected events to train on, found none; bring some in with `vista ingest`"
             )
         model = VistaModel(config.model)
-        catalogue.fit(model)
-        trainer = Trainer(config, model, catalogue.item, device)
+        fitted = catalogue.fit(model, content)
+        trainer = Trainer(config, model, catalogue.early_items(), device)
         run = {
             "config": to_dict(config),
             "snapshot": meta.table_snapshot,
@@ -149,7 +187,8 @@ def train_source(
             "processes": world,
         }
         checkpoint = folder / "checkpoint.pt"
-        _resume(trainer, checkpoint, run)
+        resume(trainer, checkpoint, run)
+        at = trainer.position
         loader = Loader(
             source,
             config.examples,
@@ -157,48 +196,60 @@ def train_source(
             config.model.ranker.recent,
             catalogue.popular(),
             config.seed,
+            # What was fitted to a period would answer that period's questions: training asks what came after it.
+            after_ms=catalogue.fit_ms if fitted else None,
             before_ms=catalogue.split_ms,
             rank=rank,
             world=world,
         )
-        curve = Curve(folder / "curve.jsonl", trainer.position.step, quiet=rank != 0)
+        expected = catalogue.slates(config.examples, after_fit=fitted) / (config.loader.slates * world)
+
+        def keep() -> None:
+            state = trainer.state()
+            if rank == 0:
+                _save(checkpoint, {**state, "run": run})
+
+        curve = Curve(folder / "curve.jsonl", at.step, quiet=rank != 0)
         shown = progress if rank == 0 else False
-        total = config.max_steps or config.max_seconds or None
-        with curve, Bar(total, _done(config, trainer.position), shown) as bar:
-            for epoch, taken, batch in loader.batches(trainer.position.epoch, trainer.position.taken):
-                if _ended(config, trainer.position, _most(epoch)):
+        with curve, Stop() as stop, Bar(_total(config), _done(config, at), shown) as bar:
+            for epoch, taken, batch in loader.batches(at.epoch, at.taken):
+                if epoch > at.epoch:
+                    at.batches = at.taken
+                if _ended(config, at, _most(epoch)):
                     break
                 began = time.perf_counter()
-                found = trainer.step(batch, epoch)
-                trainer.position.epoch, trainer.position.taken = epoch, taken
-                trainer.position.seconds += _most(time.perf_counter() - began)
-                step = trainer.position.step
-                bar.update(_done(config, trainer.position), step, found["loss"])
-                if step % config.log_every == 0 or step == 1:
-                    curve.add(step, trainer.position.seconds, found)
-                if config.checkpoint_every and step % config.checkpoint_every == 0:
-                    state = trainer.state()
-                    if rank == 0:
-                        _save(checkpoint, {**state, "run": run})
-                if config.validate_every and step % config.validate_every == 0 and rank == 0:
-                    curve.add(step, trainer.position.seconds, _validate(trainer, source, catalogue))
+                found = trainer.step(batch, epoch, share_done(config, at, expected))
+                at.epoch, at.taken = epoch, taken
+                at.seconds += _most(time.perf_counter() - began)
+                bar.update(_done(config, at), at.step, found["loss"])
+                if at.step % config.log_every == 0 or at.step == 1:
+                    curve.add(at.step, at.seconds, found)
+                if config.checkpoint_every and at.step % config.checkpoint_every == 0:
+                    keep()
+                if config.validate_every and at.step % config.validate_every == 0 and rank == 0:
+                    curve.add(at.step, at.seconds, _validate(trainer, source, catalogue))
                 if on_step is not None:
-                    on_step(step, found)
-            if not trainer.position.step:
+                    on_step(at.step, found)
+                if _most(float(stop.asked or 0)):
+                    keep()
+                    _stopped(stop.asked or signal.SIGINT, at.step, checkpoint)
+            if not at.step:
                 raise DataError(
                     "history: expected requests to learn from, found none before the held-out period; "
                     "ingest more events "
                     "(`vista ingest`) or lower examples.min_history or training.validation_share"
                 )
-            metrics = _validate(trainer, source, catalogue) if rank == 0 else {}
-            if rank == 0:
-                curve.add(trainer.position.step, trainer.position.seconds, metrics)
+        if config.checkpoint_every:
+            keep()
+        metrics = _validate(trainer, source, catalogue) if rank == 0 else {}
         if rank == 0:
-            training = {
-                **to_dict(config),
-                **dataclasses.asdict(trainer.position),
-                "split_ms": catalogue.split_ms,
-            }
+            with curve:
+                curve.add(at.step, at.seconds, metrics)
+            falls = curve.falling()
+            if falls:
+                say(falls)
+            training = {**to_dict(config), **dataclasses.asdict(at), "split_ms": catalogue.split_ms}
+            catalogue.refit(trainer.model, content)
             meta = dataclasses.replace(meta, metrics=metrics, training=training)
             bundle.save(out, trainer.model, meta, catalogue.table(names))
             checkpoint.unlink(missing_ok=True)
@@ -207,16 +258,57 @@ def train_source(
     return out
 
 
+def _check_content(config: TrainingConfig, content: tuple[np.ndarray, np.ndarray] | None) -> None:
+    expected = config.model.embedding.content_width
+    found = content[1].shape[1] if content is not None and len(content[0]) else 0
+    if expected != found:
+        raise ConfigError(
+            f"embedding.content_width: expected {found}, the width of the content vectors that were given "
+            f"({'none' if not found else len(content[0])}), found {expected}; "  # type: ignore[index]
+            "give the items vectors (docs/data.md, `vista ingest`), or leave content_width out of the configuration"
+        )
+
+
+def _stopped(number: int, step: int, checkpoint: Path) -> None:
+    text = f"stopped after step {step}; the same command goes on from there ({checkpoint})"
+    if number == signal.SIGTERM:
+        raise SystemExit(128 + number)
+    raise KeyboardInterrupt(text)
+
+
+def share_done(config: TrainingConfig, at: Position, batches: float) -> float:
+    """Share of the run that is over, 0 to 1, by whichever limit is nearest.
+
+    Args:
+        batches: of an epoch, where none is over yet: an estimate.
+    """
+    of_epoch = at.taken / max(at.batches or batches, 1)
+    shares = [0.0]
+    if config.max_steps:
+        shares.append(at.step / config.max_steps)
+    if config.epochs:
+        shares.append((at.epoch + min(of_epoch, 1.0)) / config.epochs)
+    if config.max_seconds:
+        shares.append(at.seconds / config.max_seconds)
+    return min(max(shares), 1.0)
+
+
 def _ended(config: TrainingConfig, at: Position, epoch: float) -> bool:
     return bool(
         (config.max_steps and at.step >= config.max_steps)
-        or (config.max_epochs and epoch >= config.max_epochs)
+        or (config.epochs and epoch >= config.epochs)
         or (config.max_seconds and at.seconds >= config.max_seconds)
     )
 
 
+def _total(config: TrainingConfig) -> float:
+    return config.max_steps or config.max_seconds or config.epochs
+
+
 def _done(config: TrainingConfig, at: Position) -> float:
-    return at.step if config.max_steps else at.seconds
+    if config.max_steps:
+        return at.step
+    return at.seconds if config.max_seconds else at.epoch
 
 
 def _most(value: float) -> float:
@@ -258,20 +350,45 @@ def _save(path: Path, state: dict[str, Any]) -> None:
     os.replace(building, path)
 
 
-def _resume(trainer: Trainer, path: Path, run: dict[str, Any]) -> None:
+def resume(trainer: Trainer, path: Path, run: dict[str, Any]) -> None:
     """Go on from a checkpoint of the same run, if there is one.
 
     Raises:
-        ConfigError: it belongs to another configuration or other tables.
+        ConfigError: it belongs to another configuration or other tables, cannot be read, or is damaged.
     """
     if not path.exists():
         return
-    state = torch.load(path, map_location=trainer.device, weights_only=True)
-    if state["run"] != run:
-        changed = sorted(k for k in run if state["run"].get(k) != run[k])
+    try:
+        state = torch.load(path, map_location=trainer.device, weights_only=True)
+        found = state["run"]
+        if not isinstance(found, dict):
+            raise TypeError(f"a run of type {type(found).__name__}")
+    except PermissionError as error:
+        raise ConfigError(
+            f"{path}: expected a checkpoint that this user may read, found {error.strerror}; "
+            "change its mode or owner, or give `vista train` another --model"
+        ) from error
+    except (
+        Exception
+    ) as error:  # whatever is in the file: torch, zipfile and pickle each have errors of their own
+        raise _damaged(path, error) from error
+    if found != run:
+        changed = sorted(k for k in run if found.get(k) != run[k])
         raise ConfigError(
             f"{path}: expected a checkpoint of this run, found one with another {', '.join(changed)}; give "
             "`vista train` "
             f"another --model, or delete {path.parent} to start over"
         )
-    trainer.restore(state)
+    try:
+        trainer.restore(state)
+    except Exception as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ConfigError:
+    told = " ".join(str(error).split())[:200] or type(error).__name__
+    size = path.stat().st_size
+    return ConfigError(
+        f"{path}: expected a checkpoint of training, found {size:,} bytes that are none ({told}); "
+        f"delete {path} and run `vista train` again: it starts over"
+    )

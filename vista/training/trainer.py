@@ -20,12 +20,13 @@ from vista.training.objective import Objective, parallel
 
 @dataclass
 class Position:
-    """Where a run stands: steps taken, and the last batch's place in the data."""
+    """Where a run stands: steps taken, the last batch's place in the data, batches of a whole epoch once known."""
 
     step: int = 0
     epoch: int = 0
     taken: int = 0
     seconds: float = 0.0
+    batches: int = 0
 
 
 def pick_device(name: str) -> torch.device:
@@ -67,7 +68,7 @@ class Trainer:
     ) -> None:
         self.config, self.device = config, device
         self.model = model.to(device).train()
-        self.objective = Objective(config.objective, catalogue, config.seed)
+        self.objective = Objective(config.objective, catalogue, config.seed, config.examples.keep_unengaged)
         tables = {id(model.items.weight)}
         named = [p for p in model.parameters() if p.requires_grad]
         groups = [
@@ -85,20 +86,13 @@ class Trainer:
         wants = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
         self.precision = torch.bfloat16 if wants else torch.float32
 
-    def rate(self, step: int, elapsed_share: float = 0.0) -> float:
-        """Share of the peak learning rate at a step (warm-up, then cosine to a tenth)."""
+    def rate(self, step: int, share: float) -> float:
+        """Share of the peak learning rate: warm-up by steps, then a cosine to a tenth over the done ``share``."""
         warm = min(1.0, (step + 1) / max(self.config.warmup, 1))
-        if self.config.max_steps:
-            share = min(step / self.config.max_steps, 1.0)
-        elif self.config.max_seconds:
-            share = min(elapsed_share, 1.0)
-        else:
-            return warm
         return warm * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share)))
 
-    def step(self, batch: Batch, epoch: int) -> dict[str, float]:
-        """One update; the losses of the joined batch."""
-        share = self.position.seconds / self.config.max_seconds if self.config.max_seconds else 0.0
+    def step(self, batch: Batch, epoch: int, share: float = 0.0) -> dict[str, float]:
+        """One update; the losses of the joined batch. ``share`` of the run that is over, 0 to 1."""
         rate = self.rate(self.position.step, share)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
