@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vista.jagged import offsets_of, owners_of, rows_of
+
 COLUMNS: dict[str, np.dtype] = {
     "item": np.dtype(np.int64),
     "action": np.dtype(np.int32),
@@ -79,7 +81,7 @@ class Events:
     @staticmethod
     def of(lengths: Sequence[int] | np.ndarray, **columns: np.ndarray) -> Events:
         """Build from per-user lengths and columns; missing ``action``, ``surface``, ``request`` are 1, 0, 0."""
-        offsets = np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))]).astype(np.int64)
+        offsets = offsets_of(lengths)
         n = int(offsets[-1])
         defaults = {"action": 1, "surface": 0, "request": 0}
         return Events(
@@ -111,13 +113,12 @@ class Events:
     def slices(self, starts: np.ndarray, stops: np.ndarray) -> Events:
         """One history per (start, stop) row range (int64 [V] each), gathered into a new batch."""
         lengths = np.asarray(stops, np.int64) - starts
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        index = np.arange(offsets[-1]) + np.repeat(np.asarray(starts, np.int64) - offsets[:-1], lengths)
-        return Events(offsets, **{n: c[index] for n, c in self.columns.items()})
+        index = rows_of(starts, lengths)
+        return Events(offsets_of(lengths), **{n: c[index] for n, c in self.columns.items()})
 
     def sorted(self) -> Events:
         """The same histories with every user's events in contract order."""
-        user = np.repeat(np.arange(self.users), self.lengths)
+        user = owners_of(self.lengths)
         index = np.lexsort([getattr(self, name) for name in reversed(ORDER)] + [user])
         return Events(self.offsets, **{n: c[index] for n, c in self.columns.items()})
 

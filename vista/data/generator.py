@@ -34,6 +34,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vista.config import _check, to_text
+from vista.jagged import lengths_between, offsets_of, owners_of, places_of, starts_of
+from vista.ops.hashing import finalised
 
 DAY_MS = 86_400_000
 BLOCK_EVENTS = 2_000_000
@@ -172,10 +174,7 @@ def mixed(*keys: np.ndarray | int) -> np.ndarray:
     with np.errstate(over="ignore"):
         value = np.uint64(0x9E3779B97F4A7C15)
         for key in keys:
-            x = np.asarray(key).astype(np.uint64) + value * np.uint64(0xBF58476D1CE4E5B9)
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            value = x ^ (x >> np.uint64(31))
+            value = finalised(np.asarray(key).astype(np.uint64) + value * np.uint64(0xBF58476D1CE4E5B9))
     return np.asarray(value)
 
 
@@ -221,10 +220,9 @@ def lives(options: GeneratorOptions, first: int, lengths: np.ndarray, block: int
     """The events of users ``first``, ``first + 1``, ... with ``lengths`` int64 [U] events each."""
     o = options
     rng = np.random.default_rng([o.seed, 2, block])
-    n, users = int(lengths.sum()), len(lengths)
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-    local = np.repeat(np.arange(users), lengths)
-    place = np.arange(n) - starts[local]
+    n = int(lengths.sum())
+    starts = offsets_of(lengths)[:-1]
+    local, place = owners_of(lengths), places_of(lengths)
 
     # Sessions and requests: flags where a new one starts, then running numbers.
     draw = rng.random(n, dtype=np.float32)
@@ -316,8 +314,8 @@ def slates(options: GeneratorOptions, life: Lives, block: int) -> dict[str, np.n
     """
     o = options
     rng = np.random.default_rng([o.seed, 6, block])
-    starts = np.flatnonzero(np.concatenate([[True], life.request[1:] != life.request[:-1]]))
-    sizes = np.diff(np.append(starts, len(life.request)))
+    starts = starts_of(life.request)
+    sizes = lengths_between(starts, len(life.request))
     user = life.user[starts]
     if o.slates_per_user:
         # Requests ascend within a user: how many of the user's come after this one.
@@ -387,7 +385,7 @@ def _write_block(job: tuple[GeneratorOptions, str, int, int, np.ndarray]) -> tup
     if o.slate:
         shown = slates(o, life, block)
         done = shown["action"] >= 0
-        offsets = np.concatenate([[0], np.cumsum(done)]).astype(np.int32)
+        offsets = offsets_of(done).astype(np.int32)
         actions = pa.ListArray.from_arrays(pa.array(offsets), pa.array(shown["action"][done]))
         table = pa.table(
             {

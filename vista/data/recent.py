@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from vista.data.events import Events
+from vista.jagged import owners_of, places_of
 
 
 def select_recent(events: Events, recent: int, distinct: bool = True) -> Events:
@@ -29,7 +30,7 @@ def select_recent(events: Events, recent: int, distinct: bool = True) -> Events:
     if (lengths <= recent).all():
         return events
     n = len(events)
-    user = np.repeat(np.arange(events.users), lengths)
+    user = owners_of(lengths)
     newest = np.zeros(n, bool)  # is this the last event of its (user, item)?
     by_item = np.lexsort([np.arange(n), events.item, user])
     item, owner = events.item[by_item], user[by_item]
@@ -37,6 +38,6 @@ def select_recent(events: Events, recent: int, distinct: bool = True) -> Events:
     newest[by_item[:-1]] = (item[1:] != item[:-1]) | (owner[1:] != owner[:-1])
     order = np.lexsort([-np.arange(n), ~newest, user])  # per user: newest of each item, then the rest
     place = np.empty(n, np.int64)
-    place[order] = np.arange(n) - np.repeat(events.offsets[:-1], lengths)
+    place[order] = places_of(lengths)
     keep = place < recent
     return Events.of(np.minimum(lengths, recent), **{name: c[keep] for name, c in events.columns.items()})

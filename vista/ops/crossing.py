@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vista.jagged import owners_of
+
 PADDING = 1.34
 """A group of users is padded to its longest slate; the longest is at most this times the shortest."""
 
@@ -85,7 +87,7 @@ class Plan:
             raise ValueError("offsets must be int64 [U + 1], start at 0 and never decrease")
         lengths = np.diff(ends)
         users, total = len(lengths), int(ends[-1])
-        user = _index(np.repeat(np.arange(users), lengths), device)
+        user = _index(owners_of(lengths), device)
         if total == 0:
             return Plan((), None, user, users)
         if (lengths == lengths[0]).all():

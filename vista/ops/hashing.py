@@ -7,8 +7,12 @@ it is part of the format of a model: changing it makes another model.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch  # the tensors bring it; who hashes arrays need not load it
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST = 0xBF58476D1CE4E5B9
@@ -23,9 +27,16 @@ def _signed(value: int) -> int:
 
 def mix_numpy(item: np.ndarray, salt: int) -> np.ndarray:
     """uint64 hash of int64 ids, any shape."""
-    x = np.ascontiguousarray(item, np.int64).view(np.uint64) + np.uint64((salt * _GOLDEN) & _MASK)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(_FIRST)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(_SECOND)
+    return finalised(
+        np.ascontiguousarray(item, np.int64).view(np.uint64) + np.uint64((salt * _GOLDEN) & _MASK)
+    )
+
+
+def finalised(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser of uint64, any shape: a bijection on 64 bits."""
+    with np.errstate(over="ignore"):
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(_FIRST)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(_SECOND)
     return x ^ (x >> np.uint64(31))
 
 
@@ -35,7 +46,7 @@ def mix_torch(item: torch.Tensor, salt: int) -> torch.Tensor:
     def shifted(x: torch.Tensor, by: int) -> torch.Tensor:
         return (x >> by) & ((1 << (64 - by)) - 1)
 
-    x = item.to(torch.int64) + _signed(salt * _GOLDEN)
+    x = item.long() + _signed(salt * _GOLDEN)
     x = (x ^ shifted(x, 30)) * _signed(_FIRST)
     x = (x ^ shifted(x, 27)) * _signed(_SECOND)
     return x ^ shifted(x, 31)

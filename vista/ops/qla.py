@@ -24,6 +24,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from vista.jagged import lengths_between, offsets_of, starts_of
+
 
 @dataclass(frozen=True, slots=True)
 class TailGroup:
@@ -162,13 +164,13 @@ def _ascending(x: np.ndarray) -> bool:
 
 
 def _first(history: np.ndarray) -> np.ndarray:
-    starts = np.flatnonzero(np.concatenate([[True], history[1:] != history[:-1]]))
-    return np.repeat(starts, np.diff(np.concatenate([starts, [len(history)]])))
+    starts = starts_of(history)
+    return np.repeat(starts, lengths_between(starts, len(history)))
 
 
 def _tail_group(row: int, at: int, lengths: np.ndarray) -> TailGroup:
     size, longest = len(lengths), int(lengths[-1])
-    offset = np.concatenate([[0], np.cumsum(lengths)])
+    offset = offsets_of(lengths)
     index = np.arange(longest)
     inside = index[None, :] < lengths[:, None]
     age = np.where(inside, lengths[:, None] - 1.0 - index[None, :], np.inf)

@@ -21,6 +21,7 @@ from torch import Tensor
 from vista.data.events import Events
 from vista.data.recent import select_recent
 from vista.errors import ConfigError, DataError
+from vista.jagged import offsets_of, owners_of, places_of
 from vista.serving.index import ItemIndex
 from vista.stage2.context_kv import ContextKV
 
@@ -248,7 +249,7 @@ class Recommender:
             for u in range(len(users)):
                 keep[u] &= ~np.isin(found.ids[u], recent.user(u).item)
             keep &= np.cumsum(keep, 1) <= candidates
-        offsets = np.concatenate([[0], np.cumsum(keep.sum(1))]).astype(np.int64)
+        offsets = offsets_of(keep.sum(1))
         return Retrieved(ctx, found.ids[keep], found.vectors[keep], found.scores[keep], offsets, status)
 
     @torch.inference_mode()
@@ -270,14 +271,14 @@ class Recommender:
         probability = torch.sigmoid(logits.float()).cpu().numpy()
         score = probability @ self.weights
         counts = np.diff(found.offsets)
-        user = np.repeat(np.arange(len(counts)), counts)
+        user = owners_of(counts)
         order = np.lexsort([-score, user])  # stable: ties stay in retrieval order
         kept = np.minimum(counts, k)
-        rank_in_user = np.arange(len(order)) - np.repeat(found.offsets[:-1], counts)
+        rank_in_user = places_of(counts)
         order = order[rank_in_user < np.repeat(kept, counts)]
         return Recommendations(
             users,
-            np.concatenate([[0], np.cumsum(kept)]).astype(np.int64),
+            offsets_of(kept),
             found.item[order],
             score[order],
             probability[order],

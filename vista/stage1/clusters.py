@@ -15,6 +15,7 @@ import torch
 
 from vista.data.events import Events
 from vista.errors import DataError
+from vista.jagged import owners_of
 
 _EVENTS_PER_BLOCK = 1 << 18
 
@@ -91,7 +92,7 @@ def _contexts(
     """Normalised contexts [M, W] of every item, less what its frequency alone would bring; 0 without neighbours."""
     context = torch.zeros_like(vector)
     neighbours = torch.zeros(len(vector))
-    user = torch.from_numpy(np.repeat(np.arange(events.users), events.lengths))
+    user = torch.from_numpy(owners_of(events.lengths))
     for start in range(0, len(item), _EVENTS_PER_BLOCK):
         stop = min(start + _EVENTS_PER_BLOCK, len(item))
         for shift in range(1, window + 1):

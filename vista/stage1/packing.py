@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vista.jagged import offsets_of, owners_of, places_of, rows_of
 from vista.ops.qla import Step, plan_step
 
 MAX_CHUNKS = 64
@@ -73,9 +74,8 @@ def pack(strands: Strands, chunk: int, seeds: int, max_rows: int) -> Iterator[Pa
     size = chunk or np.iinfo(np.int64).max
     v, k = len(strands.start), len(strands.cut_strand)
     total = int(strands.chunks.sum())
-    strand = np.concatenate([np.repeat(np.arange(v), strands.chunks), strands.cut_strand])
-    chunk_offsets = np.concatenate([[0], np.cumsum(strands.chunks)])
-    nth = np.arange(total) - np.repeat(chunk_offsets[:-1], strands.chunks)
+    strand = np.concatenate([owners_of(strands.chunks), strands.cut_strand])
+    nth = places_of(strands.chunks)
     place = np.concatenate([nth, strands.cut_rows // size])
     cut = np.concatenate([np.full(total, -1), np.arange(k)])
     tail = np.concatenate([np.zeros(total, np.int64), strands.cut_rows % size])
@@ -115,7 +115,7 @@ def _step(
     # the latest chunk of the same strand at or before each unit, -1 where none ran in this step
     latest = np.cumsum(is_chunk) - 1
     change = np.concatenate([[True], strand[1:] != strand[:-1]])
-    chunks_until = np.concatenate([[0], np.cumsum(is_chunk)])[:-1]
+    chunks_until = offsets_of(is_chunk)[:-1]
     first_of_strand = chunks_until[np.maximum.accumulate(np.where(change, np.arange(len(strand)), 0))]
     latest = np.where(latest >= first_of_strand, latest, -1)
 
@@ -145,8 +145,7 @@ def _step(
     chunk_start = strands.start[strand[is_chunk]] + place[is_chunk] * chunk
     chunk_rows = (chunk_start[:, None] + np.arange(chunk)[None, :]).reshape(-1)
     tail_start = strands.start[strand[tails]] + place[tails] * chunk
-    offset = np.concatenate([[0], np.cumsum(tail[tails])])
-    tail_rows = np.arange(offset[-1]) + np.repeat(tail_start - offset[:-1], tail[tails])
+    tail_rows = rows_of(tail_start, tail[tails])
 
     cuts = np.flatnonzero(~is_chunk)
     reads = parent.copy()

@@ -7,6 +7,7 @@ import numpy as np
 from vista.data.events import COLUMNS, ORDER, Events
 from vista.embedding.encoders import NO_TIME
 from vista.errors import DataError
+from vista.jagged import offsets_of, owners_of
 from vista.stage1.state import UserState, event_key
 
 
@@ -20,7 +21,7 @@ def joined(events: Events, given: list[UserState | None]) -> tuple[Events, np.nd
     if not any(state is not None for state in given):
         return events, late
     keep = np.ones(len(events), bool)
-    owner = np.repeat(np.arange(events.users), events.lengths)
+    owner = owners_of(events.lengths)
     boundary = np.array([s.boundary[0] if s and s.boundary else NO_TIME for s in given], np.int64)
     older = events.time < boundary[owner]
     late[owner[older]] = True
@@ -59,7 +60,7 @@ def capped(events: Events, given: list[UserState | None], cap: int) -> tuple[Eve
 
 def _take(events: Events, keep: np.ndarray) -> Events:
     """Rows where ``keep``, same users."""
-    kept = np.concatenate([[0], np.cumsum(keep)])
+    kept = offsets_of(keep)
     lengths = np.diff(kept[events.offsets])
     return Events.of(lengths, **{name: getattr(events, name)[keep] for name in COLUMNS})
 

@@ -29,6 +29,7 @@ from vista.config import ModelConfig
 from vista.data.events import Events
 from vista.embedding.catalogue_column import ItemTable
 from vista.errors import DataError
+from vista.jagged import owners_of
 from vista.ops.hashing import bucket_numpy, bucket_torch
 
 _ROW_SALT = 0x510
@@ -169,7 +170,7 @@ class SlotMemory(nn.Module):
             if start == stop:
                 continue
             lengths = events.lengths[a:b]
-            user = np.repeat(np.arange(b - a), lengths)
+            user = owners_of(lengths)
             elapsed = np.maximum(last[a:b][user] - events.time[start:stop], 0)
             later = events.offsets[a + 1 : b + 1][user] - 1 - np.arange(start, stop)
             weight = self.decay(elapsed, later)

@@ -11,10 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from vista.errors import ConfigError
-
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
+from vista.ops.hashing import mix_numpy
 
 
 class CountMin:
@@ -34,15 +31,11 @@ class CountMin:
             )
         self.counts = np.zeros((depth, width), np.int64)
         self.total = 0
-        self._seeds = (np.arange(1, depth + 1, dtype=np.uint64) * _GAMMA)[:, None]
+        self._rows = range(1, depth + 1)
 
     def _cells(self, items: np.ndarray) -> np.ndarray:
         """int64 [depth, n]: the counter of each item in each row (SplitMix64 finaliser, one seed per row)."""
-        with np.errstate(over="ignore"):
-            x = np.ascontiguousarray(items, np.int64).view(np.uint64)[None, :] + self._seeds
-            x = (x ^ (x >> np.uint64(30))) * _MIX_1
-            x = (x ^ (x >> np.uint64(27))) * _MIX_2
-            x = x ^ (x >> np.uint64(31))
+        x = np.stack([mix_numpy(items, row) for row in self._rows])
         return (x & np.uint64(self.counts.shape[1] - 1)).astype(np.int64)
 
     def add(self, items: np.ndarray) -> None:

@@ -25,6 +25,7 @@ from vista.bundle import Bundle, load
 from vista.config import from_dict
 from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
+from vista.jagged import offsets_of, owners_of
 from vista.model import VistaModel
 from vista.training import metrics
 from vista.training.examples import Batch, ExampleConfig, PopularItems, Visit, collate
@@ -173,7 +174,7 @@ def score(
         shown.append(batch.shown)
         weight.append(batch.weights(keep_unengaged))
         item.append(batch.item)
-        slate = np.repeat(np.arange(len(batch)), np.diff(batch.offsets))
+        slate = owners_of(np.diff(batch.offsets))
         engaged = np.flatnonzero(batch.action != 0)
         rank.append(_retrieval_ranks(ctx.query, table, items, batch.item[engaged], slate[engaged]))
         rank_slate.append(slate[engaged] + done)
@@ -182,7 +183,7 @@ def score(
     def join(parts: list[np.ndarray], dtype: Any, shape: tuple[int, ...] = (0,)) -> np.ndarray:
         return np.concatenate(parts) if parts else np.zeros(shape, dtype)
 
-    offsets = np.concatenate([[0], np.cumsum(join(sizes, np.int64))]).astype(np.int64)
+    offsets = offsets_of(join(sizes, np.int64))
     return Scored(
         join(owner, np.int64),
         offsets,

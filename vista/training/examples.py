@@ -23,6 +23,7 @@ import numpy as np
 from vista.config import _check
 from vista.data.events import Events
 from vista.data.recent import select_recent
+from vista.jagged import lengths_between, offsets_of, owners_of, rows_of, starts_of
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,7 @@ class Slates:
     def take(self, index: np.ndarray) -> Slates:
         """The slates ``index`` (int64 [J], any order)."""
         starts, sizes = self.offsets[index], np.diff(self.offsets)[index]
-        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        rows = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], sizes)
+        offsets, rows = offsets_of(sizes), rows_of(starts, sizes)
         return Slates(
             self.user[index],
             self.time[index],
@@ -142,7 +142,7 @@ class PopularItems:
         self._high = np.append(first[1:], len(order))
         # of a row: its log weight less that of an average draw from its surface
         self._items, code = np.unique(self._item, return_inverse=True)
-        group = np.repeat(np.arange(len(first)), self._high - first)
+        group = owners_of(self._high - first)
         self._code = group * len(self._items) + code
         sums = [np.bincount(group, w, minlength=len(first)) for w in (weight * np.log(weight), weight)]
         self._average = sums[0] / sums[1]
@@ -203,19 +203,16 @@ class Requests:
 def requests(events: Events) -> Requests:
     """Group by (user, request id); rows without a request id (0) group by (user, time). Ascending by (user,
     time)."""
-    user = np.repeat(np.arange(events.users), events.lengths)
+    user = owners_of(events.lengths)
     named = events.request != 0
     mark = np.where(named, events.request, events.time)
     order = np.lexsort((events.time, mark, named, user))
     u, m, n = user[order], mark[order], named[order]
-    fresh = np.ones(len(order), bool)
-    fresh[1:] = (u[1:] != u[:-1]) | (m[1:] != m[:-1]) | (n[1:] != n[:-1])
-    starts = np.flatnonzero(fresh)
-    sizes = np.diff(np.append(starts, len(order)))
+    starts = starts_of(u, m, n)
+    sizes = lengths_between(starts, len(order))
     time = events.time[order][starts]
     by_time = np.lexsort((m[starts], time, u[starts]))
-    offsets = np.concatenate([[0], np.cumsum(sizes[by_time])]).astype(np.int64)
-    place = np.arange(offsets[-1]) + np.repeat(starts[by_time] - offsets[:-1], sizes[by_time])
+    offsets, place = offsets_of(sizes[by_time]), rows_of(starts[by_time], sizes[by_time])
     request = np.where(n, m, 0)[starts][by_time]
     return Requests(u[starts][by_time], request, time[by_time], offsets, order[place])
 
@@ -263,7 +260,7 @@ def build_slates(
     cut = np.minimum(events_before(events, found.user, time - config.lag_ms), history - config.lag_events)
     cut = np.maximum(cut - rng.integers(0, config.lag_jitter_events + 1, len(cut)), 0)
 
-    slate = np.repeat(np.arange(len(time)), np.diff(found.offsets))
+    slate = owners_of(np.diff(found.offsets))
     slate, item, action, surface = _distinct(
         slate, source.item[found.rows], source.action[found.rows], source.surface[found.rows]
     )
@@ -288,7 +285,7 @@ def build_slates(
         if popular is not None:
             log_rate = popular.log_rate(item, np.concatenate([surface[chosen], drawn_surface]))
     order = np.argsort(slate, kind="stable")
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(slate, minlength=len(time)))]).astype(np.int64)
+    offsets = offsets_of(np.bincount(slate, minlength=len(time)))
     everything = Slates(
         found.user,
         time,
@@ -348,7 +345,7 @@ def _choose(slate: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarra
     order = np.lexsort((rng.random(len(slate)), slate))
     ordered = slate[order]
     sizes = np.bincount(ordered) if len(ordered) else np.zeros(0, np.int64)
-    first = np.concatenate([[0], np.cumsum(sizes)])[:-1]
+    first = offsets_of(sizes)[:-1]
     chosen = np.zeros(len(slate), bool)
     chosen[order] = np.arange(len(ordered)) - first[ordered] < most
     return chosen
@@ -490,14 +487,14 @@ def collate(group: list[Visit], recent: int, pool: int = 0) -> Batch:
     """Join visits into a batch; R = ``recent`` chosen among ``pool`` events (see ``ExampleConfig``)."""
     events = Events.concat([v.events for v in group])
     sizes = [len(v.slates) for v in group]
-    user_of = np.repeat(np.arange(len(group)), sizes)
+    user_of = owners_of(sizes)
 
     def join(name: str) -> np.ndarray:
         return np.concatenate([getattr(v.slates, name) for v in group])
 
     history, cut, time = join("history"), join("cut"), join("time")
     base = events.offsets[user_of]
-    offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(v.slates.offsets) for v in group]))])
+    offsets = offsets_of(np.concatenate([np.diff(v.slates.offsets) for v in group]))
     before = events.slices(base + np.maximum(history - max(recent, pool), 0), base + history)
     seen = cut > 0
     last = time.copy()

@@ -11,9 +11,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from vista.jagged import lengths_between, offsets_of, owners_of, starts_of
+
 
 def _group(offsets: np.ndarray) -> np.ndarray:
-    return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    return owners_of(np.diff(offsets))
 
 
 def mid_ranks(scores: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -25,11 +27,9 @@ def mid_ranks(scores: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     order = np.lexsort((-scores, group))
     ordered, ordered_group = scores[order], group[order]
     place = np.arange(len(order)) - np.asarray(offsets)[ordered_group]
-    fresh = np.ones(len(order), bool)
-    fresh[1:] = (ordered[1:] != ordered[:-1]) | (ordered_group[1:] != ordered_group[:-1])
-    run = np.cumsum(fresh) - 1
-    starts = np.flatnonzero(fresh)
-    sizes = np.diff(np.append(starts, len(order)))
+    starts = starts_of(ordered, ordered_group)
+    sizes = lengths_between(starts, len(order))
+    run = owners_of(sizes)
     ranks = np.empty(len(order))
     ranks[order] = place[starts][run] + 1.0 + (sizes[run] - 1) / 2.0 if len(order) else 0.0
     return ranks
@@ -50,7 +50,7 @@ def positive_ranks(
     everyone = mid_ranks(scores, offsets)
     positives = np.flatnonzero(labels)
     sizes = np.bincount(group[positives], minlength=len(offsets) - 1)
-    among = mid_ranks(np.asarray(scores)[positives], np.concatenate([[0], np.cumsum(sizes)]))
+    among = mid_ranks(np.asarray(scores)[positives], offsets_of(sizes))
     return everyone[positives] - among + 1.0, group[positives]
 
 

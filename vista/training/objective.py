@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vista.config import _check
+from vista.jagged import owners_of
 from vista.model import VistaModel
 from vista.training import losses
 from vista.training.count_min import CountMin
@@ -128,7 +129,7 @@ class Objective:
         tokens = model.summarizer.prefixes(batch.events, batch.cut, batch.user_of)
         owner = batch.owner[batch.user_of]
         recent = batch.recent
-        slate = np.repeat(np.arange(len(batch)), recent.lengths)
+        slate = owners_of(recent.lengths)
         place = np.arange(len(recent)) - recent.offsets[slate]
         masked = losses.mask_actions(
             owner[slate], batch.now_ms[slate], place, c.mask_actions, self.seed * 1_000_003 + epoch
@@ -153,7 +154,7 @@ class Objective:
         if not c.next_item:
             follows[:] = False
         hidden = masked & uncovered
-        candidate_slate = np.repeat(np.arange(len(batch)), np.diff(batch.offsets))
+        candidate_slate = owners_of(np.diff(batch.offsets))
         engaged = np.flatnonzero(batch.action != 0)
         weight = torch.from_numpy(batch.weights(self.keep_unengaged)).to(device)
         counts = {

@@ -21,6 +21,7 @@ from vista import bundle
 from vista.data.events import Events
 from vista.data.tables.items import ItemCounts
 from vista.errors import DataError
+from vista.jagged import offsets_of
 from vista.stage1.clusters import fit_clusters, kmeans
 from vista.training.examples import ExampleConfig, PopularItems
 from vista.training.loader import FOREVER, Source
@@ -250,7 +251,7 @@ def _added(
 
 def _newest(events: Events, keep: np.ndarray, per_user: int, most: int) -> Events:
     """The newest ``per_user`` kept events of each user, of the first users that fit into ``most`` events."""
-    seen = np.concatenate([[0], np.cumsum(keep)])
+    seen = offsets_of(keep)
     # Kept events are a prefix of a user's history: a split in time cuts its end off.
     stops = events.offsets[:-1] + seen[events.offsets[1:]] - seen[events.offsets[:-1]]
     starts = np.maximum(events.offsets[:-1], stops - per_user)

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from vista.data.logs.schema import BROKEN, LINE, TIME_UNITS, Source, kind_of
+from vista.jagged import owners_of
 
 MAX_USER_BYTES = 511
 MAX_ACTION = 30
@@ -307,7 +308,7 @@ def _actions(column: pa.Array, kind: str, rules: Rules, bad: _Bad, null_is_none:
     if kind.startswith("list"):
         flat = _plain(column.flatten())
         lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-        row = np.repeat(np.arange(n), lengths)
+        row = owners_of(lengths)
     else:
         flat, row = column.drop_null(), np.flatnonzero(~nulls)
     if kind.endswith("int"):

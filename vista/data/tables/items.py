@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vista.data import paths
+from vista.jagged import lengths_between, owners_of, starts_of
 
 ARROW_SCHEMA = pa.schema(
     [
@@ -51,12 +52,12 @@ def added_up(
         mine = surface == s if len(seen) > 1 else slice(None)
         if events is None:
             ordered = np.sort(item[mine])
-            starts = _starts(ordered)
-            total = np.diff(np.append(starts, len(ordered)))
+            starts = starts_of(ordered)
+            total = lengths_between(starts, len(ordered))
         else:
             index = np.argsort(item[mine])
             ordered = item[mine][index]
-            starts = _starts(ordered)
+            starts = starts_of(ordered)
             total = np.add.reduceat(events[mine][index], starts)
         parts.append((ordered[starts], np.full(len(starts), s, np.int32), total))
     return tuple(np.concatenate(c) for c in zip(*parts, strict=True))  # type: ignore[return-value]
@@ -67,13 +68,6 @@ def _among(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
     if not len(ordered):
         return np.zeros(len(values), bool)
     return ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values
-
-
-def _starts(ordered: np.ndarray) -> np.ndarray:
-    """int64: where a new value begins."""
-    new = np.ones(len(ordered), bool)
-    new[1:] = ordered[1:] != ordered[:-1]
-    return np.flatnonzero(new)
 
 
 @dataclass(frozen=True)
@@ -132,14 +126,12 @@ class ItemCounts:
         if same.any():
             order = np.lexsort((row_surface, row_item))
         row_item, row_surface, total = row_item[order], row_surface[order], total[order]
-        new = np.ones(len(row_item), bool)
-        new[1:] = row_item[1:] != row_item[:-1]
-        starts = np.flatnonzero(new)
+        starts = starts_of(row_item)
         items = row_item[starts]
         sums = np.add.reduceat(total, starts) if len(starts) else total
         # The surface with most events; rows ascend by surface, so the first of equals is the lowest.
         most = np.maximum.reduceat(total, starts) if len(starts) else total
-        number = np.cumsum(new) - 1
+        number = owners_of(lengths_between(starts, len(row_item)))
         best = np.flatnonzero(total == most[number])
         first = best[np.searchsorted(number[best], np.arange(len(items)))]
         names = np.full(len(items), None, object)

@@ -15,6 +15,7 @@ import numpy as np
 
 from vista.data.tables import sorting
 from vista.data.tables.rows import HISTORY, Kind, Rows, batches_of, ranks
+from vista.jagged import owners_of, starts_of
 
 MIN_WINDOW = 2_048
 
@@ -86,7 +87,7 @@ def joined(parts: Sequence[Rows], kind: Kind, presorted: bool = True) -> tuple[R
     """All rows of the parts in order, each once, and how many were dropped as duplicates."""
     if len(parts) == 1:
         users, lengths, columns = parts[0].users, parts[0].lengths, parts[0].columns
-        rank = np.repeat(np.arange(len(users)), lengths)
+        rank = owners_of(lengths)
     else:
         users, rank = ranks(parts)
         columns = {n: np.concatenate([p.columns[n] for p in parts]) for n in kind.order}
@@ -158,10 +159,9 @@ def _glued(parts: Sequence[Rows]) -> Rows:
         return parts[0]
     users = np.concatenate([p.users for p in parts])
     lengths = np.concatenate([p.lengths for p in parts])
-    first = np.ones(len(users), bool)
-    first[1:] = users[1:] != users[:-1]
+    first = starts_of(users)
     columns = {n: np.concatenate([p.columns[n] for p in parts]) for n in parts[0].columns}
-    return Rows(users[first], np.add.reduceat(lengths, np.flatnonzero(first)), columns)
+    return Rows(users[first], np.add.reduceat(lengths, first), columns)
 
 
 def read_sorted(

@@ -21,6 +21,7 @@ from vista.data import paths
 from vista.data.events import COLUMNS, ORDER
 from vista.data.tables.sorting import IMPRESSION_ORDER
 from vista.errors import DataError
+from vista.jagged import lengths_between, offsets_of, owners_of, starts_of
 
 DTYPES: dict[str, np.dtype] = {**COLUMNS, "position": np.dtype(np.int32)}
 ROW_GROUP = 131_072
@@ -60,7 +61,7 @@ class Rows:
 
     @property
     def offsets(self) -> np.ndarray:
-        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths)])
+        return offsets_of(self.lengths)
 
     @staticmethod
     def empty(kind: Kind, users: np.ndarray | None = None) -> Rows:
@@ -86,10 +87,8 @@ class Rows:
     @staticmethod
     def of_sorted(user: np.ndarray, columns: Mapping[str, np.ndarray]) -> Rows:
         """From one user per row (int64 [N] or object [N]), rows of a user together."""
-        if not len(user):
-            return Rows(user[:0], np.zeros(0, np.int64), dict(columns))
-        starts = np.concatenate([[0], np.flatnonzero(user[1:] != user[:-1]) + 1])
-        return Rows(user[starts], np.diff(np.append(starts, len(user))), dict(columns))
+        starts = starts_of(user)
+        return Rows(user[starts], lengths_between(starts, len(user)), dict(columns))
 
 
 def ranks(parts: Sequence[Rows]) -> tuple[np.ndarray, np.ndarray]:
@@ -113,8 +112,7 @@ def read_users(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, np.ndarr
         )
     if pa.types.is_integer(column.type):
         values = column.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
-        starts = np.flatnonzero(values[1:] != values[:-1]) + 1
-        starts = np.concatenate([[0], starts])
+        starts = starts_of(values)
         users = values[starts]
     else:
         if pa.types.is_dictionary(column.type):
@@ -124,14 +122,14 @@ def read_users(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, np.ndarr
             change = pc.not_equal(column.slice(1), column.slice(0, n - 1)).to_numpy(zero_copy_only=False)
         starts = np.concatenate([[0], np.flatnonzero(change) + 1])
         users = np.array(column.take(pa.array(starts)).to_pylist(), dtype=object)
-    return users, np.diff(np.append(starts, n))
+    return users, lengths_between(starts, n)
 
 
 def to_arrow(rows: Rows, kind: Kind, bucket: int, schema: pa.Schema) -> pa.Table:
     """Rows as a table of the file schema (:func:`file_schema`)."""
     n = len(rows)
     if rows.users.dtype == object:
-        codes = np.repeat(np.arange(len(rows.users), dtype=np.int32), rows.lengths)
+        codes = owners_of(rows.lengths).astype(np.int32)
         values = pa.array(rows.users.tolist(), pa.string())
         user = pa.DictionaryArray.from_arrays(pa.array(codes), values).cast(pa.string())
     else:
