@@ -49,8 +49,15 @@ setup(
         "fsspec>=2024.6",
     ],
     extras_require={
+        "gpu": ["triton>=3.2; sys_platform=='linux'"],
         "prometheus": ["prometheus-client>=0.20"],
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "hypothesis>=6.100",
+            "triton>=3.2; sys_platform=='linux'",
+            "ruff>=0.6",
+        ],
         "bench": ["rocksdict>=0.3.23", "redis>=5"],
     },
     entry_points={"console_scripts": ["vista = tools.cli:main"]},

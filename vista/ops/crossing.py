@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from vista.jagged import owners_of
+from vista.ops.kernels import on_device
 
 PADDING = 1.34
 """A group of users is padded to its longest slate; the longest is at most this times the shortest."""
@@ -63,12 +64,16 @@ class Plan:
             where that is already the order.
         user: int64 [B], user of every candidate.
         users: U.
+        offsets: int64 [U + 1], as given, beside the candidates.
+        longest: most candidates of one user.
     """
 
     groups: tuple[Group, ...]
     back: Tensor | None
     user: Tensor
     users: int
+    offsets: Tensor
+    longest: int
 
     @property
     def candidates(self) -> int:
@@ -88,10 +93,11 @@ class Plan:
         lengths = np.diff(ends)
         users, total = len(lengths), int(ends[-1])
         user = _index(owners_of(lengths), device)
+        shape = (user, users, _index(ends, device), int(lengths.max(initial=0)))
         if total == 0:
-            return Plan((), None, user, users)
+            return Plan((), None, *shape)
         if (lengths == lengths[0]).all():
-            return Plan((Group(None, None, int(lengths[0])),), None, user, users)
+            return Plan((Group(None, None, int(lengths[0])),), None, *shape)
         order = np.argsort(-lengths, kind="stable")
         order = order[lengths[order] > 0]
         back = np.empty(total, np.int64)
@@ -107,7 +113,7 @@ class Plan:
             back[rows[real]] = done + np.flatnonzero(real)
             groups.append(Group(_index(members, device), _index(rows, device), width))
             start, done = stop, done + rows.size
-        return Plan(tuple(groups), _index(back, device), user, users)
+        return Plan(tuple(groups), _index(back, device), *shape)
 
 
 def _index(values: np.ndarray, device: torch.device | str) -> Tensor:
@@ -168,6 +174,9 @@ def fast(
     q = q / math.sqrt(q.shape[-1])
     own = (q * k).sum(-1)  # [B, H], the candidate's score of itself
     bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -math.inf)
+    if kernels := on_device(q, "crossing_triton"):
+        wide = bias[:, None].expand(-1, q.shape[1], -1)
+        return kernels.attend(q, own, v, keys, values, wide, plan.offsets, plan.longest)
     outputs = []
     for group in plan.groups:
         outputs.append(_group(group, plan.users, q, own, v, keys, values, bias))

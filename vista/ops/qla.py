@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from vista.jagged import lengths_between, offsets_of, starts_of
+from vista.ops.kernels import on_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class Step:
         parent: int64 [T] state the tail hangs on.
         tail_length: float64 [T].
         count: float64 [R + P + T] events folded into each state.
+        bounds: int64 [P + T + 1] row at which each chunk and tail begins, and the number of rows.
     """
 
     chunk: int
@@ -79,6 +81,12 @@ class Step:
     parent: torch.Tensor
     tail_length: torch.Tensor
     count: torch.Tensor
+    bounds: torch.Tensor
+
+    @property
+    def longest(self) -> int:
+        """Rows of the longest piece."""
+        return max([self.chunk if self.chunks else 0, *(group.length for group in self.groups)])
 
     def to(self, device: torch.device) -> Step:
         """The same plan with its tensors on ``device``."""
@@ -103,6 +111,7 @@ class Step:
             move(self.parent),
             move(self.tail_length),
             move(self.count),
+            move(self.bounds),
         )
 
 
@@ -156,6 +165,7 @@ def plan_step(
         torch.from_numpy(np.asarray(tail_parent, np.int64)),
         torch.from_numpy(np.asarray(tail_length, np.float64)),
         torch.from_numpy(np.asarray(count, np.float64)),
+        torch.from_numpy(offsets_of(np.concatenate([np.full(p, chunk), tail_length]).astype(np.int64))),
     )
 
 
@@ -215,16 +225,24 @@ def qla_states(
     with torch.autocast(k.device.type, enabled=False):
         dtype = carry.dtype
         keeps = not bool(log_decay.any())
+        kernels = on_device(k, "qla_triton")
+        if kernels:
+            sums = kernels.piece_sums(
+                k, v.to(k.dtype), step.bounds, step.longest, None if keeps else log_decay
+            )
         if step.chunks:
             c, p = step.chunk, step.chunks
-            rows = p * c
-            keys = k[:rows].view(p, c, heads, -1).permute(2, 0, 3, 1)
-            values = v[:rows].view(p, c, heads, -1).permute(2, 0, 1, 3)
-            keys, values = keys.to(dtype), values.to(dtype)
-            if not keeps:
-                age = torch.arange(c - 1, -1, -1, dtype=torch.float64, device=k.device)
-                keys = keys * decayed(log_decay, age, dtype).view(heads, 1, 1, c)
-            own = torch.matmul(keys, values).view(heads, p, -1)
+            if kernels:
+                own = sums[:, :p].to(dtype).flatten(2)
+            else:
+                rows = p * c
+                keys = k[:rows].view(p, c, heads, -1).permute(2, 0, 3, 1)
+                values = v[:rows].view(p, c, heads, -1).permute(2, 0, 1, 3)
+                keys, values = keys.to(dtype), values.to(dtype)
+                if not keeps:
+                    age = torch.arange(c - 1, -1, -1, dtype=torch.float64, device=k.device)
+                    keys = keys * decayed(log_decay, age, dtype).view(heads, 1, 1, c)
+                own = torch.matmul(keys, values).view(heads, p, -1)
             reach = decayed(log_decay, step.distance, dtype)
             start = decayed(log_decay, step.behind, dtype).unsqueeze(-1)
             chunk_states = torch.baddbmm(start * carry.flatten(2)[:, step.carried], reach, own)
@@ -233,7 +251,10 @@ def qla_states(
             before = torch.cat(states, dim=1) if len(states) > 1 else carry
             fade = decayed(log_decay, step.tail_length, dtype)
             tails = before[:, step.parent] * fade.view(heads, -1, 1, 1)
-            own = [_tail_states(k, v, group, log_decay, keeps, dtype) for group in step.groups]
+            if kernels:
+                own = [sums[:, step.chunks :].to(dtype)]
+            else:
+                own = [_tail_states(k, v, group, log_decay, keeps, dtype) for group in step.groups]
             states = [before, tails + (torch.cat(own, dim=1) if len(own) > 1 else own[0])]
     return torch.cat(states, dim=1) if len(states) > 1 else carry
 
@@ -277,6 +298,8 @@ def qla_read(q: torch.Tensor, memory: torch.Tensor, step: Step) -> torch.Tensor:
     heads, width = q.shape[1], q.shape[2]
     carried = memory.shape[1] - step.chunks - step.tails
     memory = memory.to(q.dtype)
+    if kernels := on_device(q, "qla_triton"):
+        return kernels.piece_products(q, memory[:, carried:], step.bounds, step.longest)
     out = []
     if step.chunks:
         p, rows = step.chunks, step.chunks * step.chunk
