@@ -2,32 +2,61 @@
 
 Errors a user can cause carry an ``exit_code`` and a text that names the remedy; they are printed as one
 paragraph, never as a stack trace. ``vista --debug VERB`` shows the trace.
+
+Whatever comes out of data, a file's name included, is text and nothing else here: no markup is read from it, and
+characters that steer a terminal are shown as escapes (:func:`safe`).
 """
 
 from __future__ import annotations
 
 import json
 import math
+import sys
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
+from rich.text import Text
 
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
+out = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+err = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
 if not out.is_terminal:
     out.width = 140  # a file or a pipe has no width of its own
+
+JOINERS = "\u200c\u200d"
+"""Format characters that scripts and emoji need and that steer nothing."""
+
+
+def safe(text: str) -> str:
+    """``text`` with every character that steers a terminal as an escape: controls, ESC, bidi marks, lone surrogates.
+
+    Tabs and line breaks are escaped too; who prints several lines calls this for each.
+    """
+    if (
+        text.isprintable()
+    ):  # what the printable characters are is the same question, but for spaces and joiners
+        return text
+    return "".join(c if c.isprintable() or c in JOINERS or _blank(c) else _escape(c) for c in text)
+
+
+def _blank(character: str) -> bool:
+    return unicodedata.category(character) == "Zs"
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def encodable() -> None:
+    """Let a stream that cannot hold a character print its escape rather than fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def plain(value: Any) -> Any:
@@ -52,12 +81,13 @@ def json_line(value: Any) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table for a person on stdout; numbers are right-aligned."""
-    view = Table(title=title, title_justify="left", title_style="bold")
+    view = Table(title=Text(safe(title)) if title else None, title_justify="left", title_style="bold",
+                 show_header=any(columns))  # fmt: skip
     for k, name in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[k], (int, float)) for row in rows)
-        view.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        view.add_column(Text(safe(name)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        view.add_row(*(number(cell) for cell in row))
+        view.add_row(*(Text(safe(number(cell))) for cell in row))
     out.print(view)
 
 
@@ -69,6 +99,8 @@ def number(cell: Any) -> str:
         return f"{cell:,}"
     if isinstance(cell, float):
         return f"{cell:.4g}"
+    if isinstance(cell, (list, tuple)):
+        return ", ".join(map(str, cell)) or "none"
     return str(cell)
 
 
@@ -77,16 +109,31 @@ def fields(title: str, values: Mapping[str, Any]) -> None:
     table(title, ("", ""), [(name, number(value)) for name, value in values.items()])
 
 
-def note(text: str) -> None:
-    """A line for the person watching, on stderr."""
-    err.print(text, highlight=False)
+def note(text: str, style: str | None = None) -> None:
+    """Lines for the person watching, on stderr."""
+    err.print("\n".join(map(safe, text.split("\n"))), style=style)
+
+
+def failure(kind: str, text: str) -> None:
+    """An error: what kind it is, and its paragraph, on stderr."""
+    err.print(Text(f"{kind}:", "bold red"), end=" ")
+    note(text)
 
 
 @contextmanager
 def progress(label: str, total: float | None) -> Iterator[Any]:
     """A bar on a terminal, silence elsewhere. Yields ``advance(amount=1)``."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -95,7 +142,7 @@ def progress(label: str, total: float | None) -> Iterator[Any]:
         disable=not err.is_terminal,
         transient=True,
     ) as bar:
-        task = bar.add_task(label, total=total)
+        task = bar.add_task(safe(label), total=total)
         yield lambda amount=1: bar.advance(task, amount)
 
 
@@ -105,7 +152,7 @@ def status(label: str) -> Iterator[None]:
     if not err.is_terminal:
         yield
         return
-    with err.status(label):
+    with err.status(Text(safe(label))):
         yield
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
+
     from vista.data.events import Events
+    from vista.data.tables.reading import UserBatch
     from vista.data.tables.warehouse import Warehouse
 
 MAX_ROWS = 262_144
@@ -19,19 +20,35 @@ def newest(warehouse: Warehouse, users: Sequence[int] | Sequence[str] | np.ndarr
 
     Reads only the buckets of these users, and of those only the row groups that hold them.
     """
-    from cache_store.format.keys import as_users, bucket_of
+    from cache_store.format.keys import as_users
     from vista.data.events import Events
-    from vista.data.tables.reading import read_bucket
 
     asked = as_users(users, warehouse.user_kind)
-    files = warehouse.bucket_files()
     tails: dict[object, Events] = {}
+    for batch in _batches(warehouse, asked):
+        for u, user in enumerate(batch.users.tolist()):
+            part = batch.events.user(u)
+            if user in tails:
+                part = Events.append(tails[user], part)
+            tails[user] = part.rows(max(len(part) - limit, 0), len(part))
+    return Events.concat(tails.get(user, Events.empty(1)) for user in asked.tolist())
+
+
+def count(warehouse: Warehouse, users: Sequence[int] | Sequence[str] | np.ndarray) -> int:
+    """Events of the users, all together."""
+    from cache_store.format.keys import as_users
+
+    return sum(len(batch.events) for batch in _batches(warehouse, as_users(users, warehouse.user_kind)))
+
+
+def _batches(warehouse: Warehouse, asked: np.ndarray) -> Iterator[UserBatch]:
+    """Their histories, bucket by bucket; a long one in several pieces."""
+    import numpy as np
+
+    from cache_store.format.keys import bucket_of
+    from vista.data.tables.reading import read_bucket
+
+    files = warehouse.bucket_files()
     buckets = bucket_of(asked, warehouse.num_buckets)
     for bucket in np.unique(buckets).tolist():
-        for batch in read_bucket(files.get(bucket, []), max_rows=MAX_ROWS, users=asked[buckets == bucket]):
-            for u, user in enumerate(batch.users.tolist()):
-                part = batch.events.user(u)
-                if user in tails:
-                    part = Events.append(tails[user], part)
-                tails[user] = part.rows(max(len(part) - limit, 0), len(part))
-    return Events.concat(tails.get(user, Events.empty(1)) for user in asked.tolist())
+        yield from read_bucket(files.get(bucket, []), max_rows=MAX_ROWS, users=asked[buckets == bucket])

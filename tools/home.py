@@ -7,9 +7,13 @@ HOME/
   store/       the cache store
   index/       the item index of the model
   runs/        one directory per run of a job
+<<<<<<< HEAD
 
 Of several bundles the live one is that whose summaries the store serves: `vista summarize` takes the newest, and as it
 is published, promoted or rolled back, every other verb follows. Nothing has to be flipped, so nothing can disagree.
+=======
+  vista.toml   options that hold for this home (tools/settings.py)
+>>>>>>> 85ca339 (Command line: verbs load when called, unknown options are errors and no users, options once, vista.toml, dry runs; data is never markup; a demo clears only what its marker proves)
 """
 
 from __future__ import annotations
@@ -18,6 +22,9 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+HOME = Path("vista-home")
+"""Where none is given."""
 
 
 @dataclass(frozen=True)

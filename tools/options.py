@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from tools.home import HOME
+
+__all__ = ["HOME"]  # verbs take it from here, beside its option
 
 HomeOption = Annotated[
     Path,
@@ -54,6 +59,10 @@ CodecOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON line instead of a table.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done; change nothing.")]
+ThreadsOption = Annotated[
+    int, typer.Option("--threads", min=1, help="Torch threads of this process; more is often slower.")
+]
 ModeOption = Annotated[
     str, typer.Option("--mode", help="Local runner: in_memory, multi_threading or multi_processing.")
 ]
@@ -72,7 +81,6 @@ BeamArguments = Annotated[
         help="Everything after -- goes to Beam untouched, e.g. `-- --runner=FlinkRunner --flink_master=HOST`.",
     ),
 ]
-HOME = Path("vista-home")
 
 
 def beam_arguments(given: Sequence[str] | None, mode: str, workers: int) -> list[str]:
@@ -100,9 +108,14 @@ def split_beam(words: Sequence[str] | None) -> tuple[list[str], list[str]]:
 def pairs(given: Sequence[str] | None, option: str) -> dict[str, str]:
     """``NAME=VALUE`` words of a repeated option as a dict."""
     found = [word.partition("=") for word in given or []]
-    wrong = [name for name, equals, _ in found if not equals]
+    wrong = [name for name, equals, _ in found if not equals or not name]
     if wrong:
         raise typer.BadParameter(f"{option} takes NAME=VALUE, found {wrong[0]!r}")
+    names = [name for name, _, _ in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        values = [value for name, _, value in found if name == twice[0]]
+        raise typer.BadParameter(f"{option} {twice[0]}=... given twice ({', '.join(values)}); expected once")
     return {name: value for name, _, value in found}
 
 
@@ -110,9 +123,7 @@ def parse_users(words: Sequence[str], kind: str) -> list[int] | list[str]:
     """User ids from the command line, as the store's or the tables' kind (``int64`` or ``string``) has them."""
     if kind == "string":
         return list(words)
-    try:
-        return [int(word) for word in words]
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"users here are int64 numbers; found {error.args[0].rpartition(': ')[2]}"
-        ) from None
+    wrong = [w for w in words if not re.fullmatch(r"-?[0-9]+", w) or not -(2**63) <= int(w) < 2**63]
+    if wrong:
+        raise typer.BadParameter(f"users here are int64 numbers; found {wrong[0]!r}")
+    return [int(word) for word in words]

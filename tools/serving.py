@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def open_index(bundle: Bundle, path: Path, kind: str = "exact") -> ItemIndex:
-    """The index of the bundle's catalogue at ``path``; built and saved where there is none of this model."""
+    """The index of the bundle's catalogue at ``path``; built and saved where there is none of this model.
+
+    Where it cannot be saved (a read-only home, or something else at that place), it serves from memory, told so.
+    """
     from vista.errors import VistaError
     from vista.serving.index import ItemIndex
 
@@ -28,5 +31,12 @@ def open_index(bundle: Bundle, path: Path, kind: str = "exact") -> ItemIndex:
         index = ItemIndex.build(
             bundle.model, bundle.items()["item_id"].to_numpy(), kind, fingerprint=bundle.fingerprint
         )
-        index.save(path)
+        try:
+            index.save(path)
+        except (
+            OSError,
+            RuntimeError,
+            VistaError,
+        ) as error:  # FAISS raises RuntimeError where it cannot write
+            console.note(f"the item index is not kept, the next call builds it again: {error}")
     return index

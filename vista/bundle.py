@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vista.config import ModelConfig, fingerprint, from_text, to_text
-from vista.errors import BundleError, ConfigError, FingerprintMismatch
+from vista.data.logs.importer import hash_strings
+from vista.errors import BundleError, ConfigError, DataError, FingerprintMismatch
 
 if TYPE_CHECKING:
     from vista.model import VistaModel
@@ -79,6 +81,72 @@ class Bundle:
             BundleError: the file is not readable Parquet of that schema.
         """
         return read_items(self.path / "items.parquet")
+
+    def encode(
+        self,
+        items: Sequence[int | str] | None = None,
+        actions: Sequence[str | Sequence[str] | int] | None = None,
+        surfaces: Sequence[str | int] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """One's own names as the columns of ``Events.of``: what ``vista ingest`` makes of them.
+
+        Args:
+            items: N ids. Numbers stay; strings are hashed, also those that the catalogue does not know.
+            actions: N names, or for an event of several actions their names in a list; a number is a bit mask.
+            surfaces: N names, or numbers where the logs number their surfaces.
+
+        Returns:
+            ``item`` int64 [N], ``action`` int32 [N] and ``surface`` int32 [N], those that were given.
+
+        Raises:
+            DataError: an action or surface that the model was not trained with, or a bare string for a sequence.
+        """
+        found: dict[str, np.ndarray] = {}
+        for name, given in (("items", items), ("actions", actions), ("surfaces", surfaces)):
+            if isinstance(given, (str, bytes)):
+                raise DataError(f"{name}: expected a sequence of names, found the bare string {given!r}")
+        if items is not None:
+            strings = [isinstance(item, str) for item in items]
+            if any(strings) and not all(strings):
+                raise DataError("items: expected all numbers or all strings, found both")
+            hashed = bool(strings) and strings[0]
+            found["item"] = hash_strings(list(items)) if hashed else np.asarray(items, np.int64)
+        if actions is not None:
+            found["action"] = np.array([self._mask(given) for given in actions], np.int32)
+        if surfaces is not None:
+            known = self.meta.surfaces
+            numbers = [_number(s, known, "surface") if isinstance(s, str) else int(s) for s in surfaces]
+            found["surface"] = np.array(numbers, np.int32)
+        return found
+
+    def _mask(self, given: str | Sequence[str] | int) -> int:
+        if isinstance(given, (int, np.integer)):
+            return int(given)
+        names = [given] if isinstance(given, str) else given
+        return sum(1 << _number(name, self.meta.actions, "action") for name in {*names})
+
+    def names(self, items: Sequence[int] | np.ndarray) -> list[str | None]:
+        """Names of items by the model's ids, None for those that the catalogue does not know.
+
+        Raises:
+            BundleError: as :meth:`items`.
+        """
+        table = self.items()
+        ids = table["item_id"].to_numpy()
+        at = np.minimum(np.searchsorted(ids, np.asarray(items, np.int64)), max(len(ids) - 1, 0))
+        found = table["name"].take(pa.array(at)).to_pylist() if len(ids) else [None] * len(at)
+        known = (ids[at] == items) if len(ids) else np.zeros(len(at), bool)
+        return [name if there else None for name, there in zip(found, known, strict=True)]
+
+
+def _number(name: str, known: tuple[str, ...], what: str) -> int:
+    try:
+        return known.index(name)
+    except ValueError:
+        raise DataError(
+            f"{what}: expected one of {', '.join(known) or 'none, they are numbers'}; found {name!r}; the model "
+            f"learns another with the next `vista train`"
+        ) from None
 
 
 def model_fingerprint(config: ModelConfig | dict[str, Any], weights: dict[str, torch.Tensor]) -> str:

@@ -105,6 +105,29 @@ def forget(layout: Layout, users: Users, now_ms: int) -> ForgetReport:
     return report
 
 
+def held(layout: Layout, users: Users) -> dict[str, int]:
+    """Generation to how many of the users it holds, records, tombstones or states; changes nothing.
+
+    Generations that cannot be read are left out.
+
+    Raises:
+        KeyKind
+    """
+    ids = np.unique(as_users(users, layout.read_format().user_kind))
+    found = {}
+    for name in layout.generation_names():
+        try:
+            manifest = manifests.read(layout.generation(name))
+            generation = Generation(layout.generation(name), manifest, verify=False)
+            shard = (hash_of(ids) % np.uint64(manifest.num_shards)).astype(np.int64)
+            here = _present(generation.table, shard, ids) | _present(generation.states, shard, ids)
+        except StoreError:
+            continue
+        if here.any():
+            found[name] = int(here.sum())
+    return found
+
+
 def _forget_in_generation(folder: Path, ids: np.ndarray, report: ForgetReport) -> None:
     manifest = manifests.read(folder)
     settle(folder)

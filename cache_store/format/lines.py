@@ -118,17 +118,27 @@ def rollback(layout: Layout, line: str, to: str | None = None) -> str:
     """
     with exclusive(layout, f"rolling back line {line!r}"):
         pointer = live(layout, line)
-        if not pointer.earlier:
-            raise NothingPublished(f"{layout.root}: line {line!r} has no generation before {pointer.live}")
-        target = to or pointer.earlier[0]
-        if target not in pointer.earlier:
-            raise GenerationUnknown(
-                f"{layout.root}: line {line!r} cannot go back to {target}; it can to {list(pointer.earlier)}"
-            )
-        manifests.read(layout.generation(target))
+        target = rollback_target(layout, line, pointer, to)
         at = pointer.earlier.index(target)
         back = (pointer.live, *pointer.earlier[:at], *pointer.taken_back)
         write_pointer(layout, line, Pointer(target, pointer.earlier[at + 1 :], back))
+    return target
+
+
+def rollback_target(layout: Layout, line: str, pointer: Pointer, to: str | None) -> str:
+    """Where a rollback would go: ``to``, or the newest earlier generation. Changes nothing.
+
+    Raises:
+        NothingPublished, GenerationUnknown, Damaged: as :func:`rollback`.
+    """
+    if not pointer.earlier:
+        raise NothingPublished(f"{layout.root}: line {line!r} has no generation before {pointer.live}")
+    target = to or pointer.earlier[0]
+    if target not in pointer.earlier:
+        raise GenerationUnknown(
+            f"{layout.root}: line {line!r} cannot go back to {target}; it can to {list(pointer.earlier)}"
+        )
+    manifests.read(layout.generation(target))
     return target
 
 
@@ -141,15 +151,25 @@ def promote(layout: Layout, line: str, onto: str, generation: str | None = None)
         NothingPublished, GenerationUnknown, Damaged, ReadOnlyStorage, StorageFull
     """
     with exclusive(layout, f"promoting to line {onto!r}"):
-        name = generation or live(layout, line).live
-        if name not in layout.generation_names():
-            raise GenerationUnknown(
-                f"{layout.root}: no generation {name}; kept: {layout.generation_names()}; run `vista status`"
-            )
-        manifests.read(layout.generation(name))
+        name = promotable(layout, line, generation)
         try:
             before = read_pointer(layout, onto)
         except Damaged:
             before = None
         write_pointer(layout, onto, before.then(name) if before else Pointer(name))
+    return name
+
+
+def promotable(layout: Layout, line: str, generation: str | None = None) -> str:
+    """The generation that a promotion would take live: the one named, or the live one of ``line``. Changes nothing.
+
+    Raises:
+        NothingPublished, GenerationUnknown, Damaged: as :func:`promote`.
+    """
+    name = generation or live(layout, line).live
+    if name not in layout.generation_names():
+        raise GenerationUnknown(
+            f"{layout.root}: no generation {name}; kept: {layout.generation_names()}; run `vista status`"
+        )
+    manifests.read(layout.generation(name))
     return name

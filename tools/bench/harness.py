@@ -139,10 +139,15 @@ def purpose(name: str, folder: Path = Path(__file__).parent) -> str:
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
+def function(name: str) -> Callable[..., Result]:
+    """``run`` of a benchmark or study."""
+    package = "tools.bench" if name in names() else "tools.studies"
+    return importlib.import_module(f"{package}.{name}").run
+
+
 def run(name: str, quick: bool, **params: Any) -> dict[str, Any]:
     """Run one benchmark or study and return the object that becomes its JSON line."""
-    package = "tools.bench" if name in names() else "tools.studies"
-    result: Result = importlib.import_module(f"{package}.{name}").run(quick=quick, **params)
+    result = function(name)(quick=quick, **params)
     return {
         "bench": name,
         "commit": commit(),

@@ -25,6 +25,7 @@ VERBS: dict[str, str] = {
     "recommend": "Serve",
     "status": "Look",
     "verify": "Look",
+    "config": "Look",
     "bench": "Look",
     "study": "Look",
 }

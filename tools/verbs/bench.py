@@ -9,6 +9,7 @@ import typer
 
 from tools import console
 from tools.bench import harness
+from tools.parameters import typed
 
 BENCH = Path(harness.__file__).parent
 
@@ -37,12 +38,7 @@ def measure(verb: str, folder: Path, name: str, quick: bool, json: bool, param: 
         return
     if name not in known:
         raise typer.BadParameter(f"no {verb} {name!r}; expected one of {', '.join(known)}")
-    params = {}
-    for item in param or []:
-        key, found, value = item.partition("=")
-        if not found:
-            raise typer.BadParameter(f"--param takes KEY=VALUE, found {item!r}")
-        params[key] = int(value) if value.lstrip("-").isdigit() else value
+    params = typed(harness.function(name), param or ())
     report = harness.run(name, quick=quick, **params)
     if not json:
         met = {True: "yes", False: "NO", None: ""}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,36 +10,49 @@ from typing import Annotated, Any
 
 import typer
 
-from tools import console
+from tools import console, demo_folder, invocation
 from tools.home import Home
-from tools.options import JsonOption
+from tools.options import DryRunOption, JsonOption
 
 
 def command(
-    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes; emptied first.")] = Path(
-        "demo-out"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for everything the demo makes: an empty one, or that of an earlier demo, which is cleared.  "
+            "[default: demo-out, or the next free demo-out-2, ...]",
+            show_default=False,
+        ),
+    ] = None,
     users: Annotated[int, typer.Option(min=50, help="Lives to generate.")] = 600,
     seconds: Annotated[float, typer.Option(min=5, help="Time to train.")] = 60.0,
     workers: Annotated[int, typer.Option(min=1, help="Beam worker processes.")] = 2,
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Generate, ingest, train, summarize, look up, recommend, refresh: every part, really run."""
-    if (out / "logs").exists() or not any(out.glob("*")):
-        shutil.rmtree(out, ignore_errors=True)
-    else:
+    """Generate, ingest, train, summarize, look up, recommend, refresh, report: every part, really run."""
+    folder = out or demo_folder.next_free(Path("demo-out"))
+    others = demo_folder.foreign(folder)
+    if others:
         raise typer.BadParameter(
-            f"--out: {out} holds other files than an earlier demo's; choose another folder"
+            f"--out: {folder} holds {len(others)} files that no demo made as they are now, such as {others[0]}; "
+            f"choose another folder, or move it away yourself"
         )
-    story = Demo(out, users, seconds, workers)
-    story.run()
+    if dry_run:
+        found = {"out": str(folder), "clears": sum(f.is_file() for f in folder.rglob("*")), "users": users}
+        return console.json_line(found) if json else console.fields("would make a demo", found)
+    demo_folder.clear(folder)
+    story = Demo(folder, users, seconds, workers)
+    try:
+        story.run()
+    finally:
+        demo_folder.mark(folder)
     if json:
         return console.json_line({"figures": dict(story.rows), "seconds": dict(story.seconds)})
     console.table("vista demo", ("", ""), story.rows)
-    console.note(f"Everything is in {out}/. Look around: `vista status --home {out}`,")
-    console.note(
-        f"`vista lookup --home {out} {story.example}`, `vista recommend --home {out} {story.example}`"
-    )
+    console.note(f"Everything is in {folder}/. Look around:")
+    for words in (("status",), ("lookup", story.example), ("recommend", story.example)):
+        console.note("    " + invocation.command(*words, "--home", folder))
 
 
 class Demo:

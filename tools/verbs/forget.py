@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tools import console
 from tools.home import Home
-from tools.options import HOME, HomeOption, JsonOption, StoreOption, WarehouseOption, parse_users
+from tools.options import (
+    HOME,
+    DryRunOption,
+    HomeOption,
+    JsonOption,
+    StoreOption,
+    WarehouseOption,
+    parse_users,
+)
+
+if TYPE_CHECKING:
+    from vista.data.tables.warehouse import Warehouse
 
 
 def command(
@@ -17,6 +29,7 @@ def command(
     warehouse: WarehouseOption = None,
     store: StoreOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
     """Remove users everywhere below HOME. Cannot be undone; doing it again does nothing more.
@@ -35,8 +48,13 @@ def command(
         raise typer.BadParameter(f"no tables at {tables} and no store at {stored}; name them, or --home")
     kind = Warehouse(tables).open().user_kind if has_tables else Store(stored).format.user_kind
     ids = parse_users(users, kind)
+    if dry_run:
+        return _preview(ids, Warehouse(tables) if has_tables else None, stored if has_store else None, json)
     if not yes and not json:
-        typer.confirm(f"Remove {len(ids)} users from {tables} and {stored} for good?", abort=True, err=True)
+        where = " and ".join(
+            console.safe(str(p)) for p, there in ((tables, has_tables), (stored, has_store)) if there
+        )
+        typer.confirm(f"Remove {len(set(ids))} users from {where} for good?", abort=True, err=True)
     record = forget.run(
         forget.ForgetOptions(
             users=ids,
@@ -56,3 +74,21 @@ def command(
         rows |= {f"{name}: records": removed, f"{name}: states": done.states}
     rows["dead letters"] = sum(record.letters.values())
     console.fields("forgotten", rows)
+
+
+def _preview(ids: list[Any], tables: Warehouse | None, store: Path | None, json: bool) -> None:
+    """How many events and summaries would go."""
+    from cache_store.change.forget import held
+    from cache_store.format.layout import Layout
+    from tools import histories
+
+    found: dict[str, Any] = {"dry_run": True, "users": len(set(ids))}
+    if tables is not None:
+        found["events"] = histories.count(tables, sorted(set(ids)))
+    if store is not None:
+        found["generations"] = held(Layout(store), ids)
+    if json:
+        return console.json_line(found)
+    rows = {"users": found["users"], "events in the tables": found.get("events", 0)}
+    rows |= {f"summaries in {name}": n for name, n in found.get("generations", {}).items()}
+    console.fields("would forget", rows)

@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from tools import console
-from tools.options import JsonOption
+from tools.options import DryRunOption, JsonOption
+
+WRITES = ("events-*.parquet", "impressions-*.parquet", "later-*.parquet", "items.parquet", "options.json")
 
 
 def command(
@@ -39,6 +41,7 @@ def command(
             help="JSON with any field of vista.data.generator.GeneratorOptions; what is given beside it has its say.",
         ),
     ] = None,
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
     """Write generated events, impressions and items as Parquet: heavy-tailed lives whose interests return."""
@@ -57,6 +60,14 @@ def command(
         "seed": seed,
     }
     options = dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
+    if dry_run:
+        would = {"out": str(out), **dataclasses.asdict(options)}
+        return (
+            console.json_line({**would, "dry_run": True}) if json else console.fields("would generate", would)
+        )
+    there = sorted(path.name for name in WRITES for path in out.glob(name))
+    if there:
+        raise typer.BadParameter(f"{out} holds {there[0]} already; choose another folder, or move it away")
     with console.status(f"generating {options.users:,} lives"):
         made = generate(options, out, workers=workers)
     if json:

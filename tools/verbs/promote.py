@@ -8,7 +8,7 @@ import typer
 
 from tools import console
 from tools.home import Home
-from tools.options import HOME, HomeOption, JsonOption, StoreOption
+from tools.options import HOME, DryRunOption, HomeOption, JsonOption, StoreOption
 
 
 def command(
@@ -19,13 +19,22 @@ def command(
     store: StoreOption = None,
     from_line: Annotated[str, typer.Option("--from-line", help="Line it was built in.")] = "main",
     line: Annotated[str, typer.Option("--line", help="Line it becomes live on.")] = "main",
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
     """Make a generation live on a line, in one atomic step; `vista rollback` takes it back."""
     from cache_store import Store
+    from cache_store.format import lines
 
     if generation is None and from_line == line:
         raise typer.BadParameter("name a generation, or a --from-line other than --line")
     opened = Store(store or Home(home).store, line=from_line)
-    found = {"line": line, "live": opened.promote(onto=line, generation=generation)}
-    console.json_line(found) if json else console.fields("promoted", found)
+    if dry_run:
+        found = {
+            "line": line,
+            "live": lines.promotable(opened.layout, from_line, generation),
+            "dry_run": True,
+        }
+    else:
+        found = {"line": line, "live": opened.promote(onto=line, generation=generation)}
+    console.json_line(found) if json else console.fields("would promote" if dry_run else "promoted", found)

@@ -9,7 +9,7 @@ import typer
 
 from tools import console
 from tools.home import Home
-from tools.options import HOME, HomeOption, JsonOption, LineOption, StoreOption, pairs
+from tools.options import HOME, DryRunOption, HomeOption, JsonOption, LineOption, StoreOption, pairs
 from tools.verbs.push import OPTION_HELP
 
 
@@ -25,12 +25,25 @@ def command(
         str | None, typer.Option(help="Remote generation.  [default: the live one of the remote line]")
     ] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help=OPTION_HELP)] = None,
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
     """Copy a generation here, verify every file, publish it to a line. An interrupted pull goes on."""
     from cache_store.remote import copy as remote
 
     storage = pairs(option, "--option") or None
+    if dry_run:
+        from cache_store import Store
+        from cache_store.remote import preview
+
+        path = store or Home(home).store
+        there = Store(path, line=line) if (path / "FORMAT").exists() else None
+        would = dataclasses.asdict(
+            preview.of_pull(
+                url, there, line, remote_line=from_line, generation=generation, storage_options=storage
+            )
+        )
+        return console.json_line({**would, "dry_run": True}) if json else console.fields("would pull", would)
     with console.status(f"pulling from {url}"):
         report = remote.pull(
             url,

@@ -9,7 +9,7 @@ import typer
 
 from tools import console
 from tools.home import Home
-from tools.options import HOME, HomeOption, JsonOption, LineOption, StoreOption, pairs
+from tools.options import HOME, DryRunOption, HomeOption, JsonOption, LineOption, StoreOption, pairs
 
 OPTION_HELP = "Option of the fsspec filesystem (endpoint, profile, ...). May be repeated."
 
@@ -26,6 +26,7 @@ def command(
         bool, typer.Option("--sweep", help="Then delete remote generations that no remote line needs.")
     ] = False,
     option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help=OPTION_HELP)] = None,
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
     """Copy a generation by digest, then point the remote line at it. An interrupted push goes on."""
@@ -33,6 +34,13 @@ def command(
     from cache_store.remote import copy as remote
 
     storage = pairs(option, "--option")
+    if dry_run:
+        from cache_store.remote import preview
+
+        would = dataclasses.asdict(
+            preview.of_push(Store(store or Home(home).store, line=line), generation, url, storage or None)
+        )
+        return console.json_line({**would, "dry_run": True}) if json else console.fields("would push", would)
     with console.status(f"pushing to {url}"):
         report = remote.push(
             Store(store or Home(home).store, line=line), generation, url, storage_options=storage or None

@@ -16,6 +16,7 @@ from tools.options import (
     LineOption,
     ModelOption,
     StoreOption,
+    ThreadsOption,
     WarehouseOption,
     parse_users,
 )
@@ -37,6 +38,7 @@ def command(
         int | None,
         typer.Option(help="Time of the request, ms.  [default: just after each user's newest event]"),
     ] = None,
+    threads: ThreadsOption = 1,
     json: JsonOption = False,
 ) -> None:
     """The best items for users: summary from the store, recent events from the tables."""
@@ -49,7 +51,7 @@ def command(
     from vista.serving.recommender import MAX_RECENT, Recommender
 
     at = Home(home)
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     bundle = bundles.load(model or at.model)
     tables = Warehouse(at.tables(warehouse)).open()
     ids = parse_users(users, tables.user_kind)
@@ -68,8 +70,7 @@ def command(
         start = time.perf_counter()
         found = serve.recommend(asked, recent, at_ms, k, candidates=candidates, exclude_seen=exclude_seen)
         seconds = time.perf_counter() - start
-    catalogue = bundle.items()
-    names = dict(zip(catalogue["item_id"].to_pylist(), catalogue["name"].to_pylist(), strict=True))
+    names = dict(zip(found.item.tolist(), bundle.names(found.item), strict=True))
     answers = []
     for u, user in enumerate(ids):
         item, score, probability = found.of(u)

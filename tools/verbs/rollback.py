@@ -8,7 +8,7 @@ import typer
 
 from tools import console
 from tools.home import Home
-from tools.options import HOME, HomeOption, JsonOption, LineOption, StoreOption
+from tools.options import HOME, DryRunOption, HomeOption, JsonOption, LineOption, StoreOption
 
 
 def command(
@@ -18,6 +18,7 @@ def command(
     to: Annotated[
         str | None, typer.Option(help="Generation.  [default: the one before the live one]")
     ] = None,
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
     """Go back to an earlier generation of a line, in one atomic step."""
@@ -25,6 +26,12 @@ def command(
     from cache_store.format import lines
 
     opened = Store(store or Home(home).store, line=line)
-    before = lines.live(opened.layout, line).live
-    found = {"line": line, "was": before, "live": opened.rollback(to)}
-    console.json_line(found) if json else console.fields("rolled back", found)
+    pointer = lines.live(opened.layout, line)
+    if dry_run:
+        to = lines.rollback_target(opened.layout, line, pointer, to)
+        found = {"line": line, "was": pointer.live, "live": to, "dry_run": True}
+    else:
+        found = {"line": line, "was": pointer.live, "live": opened.rollback(to)}
+    console.json_line(found) if json else console.fields(
+        "would roll back" if dry_run else "rolled back", found
+    )

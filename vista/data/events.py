@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vista.errors import DataError
 from vista.jagged import offsets_of, owners_of, rows_of
 
 COLUMNS: dict[str, np.dtype] = {
@@ -80,7 +81,19 @@ class Events:
 
     @staticmethod
     def of(lengths: Sequence[int] | np.ndarray, **columns: np.ndarray) -> Events:
-        """Build from per-user lengths and columns; missing ``action``, ``surface``, ``request`` are 1, 0, 0."""
+        """Build from per-user lengths and columns; missing ``action``, ``surface``, ``request`` are 1, 0, 0.
+
+        Raises:
+            DataError: names where a model's numbers are expected.
+            ValueError: a column of another length.
+        """
+        for name, column in columns.items():
+            kind = np.asarray(column).dtype.kind
+            if kind in "US" or (kind == "O" and any(isinstance(value, str) for value in column)):
+                raise DataError(
+                    f"column {name}: expected {COLUMNS.get(name, 'a known column')}, found names; `Bundle.encode` "
+                    f"makes a model's numbers of items, actions and surfaces"
+                )
         offsets = offsets_of(lengths)
         n = int(offsets[-1])
         defaults = {"action": 1, "surface": 0, "request": 0}

@@ -247,10 +247,10 @@ class ItemIndex:
         """Write the directory ``path`` (replaced if it is an index already).
 
         Raises:
-            DataError: something else is there.
+            DataError: something else is there, or beside the files of an index.
         """
         path = Path(path)
-        replaces = (path / "index.json").exists()
+        replaces = _is_index(path)
         if path.exists() and not replaces and not (path.is_dir() and not any(path.iterdir())):
             raise DataError(
                 f"{path}: expected nothing or an item index there, found something else; name another"
@@ -349,3 +349,13 @@ def _best_of(
         np.take_along_axis(scores, pick, 1),
         np.take_along_axis(vectors, place[..., None], 1),
     )
+
+
+def _is_index(path: Path) -> bool:
+    """Whether a folder is an index, of any version, and holds nothing else: it may be replaced."""
+    try:
+        facts = json.loads((path / "index.json").read_text("utf-8"))
+        mine = str(facts["format"]).startswith("vista-index ")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return mine and {p.name for p in path.iterdir()} <= set(FILES)

@@ -1,0 +1,5 @@
+"""``python -m tools``, and by way of vista/__main__.py ``python -m vista``: the command line."""
+
+from tools.cli import main
+
+main()

@@ -1,0 +1,99 @@
+"""How words of a command line become a verb's options: strictly, lazily, and with the defaults of ``vista.toml``.
+
+- a verb's module is imported when the verb is called, not to list it;
+- only ``-`` followed by digits is a negative number (an int64 user may be one); any other unknown option is an error;
+- an option that takes one value may be given once.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from tools import settings
+from tools.verbs import VERBS, load
+
+NEGATIVE = re.compile(r"-\d+")
+
+
+class Verb(TyperCommand):
+    """One verb."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:  # else completion asks, with half a command line
+            args = self._options_first(ctx, args)
+        return super().parse_args(ctx, args)
+
+    def _options_first(self, ctx: Any, words: Sequence[str]) -> list[str]:
+        """The same words as options, ``--``, positional words; so that a negative number is no option."""
+        known = {word: p for p in self.get_params(ctx) if p.param_type_name == "option"
+                 for word in (*p.opts, *p.secondary_opts)}  # fmt: skip
+        options: list[str] = []
+        rest: list[str] = []
+        given: set[str] = set()
+        left = list(words)
+        while left:
+            word = left.pop(0)
+            if word == "--":
+                rest += left
+                break
+            if word[:1] != "-" or word == "-" or NEGATIVE.fullmatch(word):
+                rest.append(word)
+                continue
+            options.append(word)
+            name, equals, _ = word.partition("=")
+            if not word.startswith("--"):
+                name, equals = word[:2], word[2:]
+            option = known.get(name)
+            if option is None or option.is_flag or option.count:
+                continue
+            if not option.multiple and option.name in given:
+                raise typer.BadParameter("given twice; expected once", param_hint=name, ctx=ctx)
+            given.add(option.name)
+            if not equals and left:
+                options.append(left.pop(0))
+        return [*options, "--", *rest] if rest else options
+
+
+class Verbs(TyperGroup):
+    """``vista``: the verbs, each loaded when it is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A verb as ``vista --help`` and completion list it: its first line, read without importing it."""
+        if cmd_name in self.commands or cmd_name not in VERBS:
+            return self.commands.get(cmd_name)
+        return TyperCommand(cmd_name, help=first_line(cmd_name), rich_help_panel=VERBS[cmd_name])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in VERBS:
+            self.commands[args[0]] = command(args[0])
+            if not ctx.resilient_parsing and "--help" not in args:
+                ctx.default_map = {args[0]: settings.of(args[1:]).defaults(args[0], self.commands[args[0]])}
+        else:
+            self.commands = {
+                verb: self.get_command(ctx, verb) for verb in VERBS
+            }  # what a misspelt one may mean
+        return super().resolve_command(ctx, args)
+
+
+def command(verb: str) -> Any:
+    """The command object of a verb."""
+    app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+    app.command(verb, cls=Verb, rich_help_panel=VERBS[verb])(load(verb))
+    return typer.main.get_command(app)
+
+
+def first_line(verb: str) -> str:
+    """First line of the docstring of a verb's ``command``."""
+    source = (Path(__file__).parent / "verbs" / f"{verb}.py").read_text(encoding="utf-8")
+    functions = (n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == "command")
+    return (ast.get_docstring(next(functions)) or "").partition("\n\n")[0]

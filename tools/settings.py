@@ -1,0 +1,131 @@
+"""``HOME/vista.toml``: what a person would otherwise give to every command of this home.
+
+    store = "/fast/store"          # any option of several verbs, by its long name without the dashes
+    threads = 2
+
+    [refresh]                      # options of one verb
+    max-depth = 4
+    codec = ["slots=int8"]
+
+    [columns]                      # names of the logs' columns, and [actions], their weights: of `vista ingest`
+    item_id = "sku"
+
+What is given on the command line has its say over a verb's table, that over the lines above the tables, those over
+what is built in. ``vista config --show`` tells what holds and from where. ``--home`` itself is only for the command
+line: the file lies in it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tools.home import HOME
+from tools.verbs import VERBS
+
+FILE = "vista.toml"
+INGEST_TABLES = ("columns", "actions", "impression-columns")
+"""Tables that are no verbs: ``vista ingest`` reads them."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a ``vista.toml`` says; empty where there is none.
+
+    Attributes:
+        path: of the file.
+        common: option to value, for every verb that has it. verbs: the same by verb.
+        tables: the tables of :data:`INGEST_TABLES` that are there.
+    """
+
+    path: Path
+    common: Mapping[str, Any] = field(default_factory=dict)
+    verbs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def defaults(self, verb: str, command: Any) -> dict[str, Any]:
+        """Parameter name to value for one verb.
+
+        Raises:
+            ConfigError: the verb's table names an option that it has not.
+        """
+        names = option_names(command)
+        own = self.verbs.get(verb, {})
+        unknown = sorted(set(own) - set(names))
+        if unknown:
+            raise self._error(
+                f"[{verb}]: expected options of `vista {verb}` ({', '.join(sorted(names))}), found {unknown[0]!r}"
+            )
+        given = {**{k: v for k, v in self.common.items() if k in names}, **own}
+        return {names[k]: self._fitting(verb, k, v, command) for k, v in given.items()}
+
+    def _fitting(self, verb: str, name: str, value: Any, command: Any) -> Any:
+        option = next(p for p in command.params if f"--{name}" in p.opts)
+        if isinstance(value, Mapping) or (isinstance(value, list) != bool(option.multiple)):
+            what = "a list" if option.multiple else "one value"
+            raise self._error(f"[{verb}] {name}: expected {what}, found {value!r}")
+        if option.is_flag and not isinstance(value, bool):
+            raise self._error(f"[{verb}] {name}: expected true or false, found {value!r}")
+        return value
+
+    def _error(self, text: str) -> Exception:
+        from vista.errors import ConfigError
+
+        return ConfigError(f"{self.path}: {text}; `vista config --show` tells what holds")
+
+
+def option_names(command: Any) -> dict[str, str]:
+    """Long name of each option of a verb, without dashes, to its parameter; ``home`` and ``help`` left out."""
+    return {
+        word[2:]: p.name
+        for p in command.params if p.param_type_name == "option" and p.name not in ("home", "help")
+        for word in p.opts if word.startswith("--")
+    }  # fmt: skip
+
+
+def home_in(words: Sequence[str]) -> Path:
+    """The home that a verb's words name."""
+    for k, word in enumerate(words):
+        if word == "--":
+            break
+        if word.startswith("--home="):
+            return Path(word.partition("=")[2])
+        if word == "--home" and k + 1 < len(words):
+            return Path(words[k + 1])
+    return HOME
+
+
+def of(words: Sequence[str]) -> Settings:
+    """Settings of the home that a verb's words name."""
+    return read(home_in(words))
+
+
+def read(home: Path) -> Settings:
+    """Settings of a home.
+
+    Raises:
+        ConfigError: not TOML, or a table that is neither a verb nor one of ``vista ingest``.
+    """
+    path = home / FILE
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return Settings(path)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise Settings(path)._error(f"expected TOML, found {error}") from error
+    tables = {k: v for k, v in found.items() if isinstance(v, Mapping)}
+    common = {k: v for k, v in found.items() if k not in tables}
+    unknown = sorted(set(tables) - set(VERBS) - set(INGEST_TABLES))
+    if unknown:
+        raise Settings(path)._error(f"[{unknown[0]}]: expected a verb, or one of {', '.join(INGEST_TABLES)}")
+    if "home" in common:
+        raise Settings(path)._error("home: expected on the command line, since this file lies in it")
+    return Settings(
+        path,
+        common,
+        {k: v for k, v in tables.items() if k in VERBS},
+        {k: v for k, v in tables.items() if k in INGEST_TABLES},
+    )

@@ -1,0 +1,55 @@
+"""``vista config``: what ``vista.toml`` of a home says, what holds for a verb, and where that comes from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from tools import console, settings
+from tools.options import HOME, HomeOption, JsonOption
+from tools.verbs import VERBS
+
+
+def command(
+    verb: Annotated[
+        str | None, typer.Argument(help="Every option of this verb.  [default: what the file sets]")
+    ] = None,
+    home: HomeOption = HOME,
+    show: Annotated[bool, typer.Option("--show", help="Show it; this verb does nothing else.")] = True,
+    json: JsonOption = False,
+) -> None:
+    """Show what HOME/vista.toml sets, or with a verb all of its options: value, and where from. Flags win over both."""
+    from tools.command_line import command as command_of
+
+    if verb is not None and verb not in VERBS:
+        raise typer.BadParameter(f"expected a verb, found {verb!r}; `vista --help` names them")
+    found = settings.read(home)
+    verbs = [verb] if verb else [v for v in VERBS if v in found.verbs or found.common]
+    rows: list[dict[str, Any]] = []
+    for name in verbs:
+        made = command_of(name)
+        given = found.defaults(name, made)
+        for option, parameter in settings.option_names(made).items():
+            there = parameter in given
+            if not there and verb is None:
+                continue
+            default = next(p for p in made.params if p.name == parameter).default
+            rows.append(
+                {
+                    "verb": name,
+                    "option": option,
+                    "value": given[parameter] if there else default,
+                    "from": str(found.path) if there else "built in",
+                }
+            )
+    for table, values in found.tables.items():
+        if verb in (None, "ingest"):
+            rows += [{"verb": "ingest", "option": f"[{table}] {k}", "value": v, "from": str(found.path)}
+                     for k, v in values.items()]  # fmt: skip
+    if json:
+        return console.json_line({"file": str(found.path), "there": found.path.exists(), "options": rows})
+    if not found.path.exists():
+        console.note(f"{found.path}: not there, so what is built in holds; docs/operations.md has an example")
+    if rows:
+        console.table(f"settings of {home}", list(rows[0]), [list(row.values()) for row in rows])
