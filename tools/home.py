@@ -7,13 +7,10 @@ HOME/
   store/       the cache store
   index/       the item index of the model
   runs/        one directory per run of a job
-<<<<<<< HEAD
+  vista.toml   options that hold for this home (tools/settings.py)
 
 Of several bundles the live one is that whose summaries the store serves: `vista summarize` takes the newest, and as it
 is published, promoted or rolled back, every other verb follows. Nothing has to be flipped, so nothing can disagree.
-=======
-  vista.toml   options that hold for this home (tools/settings.py)
->>>>>>> 85ca339 (Command line: verbs load when called, unknown options are errors and no users, options once, vista.toml, dry runs; data is never markup; a demo clears only what its marker proves)
 """
 
 from __future__ import annotations
