@@ -1,13 +1,17 @@
-# The two commands of the README: `make demo` and `make test`. Both do all the set-up.
+# `make help` lists the commands. Each does all the set-up it needs, in VENV.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # One OpenMP thread per process: more is slower on small steps (docs/operations.md, "Threads").
 export OMP_NUM_THREADS ?= 1
 JOBS ?= 2
+FAST := tests/test_*.py tests/laws tests/golden
 
-.PHONY: setup demo test lint clean
-setup: $(VENV)/.ready
+.PHONY: help setup demo check lint types test docs clean
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+
+setup: $(VENV)/.ready  ## the environment: everything that commands and tests need
 
 # torch first and by its exact version, so that pip never resolves to a build with GPU libraries.
 $(VENV)/.ready: setup.py constraints.txt
@@ -16,15 +20,24 @@ $(VENV)/.ready: setup.py constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,bench,prometheus]'
 	touch $@
 
-demo: setup
+demo: setup  ## the whole way on generated lives, about three minutes on 2 cores
 	$(BIN)/vista demo
 
-test: setup
-	$(BIN)/python -m pytest -n $(JOBS) --dist=loadgroup -q tests
+check: lint types  ## under a minute: format, lint, types, laws and other fast tests
+	$(BIN)/python -m pytest -n $(JOBS) --dist=loadgroup -q -m "not slow" $(FAST)
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-clean:
-	rm -rf $(VENV) build dist *.egg-info demo-out
+types: setup
+	$(BIN)/mypy
+
+test: setup  ## every test, about fifteen minutes on 2 cores
+	$(BIN)/python -m pytest -n $(JOBS) --dist=loadgroup -q tests
+
+docs: setup  ## API pages from the docstrings, into build/api
+	$(BIN)/python -m pdoc --docformat google -o build/api cache_store vista beam_jobs
+
+clean:  ## remove the environment and everything that was built
+	rm -rf $(VENV) build dist *.egg-info demo-out .mypy_cache .ruff_cache .pytest_cache

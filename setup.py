@@ -1,15 +1,34 @@
 """Packaging. Ranges live here; the versions we test with are pinned in constraints.txt."""
 
+import re
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "cache_store/__init__.py").read_text(encoding="utf-8"))
+
 setup(
     name="vista-cache",
-    version="0.1.0",
+    version=VERSION[1],
     description="Two-stage embedding cache for lifelong user histories",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="vista contributors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["recommender systems", "user history", "feature store", "sequence features"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Database",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=find_packages(
         include=[
@@ -57,6 +76,8 @@ setup(
             "hypothesis>=6.100",
             "triton>=3.2; sys_platform=='linux'",
             "ruff>=0.6",
+            "mypy>=1.18",
+            "pdoc>=15",
         ],
         "bench": ["rocksdict>=0.3.23", "redis>=5"],
     },

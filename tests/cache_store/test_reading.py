@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import threading
 
 import numpy as np
 import pytest
@@ -131,55 +130,12 @@ def test_age_is_judged_on_read_by_the_given_clock(tmp_path):
             assert store.manifest.published_ms == 900
 
 
-def test_law_9_another_models_tokens_are_refused(tmp_path):
-    known = KnownStore(tmp_path / "s")
-    known.publish({1: 1})
-    with pytest.raises(FingerprintMismatch, match="model-a.*model-b.*vista summarize"):
-        known.open(fingerprint="model-b")
-    assert known.open(fingerprint="model-a").lookup([1]).status[0] == Status.FRESH
-    other = KnownStore(tmp_path / "other", fingerprint="model-b")
-    other.publish({1: 1})
-    # One shard of the other model under this generation's name: every record says whose it is.
-    for name in (p.name for p in (known.path / "generations/00000001").glob("shard-*")):
-        source = other.path / "generations/00000001" / name
-        (known.path / "generations/00000001" / name).write_bytes(source.read_bytes())
-    assert Store.open(tmp_path / "s", verify=False).lookup([1]).status[0] == Status.CORRUPT
-
-
 def test_a_delta_of_another_model_is_refused(tmp_path):
     known = KnownStore(tmp_path / "s")
     known.publish({1: 1})
     known.fingerprint = "model-b"
     with pytest.raises(FingerprintMismatch, match="model-b.*model-a"):
         known.publish({1: 2}, "delta")
-
-
-@settings(max_examples=12)
-@given(
-    published=st.lists(st.tuples(st.integers(0, 50), st.booleans()), min_size=1, max_size=6),
-    rows=st.lists(st.tuples(st.integers(0, 6), st.integers(-5, 60)), min_size=1, max_size=20),
-)
-def test_law_10_no_row_sees_its_own_future(tmp_path_factory, published, rows):
-    known = KnownStore(tmp_path_factory.mktemp("asof") / "s")
-    order = []
-    for version, (watermark, delta) in enumerate(published, 1):
-        users = {u: version for u in range(version)} if delta else {u: version for u in range(5)}
-        kind = "delta" if delta and order else "full"
-        order.append(known.publish(users, kind, watermark, states=False))
-    users = [u for u, _ in rows]
-    times = [t for _, t in rows]
-    with known.open() as store:
-        found = store.lookup(users, as_of=times)
-        for row, (user, time) in enumerate(rows):
-            eligible = [n for n in order if known.watermarks[n] <= time]  # brute force over what is kept
-            name = eligible[-1] if eligible else ""
-            assert found.generation[row] == name
-            truth = known.truth.get(name, {})
-            one = store.lookup([user], as_of=time)
-            assert one.generation == name
-            known.check(one, [user], truth)
-            assert (found.tokens[row] == one.tokens[0]).all() and found.status[row] == one.status[0]
-            assert store.lookup_raw([user], as_of=time).status[0] == one.status[0]
 
 
 def test_ids_of_the_wrong_kind_are_refused(tmp_path):
@@ -306,59 +262,3 @@ def test_a_pinned_store_stays_while_its_owner_moves(tmp_path):
         known.check(pinned.lookup([1]), [1], {1: 1})
         known.check(store.lookup([1]), [1], {1: 2})
         assert first in known.admin.prune(keep=1).kept
-
-
-def test_law_7_threads_and_processes_never_see_half_a_generation(tmp_path):
-    """Readers count whole batches while a publisher goes through full generations, deltas, compaction and pruning."""
-    known = KnownStore(tmp_path / "s")
-    users = list(range(40))
-    known.publish({u: 1 for u in users})
-    store = Store.open(known.path)
-    stop, faults, seen = threading.Event(), [], set()
-
-    def read():
-        try:
-            while not stop.is_set():
-                store.refresh()
-                found = store.lookup(users)
-                versions = found.tokens[:, 0, 0] - np.arange(40, dtype=np.float32) / 1024
-                assert not found.status.any() and len(set(versions.tolist())) == 1, versions
-                assert len(set((found.event_count - 1).tolist())) == 1
-                seen.add(found.generation)
-        except BaseException as error:
-            faults.append(error)
-
-    threads = [threading.Thread(target=read) for _ in range(3)]
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_read_until_told, args=(str(known.path), theirs))
-    process.start()
-    ours.recv()
-    for t in threads:
-        t.start()
-    for version in range(2, 22):
-        known.publish({u: version for u in users}, "delta" if version % 4 else "full")
-        if version % 7 == 0:
-            known.truth[Store.open(known.path).compact()] = {}
-        if version % 5 == 0:
-            known.admin.prune(keep=1)
-    stop.set()
-    for t in threads:
-        t.join()
-    ours.send("stop")
-    batches, mixed = ours.recv()
-    process.join()
-    assert not faults and seen
-    assert process.exitcode == 0 and batches > 0 and mixed == 0
-
-
-def _read_until_told(path, connection):
-    store, batches, mixed = Store.open(path), 0, 0
-    connection.send("ready")
-    while not connection.poll():
-        store.refresh()
-        found = store.lookup(list(range(40)))
-        versions = found.tokens[:, 0, 0] - np.arange(40, dtype=np.float32) / 1024
-        mixed += bool(found.status.any()) or len(set(versions.tolist())) != 1
-        batches += 1
-    connection.send((batches, mixed))

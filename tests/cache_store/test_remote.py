@@ -213,7 +213,7 @@ def test_a_local_file_that_is_damaged_is_not_pushed(url, tmp_path):
 
 
 def _pull(url, path, out):
-    out.put(pull(url, Store(path)).generation)
+    out.send(pull(url, Store(path)).generation)
 
 
 def test_pulls_of_several_processes_into_one_store_make_one_generation_each(tmp_path):
@@ -221,13 +221,16 @@ def test_pulls_of_several_processes_into_one_store_make_one_generation_each(tmp_
     url = f"file://{tmp_path}/remote"
     push(store, None, url)
     target = replica(tmp_path)
-    context = multiprocessing.get_context("fork")
-    out = context.SimpleQueue()
-    children = [context.Process(target=_pull, args=(url, target.layout.root, out)) for _ in range(4)]
-    [c.start() for c in children]
-    names = {out.get() for _ in children}
-    [c.join() for c in children]
-    assert len(names) == 1
+    context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe(duplex=False) for _ in range(4)]
+    children = [context.Process(target=_pull, args=(url, target.layout.root, out)) for _, out in pipes]
+    for child, (_, out) in zip(children, pipes, strict=True):
+        child.start()
+        out.close()  # so that a child that dies ends its pipe
+    for child in children:
+        child.join(120)
+    assert [child.exitcode for child in children] == [0] * 4
+    assert len({found.recv() for found, _ in pipes}) == 1
     assert len(target.generations()) == 3
     TRUTH.check_all(Store.open(target.layout.root), 1002)
     assert target.verify().ok

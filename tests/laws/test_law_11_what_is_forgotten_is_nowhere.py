@@ -1,4 +1,8 @@
-"""Law 11: what is forgotten is nowhere, and stays away."""
+"""Law 11: what is forgotten is nowhere below the home: tables, generations, states, dead letters; and stays away.
+
+Also: while runs, compactions and pulls are under way, tests/cache_store/change/test_forgetting.py and
+tests/cache_store/remote/test_remote.py.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +60,8 @@ def test_law_11_a_forgotten_user_is_in_no_table_generation_state_or_dead_letter(
     assert again.tables["history"].rows == 0 and not again.letters
 
 
-def test_there_must_be_someone_to_forget_and_somewhere_to_look(world):
+def test_there_must_be_someone_to_forget_and_somewhere_to_look(home):
     with pytest.raises(OptionsError):
-        forget.run(ForgetOptions([], str(world.path / "tables")))
+        forget.run(ForgetOptions([], str(home.path / "tables")))
     with pytest.raises(OptionsError):
         forget.run(ForgetOptions([1]))
