@@ -23,6 +23,8 @@ from cache_store.read.snapshot import Lookup, RawLookup, Snapshot, Status
 from cache_store.store import Store
 from cache_store.write.writer import ShardWriter
 
+__version__ = "0.2.0"
+
 if TYPE_CHECKING:
     from cache_store.torch.feature import SummaryFeature
 
