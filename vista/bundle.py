@@ -26,15 +26,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from vista.config import ModelConfig, fingerprint, from_text, to_text
 from vista.data.logs.importer import hash_strings
 from vista.errors import BundleError, ConfigError, DataError, FingerprintMismatch
 
 if TYPE_CHECKING:
+    import torch
+
     from vista.model import VistaModel
 
 FORMAT = "vista-bundle 1"
@@ -151,6 +150,7 @@ def _number(name: str, known: tuple[str, ...], what: str) -> int:
 
 def model_fingerprint(config: ModelConfig | dict[str, Any], weights: dict[str, torch.Tensor]) -> str:
     """32 hex digits over the configuration and every tensor's name, dtype, shape and bytes, in name order."""
+    import torch
 
     def parts():
         for name in sorted(weights):
@@ -205,6 +205,8 @@ def save(path: str | Path, model: VistaModel, meta: Meta, items: pa.Table) -> Pa
     Raises:
         BundleError: something is already there, or ``items`` has another schema than ``ITEMS``.
     """
+    from safetensors.torch import save_file
+
     path = Path(path)
     if path.exists():
         raise BundleError(
@@ -261,6 +263,9 @@ def load(path: str | Path, device: str | torch.device = "cpu", expect: str | Non
         BundleError: not a bundle, incomplete, of another format, or damaged.
         FingerprintMismatch: whole, but not the model ``expect`` names.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     from vista.model import VistaModel
 
     path = Path(path)

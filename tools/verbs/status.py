@@ -77,7 +77,7 @@ def _model(path: Any) -> dict[str, Any] | None:
     if not (path / "bundle.json").exists():
         return None
     meta, fingerprint = bundle.read_meta(path)
-    from vista.training.evaluate import verdict
+    from vista.training.verdict import verdict
 
     return {"path": str(path), "fingerprint": fingerprint, "verdict": verdict(meta.metrics), **meta.metrics}
 

@@ -62,8 +62,8 @@ def command(
     from vista.config import from_text
     from vista.data.tables.warehouse import Warehouse
     from vista.errors import DataError
-    from vista.training.evaluate import verdict
     from vista.training.train import TrainingConfig, train
+    from vista.training.verdict import verdict
 
     tables = Warehouse(at.tables(warehouse)).open()
     if tables.snapshot() is None:

@@ -2,5 +2,5 @@
 
 Read in this order: ``config``, ``survey`` (one pass before training), ``examples`` and ``loader`` (tables to
 batches), ``objective`` and ``losses``, ``count_min``, ``trainer`` (a step), ``train`` (the run), ``log``,
-``evaluate`` and ``metrics``.
+``evaluate``, ``metrics`` and ``verdict``.
 """

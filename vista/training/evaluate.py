@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from vista.training.examples import Batch, ExampleConfig, PopularItems, Visit, c
 from vista.training.loader import Source, Tables, grouped, visit_stream
 from vista.training.losses import action_labels
 from vista.training.survey import Catalogue, survey
+from vista.training.verdict import verdict
 
 KS = (1, 3, 10)
 RETRIEVED = (10, 100)
@@ -289,39 +289,6 @@ def measures(
         found[f"action.{name}.calibration"] = Measure(metrics.calibration(p, y, w))
         found[f"action.{name}.calibration_error"] = Measure(metrics.calibration_error(p, y, weights=w))
     return found
-
-
-FEW = 5.0
-"""Candidates per slate below which the first places are no feat."""
-
-
-def verdict(found: Mapping[str, float]) -> str:
-    """What the figures say in words: whether the model ranks better than chance, and than popularity.
-
-    Args:
-        found: as :meth:`Evaluation.flat` gives them, or the ``metrics`` of a bundle.
-    """
-    auc, size = found.get("ranking.auc", math.nan), found.get("ranking.candidates", math.nan)
-    if not found or not math.isfinite(auc):
-        return "not judged: no held-out request had both an item that was engaged with and one that was not"
-    popular = found.get("baseline.popularity.ranking.auc", 0.5)
-    other, bar = ("popularity", popular) if popular > 0.5 else ("a coin toss", 0.5)
-    low, high = found.get("ranking.gain.low", math.nan), found.get("ranking.gain.high", math.nan)
-    figures = f"AUC {auc:.3f} against {bar:.3f}"
-    if math.isfinite(low):
-        figures += f", gain {found['ranking.gain']:+.3f} [{low:+.3f}, {high:+.3f}]"
-    if auc <= 0.5:
-        text = f"worse than chance: {figures}; do not serve it"
-    elif high < 0:
-        text = f"worse than {other}: {figures}; do not serve it"
-    elif not low > 0:
-        text = f"not shown to be better than {other}: {figures}; give it more to learn from, or train longer"
-    else:
-        text = f"better than {other}: {figures}"
-    if size < FEW:
-        chance = found.get("baseline.constant.ranking.mrr", math.nan)
-        text += f". Requests hold {size:.1f} candidates: an MRR of {chance:.3f} is a coin toss's"
-    return text
 
 
 def evaluate_model(
