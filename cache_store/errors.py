@@ -107,6 +107,19 @@ class ReadOnlyStorage(StoreError, OSError):
     exit_code = 4
 
 
+class NotPermitted(StoreError, PermissionError):
+    """This user may not read a file or folder; it may be whole."""
+
+    exit_code = 4
+
+
+class LimitReached(StoreError, OSError):
+    """A limit of the operating system would be passed: mappings, addresses or open files of a process; the text gives
+    the sum and the remedy."""
+
+    exit_code = 4
+
+
 class StoreClosed(StoreError):
     """The store was closed, or its pinned generation is gone."""
 

@@ -120,6 +120,8 @@ def shape(words: np.ndarray, name: str) -> IndexShape:
     offset = check + n
     length = offset + n
     end = length + (n if flags & LENGTHS else 0)
+    if flags & ~(SECOND | LENGTHS):
+        raise Damaged(f"{name}: flags {flags} unknown to this version; read it with a newer one")
     if end != len(words):
         raise Damaged(f"{name}: expected {end * 8} bytes, found {len(words) * 8}; run `vista verify`")
     return IndexShape(

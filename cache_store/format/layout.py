@@ -47,9 +47,9 @@ FEATURES: frozenset[str] = frozenset()
 
 MAIN = "main"
 DEAD_LETTERS = "dead-letters.parquet"
-GENERATION = re.compile(r"[0-9]{8,}")
+GENERATION = re.compile(r"[0-9]{8,18}")
 DELETING = ".deleting-"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Layout:
         """Every line that has a pointer, ``main`` first."""
         out = [MAIN] if self.pointer(MAIN).exists() else []
         if self.lines.is_dir():
-            out += sorted(p.name for p in self.lines.iterdir() if _NAME.fullmatch(p.name) and p.name != MAIN)
+            out += sorted(p.name for p in self.lines.iterdir() if NAME.fullmatch(p.name) and p.name != MAIN)
         return out
 
     def generation_names(self) -> list[str]:
@@ -169,7 +169,7 @@ def check_name(name: str, what: str) -> str:
     Raises:
         StoreError
     """
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise StoreError(f"{what}: expected 1 to 128 of letters, digits, '.', '_', '-', found {name!r}")
     return name
 

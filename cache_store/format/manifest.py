@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from cache_store.errors import Damaged, FormatUnknown
-from cache_store.format.layout import FEATURES
-from cache_store.format.receipt import FileFact, ShardReceipt
+from cache_store.errors import Damaged, FormatUnknown, SchemaError
+from cache_store.format.checked import KIB, MIB, MOST_BYTES, Fields, NotSound, json_object, read_bounded
+from cache_store.format.layout import FEATURES, GENERATION, NAME, StoreFormat
+from cache_store.format.receipt import MOST_SHARDS, FileFact, ShardReceipt, file_facts
 from cache_store.format.record import RecordSchema
 
 FORMAT = "vista-generation 1"
 FULL, DELTA = "full", "delta"
+MOST_TEXT = 512 * MIB
+"""Bytes of manifest.json, at most; of a generation of 4,096 shards it has 10 MiB."""
+MOST_DEPTH = 1_000
+AWAY = "go back with `vista rollback`, or make a new generation with `vista summarize`"
+"""What helps where a generation cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -126,33 +131,91 @@ class Manifest:
             Damaged: malformed.
         """
         try:
-            values: Mapping[str, Any] = json.loads(text)
-            found, features, bucket = values["format"], values["features"], values["bucket"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise Damaged(f"{where}: not a manifest ({error!r}); run `vista rollback`") from error
-        if found != FORMAT:
-            raise FormatUnknown(
-                f"{where}: expected {FORMAT!r}, found {found!r}; read it with a newer version"
-            )
-        unknown = sorted(set(features) - FEATURES)
-        if unknown or bucket != "xxh64-seed0-mod":
-            what = f"features {unknown}" if unknown else f"bucket function {bucket!r}"
-            raise FormatUnknown(f"{where}: {what} unknown to this version; read it with a newer one")
-        try:
-            return Manifest(
-                schema=RecordSchema.from_dict(values["schema"]),
-                shards=tuple(ShardReceipt.from_dict(s) for s in values["shards"]),
-                extra_files={n: FileFact(f["bytes"], f["digest"]) for n, f in values["extra_files"].items()},
-                **{name: values[name] for name in _PLAIN},
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise Damaged(f"{where}: missing or malformed field ({error!r}); run `vista rollback`") from error
+            return _manifest(Fields(json_object(text)), where)
+        except (NotSound, SchemaError, Damaged) as error:
+            raise Damaged(f"{where}: {error}; {AWAY}") from error
 
 
-_PLAIN: Sequence[str] = (
-    "generation", "run_id", "line", "kind", "parent", "depth", "fingerprint", "num_shards", "table_snapshot",
-    "watermark_ms", "published_ms", "expected", "dead_letters", "forgotten",
-)  # fmt: skip
+def _manifest(fields: Fields, where: Path) -> Manifest:
+    found, features, bucket = fields.text("format"), fields.list("features"), fields.any("bucket")
+    if found != FORMAT:
+        raise FormatUnknown(f"{where}: expected {FORMAT!r}, found {found!r}; read it with a newer version")
+    unknown = [f for f in features if not isinstance(f, str) or f not in FEATURES]
+    if unknown or bucket != "xxh64-seed0-mod":
+        what = f"features {unknown[:8]}" if unknown else f"bucket function {bucket!r}"
+        raise FormatUnknown(f"{where}: {what} unknown to this version; read it with a newer one")
+    name = fields.matching("generation", GENERATION, "a number of 8 to 18 digits")
+    kind = fields.one_of("kind", (FULL, DELTA))
+    delta, table = kind == DELTA, fields.any("table_snapshot")
+    if table is not None and not isinstance(table, str):
+        table = fields.integer("table_snapshot", -(1 << 63), (1 << 63) - 1)
+    parent = fields.matching("parent", GENERATION, "a generation, for it is a delta") if delta else None
+    if not delta and fields.any("parent") is not None:
+        raise fields.wrong("parent", "null, for the generation is full", fields.any("parent"))
+    if parent is not None and int(parent) >= int(name):
+        raise fields.wrong("parent", f"a generation before {name}", parent)
+    num_shards = fields.integer("num_shards", 1, MOST_SHARDS)
+    listed = fields.list("shards")
+    if len(listed) != num_shards:
+        raise NotSound(f"field shards: expected {num_shards}, found {len(listed)}")
+    schema = RecordSchema.from_dict(fields.any("schema"))
+    manifest = Manifest(
+        generation=name,
+        run_id=fields.matching("run_id", NAME, "the name of a run"),
+        line=fields.matching("line", NAME, "the name of a line"),
+        kind=kind,
+        parent=parent,
+        depth=fields.integer("depth", int(delta), MOST_DEPTH if delta else 0),
+        fingerprint=fields.text("fingerprint"),
+        schema=schema,
+        num_shards=num_shards,
+        table_snapshot=table,
+        watermark_ms=fields.time("watermark_ms"),
+        published_ms=fields.time("published_ms"),
+        expected=fields.count("expected"),
+        dead_letters=fields.count("dead_letters"),
+        shards=tuple(ShardReceipt.from_dict(s) for s in listed),
+        extra_files=file_facts(fields.object("extra_files")),
+        forgotten=fields.count("forgotten"),
+    )
+    _agree(manifest, fields)
+    return manifest
+
+
+def _agree(manifest: Manifest, fields: Fields) -> None:
+    """What the parts of a manifest say of each other."""
+    plain, shards = manifest.schema.as_dict(), manifest.shards
+    for k, s in enumerate(shards):
+        if (s.shard, s.num_shards) != (k, manifest.num_shards):
+            found = f"{s.shard} of {s.num_shards}"
+            raise NotSound(
+                f"field shards: expected shard {k} of {manifest.num_shards} in its place, found {found}"
+            )
+        if (
+            s.fingerprint != manifest.fingerprint
+            or s.schema != plain
+            or s.with_states != shards[0].with_states
+        ):
+            raise NotSound(f"field shards: shard {k} differs from the generation in model, schema or states")
+    for name in manifest.extra_files:
+        if (
+            not NAME.fullmatch(name)
+            or name in ("manifest.json", "READY")
+            or name.startswith(("shard-", "state-"))
+        ):
+            raise NotSound(f"field extra_files: expected names of other files, found {name[:60]!r}")
+    if sum(fact.bytes for fact in manifest.files.values()) > MOST_BYTES:
+        raise NotSound(f"field shards: expected at most {MOST_BYTES} bytes in all, found {manifest.bytes}")
+    written = manifest.records + manifest.tombstones
+    if fields.any("written") != written:
+        raise fields.wrong("written", f"{written}, the sum over the shards", fields.any("written"))
+    accounted = written + manifest.dead_letters + manifest.forgotten
+    if manifest.expected != accounted:
+        raise fields.wrong(
+            "expected", f"{accounted} users, written, dead-lettered or forgotten", manifest.expected
+        )
+    if fields.any("digest") != manifest.digest:
+        raise fields.wrong("digest", f"{manifest.digest}, of the stated shards", fields.any("digest"))
 
 
 def seal(*texts: str) -> bytes:
@@ -164,12 +227,14 @@ def read_seal(folder: Path) -> bytes:
     """READY of a generation; it changes if the generation does.
 
     Raises:
-        Damaged: there is none.
+        Damaged: there is none, or it is no seal.
     """
     try:
-        return (folder / "READY").read_bytes()
+        return read_bounded(folder / "READY", KIB)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise Damaged(f"{folder}: READY is missing; run `vista rollback`") from error
+        raise Damaged(f"{folder}: READY is missing; {AWAY}") from error
+    except NotSound as error:
+        raise Damaged(f"{folder}/READY: {error}; {AWAY}") from error
 
 
 def read(folder: Path) -> Manifest:
@@ -183,20 +248,52 @@ def read(folder: Path) -> Manifest:
     while True:
         ready = read_seal(folder)
         try:
-            raw = path.read_bytes()
+            text = read_bounded(path, MOST_TEXT).decode()
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise Damaged(f"{path}: missing; run `vista rollback`") from error
-        try:
-            text = raw.decode()
+            raise Damaged(f"{path}: missing; {AWAY}") from error
         except UnicodeDecodeError as error:
-            raise Damaged(f"{path}: not UTF-8; run `vista rollback`") from error
+            raise Damaged(f"{path}: not UTF-8; {AWAY}") from error
+        except NotSound as error:
+            raise Damaged(f"{path}: {error}; {AWAY}") from error
         if len(ready) in (33, 66) and seal(text) in (ready[:33], ready[33:]):
             break
         if read_seal(folder) == ready:  # else forget has sealed it anew between the two readings
-            raise Damaged(f"{path}: does not have the digest that READY states; run `vista rollback`")
+            raise Damaged(f"{path}: does not have the digest that READY states; {AWAY}")
     manifest = Manifest.parse(text, path)
     if manifest.generation != folder.name:
-        raise Damaged(
-            f"{path}: states generation {manifest.generation}, lies in {folder.name}; run `vista rollback`"
-        )
+        raise Damaged(f"{path}: states generation {manifest.generation}, lies in {folder.name}; {AWAY}")
     return manifest
+
+
+def check_lies_on(upper: Manifest, lower: Manifest, where: Path) -> None:
+    """Ask whether a delta belongs on what it names as its parent.
+
+    Raises:
+        Damaged: another model, schema, number of shards or depth; ``where`` is the delta's folder.
+    """
+    for field_name in ("fingerprint", "schema", "num_shards"):
+        mine, below = getattr(upper, field_name), getattr(lower, field_name)
+        if mine != below:
+            raise Damaged(
+                f"{where}/manifest.json, field {field_name}: expected that of its parent {lower.generation}, found "
+                f"another; {AWAY}"
+            )
+    if (lower.generation, lower.depth) != (upper.parent, upper.depth - 1):
+        raise Damaged(
+            f"{where}/manifest.json, field depth: expected {lower.depth + 1} over {lower.generation}, found "
+            f"{upper.depth} over {upper.parent}; {AWAY}"
+        )
+
+
+def check_of_store(manifest: Manifest, store: StoreFormat, where: Path) -> None:
+    """Ask whether a generation is of a store with these facts.
+
+    Raises:
+        Damaged: other shards or ids.
+    """
+    found = (manifest.num_shards, manifest.schema.user_kind)
+    if found != (store.num_shards, store.user_kind):
+        raise Damaged(
+            f"{where}/manifest.json: expected {store.num_shards} shards of {store.user_kind} ids, as FORMAT says, "
+            f"found {found[0]} of {found[1]}; {AWAY}"
+        )

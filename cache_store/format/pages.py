@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cache_store.errors import Damaged
+from cache_store.format.record import PAGE
 
-PAGE = 4096
 _MAGIC = 0xBEEFC0DE
 _BRANCH, _LEAF, _OVERFLOW = 1, 2, 4
 _BIG = 1
@@ -94,6 +94,8 @@ def walk(data: np.ndarray, name: str) -> Entries:
         if not flags & _LEAF:
             raise Damaged(f"{name}: page {page} is neither branch nor leaf; run `vista verify`")
         text = raw.tobytes()
+        if len(keys) + n > count or head[:, 3].sum() > PAGE:
+            raise Damaged(f"{name}: page {page} holds more than it can; run `vista verify`")
         keys.extend(text[a + 8 : a + 8 + k] for a, k in zip(node.tolist(), head[:, 3].tolist(), strict=True))
         value = node + 8 + head[:, 3]
         big = (head[:, 2] & _BIG) != 0

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cache_store.errors import Damaged
+from cache_store.format.checked import MIB, MOST_BYTES, Fields, NotSound, json_object, read_bounded
 from cache_store.format.layout import shard_name, state_name
 
 RECEIPT = ".receipt.json"
 """Ending of the receipts that lie beside finished shards while their run is in staging."""
+ENDINGS = (".mdb", ".idx")
+MOST_SHARDS, MOST_REVISIONS = 1 << 20, 1 << 31
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ class ShardReceipt:
         """File name of the states, without its ending."""
         return state_name(self.shard, self.num_shards, self.revision)
 
+    @property
+    def with_states(self) -> bool:
+        """Whether there are files of states beside the records."""
+        return f"{self.state_stem}{ENDINGS[0]}" in self.files
+
     def as_dict(self) -> dict[str, Any]:
         out = dict(vars(self))
         out["files"] = {name: fact.as_dict() for name, fact in sorted(self.files.items())}
@@ -66,18 +73,62 @@ class ShardReceipt:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> ShardReceipt:
-        """Inverse of :meth:`as_dict`.
+        """Inverse of :meth:`as_dict`. Counts, sizes and file names are those that a shard can have.
 
         Raises:
-            Damaged: fields are missing or of another type.
+            Damaged: a field is missing, unknown, of another type or out of range.
         """
         try:
-            files = {name: FileFact(int(f["bytes"]), str(f["digest"])) for name, f in values["files"].items()}
-            return ShardReceipt(**{**values, "files": files})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise Damaged(
-                f"shard receipt: missing or malformed field ({error!r}); build the shard again"
-            ) from error
+            return _receipt(Fields(values))
+        except NotSound as error:
+            raise Damaged(f"shard receipt: {error}; build the shard again") from error
+
+
+def _receipt(fields: Fields) -> ShardReceipt:
+    unknown = sorted(set(fields.names()) - set(ShardReceipt.__dataclass_fields__))
+    if unknown:
+        raise NotSound(f"field {unknown[0]} is unknown")
+    num_shards = fields.integer("num_shards", 1, MOST_SHARDS)
+    receipt = ShardReceipt(
+        shard=fields.integer("shard", 0, num_shards - 1),
+        num_shards=num_shards,
+        fingerprint=fields.text("fingerprint"),
+        schema=dict(_mapping(fields, "schema")),
+        records=fields.count("records"),
+        tombstones=fields.count("tombstones"),
+        states=fields.count("states"),
+        content=fields.digest("content"),
+        state_content=fields.digest("state_content"),
+        files=file_facts(fields.object("files")),
+        revision=fields.integer("revision", 0, MOST_REVISIONS) if "revision" in fields.names() else 0,
+    )
+    records = {f"{receipt.record_stem}{ending}" for ending in ENDINGS}
+    states = {f"{receipt.state_stem}{ending}" for ending in ENDINGS}
+    found = set(receipt.files)
+    if found != records and found != records | states:
+        raise NotSound(
+            f"field files: expected {sorted(records)}, with or without {sorted(states)}, found {sorted(found)[:6]}"
+        )
+    if receipt.states and not receipt.with_states:
+        raise NotSound(f"field states: expected 0, for there is no file of states, found {receipt.states}")
+    return receipt
+
+
+def file_facts(fields: Fields) -> dict[str, FileFact]:
+    """Facts by file name.
+
+    Raises:
+        NotSound
+    """
+    one = {name: fields.object(name) for name in fields.names()}
+    return {name: FileFact(f.integer("bytes", 0, MOST_BYTES), f.digest("digest")) for name, f in one.items()}
+
+
+def _mapping(fields: Fields, name: str) -> Mapping[str, Any]:
+    value = fields.any(name)
+    if not isinstance(value, Mapping):
+        raise fields.wrong(name, "an object", value)
+    return value
 
 
 def receipt_path(folder: Path, shard: int, num_shards: int) -> Path:
@@ -89,8 +140,11 @@ def finished(folder: str | Path, shard: int, num_shards: int) -> ShardReceipt | 
     """Receipt of a shard that an earlier attempt of this run finished, or None. Its files are checked by size."""
     folder = Path(folder)
     try:
-        receipt = ShardReceipt.from_dict(json.loads(receipt_path(folder, shard, num_shards).read_text()))
-    except (FileNotFoundError, ValueError, Damaged):
+        raw = read_bounded(receipt_path(folder, shard, num_shards), MIB)
+        receipt = ShardReceipt.from_dict(json_object(raw))
+    except (FileNotFoundError, NotSound, Damaged):
+        return None
+    if (receipt.shard, receipt.num_shards) != (shard, num_shards):
         return None
     for name, fact in receipt.files.items():
         path = folder / name

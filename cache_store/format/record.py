@@ -35,6 +35,9 @@ from cache_store.format.quantize import CODECS, Codec
 RECORD_FORMAT = 1
 TOMBSTONE = 1
 HEADER_BYTES = 64
+MAX_RECORD_BYTES = 1 << 26
+"""A record may hold so many numbers at most, and with float32 four times as many bytes."""
+MAX_GROUPS = 1_024
 PAGE = 4096
 PAGE_HEADER = 16
 INLINE_MAX = 2038
@@ -70,12 +73,13 @@ class Group:
     codec: str
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier():
+        if not isinstance(self.name, str) or not self.name.isidentifier():
             raise SchemaError(f"group name: expected an identifier, found {self.name!r}")
         if self.codec not in CODECS:
             raise SchemaError(f"group {self.name}: expected a codec of {CODECS}, found {self.codec!r}")
-        if self.tokens < 1 or self.width < 1:
-            raise SchemaError(f"group {self.name}: expected tokens and width of at least 1, found {self}")
+        for size in (self.tokens, self.width):
+            if type(size) is not int or not 1 <= size <= MAX_RECORD_BYTES:
+                raise SchemaError(f"group {self.name}: expected tokens and width of at least 1, found {self}")
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,10 @@ class RecordSchema:
         object.__setattr__(self, "groups", groups)
         if not groups:
             raise SchemaError("schema: expected at least one group, found none")
+        if sum(g.tokens * g.width for g in groups) > MAX_RECORD_BYTES:
+            raise SchemaError(
+                f"schema: expected at most {MAX_RECORD_BYTES} numbers in a record, found {groups}"
+            )
         if len({g.name for g in groups}) != len(groups):
             raise SchemaError(f"schema: expected distinct group names, found {[g.name for g in groups]}")
         if len({g.width for g in groups}) != 1:
@@ -257,8 +265,10 @@ class RecordSchema:
             SchemaError: not such a dict, or its layout is not what this version derives.
         """
         try:
-            groups = tuple(Group(g["name"], g["tokens"], g["width"], g["codec"]) for g in values["groups"])
-            schema = RecordSchema(groups, values["user_kind"])
+            listed = [(g["name"], g["tokens"], g["width"], g["codec"]) for g in values["groups"]]
+            if len(listed) > MAX_GROUPS:
+                raise SchemaError(f"schema: expected at most {MAX_GROUPS} groups, found {len(listed)}")
+            schema = RecordSchema(tuple(Group(*facts) for facts in listed), values["user_kind"])
         except (KeyError, TypeError) as error:
             raise SchemaError(f"schema: missing or malformed field ({error!r})") from error
         if schema.as_dict() != dict(values):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import xxhash
 from cache_store.errors import Damaged
 from cache_store.format import index, pages
 from cache_store.format.keys import from_keys
-from cache_store.format.layout import digest_file
 from cache_store.format.manifest import Manifest
+from cache_store.format.receipt import ENDINGS, FileFact
 from cache_store.format.record import (
     HEADER_BYTES,
     PAGE,
@@ -40,51 +39,68 @@ _KEY, _MODEL, _FORMAT, _FORMAT_MASK = 2, 4, 7, np.uint64(0xFFFFFFFF)
 
 ABSENT, GONE = -1, -2
 """What :meth:`Generation.locate` answers for users it does not hold, and for its tombstones."""
+NOWHERE = 1 << 62
+"""And for a record that its index puts before the file: past every range, so that its row is CORRUPT."""
 
 
 class Table:
     """The data files of all shards and their indexes, as two ranges of addresses.
 
     Args:
+        states: those of the states, instead of the records.
         verify: compare every index with the digest in the manifest. The records follow from it, one by one, on read.
+
+    Raises:
+        Damaged: a file has not the stated size, or an index is not that of its file, its shard and its kind.
+        NotPermitted, LimitReached
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, stems: list[str], verify: bool) -> None:
-        facts = manifest.files
-        for stem in stems:
-            for name in (f"{stem}.mdb", f"{stem}.idx"):
-                if name not in facts:
-                    raise Damaged(f"{folder}: the manifest knows no {name}; run `vista verify`")
-        data = [f"{stem}.mdb" for stem in stems]
-        idx = [f"{stem}.idx" for stem in stems]
-        self.names = data
+    def __init__(self, folder: Path, manifest: Manifest, states: bool, verify: bool) -> None:
+        facts, shards = manifest.files, manifest.shards
+        stems = [s.state_stem if states else s.record_stem for s in shards]
+        data, idx = ([f"{stem}{ending}" for stem in stems] for ending in ENDINGS)
+        self.names, self.index_names = data, idx
         self.sizes = [facts[n].bytes for n in data]
         self.files = FileRange([folder / n for n in data], self.sizes)
-        indexes = FileRange([folder / n for n in idx], [facts[n].bytes for n in idx])
-        shapes = []
+        self._indexes = FileRange([folder / n for n in idx], [facts[n].bytes for n in idx])
+        self._index_sizes = [facts[n].bytes for n in idx]
+        strings, shapes = manifest.schema.user_kind == "string", []
         for k, name in enumerate(idx):
-            start, size = int(indexes.starts[k]), facts[name].bytes
-            raw = indexes.data[start : start + size]
+            raw, s = self.index_data(k), shards[k]
             if verify and xxhash.xxh3_128_hexdigest(raw) != facts[name].digest:
                 raise Damaged(
                     f"{folder / name}: does not have the digest that the manifest states; run `vista verify`, "
                     f"then `vista rollback` or rebuild the shard"
                 )
-            if size % 8:
+            if len(raw) % 8:
                 raise Damaged(
-                    f"{folder / name}: expected whole 64-bit words, found {size} bytes; run `vista verify`"
+                    f"{folder / name}: expected whole 64-bit words, found {len(raw)} bytes; run `vista verify`"
                 )
             found = index.shape(raw.view(np.uint64), str(folder / name))
             if found.file_bytes != self.sizes[k]:
                 raise Damaged(f"{folder / name}: is the index of another file; run `vista verify`")
+            if (found.second >= 0, found.length >= 0) != (strings, states):
+                raise Damaged(f"{folder / name}: is the index of other ids or values; run `vista verify`")
+            stated = s.states if states else s.records + s.tombstones
+            if found.n != stated:
+                raise Damaged(
+                    f"{folder / name}: expected {stated} users, as the manifest states, found {found.n}; run "
+                    f"`vista verify`"
+                )
             shapes.append(found)
         self.counts = [s.n for s in shapes]
-        self.index = index.IndexSet(indexes.data.view(np.uint64), (indexes.starts // 8).tolist(), shapes)
+        words = self._indexes.data.view(np.uint64)
+        self.index = index.IndexSet(words, (self._indexes.starts // 8).tolist(), shapes)
 
     def shard_data(self, shard: int) -> np.ndarray:
         """uint8 [file bytes] of one data file, a view."""
         start = int(self.files.starts[shard])
         return self.files.data[start : start + self.sizes[shard]]
+
+    def index_data(self, shard: int) -> np.ndarray:
+        """uint8 [file bytes] of one index, a view."""
+        start = int(self._indexes.starts[shard])
+        return self._indexes.data[start : start + self._index_sizes[shard]]
 
 
 class Generation:
@@ -101,7 +117,7 @@ class Generation:
         schema = manifest.schema
         self.schema = schema
         self.model = model_word(manifest.fingerprint)
-        self.table = Table(folder, manifest, [s.record_stem for s in manifest.shards], verify)
+        self.table = Table(folder, manifest, False, verify)
         self.row_bytes = schema.row_bytes
         flat, size = self.table.files.data, self.row_bytes
         # Every place at which a row can begin, as overlapping items: one index then copies a whole row.
@@ -118,10 +134,9 @@ class Generation:
     @cached_property
     def states(self) -> Table | None:
         """The state files, mapped on first use; None where the generation has none."""
-        stems = [s.state_stem for s in self.manifest.shards]
-        if f"{stems[0]}.mdb" not in self.manifest.files:
+        if not self.manifest.shards[0].with_states:
             return None
-        return Table(self.folder, self.manifest, stems, self._verify)
+        return Table(self.folder, self.manifest, True, self._verify)
 
     def locate(
         self, shard: np.ndarray, hashes: np.ndarray, second: np.ndarray | None
@@ -138,7 +153,9 @@ class Generation:
         """
         entry, check, offset = self.table.index.find(shard, hashes, second)
         place = offset + self.table.files.starts.take(shard)
-        place[offset == 0] = GONE
+        odd = offset <= 0
+        if odd.any():
+            place[odd] = np.where(offset[odd] == 0, GONE, NOWHERE)
         place[entry < 0] = ABSENT
         return place, check
 
@@ -237,30 +254,17 @@ class Generation:
             raise Damaged(f"{self.folder / table.names[shard]}: file and index differ; run `vista verify`")
         return entries
 
-    def recheck(self, shards: Iterable[int] = ()) -> None:
-        """Compare the size of every shard file with the manifest once more, and the indexes of some shards with their
-        digests.
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        """Path and bytes of every shard's files, states included."""
+        for shard in self.manifest.shards:
+            for name, fact in shard.files.items():
+                yield f"{self.folder}/{name}", fact.bytes
 
-        A file that is gone is no concern of ours: its mapping stays whole.
-
-        Raises:
-            Damaged
-        """
-        deep = {name for k in shards for name in self.manifest.shards[k].files if name.endswith(".idx")}
-        for name, fact in (item for shard in self.manifest.shards for item in shard.files.items()):
-            path = f"{self.folder}/{name}"
-            try:
-                size = os.stat(path).st_size
-                wrong = size != fact.bytes and f"expected {fact.bytes} bytes, found {size}"
-                if not wrong and name in deep and digest_file(Path(path)) != fact.digest:
-                    wrong = "does not have the digest that the manifest states"
-            except FileNotFoundError:
-                continue
-            if wrong:
-                raise Damaged(
-                    f"{path}: {wrong}, though it was whole when it was opened; run `vista verify`, then "
-                    f"`vista rollback` or rebuild the shard"
-                )
+    def indexes(self, shard: int) -> Iterator[tuple[str, FileFact]]:
+        """Path and facts of the indexes of one shard: of its records, and of its states."""
+        for name, fact in self.manifest.shards[shard].files.items():
+            if name.endswith(ENDINGS[1]):
+                yield f"{self.folder}/{name}", fact
 
     def users(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         """Users of one shard in key order, and bool [n]: which are tombstones."""

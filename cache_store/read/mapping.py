@@ -9,18 +9,22 @@ truncated while it is mapped ends the process with SIGBUS; nothing in this packa
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import resource
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cache_store.errors import Damaged
+from cache_store.errors import Damaged, LimitReached, NotPermitted, StoreError
+from cache_store.format.record import PAGE
 
-PAGE = 4096
+_REMEDY = "run `vista verify`, then `vista rollback` or rebuild the shard"
 _FIXED = 0x10
 _WHO = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
 _FAILED = ctypes.c_void_p(-1).value
@@ -43,6 +47,17 @@ def major_faults() -> int:
     return resource.getrusage(_WHO).ru_majflt
 
 
+def check_size(path: Path | str, size: int, facts: os.stat_result) -> None:
+    """Compare a file with what its manifest states.
+
+    Raises:
+        Damaged: another size, or no regular file.
+    """
+    if not stat.S_ISREG(facts.st_mode) or facts.st_size != size:
+        found = f"{facts.st_size}" if stat.S_ISREG(facts.st_mode) else "something that is no regular file"
+        raise Damaged(f"{path}: expected {size} bytes, found {found}; {_REMEDY}")
+
+
 class FileRange:
     """Files mapped end to end; each begins at a multiple of the page size.
 
@@ -52,64 +67,100 @@ class FileRange:
         starts: int64 [files], byte at which each file begins.
 
     The addresses are released when the last array that views them is gone.
+
+    Raises:
+        Damaged: a file is missing or has not the stated size; asked of all before anything is mapped.
+        NotPermitted, LimitReached
     """
 
     def __init__(self, files: Sequence[Path], sizes: Sequence[int]) -> None:
+        for path, size in zip(files, sizes, strict=True):
+            with _typed(path):
+                check_size(path, size, os.stat(path))
         granule = max(PAGE, mmap.ALLOCATIONGRANULARITY)
         rounded = [-(-size // granule) * granule for size in sizes]
         self.starts = np.cumsum([0, *rounded])[:-1].astype(np.int64)
         # One more granule at the end, so that a gather of whole pages never leaves the range.
-        self._total = sum(rounded) + granule
-        address = _libc.mmap(None, self._total, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        total = sum(rounded) + granule
+        address = _libc.mmap(None, total, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
         if address == _FAILED:
-            raise OSError(ctypes.get_errno(), f"cannot reserve {self._total} bytes of addresses")
+            raise _limit(f"{len(files)} files of {total} bytes from {files[0].parent}", ctypes.get_errno())
         self.address: int = address
+        owner = _Owner(address, total)
         for path, size, start in zip(files, sizes, self.starts.tolist(), strict=True):
-            self._map(path, size, start)
-        owner = _Owner(self.address, self._total)
+            self._map(path, size, start, len(files))
         self.data = np.asarray(owner)
 
     def will_need(self, starts: np.ndarray, size: int) -> None:
         """Ask the operating system to read ``size`` bytes at each start (int64 [n]) ahead, without waiting."""
         madvise, page = _libc.madvise, mmap.ALLOCATIONGRANULARITY
-        first = starts // page * page
-        lengths = starts + size - first
+        inside = starts[(starts >= 0) & (starts <= len(self.data) - size)]
+        first = inside // page * page
+        lengths = inside + size - first
         for at, length in zip((self.address + first).tolist(), lengths.tolist(), strict=True):
             madvise(at, length, mmap.MADV_WILLNEED)
 
-    def _map(self, path: Path, size: int, start: int) -> None:
+    def _map(self, path: Path, size: int, start: int, files: int) -> None:
+        with _typed(path):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            self._release()
-            raise Damaged(
-                f"{path}: missing; run `vista verify`, then `vista rollback` or rebuild the shard"
-            ) from error
-        except OSError:
-            self._release()
-            raise
-        try:
-            found = os.fstat(fd).st_size
-            if found != size:
-                self._release()
-                raise Damaged(
-                    f"{path}: expected {size} bytes, found {found}; run `vista verify`, then `vista rollback` or "
-                    f"rebuild the shard"
-                )
+            check_size(path, size, os.fstat(fd))
             if size == 0:
                 return
             where = self.address + start
             if _libc.mmap(where, size, mmap.PROT_READ, mmap.MAP_SHARED | _FIXED, fd, 0) != where:
-                code = ctypes.get_errno()
-                self._release()
-                raise OSError(code, os.strerror(code), str(path))
+                raise _limit(f"{files} files from {path.parent}", ctypes.get_errno())
             # Records are read at random; read-ahead would fetch their neighbours.
             _libc.madvise(where, size, mmap.MADV_RANDOM)
         finally:
             os.close(fd)
 
-    def _release(self) -> None:
-        _libc.munmap(self.address, self._total)
+
+@contextmanager
+def _typed(path: Path) -> Iterator[None]:
+    """Errors of looking at and opening a file that a manifest names."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Damaged(f"{path}: missing; {_REMEDY}") from error
+    except StoreError:
+        raise
+    except PermissionError as error:
+        raise NotPermitted(
+            f"{path}: this user may not read it ({error.strerror}); give read permission, or read as its owner"
+        ) from error
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise LimitReached(
+                f"{path}: {error.strerror}; raise `ulimit -n`, or open fewer stores"
+            ) from error
+        raise Damaged(f"{path}: cannot be opened ({error.strerror}); {_REMEDY}") from error
+
+
+def _limit(what: str, code: int) -> LimitReached:
+    return LimitReached(
+        code,
+        f"mapping {what}: {os.strerror(code)}; this process has {mappings()} mappings, the system allows "
+        f"{most_mappings()}. A generation takes two a shard, with states four: fold the chain with `vista compact`, "
+        f"read as of fewer times at once, use fewer shards, or raise `sysctl vm.max_map_count`",
+    )
+
+
+def mappings() -> int:
+    """Mappings of this process now; 0 where the system does not say."""
+    try:
+        with open("/proc/self/maps", "rb") as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+    except OSError:
+        return 0
+
+
+def most_mappings() -> int:
+    """Mappings that a process may have; 65,530 where the system does not say."""
+    try:
+        return int(Path("/proc/sys/vm/max_map_count").read_text())
+    except (OSError, ValueError):
+        return 65_530
 
 
 class _Owner:

@@ -24,6 +24,7 @@ from cache_store.format.keys import Users, as_users, hash_of, second_hash_of
 from cache_store.format.record import HEADER, PAGE_HEADER
 from cache_store.native.crew import Crew
 from cache_store.read.generation import ABSENT, STREAM_BYTES, Generation
+from cache_store.read.watch import Watch
 
 
 class Status(IntEnum):
@@ -108,7 +109,7 @@ class Snapshot:
         opened_ms: when the files were last looked at, which opening them is.
 
     Attributes:
-        checked_ms, checks: when the files were last compared with the manifests, and how often; kept by ``Views``.
+        watch: compares the files with the manifests while they are read.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class Snapshot:
         self.row_bytes = chain[0].row_bytes
         self._shards = np.uint64(chain[0].manifest.num_shards)
         self._local = threading.local()
-        self.checked_ms, self.checks = opened_ms, 0
+        self.watch = Watch(chain, verify, opened_ms)
 
     @property
     def names(self) -> list[str]:

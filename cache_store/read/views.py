@@ -23,13 +23,10 @@ from cache_store.read.generation import Generation
 from cache_store.read.leases import Lease
 from cache_store.read.options import ReadOptions, wall_clock
 from cache_store.read.snapshot import Snapshot
+from cache_store.read.watch import Watch, look_at_all
 
 AS_OF_OPEN = 32
 """Chains kept open for as-of reads, least recently used first out."""
-
-CHECK_MS = 1000
-"""While reading, the mapped files are compared with the manifest so often: all sizes, since who reads past the end of a
-file that was cut is killed by the system; and one index after the other."""
 
 _ATTEMPTS = 100
 
@@ -95,17 +92,8 @@ class Views:
             return self.refresh()
         if self._lease is not None:
             self._lease.renew(now_ms)
-        self._recheck(snapshot, now_ms)
+        snapshot.watch.look(now_ms)
         return snapshot
-
-    def _recheck(self, snapshot: Snapshot, now_ms: int) -> None:
-        if 0 <= now_ms - snapshot.checked_ms < CHECK_MS:
-            return
-        shard, turn = divmod(snapshot.checks, len(snapshot.chain))
-        for depth, generation in enumerate(snapshot.chain):
-            shards = [shard % len(generation.manifest.shards)] if self.verify and depth == turn else []
-            generation.recheck(shards)
-        snapshot.checked_ms, snapshot.checks = now_ms, snapshot.checks + 1
 
     def refresh(self) -> Snapshot:
         """Move to the live generation of the line. What stays open after a move is checked again: sizes, indexes.
@@ -167,7 +155,7 @@ class Views:
                     return self._snapshot
                 if name in self._earlier:
                     self._earlier.move_to_end(name)
-                    self._recheck(self._earlier[name], self._clock())
+                    self._earlier[name].watch.look(self._clock())
                     return self._earlier[name]
                 try:
                     snapshot = self._take(name)
@@ -219,6 +207,7 @@ class Views:
         self._history, self._pins = history, pins
         if snapshot is not None:
             self._generations = {g.manifest.generation: g for g in snapshot.chain}
+            snapshot.watch = Watch(snapshot.chain, self.verify, self._clock())
         if snapshot is not None or pins:
             self._hold()
 
@@ -261,11 +250,18 @@ class Views:
         """Open a generation and all below it, reusing what is open and unchanged."""
         chain: list[Generation] = []
         wanted: str | None = name
-        while wanted is not None:
+        store = self.layout.read_format()
+        while wanted is not None:  # it ends: a parent's number is lower
             folder = self.layout.generation(wanted)
             if not folder.is_dir():
-                raise GenerationUnknown(f"{self.layout.root}: no generation {wanted}; run `vista rollback`")
+                below = f", on which {chain[-1].manifest.generation} lies" if chain else ""
+                raise GenerationUnknown(
+                    f"{self.layout.root}: no generation {wanted}{below}; {manifests.AWAY}"
+                )
             held = self._open(folder, self._generations.get(wanted), moved)
+            manifests.check_of_store(held.manifest, store, folder)
+            if chain:
+                manifests.check_lies_on(chain[-1].manifest, held.manifest, chain[-1].folder)
             self._generations[wanted] = held
             chain.append(held)
             wanted = held.manifest.parent
@@ -280,7 +276,7 @@ class Views:
             try:
                 if held is not None and held.seal == seal:
                     if moved:
-                        held.recheck(range(len(held.manifest.shards)) if self.verify else ())
+                        look_at_all(held, self.verify)
                     return held
                 manifest = manifests.read(folder)
                 if self.fingerprint is not None and manifest.fingerprint != self.fingerprint:
