@@ -1,18 +1,13 @@
 """Jobs over user buckets, on any Beam runner: ingest logs, summarise histories, refresh what changed.
 
-Read in this order:
-    errors.py          what can go wrong, and the exit code of each
-    run_record.py      one run = one directory; receipts make it resumable
-    pipeline.py        the runner: local by name, any other by its own options
-    ingest.py          logs to bucketed, sorted tables (the only shuffle)
-    compact_tables.py  the many small files of a bucket into few
-    summarize.py       tables to a full generation; one task per bucket
-    refresh.py         what changed since the parent generation to a delta
-    plan.py            what a run would cost, before it runs
-    forget.py          one user out of everything that is kept
+Read in this order: ``run`` (what every job has: one run, one directory, one runner), ``ingest`` (logs to tables, the
+only shuffle), ``generation`` (``summarize`` all, ``refresh`` what changed), ``tables`` (compact, forget). ``errors``
+has what can go wrong with the exit code of each, ``horizon`` how far back the tables must stay as they are.
 """
 
 import logging
+
+__version__ = "0.2.0"
 
 
 def _about_a_job(record: logging.LogRecord) -> bool:

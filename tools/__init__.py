@@ -1,4 +1,7 @@
-"""The command line ``vista``.
+"""The command line ``vista``, and what measures and tries the product.
 
-``cli`` names the verbs, ``verbs/`` holds one module per verb, ``bench/`` one per benchmark.
+``cli`` is the entry, ``command_line`` and ``invocation`` turn words into a verb's ``options`` with the defaults of
+``settings``; ``verbs`` has one module per verb, printing through ``console``. What several verbs need: ``home`` (where
+things lie), ``runs``, ``serving``, ``histories``, ``demo_folder``. Three kinds of trials, each reached by one verb:
+``bench`` (how fast), ``studies`` (what it is worth), ``drills`` (what it survives); ``parameters`` reads their ``-p``.
 """

@@ -37,7 +37,8 @@ class Settings:
 
     Attributes:
         path: of the file.
-        common: option to value, for every verb that has it. verbs: the same by verb.
+        common: option to value, for every verb that has it.
+        verbs: the same by verb.
         tables: the tables of :data:`INGEST_TABLES` that are there.
     """
 

@@ -1,8 +1,10 @@
 """The model and what it eats: no LMDB, no Beam.
 
-Read in this order: ``config`` (what a model is), ``data.events`` (the jagged batch
-every part exchanges), ``embedding`` (items and events as vectors), ``summarizer`` and
-``slots`` (stage 1: a lifelong history becomes summary tokens and a resumable state),
-``ranker`` (stage 2: retrieval and ranking over one context), ``model`` (both stages
-together), then ``training``, ``bundle``, ``retrieval`` and ``serving``.
+Read in this order: ``config`` (what a model is), ``data`` (``events``, the jagged batch that all parts exchange, with
+the arithmetic of ``jagged``; logs and tables), ``ops`` (the operations, each beside its naive twin), ``embedding``
+(items and events as vectors), ``stage1`` (a lifelong history becomes summary tokens and a resumable state), ``stage2``
+(retrieval and ranking over one context), ``model`` (both together); then ``training`` (tables to a ``bundle``) and
+``serving``. ``errors`` has what can go wrong.
 """
+
+__version__ = "0.2.0"

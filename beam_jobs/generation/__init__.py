@@ -1,3 +1,3 @@
-"""Tables to a generation: ``summarize`` (all), ``refresh`` (what changed), over ``bucket_task`` and ``publish``;
-``plan`` says what it would cost.
+"""Tables to a generation: ``summarize`` (all) and ``refresh`` (what changed, found by ``changed_users``), over
+``bucket_task`` (what a worker does) and ``publish``; ``plan`` says what it would cost.
 """

@@ -100,7 +100,8 @@ class Fields:
     """The values of one JSON object, taken out by name; each is checked as it is taken.
 
     Args:
-        values: what was read. where: prefix of field names in messages.
+        values: what was read.
+        where: prefix of field names in messages.
 
     Raises:
         NotSound: not an object. So do all methods, where a value is missing, of another type or out of range.

@@ -1,3 +1,6 @@
-"""From users to tokens: ``mapping`` (files as memory), ``generation`` (one of them), ``snapshot`` (a pinned chain and
-its batches), ``views`` (which generation), ``leases`` (what ``prune`` must leave); ``prefetch`` and ``counters``.
+"""From users to tokens.
+
+Read in this order: ``options`` (how a store is read), ``mapping`` (files as memory), ``generation`` (one of them),
+``snapshot`` (a pinned chain and its batches), ``views`` (which generation), ``watch`` (files that change beneath a
+reader), ``leases`` (what ``prune`` must leave); then ``prefetch`` and ``counters``.
 """

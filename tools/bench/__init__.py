@@ -1,1 +1,6 @@
-"""Benchmarks: a module ``tools/bench/NAME.py`` has ``run(quick, **params) -> Result``."""
+"""How fast: a module NAME here has ``run(quick, **params) -> Result`` and is ``vista bench NAME``.
+
+``harness`` times, compares and reports. The store: ``lookup``, ``write``, ``storage``, ``feature``. Jobs: ``ingest``,
+``job``, ``refresh``, ``memory``, ``scale``. Stage 1: ``summarize``, ``length``. Serving: ``rank``, ``cascade``,
+``flat``, ``index``.
+"""

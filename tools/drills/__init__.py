@@ -1,7 +1,7 @@
-"""Drills of the cache store: processes killed at every step, bytes flipped everywhere, readers beside a publisher.
+"""What it survives: processes killed at every step, bytes flipped everywhere, readers beside a publisher.
 
-``truth`` is a store whose every value is a function of user and version, so a wrong or mixed value is recognised;
+``cache_store.testing`` is a store whose every value is a function of user and version, so a wrong or mixed value is
+recognised, and ``watch`` readers that compare all they see with it. ``killing`` runs work that dies at a chosen step;
 ``drill`` kills, ``race`` lets two publishers meet, ``corruption`` damages, ``storm`` publishes as fast as it can,
-``storage`` fills the disk. Each is a command: ``python -m tools.drills.drill --kills 2000 --seed 7``. What was drilled
-and counted is in docs/faults.md.
+``storage`` fills the disk. What was drilled and counted is in docs/faults.md.
 """

@@ -5,8 +5,8 @@
 
 After every kill: a new reader must see the version before or after the work, whole; then the same work, run again,
 must end in the version after; then, now and then, ``prune`` must leave nothing behind and ``verify`` must find
-nothing. All the while readers compare every value with ``truth``. One seed is one course of events, except where a
-kill comes after a time instead of at a counted step.
+nothing. All the while readers compare every value with the truth of ``cache_store.testing``. One seed is one course
+of events, except where a kill comes after a time instead of at a counted step.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ publisher beside ``forget``: whoever is forgotten while a run or a compaction is
 
 The first is stopped at a step of its work. The second then runs to its end, or until it waits for the first's lock.
 Then the first goes on or is killed; the second may be killed at a step of its own. What was killed is run again. All
-the while readers compare every value with ``truth``. One seed is one course of events.
+the while readers compare every value with the truth of ``cache_store.testing``. One seed is one course of events.
 """
 
 from __future__ import annotations

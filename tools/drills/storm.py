@@ -3,8 +3,8 @@
     python -m tools.drills.storm --seconds 60 --every-ms 100          # one minute, a generation every 100 ms
     python -m tools.drills.storm --generations 40                     # bounded by count
 
-Every value that every reader sees is compared with ``truth``; a reader that looks twice at one generation, from a
-thread of its own store, or from an old pin, is one of them.
+Every value that every reader sees is compared with the truth of ``cache_store.testing``; a reader that looks twice at
+one generation, from a thread of its own store, or from an old pin, is one of them.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""The quality study: what of a long history each kind of summary keeps, measured by ranking.
+"""What it is worth: a module NAME here with ``run`` is ``vista study NAME``.
 
-Read protocol.py (data, slates, slices), then contexts.py (what stage 2 is given), then study.py (one run).
-The benchmark that calls it is tools/studies/quality.py; its results are in docs/quality.md.
+``quality`` asks what of a long history each kind of summary keeps; read ``protocol`` (data, slates, slices), then
+``contexts`` (what stage 2 is given), then ``study`` (one run), with ``information`` beside. ``joint`` compares one
+model for both tasks with one each; ``movielens`` our model with SASRec (``recbole_sasrec``); ``downstream`` a ranker
+of one's own with and without summaries.
 """

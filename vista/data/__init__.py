@@ -1,2 +1,5 @@
-"""Events on the host: ``events`` (the jagged batch), ``schema`` and ``importer`` (files in), ``tables``
-(history and impression tables), ``generator`` (synthetic lives), ``examples`` (training slates)."""
+"""Histories and where they come from.
+
+Read in this order: ``events`` (the jagged batch on the host), ``recent`` (its newest rows), ``logs`` (files as people
+have them), ``tables`` (history, impressions and items), ``paths`` (files by URI), ``generator`` (made-up lives).
+"""
