@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -85,6 +86,32 @@ def test_a_saved_index_answers_as_before_and_refuses_another_model(kind, tmp_pat
         ItemIndex.load(tmp_path / "index", "model-b")
     with pytest.raises(FingerprintMismatch, match="model-b"):
         loaded.search(query, 10, fingerprint="model-b")
+
+
+def test_while_an_index_is_replaced_readers_find_the_old_one_or_the_new_one_whole(tmp_path):
+    rng = np.random.default_rng(8)
+    both = [ItemIndex.of_vectors(np.arange(40) + 100 * k, unit(rng, 40, 8)) for k in range(2)]
+    both[0].save(tmp_path / "index")
+    answers = [index.search(np.ones((1, 1, 8), np.float32), 5).ids for index in both]
+    done = threading.Event()
+
+    def replace():
+        try:
+            for turn in range(80):
+                both[(turn + 1) % 2].save(tmp_path / "index")
+        finally:
+            done.set()
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    loads = 0
+    while not done.is_set() or loads < 10:
+        loaded = ItemIndex.load(tmp_path / "index")
+        found = loaded.search(np.ones((1, 1, 8), np.float32), 5).ids
+        np.testing.assert_array_equal(found, answers[loaded.items[0] // 100])
+        loads += 1
+    writer.join(60)
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]
 
 
 @pytest.mark.parametrize("damage", ["no items", "short items", "truncated", "other format", "no json"])

@@ -1,6 +1,6 @@
 """Items in a FAISS index: one call gives ids and vectors, and the vectors are the ranking candidates.
 
-On disk, built under a temporary name and renamed last::
+On disk, built under a temporary name; the last step gives it its name, or exchanges it with the one that has it::
 
     INDEX/
       index.faiss   the FAISS index over item vectors (row r is item items[r])
@@ -23,6 +23,8 @@ ivf      inverted lists; fast to build and small; loses the most                
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import math
 import os
@@ -272,14 +274,12 @@ class ItemIndex:
             for name in FILES:
                 with open(building / name, "rb") as file:
                     os.fsync(file.fileno())
-            old = path.with_name(f".{path.name}.{uuid.uuid4().hex}.old")
             if replaces:
-                path.rename(old)
-            building.rename(path)
-            shutil.rmtree(old, ignore_errors=True)
-        except BaseException:
+                _exchange(building, path)  # the old one is now what is removed
+            else:
+                building.rename(path)
+        finally:
             shutil.rmtree(building, ignore_errors=True)
-            raise
 
     @staticmethod
     def load(path: str | os.PathLike[str], fingerprint: str | None = None) -> ItemIndex:
@@ -294,6 +294,20 @@ class ItemIndex:
             FingerprintMismatch: made by another model.
         """
         path = Path(path)
+        while True:
+            before = _identity(path)
+            try:
+                result = ItemIndex._read(path)
+            except IndexDamaged:
+                if _identity(path) == before:
+                    raise
+                continue  # it was replaced meanwhile; what is there now has not been looked at
+            if _identity(path) == before:
+                result.expect(fingerprint)
+                return result
+
+    @staticmethod
+    def _read(path: Path) -> ItemIndex:
         try:
             facts = json.loads((path / "index.json").read_text(encoding="utf-8"))
             found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
@@ -324,7 +338,6 @@ class ItemIndex:
                 f"{result._index.ntotal} vectors of width {rows[1]}; build the index again "
                 "(`vista recommend`)"
             )
-        result.expect(fingerprint)
         return result
 
 
@@ -349,6 +362,32 @@ def _best_of(
         np.take_along_axis(scores, pick, 1),
         np.take_along_axis(vectors, place[..., None], 1),
     )
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Of the folder that has this name now."""
+    try:
+        there = path.stat()
+    except OSError:
+        return None
+    return there.st_dev, there.st_ino, there.st_ctime_ns
+
+
+def _exchange(new: Path, live: Path) -> None:
+    """Two folders change names in one step, so that ``live`` is there at every moment."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:  # a C library without the call
+        code = errno.ENOSYS
+    else:
+        code = ctypes.get_errno() if rename(-100, os.fsencode(new), -100, os.fsencode(live), 2) else 0
+    if code in (errno.ENOSYS, errno.EINVAL):  # nor a filesystem: for a moment there is no index
+        old = live.with_name(f".{live.name}.{uuid.uuid4().hex}.old")
+        live.rename(old)
+        new.rename(live)
+        old.rename(new)
+    elif code:
+        raise OSError(code, os.strerror(code), str(live))
 
 
 def _is_index(path: Path) -> bool:
