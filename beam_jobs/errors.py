@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from vista.errors import VistaError
+from vista.errors import DataError, VistaError
 
 
 class ExitCode(IntEnum):
@@ -46,9 +46,15 @@ class RunStorageFull(JobError):
 
 
 class BucketFailed(JobError):
-    """A bucket's task failed after all attempts; nothing was published and the old generation is live."""
+    """A task failed after all attempts; nothing was published and the old generation is live."""
 
     exit_code = ExitCode.NOT_PUBLISHED
+
+
+class InputFailed(BucketFailed, DataError):
+    """A task failed for a fault of the input or the options, which trying again would not mend."""
+
+    exit_code = ExitCode.BAD_INPUT
 
 
 class IncompleteRun(JobError):

@@ -109,6 +109,28 @@ def fields(title: str, values: Mapping[str, Any]) -> None:
     table(title, ("", ""), [(name, number(value)) for name, value in values.items()])
 
 
+def line(text: str, style: str | None = None, width: int | None = None) -> None:
+    """A line for a person on stdout, broken at ``width``."""
+    import textwrap
+
+    shown = safe(text)
+    indent = " " * (len(shown) - len(shown.lstrip()) + 2)
+    for part in textwrap.wrap(
+        shown, width or out.width, subsequent_indent=indent, break_on_hyphens=False
+    ) or [""]:
+        out.print(Text(part, style or ""))
+
+
+def grid(rows: Sequence[tuple[str, str]], width: int) -> None:
+    """Name and text, no borders, within ``width`` columns."""
+    view = Table.grid(padding=(0, 2))
+    view.add_column(style="bold", no_wrap=True)
+    view.add_column(overflow="fold")
+    for name, text in rows:
+        view.add_row(Text(safe(name)), Text(safe(text)))
+    out.print(view, width=min(width, out.width))
+
+
 def note(text: str, style: str | None = None) -> None:
     """Lines for the person watching, on stderr."""
     err.print("\n".join(map(safe, text.split("\n"))), style=style)

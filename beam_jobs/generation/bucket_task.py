@@ -25,7 +25,6 @@ import numpy as np
 import torch
 
 from beam_jobs.errors import OptionsError
-from beam_jobs.run import runner as pipeline
 from beam_jobs.run.record import DeadLetter, RunDirectory, peak_memory_bytes, unit_name
 from cache_store.errors import Unstorable
 from cache_store.format.record import RecordSchema
@@ -69,8 +68,8 @@ class Settings:
     """What all tasks of a run share.
 
     Attributes:
+        source: what of a bucket is read.
         now_ms: the run's start, so that a resumed run repeats the bytes.
-        more: what the opener of the source needs besides.
     """
 
     job: str
@@ -80,11 +79,11 @@ class Settings:
     fingerprint: str
     schema: RecordSchema
     num_shards: int
+    source: Source
     max_events: int
     threads: int
     now_ms: int
     device: str = "cpu"
-    more: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -158,12 +157,12 @@ Input = tuple[Iterator[UserBatch], StatesOf]
 
 
 class Source(Protocol):
-    """Opens a task's input, as often as asked. A dataclass with the task in it."""
+    """What of a bucket is read. A frozen dataclass of plain values."""
 
-    task: BucketTask
-
-    def __call__(self, meter: Meter, users: Sequence[Any] | None = None) -> Input:
-        """Batches in key order (of ``users`` alone, if given) and the states that they continue."""
+    def open(
+        self, task: BucketTask, max_events: int, meter: Meter, users: Sequence[Any] | None = None
+    ) -> Input:
+        """Batches in key order (of ``users`` alone, if given) and the states that they continue; as often as asked."""
         ...
 
 
@@ -171,39 +170,44 @@ class Source(Protocol):
 class FullSource:
     """Every user of the bucket, from its first event."""
 
-    task: BucketTask
-    max_events: int
-
-    def __call__(self, meter: Meter, users: Sequence[Any] | None = None) -> Input:
-        batches = read_bucket(self.task.files, max_rows=self.max_events, users=users)
+    def open(
+        self, task: BucketTask, max_events: int, meter: Meter, users: Sequence[Any] | None = None
+    ) -> Input:
+        batches = read_bucket(task.files, max_rows=max_events, users=users)
         return batches, lambda users: [None] * len(users)
 
 
-def full_source(task: BucketTask, settings: Settings) -> Source:
-    """Every user of the bucket from its first event."""
-    return FullSource(task, settings.max_events)
+@contextlib.contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Run the body with ``threads`` intra-op threads in this thread, then put back what was.
+
+    The setting belongs to the calling thread, so a task sets it itself, whatever the runner's threads are.
+    It is part of a run's identity: another number of threads may add in another order.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def do_bucket(task: BucketTask, settings: Settings, source: Source) -> dict[str, Any]:
-    """Make the shard of one bucket and write its receipt; returns the receipt.
+def do_bucket(task: BucketTask, settings: Settings) -> dict[str, int]:
+    """Make the shard of one bucket and write its receipt; returns its counts.
 
     Idempotent: a finished bucket whose files are intact is left as it is.
     """
     run = RunDirectory(settings.run_dir)
     done = run.receipt(task.name)
     if done is not None:
-        return done
-    try:
-        with pipeline.torch_threads(settings.threads):
-            receipt = _build(task, settings, source, run)
-    except BaseException as error:
-        run.note_failure(task.name, error)
-        raise
+        return done["counts"]
+    with torch_threads(settings.threads):
+        receipt = _build(task, settings, run)
     run.write_receipt(task.name, receipt)
-    return receipt
+    return receipt["counts"]
 
 
-def _build(task: BucketTask, settings: Settings, source: Source, run: RunDirectory) -> dict[str, Any]:
+def _build(task: BucketTask, settings: Settings, run: RunDirectory) -> dict[str, Any]:
     model = worker_model(settings.bundle, settings.fingerprint, settings.device)
     failed: dict[Any, tuple[str, str]] = {}
     started = time.perf_counter()
@@ -219,7 +223,7 @@ def _build(task: BucketTask, settings: Settings, source: Source, run: RunDirecto
             anew=True,  # one that is there has the right sizes, but wrong digests, or nobody knows
         )
         try:
-            letters = _stream(task, settings, source, run, model, writer, failed, meter)
+            letters = _stream(task, settings, model, writer, failed, meter)
             with meter.step("write"):
                 shard = writer.finish()
             break
@@ -228,7 +232,6 @@ def _build(task: BucketTask, settings: Settings, source: Source, run: RunDirecto
             writer.abandon()
         except MustRecompute as found:
             task = dataclasses.replace(task, again=tuple(sorted({*task.again, *found.users})))
-            source = dataclasses.replace(source, task=task)
             writer.abandon()
         except BaseException:
             writer.abandon()
@@ -254,8 +257,6 @@ def _build(task: BucketTask, settings: Settings, source: Source, run: RunDirecto
 def _stream(
     task: BucketTask,
     settings: Settings,
-    source: Source,
-    run: RunDirectory,
     model: VistaModel,
     writer: ShardWriter,
     failed: dict[Any, tuple[str, str]],
@@ -266,13 +267,14 @@ def _stream(
     Raises:
         UserFailed: users to start again without. MustRecompute: users to read from their first event.
     """
+    run = RunDirectory(settings.run_dir)
     letters = dict(failed)
     meter.counts |= {"users": 0, "events": 0, "written": 0}
     with meter.step("read"):
-        batches, states_of = source(meter)
+        batches, states_of = settings.source.open(task, settings.max_events, meter)
     feed = _Feed(batches, meter, failed)
     said = time.monotonic()
-    for result in _answers(model, feed, states_of, settings, source, meter):
+    for result in _answers(model, feed, states_of, task, settings, meter):
         users = result.users
         if result.late.any():
             raise MustRecompute([plain(users[i]) for i in np.flatnonzero(result.late)])
@@ -330,7 +332,7 @@ class _Feed:
 
 
 def _answers(
-    model: VistaModel, feed: _Feed, states_of: StatesOf, settings: Settings, source: Source, meter: Meter
+    model: VistaModel, feed: _Feed, states_of: StatesOf, task: BucketTask, settings: Settings, meter: Meter
 ) -> Iterator[SummaryBatch]:
     """``summarize_stream`` with its time on the meter, and with failures traced to the users that cause them."""
     stream = summarize_stream(model, iter(feed), states_of, settings.max_events)
@@ -346,7 +348,7 @@ def _answers(
             if feed.reading:
                 raise
             suspects = feed.waiting()
-            reasons = _failing_alone(suspects, model, settings, source)
+            reasons = _failing_alone(suspects, model, task, settings)
             # Nobody fails alone, or everybody does: then it is not the users that are at fault.
             if not reasons or len(reasons) == len(suspects) > EVERYBODY:
                 raise
@@ -373,13 +375,13 @@ def _check_finite(answer: SummaryBatch) -> None:
 
 
 def _failing_alone(
-    users: list[Any], model: VistaModel, settings: Settings, source: Source
+    users: list[Any], model: VistaModel, task: BucketTask, settings: Settings
 ) -> dict[Any, tuple[str, str]]:
     """Those of ``users`` that fail without the others, with reason and detail of each, by halving."""
     if not users:
         return {}
     try:
-        batches, states_of = source(Meter(), users=users)
+        batches, states_of = settings.source.open(task, settings.max_events, Meter(), users)
         for answer in summarize_stream(model, batches, states_of, settings.max_events):
             _check_finite(answer)
         return {}
@@ -390,8 +392,8 @@ def _failing_alone(
     if len(users) == 1:
         return {users[0]: found}
     half = len(users) // 2
-    return _failing_alone(users[:half], model, settings, source) | _failing_alone(
-        users[half:], model, settings, source
+    return _failing_alone(users[:half], model, task, settings) | _failing_alone(
+        users[half:], model, task, settings
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from beam_jobs.generation.bucket_task import BucketTask, Input, Meter, Settings, Source, plain, select_users
+from beam_jobs.generation.bucket_task import BucketTask, Input, Meter, plain, select_users
 from cache_store import Store, as_users
 from cache_store.errors import Damaged, PublishConflict
 from vista.data.events import Events
@@ -30,7 +30,7 @@ LOOKUP_USERS = 1_024
 
 @dataclass(frozen=True)
 class RefreshSource:
-    """Opens the changed users of one bucket.
+    """The changed users of a bucket.
 
     Attributes:
         store, line, parent: where the states are; ``parent`` is the generation they come from.
@@ -38,27 +38,24 @@ class RefreshSource:
         oldest_ms: users summarised before this are recomputed, too; None for no limit.
     """
 
-    task: BucketTask
-    max_events: int
     store: str
     line: str
     parent: str
     cap: int
     oldest_ms: int | None = None
 
-    def __call__(self, meter: Meter, users: Sequence[Any] | None = None) -> Input:
-        reader = _Reader(self, meter, users)
+    def open(
+        self, task: BucketTask, max_events: int, meter: Meter, users: Sequence[Any] | None = None
+    ) -> Input:
+        reader = _Reader(self, task, max_events, meter, users)
         return reader.batches(), reader.states
-
-
-def refresh_source(task: BucketTask, settings: Settings) -> Source:
-    """The changed users of one bucket."""
-    return RefreshSource(task, settings.max_events, **settings.more)
 
 
 @dataclass
 class _Reader:
     source: RefreshSource
+    task: BucketTask
+    max_events: int
     meter: Meter
     users: Sequence[Any] | None
     _states: dict[Any, UserState] = field(default_factory=dict)
@@ -68,12 +65,12 @@ class _Reader:
         return [self._states.pop(plain(user), None) for user in users]
 
     def batches(self) -> Iterator[UserBatch]:
-        source, task = self.source, self.source.task
+        task = self.task
         wanted = None if self.users is None else set(self.users)
         again = sorted(u for u in {*task.again, *self._too_old()} if wanted is None or u in wanted)
         only = None if wanted is None else as_users(sorted(wanted))
         carried, dropping = False, False  # the first user goes on from the batch before; it is recomputed
-        added = read_bucket(task.added, max_rows=source.max_events, users=only) if task.added else ()
+        added = read_bucket(task.added, max_rows=self.max_events, users=only) if task.added else ()
         for batch in added:
             last = plain(batch.users[-1])
             due = [u for u in again if u <= last]
@@ -93,7 +90,7 @@ class _Reader:
         if source.oldest_ms is None:
             return []
         store = worker_store(source.store, source.line, source.parent)
-        users = store.users(source.task.bucket)
+        users = store.users(self.task.bucket)
         found: list[Any] = []
         for start in range(0, len(users), LOOKUP_USERS):
             part = users[start : start + LOOKUP_USERS]
@@ -139,9 +136,7 @@ class _Reader:
     def _whole(self, users: list[Any]) -> Iterator[UserBatch]:
         if users:
             self.meter.add("recomputed", len(users))
-            yield from read_bucket(
-                self.source.task.files, max_rows=self.source.max_events, users=as_users(users)
-            )
+            yield from read_bucket(self.task.files, max_rows=self.max_events, users=as_users(users))
 
 
 _stores: dict[tuple[str, str, str], Store] = {}

@@ -18,17 +18,14 @@ import numpy as np
 
 from beam_jobs.errors import OptionsError
 from beam_jobs.generation import refresh, summarize
-from beam_jobs.generation.bucket_task import worker_model
+from beam_jobs.generation.bucket_task import torch_threads, worker_model
 from beam_jobs.generation.refresh import RefreshOptions
 from beam_jobs.generation.summarize import SummarizeOptions, schema_of
 from beam_jobs.horizon import horizon_of
 from beam_jobs.run.record import RunRecord
-from beam_jobs.run.runner import torch_threads
-from vista import bundle as bundles
 from vista.data.events import Events
 from vista.data.tables.compaction import most_files
 from vista.data.tables.reading import DataFile, UserBatch, count_users, read_bucket
-from vista.data.tables.warehouse import Warehouse
 from vista.model import VistaModel
 from vista.stage1.summarizer import summarize_stream
 
@@ -93,9 +90,8 @@ def plan(options: SummarizeOptions | RefreshOptions, workers: int = 1) -> JobPla
     """
     if workers < 1:
         raise OptionsError(f"--workers: expected at least 1, found {workers}; see vista plan --help")
-    meta, fingerprint = bundles.read_meta(options.bundle)
-    warehouse = Warehouse(options.warehouse).open()
-    notes = summarize.check_same_world(meta, warehouse)
+    world = summarize.World.of(options)
+    warehouse, fingerprint, notes = world.warehouse, world.fingerprint, world.notes
     model = worker_model(str(options.bundle), fingerprint)
     schema = schema_of(model, warehouse.user_kind, options.codecs)
     snapshot = warehouse.snapshot() if options.snapshot is None else options.snapshot

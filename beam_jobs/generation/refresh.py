@@ -20,16 +20,16 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from beam_jobs.errors import OptionsError
-from beam_jobs.generation import publish as job
 from beam_jobs.generation import summarize
-from beam_jobs.generation.bucket_task import BucketTask, Settings, worker_model
-from beam_jobs.generation.changed_users import refresh_source
-from beam_jobs.generation.summarize import SummarizeOptions, schema_of
-from beam_jobs.run.facts import environment, now_ms
-from beam_jobs.run.record import RunDirectory, RunRecord
-from cache_store import Manifest, Store, as_users, bucket_of
+from beam_jobs.generation.bucket_task import BucketTask, worker_model
+from beam_jobs.generation.changed_users import RefreshSource
+from beam_jobs.generation.publish import nothing_to_do, to_generation
+from beam_jobs.generation.summarize import SummarizeOptions, World, schema_of
+from beam_jobs.run import job as jobs
+from beam_jobs.run.job import Run
+from beam_jobs.run.record import RunRecord
+from cache_store import Manifest, Publication, Store, as_users, bucket_of
 from cache_store.errors import FormatUnknown, NothingPublished
-from vista import bundle as bundles
 from vista.data.tables.reading import DataFile
 from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
@@ -113,9 +113,18 @@ def run(options: RefreshOptions, beam_args: Sequence[str] = ()) -> RunRecord:
     Raises:
         VistaError, StoreError: with the exit code in the class; the old generation stays live.
     """
-    started = time.perf_counter()
-    with RunDirectory(options.run_dir).hold():
-        return _run(options, list(beam_args), started)
+    world = World.of(options)
+    warehouse = world.warehouse
+
+    def work(run: Run) -> RunRecord:
+        if run.record.fingerprint is None:  # a continued run goes on from what it began with
+            run.record = dataclasses.replace(run.record, **world.facts(options.snapshot))
+            run.keep(**_choose(options, run.record, warehouse))
+        if run.record.facts["parent"] is None:
+            return summarize.full_generation(run, options.full(), warehouse)
+        return _delta(run, options, warehouse)
+
+    return jobs.run(world.job(JOB, options, beam_args), work)
 
 
 def follow(
@@ -142,7 +151,7 @@ def follow(
     while True:
         done = [int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit()]
         number = max(done, default=0)
-        open_run = number > 0 and RunRecord.load(folder / f"{number:06d}").exit_code is None
+        open_run = number > 0 and _is_open(folder / f"{number:06d}")
         if not open_run:
             number += 1
         now = Warehouse(options.warehouse).open().snapshot()
@@ -153,6 +162,11 @@ def follow(
                 yield record
         if not wait(every_s):
             return
+
+
+def _is_open(run_dir: Path) -> bool:
+    """Whether a run has not finished; one may have been killed before it had a record."""
+    return not (run_dir / "run.json").exists() or RunRecord.load(run_dir).exit_code is None
 
 
 def _is_behind(options: RefreshOptions, snapshot: int | None) -> bool:
@@ -169,43 +183,18 @@ def _sleep(seconds: float) -> bool:
     return True
 
 
-def _run(options: RefreshOptions, beam_args: list[str], started: float) -> RunRecord:
-    meta, fingerprint = bundles.read_meta(options.bundle)
-    warehouse = Warehouse(options.warehouse).open()
-    notes = summarize.check_same_world(meta, warehouse)
-    directory, record = RunDirectory.start(
-        options.run_dir,
-        job=JOB,
-        identity={**options.identity(), "fingerprint": fingerprint},
-        environment=environment(beam_args, bundle=str(options.bundle), attempts=options.attempts),
-        started_ms=now_ms(options.now_ms),
-    )
-    if record.exit_code is not None:
-        return record
-    if record.fingerprint is None:  # a continued run goes on from what it began with
-        snapshot = warehouse.snapshot() if options.snapshot is None else options.snapshot
-        record = dataclasses.replace(record, table_snapshot=snapshot, fingerprint=fingerprint, notes=notes)
-        record = _choose(options, record, warehouse)
-        directory.save(record)
-    parent = record.facts["parent"]
-    if parent is None:
-        return summarize.full_generation(directory, record, options.full(), warehouse, beam_args, started)
-    return _delta(directory, record, options, warehouse, parent, beam_args, started)
-
-
-def _choose(options: RefreshOptions, record: RunRecord, warehouse: Warehouse) -> RunRecord:
-    """The record with its parent, or with None and a note where a full generation is needed."""
+def _choose(options: RefreshOptions, record: RunRecord, warehouse: Warehouse) -> dict[str, Any]:
+    """Facts and notes of a run that begins: its parent, or None where a full generation is needed."""
     try:
         parent = parent_of(options, record, warehouse)
     except NoParent as why:
-        note = f"full instead of delta: {why}"
-        return dataclasses.replace(record, facts={"parent": None}, notes=[*record.notes, note])
-    if parent.depth >= options.max_depth:
-        with Store.open(options.store, line=options.line) as store:
-            name = store.compact()
-        note = f"compacted {parent.depth + 1} generations into {name}"
-        return dataclasses.replace(record, facts={"parent": name}, notes=[*record.notes, note])
-    return dataclasses.replace(record, facts={"parent": parent.generation})
+        return {"facts": {"parent": None}, "notes": [*record.notes, f"full instead of delta: {why}"]}
+    if parent.depth < options.max_depth:
+        return {"facts": {"parent": parent.generation}}
+    with Store.open(options.store, line=options.line) as store:
+        name = store.compact()
+    note = f"compacted {parent.depth + 1} generations into {name}"
+    return {"facts": {"parent": name}, "notes": [*record.notes, note]}
 
 
 def parent_of(options: RefreshOptions, record: RunRecord, warehouse: Warehouse) -> Manifest:
@@ -244,27 +233,21 @@ def parent_of(options: RefreshOptions, record: RunRecord, warehouse: Warehouse) 
     return parent
 
 
-def _delta(
-    directory: RunDirectory,
-    record: RunRecord,
-    options: RefreshOptions,
-    warehouse: Warehouse,
-    name: str,
-    beam_args: list[str],
-    started: float,
-) -> RunRecord:
-    model = worker_model(str(options.bundle), str(record.fingerprint))
-    parent = Store(options.store).generation(name)
-    files, added = files_of(options, record, warehouse, parent)
-    again = _again(options, warehouse, parent)
+def _delta(run: Run, options: RefreshOptions, warehouse: Warehouse) -> RunRecord:
+    name = run.record.facts["parent"]
+    model = worker_model(str(options.bundle), str(run.record.fingerprint))
+    store = Store(options.store)
+    parent = store.generation(name)
+    files, added = files_of(options, run.record, warehouse, parent)
+    again = _again(options, warehouse, store, name)
     if options.users is not None:
         added = {}
-        record = dataclasses.replace(record, table_snapshot=parent.table_snapshot)
-    oldest = None if options.max_age_ms is None or options.users else record.started_ms - options.max_age_ms
+        run.record = dataclasses.replace(run.record, table_snapshot=parent.table_snapshot)
+    oldest = (
+        None if options.max_age_ms is None or options.users else run.record.started_ms - options.max_age_ms
+    )
     if not added and not again and oldest is None:
-        timings = {"wall": round(time.perf_counter() - started, 3)}
-        return job.nothing_to_do(directory, record, name, {"users": 0, "events": 0}, timings)
-    store = summarize.open_or_create(options.store, warehouse.user_kind, warehouse.num_buckets)
+        return nothing_to_do(run, name, {}, {"users": 0, "events": 0})
     tasks = [
         BucketTask(
             bucket,
@@ -274,43 +257,21 @@ def _delta(
         )
         for bucket in range(warehouse.num_buckets)
     ]
-    settings = Settings(
-        job=JOB,
-        run_dir=str(directory.path),
-        staging=str(store.staging(record.run_id)),
-        bundle=str(options.bundle),
-        fingerprint=str(record.fingerprint),
-        schema=parent.schema,
-        num_shards=warehouse.num_buckets,
-        max_events=options.max_events_in_memory,
-        threads=options.threads,
-        now_ms=record.started_ms,
-        device=options.device,
-        more={
-            "store": str(options.store),
-            "line": options.line,
-            "parent": name,
-            "cap": model.config.summarizer.max_events,
-            "oldest_ms": oldest,
-        },
+    source = RefreshSource(
+        str(options.store), options.line, name, cap=model.config.summarizer.max_events, oldest_ms=oldest
     )
-    return job.to_generation(
-        directory,
-        record,
-        tasks,
-        settings,
-        refresh_source,
-        beam_args,
-        store,
-        started=started,
-        attempts=options.attempts,
-        progress=options.progress,
+    settings = summarize.settings_of(run, options, store, parent.schema, source)
+    target = Publication(
+        fingerprint=settings.fingerprint,
+        watermark_ms=parent.watermark_ms,
+        expected=0,
         line=options.line,
         kind="delta",
         parent=name,
-        watermark_ms=parent.watermark_ms,
+        table_snapshot=run.record.table_snapshot,
         max_depth=options.max_depth,
     )
+    return to_generation(run, store, tasks, settings, target)
 
 
 Files = dict[int, list[DataFile]]
@@ -342,13 +303,15 @@ def files_of(
     return files, added
 
 
-def _again(options: RefreshOptions, warehouse: Warehouse, parent: Manifest) -> dict[int, list[int | str]]:
+def _again(
+    options: RefreshOptions, warehouse: Warehouse, store: Store, parent: str
+) -> dict[int, list[int | str]]:
     """Users by bucket to read from their first event: those asked for, or the dead letters of the parent."""
     kind = str if warehouse.user_kind == "string" else int
     users: set[int | str] = set()
     if options.users is not None:
         users |= {kind(u) for u in options.users}
-    elif letters := Store(options.store).dead_letters(parent.generation):
+    elif letters := store.dead_letters(parent):
         users |= {kind(u) for u in pq.read_table(letters)["user"].to_pylist()}
     found: dict[int, list[int | str]] = {}
     listed = sorted(users)

@@ -9,22 +9,25 @@ alone: not on the runner, the number of workers, retries, or where a run was int
 
 from __future__ import annotations
 
-import dataclasses
-import time
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from beam_jobs.errors import OptionsError
-from beam_jobs.generation import publish as job
-from beam_jobs.generation.bucket_task import BucketTask, Settings, full_source, worker_model
-from beam_jobs.run.facts import environment, now_ms
-from beam_jobs.run.record import RunDirectory, RunRecord
-from cache_store import Group, RecordSchema, Store
+from beam_jobs.generation.bucket_task import BucketTask, FullSource, Settings, Source, worker_model
+from beam_jobs.generation.publish import to_generation
+from beam_jobs.run import job as jobs
+from beam_jobs.run.job import Job, Run
+from beam_jobs.run.record import RunRecord
+from cache_store import Group, Publication, RecordSchema, Store
 from vista import bundle as bundles
 from vista.data.tables.warehouse import Warehouse
 from vista.model import VistaModel
+
+if TYPE_CHECKING:
+    from beam_jobs.generation.refresh import RefreshOptions
 
 JOB = "summarize"
 
@@ -90,7 +93,7 @@ def run(options: SummarizeOptions, beam_args: Sequence[str] = ()) -> RunRecord:
     """Summarise everything and publish one full generation.
 
     Args:
-        beam_args: the runner's own arguments; ``FnApiRunner`` in memory where none is named.
+        beam_args: arguments of the runner or engine; ``FnApiRunner`` in memory where none is named.
 
     Returns:
         The record, also in ``run.json``; ``exit_code`` 3 if anything was dead-lettered.
@@ -98,72 +101,89 @@ def run(options: SummarizeOptions, beam_args: Sequence[str] = ()) -> RunRecord:
     Raises:
         VistaError, StoreError: with the exit code in the class; the old generation stays live.
     """
-    started = time.perf_counter()
-    with RunDirectory(options.run_dir).hold():
-        return _run(options, list(beam_args), started)
+    world = World.of(options)
+
+    def work(run: Run) -> RunRecord:
+        if run.record.fingerprint is None:  # a continued run reads what it began with
+            run.keep(**world.facts(options.snapshot))
+        return full_generation(run, options, world.warehouse)
+
+    return jobs.run(world.job(JOB, options, beam_args), work)
 
 
-def _run(options: SummarizeOptions, beam_args: list[str], started: float) -> RunRecord:
-    meta, fingerprint = bundles.read_meta(options.bundle)
-    warehouse = Warehouse(options.warehouse).open()
-    notes = check_same_world(meta, warehouse)
-    directory, record = RunDirectory.start(
-        options.run_dir,
-        job=JOB,
-        identity={**options.identity(), "fingerprint": fingerprint},
-        environment=environment(beam_args, bundle=str(options.bundle), attempts=options.attempts),
-        started_ms=now_ms(options.now_ms),
-    )
-    if record.exit_code is not None:
-        return record
-    if record.fingerprint is None:  # a continued run reads what it began with
-        snapshot = warehouse.snapshot() if options.snapshot is None else options.snapshot
-        record = dataclasses.replace(record, table_snapshot=snapshot, fingerprint=fingerprint, notes=notes)
-        directory.save(record)
-    return full_generation(directory, record, options, warehouse, beam_args, started)
+@dataclass(frozen=True)
+class World:
+    """Tables and the model of a bundle that fits them; ``notes`` tell what the model has not seen."""
+
+    warehouse: Warehouse
+    fingerprint: str
+    notes: list[str]
+
+    @staticmethod
+    def of(options: SummarizeOptions | RefreshOptions) -> World:
+        """Raises OptionsError: see :func:`check_same_world`."""
+        meta, fingerprint = bundles.read_meta(options.bundle)
+        warehouse = Warehouse(options.warehouse).open()
+        return World(warehouse, fingerprint, check_same_world(meta, warehouse))
+
+    def job(self, name: str, options: SummarizeOptions | RefreshOptions, args: Sequence[str]) -> Job:
+        return Job(
+            name,
+            options.run_dir,
+            identity={**options.identity(), "fingerprint": self.fingerprint},
+            args=args,
+            attempts=options.attempts,
+            progress=options.progress,
+            clock=jobs.wall_clock if options.now_ms is None else functools.partial(int, options.now_ms),
+            environment={"bundle": str(options.bundle)},
+        )
+
+    def facts(self, snapshot: int | None) -> dict[str, Any]:
+        """What a run keeps to: the current snapshot unless one is given, and the model."""
+        at = self.warehouse.snapshot() if snapshot is None else snapshot
+        return {"table_snapshot": at, "fingerprint": self.fingerprint, "notes": self.notes}
 
 
-def full_generation(
-    directory: RunDirectory,
-    record: RunRecord,
-    options: SummarizeOptions,
-    warehouse: Warehouse,
-    beam_args: list[str],
-    started: float,
-) -> RunRecord:
+def full_generation(run: Run, options: SummarizeOptions, warehouse: Warehouse) -> RunRecord:
     """Everything at ``record.table_snapshot`` into one full generation; the finished record."""
+    record = run.record
     model = worker_model(str(options.bundle), str(record.fingerprint))
     store = open_or_create(options.store, warehouse.user_kind, warehouse.num_buckets)
     files = {} if record.table_snapshot is None else warehouse.bucket_files(record.table_snapshot)
     tasks = [BucketTask(bucket, tuple(files.get(bucket, ()))) for bucket in range(warehouse.num_buckets)]
-    settings = Settings(
-        job=record.job,
-        run_dir=str(directory.path),
-        staging=str(store.staging(record.run_id)),
+    schema = schema_of(model, warehouse.user_kind, options.codecs)
+    settings = settings_of(run, options, store, schema, FullSource())
+    target = Publication(
+        fingerprint=settings.fingerprint,
+        watermark_ms=0,
+        expected=0,
+        line=options.line,
+        table_snapshot=record.table_snapshot,
+    )
+    return to_generation(run, store, tasks, settings, target)
+
+
+def settings_of(
+    run: Run,
+    options: SummarizeOptions | RefreshOptions,
+    store: Store,
+    schema: RecordSchema,
+    source: Source,
+) -> Settings:
+    """What the tasks of a run share."""
+    return Settings(
+        job=run.record.job,
+        run_dir=str(run.directory.path),
+        staging=str(store.staging(run.record.run_id)),
         bundle=str(options.bundle),
-        fingerprint=str(record.fingerprint),
-        schema=schema_of(model, warehouse.user_kind, options.codecs),
-        num_shards=warehouse.num_buckets,
+        fingerprint=str(run.record.fingerprint),
+        schema=schema,
+        num_shards=store.format.num_shards,
+        source=source,
         max_events=options.max_events_in_memory,
         threads=options.threads,
-        now_ms=record.started_ms,
+        now_ms=run.record.started_ms,
         device=options.device,
-    )
-    return job.to_generation(
-        directory,
-        record,
-        tasks,
-        settings,
-        full_source,
-        beam_args,
-        store,
-        started=started,
-        attempts=options.attempts,
-        progress=options.progress,
-        line=options.line,
-        kind="full",
-        parent=None,
-        watermark_ms=0,
     )
 
 

@@ -2,9 +2,10 @@
 
     check every footer ─▶ vocabularies ─▶ read ─▶ (bucket) sort, merge, write ─▶ (item shard) add up ─▶ commit
 
-The only job that shuffles, and it shuffles paths of columnar chunks (``spill``). Faults of whole files and of the
-configuration are errors before anything is written; faults of rows are dead letters. Rows read = events written +
-repeated in the logs + already in the table + dead letters, or nothing is committed.
+The only job that shuffles: the receipts of a step name columnar chunks (``spill``), whose paths the driver groups for
+the next. Faults of whole files and of the configuration are errors before anything is written; faults of rows are dead
+letters. Rows read = events written + repeated in the logs + already in the table + dead letters, or nothing is
+committed.
 
 A run's directory holds, beside what every run has: ``plan.json`` (files, tasks, bounds, vocabularies as decided at
 the start; a resumed run takes them from there), ``spill/`` (removed when the run is done).
@@ -13,26 +14,25 @@ the start; a resumed run takes them from there), ``spill/`` (removed when the ru
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from beam_jobs.errors import BucketFailed, ExitCode, IncompleteRun
-from beam_jobs.ingest.pipeline import build_pipeline
+from beam_jobs.errors import ExitCode, IncompleteRun
+from beam_jobs.ingest import pipeline as steps
 from beam_jobs.ingest.plan import IngestOptions, Plan, make_plan, read_tasks
 from beam_jobs.ingest.read import read_items
 from beam_jobs.ingest.units import OldFile, Settings
-from beam_jobs.run import runner as pipeline
-from beam_jobs.run.facts import environment
-from beam_jobs.run.progress import progress_bar
+from beam_jobs.run import job as jobs
+from beam_jobs.run.job import Job, Run
 from beam_jobs.run.record import DeadLetter, RunDirectory, RunRecord, write_atomically
 from vista.data.logs.importer import Rules
 from vista.data.tables.commits import Addition, commit, recover
 from vista.data.tables.rows import HISTORY, IMPRESSIONS
 from vista.data.tables.warehouse import Warehouse
-from vista.errors import DataError
 
 JOB = "ingest"
 ITEM_SHARD_ROWS = 20_000_000
@@ -48,49 +48,47 @@ def run(
     """Ingest; the record says what came of it (``exit_code`` 3 where something was set aside).
 
     Args:
-        beam_args: options of the runner (``pipeline.local_args`` for a local one).
+        beam_args: options of the runner (``runner.local_args`` for a local one).
         clock: seconds since the epoch.
 
     Raises:
         DataError, JobError: typed faults; nothing was committed.
     """
-    started = time.perf_counter()
-    run_dir, record = RunDirectory.start(
+    job = Job(
+        JOB,
         options.run_dir,
-        job=JOB,
-        identity=options.identity(),
-        environment=environment(beam_args, attempts=options.attempts),
-        started_ms=int(clock() * 1000),
+        options.identity(),
+        beam_args,
+        attempts=options.attempts,
+        progress=progress,
+        clock=lambda: int(clock() * 1000),
+        unharmed="nothing was committed",
     )
-    if record.exit_code is not None:
-        return record
-    with run_dir.hold():
-        warehouse = Warehouse(options.warehouse)
-        plan = make_plan(options, warehouse, run_dir, record, beam_args)
-        committed = warehouse.exists() and warehouse.has_commit(plan.run)
-        if not committed:
-            plan = _prepare(options, warehouse, run_dir, plan)
-            settings = _settings(options, warehouse, run_dir, plan)
-            _write_bad_files(run_dir, plan)
-            if plan.rows or plan.items:
-                _work(options, warehouse, run_dir, plan, settings, beam_args, progress)
-        counts = _counts(run_dir, plan)
-        if not committed and (plan.rows or plan.items):
-            _commit(warehouse, run_dir, plan)
-        shutil.rmtree(run_dir.path / "spill", ignore_errors=True)
-        warehouse.refresh()
-        lost = counts["dead_rows"] + len(plan.bad_files)
-        snapshot = warehouse.snapshot() if warehouse.exists() else None
-        facts = dataclasses.replace(
-            record,
-            finished_ms=int(clock() * 1000),
-            table_snapshot=snapshot,
-            counts=counts,
-            timings={**_step_times(run_dir), "wall": round(time.perf_counter() - started, 3)},
-            notes=_notes(plan, warehouse),
-            exit_code=int(ExitCode.DEAD_LETTERS if lost else ExitCode.DONE),
-        )
-        return run_dir.finish(facts)
+    return jobs.run(job, functools.partial(_ingest, options=options))
+
+
+def _ingest(run: Run, options: IngestOptions) -> RunRecord:
+    run_dir, warehouse = run.directory, Warehouse(options.warehouse)
+    plan = make_plan(options, warehouse, run_dir, run.record, run.job.args)
+    committed = warehouse.exists() and warehouse.has_commit(plan.run)
+    if not committed:
+        plan = _prepare(options, warehouse, run_dir, plan)
+        _write_bad_files(run_dir, plan)
+        if plan.rows or plan.items:
+            _work(run, warehouse, plan, _settings(options, warehouse, run_dir, plan))
+    counts = _counts(run_dir, plan)
+    if not committed and (plan.rows or plan.items):
+        _commit(warehouse, run_dir, plan)
+    shutil.rmtree(run_dir.path / "spill", ignore_errors=True)
+    warehouse.refresh()
+    lost = counts["dead_rows"] + len(plan.bad_files)
+    return run.finish(
+        run_dir.receipts(),
+        table_snapshot=warehouse.snapshot() if warehouse.exists() else None,
+        counts=counts,
+        notes=_notes(plan, warehouse),
+        exit_code=int(ExitCode.DEAD_LETTERS if lost else ExitCode.DONE),
+    )
 
 
 def _prepare(options: IngestOptions, warehouse: Warehouse, run_dir: RunDirectory, plan: Plan) -> Plan:
@@ -123,60 +121,24 @@ def _settings(options: IngestOptions, warehouse: Warehouse, run_dir: RunDirector
     )
 
 
-def _work(
-    options: IngestOptions,
-    warehouse: Warehouse,
-    run_dir: RunDirectory,
-    plan: Plan,
-    settings: Settings,
-    beam_args: Sequence[str],
-    progress: bool,
-) -> None:
+def _work(run: Run, warehouse: Warehouse, plan: Plan, settings: Settings) -> None:
+    """Every step; what one hands to the next are paths, grouped here by bucket and by item shard."""
+    named = read_items(plan.items, settings)
     tasks = [
         *read_tasks(plan.events, "events", settings.chunk_rows),
         *read_tasks(plan.impressions, "impressions", settings.chunk_rows),
     ]
-    old = [
-        (bucket, OldFile(tag, file))
-        for tag, kind in (("events", HISTORY), ("impressions", IMPRESSIONS))
-        for bucket, files in warehouse.bucket_files(kind=kind).items()
-        for file in files
-    ]
-    named = read_items(plan.items, settings)
-    with progress_bar(run_dir, "ingest: read, then sort", 2 * plan.rows, progress):
-        for attempt in range(1, options.attempts + 1):
-            shutil.rmtree(run_dir.path / "failures", ignore_errors=True)
-            try:
-                pipeline.run(
-                    lambda p: build_pipeline(p, tasks, old, named, settings),
-                    beam_args,
-                    imports=(build_pipeline.__module__,),
-                )
-                faults = run_dir.failures()
-                if not faults:
-                    break
-                raise _failed(run_dir, faults, None)
-            except DataError:
-                raise
-            except Exception as error:
-                failures = run_dir.failures()
-                final = any(f["exit_code"] == ExitCode.BAD_INPUT for f in failures.values())
-                if attempt == options.attempts or final:
-                    raise _failed(run_dir, failures, error) from error
-
-
-def _failed(
-    run_dir: RunDirectory, failures: Mapping[str, Mapping[str, Any]], error: Exception | None
-) -> Exception:
-    if not failures and error is not None:
-        return error
-    name, fact = next(iter(failures.items()))
-    if fact["exit_code"] == ExitCode.BAD_INPUT:
-        return DataError(f"{fact['text']} (unit {name} of {run_dir.path}; nothing was committed)")
-    return BucketFailed(
-        f"{run_dir.path}: {name} failed with {fact['error']}: {fact['text']}; nothing was committed. Remove the cause "
-        f"and run the same vista ingest with the same --run-dir again to continue"
-    )
+    read = run.do("ingest: read", tasks, functools.partial(steps.read, settings=settings))
+    values: dict[int, list[Any]] = steps.grouped(steps.handed_on(read.values()), "bucket")
+    for tag, kind in (("events", HISTORY), ("impressions", IMPRESSIONS)):
+        for bucket, files in warehouse.bucket_files(kind=kind).items():
+            if bucket in values:
+                values[bucket] += [OldFile(tag, file) for file in files]
+    buckets = [steps.Bucket(number, tuple(found)) for number, found in values.items()]
+    built = run.do("ingest: sort", buckets, functools.partial(steps.build, settings=settings))
+    counted = [*steps.handed_on(read.values()), *named, *steps.handed_on(built.values())]
+    shards = [steps.ItemShard(n, tuple(found)) for n, found in steps.grouped(counted, "items").items()]
+    run.do("ingest: items", shards, functools.partial(steps.add_up, settings=settings))
 
 
 def _write_bad_files(run_dir: RunDirectory, plan: Plan) -> None:
@@ -249,15 +211,6 @@ def _commit(warehouse: Warehouse, run_dir: RunDirectory, plan: Plan) -> None:
             properties={f"kind-{k}": v for k, v in plan.kinds.items() if k != "user_id"},
         ),
     )
-
-
-def _step_times(run_dir: RunDirectory) -> dict[str, float]:
-    """Seconds of each step, summed over its tasks."""
-    sums: dict[str, float] = {}
-    for name, receipt in run_dir.receipts().items():
-        step = name.split("-", 1)[0]
-        sums[step] = round(sums.get(step, 0.0) + receipt["timings"]["seconds"], 3)
-    return sums
 
 
 def _notes(plan: Plan, warehouse: Warehouse) -> list[str]:

@@ -1,107 +1,85 @@
-"""The steps of ``ingest`` as a Beam pipeline: read, group by bucket, build, group by item shard, add up.
+"""The steps of ``ingest``: read, then build each bucket from what was read for it, then add items up.
 
-What workers unpickle lives here, apart from the driver's part, so that they import no catalog.
+    ReadTask ──▶ pieces by bucket and item shard ──▶ Bucket ──▶ pieces by item shard ──▶ ItemShard
+
+What one step hands to the next are paths of chunks (``spill``), which its receipts name; the driver groups them. What
+workers unpickle lives here, apart from the driver's part, so that they import no catalog.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
-
-import apache_beam as beam
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from beam_jobs.ingest.build import build_bucket, build_items
 from beam_jobs.ingest.read import read_logs
 from beam_jobs.ingest.spill import Piece
 from beam_jobs.ingest.units import OldFile, ReadTask, Routed, Settings
-from beam_jobs.run import runner as pipeline
-from vista.errors import DataError
-
-T = TypeVar("T")
+from beam_jobs.run.record import unit_name
 
 
-class _Step(beam.DoFn):
-    """A task function as a DoFn: keeps the error of a failed unit where the driver finds it.
+@dataclass(frozen=True)
+class Bucket:
+    """New rows of a bucket and the files that the tables have of it."""
 
-    A fault of the input ends the unit quietly: the driver sees it and stops the run with that error alone, where a
-    raised one would come with the runner's stack traces and retries. What was built beside it has other inputs than
-    it will have, so its receipt counts for nothing then.
-    """
+    number: int
+    values: tuple[Piece | OldFile, ...]
 
-    def __init__(self, settings: Settings):
-        self._settings = settings
+    @property
+    def name(self) -> str:
+        return unit_name(self.number)
 
-    def guarded(self, name: str, work: Callable[[], T]) -> T | None:
-        try:
-            return work()
-        except DataError as error:
-            self._settings.directory.note_failure(name, error)
-            return None
-        except Exception as error:
-            self._settings.directory.note_failure(name, error)
-            raise
+    @property
+    def rows(self) -> int:
+        return sum(v.rows for v in self.values if isinstance(v, Piece))
 
 
-class ReadLogs(_Step):
-    """ReadTask to (bucket, Piece), and (item shard, Piece) under the tag ``items``."""
+@dataclass(frozen=True)
+class ItemShard:
+    """Counts and names of a share of the items."""
 
-    def process(self, task: ReadTask) -> Iterator[Any]:
-        routed = self.guarded(task.name, lambda: read_logs(task, self._settings))
-        pipeline.count("rows_read", task.rows)
-        for to, number, piece in routed or ():
-            yield (number, piece) if to == "bucket" else beam.pvalue.TaggedOutput("items", (number, piece))
+    number: int
+    values: tuple[Piece, ...]
 
+    @property
+    def name(self) -> str:
+        return f"items-{self.number:05d}"
 
-class BuildBucket(_Step):
-    """(bucket, its pieces and old files) to (item shard, Piece)."""
-
-    def process(self, element: tuple[int, Iterable[Piece | OldFile]]) -> Iterator[tuple[int, Piece]]:
-        bucket, values = element
-        name = f"bucket-{bucket:05d}"
-        if any(unit.startswith("read-") for unit in self._settings.directory.failures()):
-            return
-        for _, shard, piece in self.guarded(name, lambda: build_bucket(bucket, values, self._settings)) or ():
-            yield shard, piece
-        receipt = self._settings.directory.receipt(name, verify=False)
-        if receipt is not None:
-            pipeline.count("users", receipt["counts"]["users"])
-            pipeline.count("events", receipt["counts"]["events"])
+    @property
+    def rows(self) -> int:
+        return sum(v.rows for v in self.values)
 
 
-class BuildItems(_Step):
-    """(item shard, pieces) to its file."""
-
-    def process(self, element: tuple[int, Iterable[Piece]]) -> Iterator[int]:
-        shard, pieces = element
-        self.guarded(f"items-{shard:05d}", lambda: build_items(shard, pieces, self._settings))
-        yield shard
+def read(task: ReadTask, settings: Settings) -> dict[str, int]:
+    read_logs(task, settings)
+    return {"rows_read": task.rows}
 
 
-def build_pipeline(
-    p: beam.Pipeline,
-    tasks: Sequence[ReadTask],
-    old: Sequence[tuple[int, OldFile]],
-    named: Sequence[Routed],
-    s: Settings,
-) -> None:
-    """Read, group by bucket, build, group by item shard, add up."""
-    read = (
-        p
-        | "Logs" >> beam.Create(pipeline.in_balanced_order((t, t.rows) for t in tasks), reshuffle=False)
-        | "Spread" >> beam.Reshuffle()
-        | "Read" >> beam.ParDo(ReadLogs(s)).with_outputs("items", main="pieces")
-    )
-    there = p | "Tables" >> beam.Create(list(old), reshuffle=False)
-    names = p | "Names" >> beam.Create([(number, piece) for _, number, piece in named], reshuffle=False)
-    counts = (
-        (read.pieces, there)
-        | "All" >> beam.Flatten()
-        | "Buckets" >> beam.GroupByKey()
-        | "Build" >> beam.ParDo(BuildBucket(s))
-    )
-    _ = (
-        (counts, read["items"], names)
-        | "Counts" >> beam.Flatten()
-        | "Items" >> beam.GroupByKey()
-        | "Add up" >> beam.ParDo(BuildItems(s))
-    )
+def build(task: Bucket, settings: Settings) -> dict[str, int]:
+    build_bucket(task.number, task.values, settings)
+    counts = (settings.directory.receipt(task.name, verify=False) or {"counts": {}})["counts"]
+    return {name: counts.get(name, 0) for name in ("users", "events")}
+
+
+def add_up(task: ItemShard, settings: Settings) -> dict[str, int]:
+    build_items(task.number, task.values, settings)
+    return {}
+
+
+def handed_on(receipts: Iterable[Mapping[str, Any]]) -> Iterator[Routed]:
+    """What finished units hand to the next step."""
+    for receipt in receipts:
+        shared: dict[str, str] = {}  # thousands of pieces lie in one file
+        for to, number, piece in receipt["routed"]:
+            yield to, number, Piece(**{**piece, "path": shared.setdefault(piece["path"], piece["path"])})
+
+
+def grouped(routed: Iterable[Routed], to: str) -> dict[int, list[Piece]]:
+    """Pieces for ``bucket`` or ``items`` by number, in order."""
+    found: defaultdict[int, list[Piece]] = defaultdict(list)
+    for kind, number, piece in routed:
+        if kind == to:
+            found[number].append(piece)
+    return dict(sorted(found.items()))

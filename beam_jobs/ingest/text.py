@@ -13,16 +13,14 @@ The kind of a column is one for all text logs of a run (vista/data/logs/text.py 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import apache_beam as beam
 import xxhash
 
-from beam_jobs.run import runner as pipeline
+from beam_jobs.run.engines import run_tasks
 from beam_jobs.run.record import RunDirectory, write_atomically
 from vista.data.logs import schema
 from vista.data.logs.schema import Column, UnreadableFile
@@ -75,33 +73,18 @@ class TextLog:
             self.file(".draft").unlink()
 
 
-class _Draft(beam.DoFn):
+def _draft(log: TextLog) -> dict[str, int]:
     """Keeps the text of an unreadable file's error where the driver finds it."""
-
-    def process(self, log: TextLog) -> Iterator[str]:
-        try:
-            log.write_draft()
-        except UnreadableFile as error:
-            RunDirectory(Path(log.folder).parents[1]).note_failure(f"text-{log.key}", error)
-        yield log.path
+    try:
+        log.write_draft()
+    except UnreadableFile as error:
+        RunDirectory(Path(log.folder).parents[1]).note_failure(f"text-{log.key}", error)
+    return {}
 
 
-class _Typed(beam.DoFn):
-    def process(self, element: tuple[TextLog, dict[str, str]]) -> Iterator[str]:
-        element[0].write_typed(element[1])
-        yield element[0].path
-
-
-def _each(step: beam.DoFn, elements: Sequence[Any], beam_args: Sequence[str]) -> None:
-    def build(p: beam.Pipeline) -> None:
-        _ = (
-            p
-            | "Logs" >> beam.Create(elements, reshuffle=False)
-            | "Spread" >> beam.Reshuffle()
-            | beam.ParDo(step)
-        )
-
-    pipeline.run(build, beam_args, imports=(__name__,))
+def _typed(task: tuple[TextLog, dict[str, str]]) -> dict[str, int]:
+    task[0].write_typed(task[1])
+    return {}
 
 
 def as_parquet(
@@ -115,12 +98,12 @@ def as_parquet(
     if not logs:
         return {}, {}
     run = RunDirectory(Path(logs[0].folder).parents[1])
-    _each(_Draft(), logs, beam_args)
+    run_tasks("ingest: text", logs, _draft, beam_args)
     failures = {name: fact["text"] for name, fact in run.failures().items()}
     bad = {log.path: failures[f"text-{log.key}"] for log in logs if f"text-{log.key}" in failures}
     good = [log for log in logs if log.path not in bad]
     kinds = _kinds([(log, log.facts()) for log in good], dict(fixed))
-    _each(_Typed(), list(zip(good, kinds, strict=True)), beam_args)
+    run_tasks("ingest: types", list(zip(good, kinds, strict=True)), _typed, beam_args)
     return {log.path: str(log.file(".parquet")) for log in good}, bad
 
 

@@ -7,16 +7,15 @@ columns alone, one task per file, before the rows are read.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from beam_jobs.run import runner as pipeline
+from beam_jobs.run.engines import run_tasks
 from beam_jobs.run.record import write_atomically
 from vista.data.logs.importer import MAX_ACTION
 from vista.data.logs.schema import Source, UnreadableFile, column_bounds, open_source
@@ -32,6 +31,10 @@ class ScanColumns:
 
     run_dir: str
     skip_bad_files: bool
+
+    def __call__(self, task: tuple[Source, Names]) -> dict[str, int]:
+        self.scan(*task)
+        return {}
 
     def path(self, source: Source) -> Path:
         name = xxhash.xxh3_64_hexdigest(f"{source.path}|{source.bytes}|{source.digest}".encode())
@@ -63,17 +66,6 @@ class ScanColumns:
 
     def values(self, source: Source, meaning: str) -> list[str | int]:
         return json.loads(self.path(source).read_text()).get(meaning, [])
-
-
-class Scan(beam.DoFn):
-    """(Source, meanings) to nothing; see :class:`ScanColumns`."""
-
-    def __init__(self, scan: ScanColumns):
-        self._scan = scan
-
-    def process(self, element: tuple[Source, tuple[str, ...]]) -> Iterator[str]:
-        self._scan.scan(*element)
-        yield element[0].path
 
 
 def vocabularies(
@@ -115,7 +107,7 @@ def vocabularies(
         if meanings and source.rows:
             wanted.append((source, tuple(meanings)))
     if wanted:
-        _scan_all(wanted, scan, beam_args)
+        run_tasks("ingest: vocabularies", wanted, scan, beam_args)
     strings: dict[str, set[str]] = {"action": set(), "surface": set()}
     for source, meanings in wanted:
         for m in meanings:
@@ -143,17 +135,3 @@ def _int_bounds(source: Source, meaning: str) -> tuple[int, int] | None:
         return (0, -1)
     with open_source(source.data) as file:
         return column_bounds(file.metadata, source.names[meaning])
-
-
-def _scan_all(
-    wanted: list[tuple[Source, tuple[str, ...]]], scan: ScanColumns, beam_args: Sequence[str]
-) -> None:
-    def build(p: beam.Pipeline) -> None:
-        _ = (
-            p
-            | "Files" >> beam.Create(wanted, reshuffle=False)
-            | "Spread" >> beam.Reshuffle()
-            | "Scan" >> beam.ParDo(Scan(scan))
-        )
-
-    pipeline.run(build, beam_args, imports=(__name__,))

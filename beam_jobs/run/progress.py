@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from beam_jobs.run.record import RunDirectory
 
@@ -13,10 +13,13 @@ EVERY_S = 0.5
 
 
 @contextlib.contextmanager
-def progress_bar(run: RunDirectory, title: str, events: int, show: bool = True) -> Iterator[None]:
-    """Show users, events and finished buckets of ``run`` while the body runs.
+def progress_bar(
+    run: RunDirectory, title: str, tasks: Collection[str], events: int, show: bool = True
+) -> Iterator[None]:
+    """Show users, events and finished tasks of ``run`` while the body runs.
 
     Args:
+        tasks: names of those under work.
         events: expected in all, the bar's length; rows of the files are near enough.
         show: False for never; else where standard error is a terminal.
     """
@@ -30,7 +33,7 @@ def progress_bar(run: RunDirectory, title: str, events: int, show: bool = True) 
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed:,.0f} of {task.total:,.0f} events, {task.fields[users]:,} users, "
-                   "{task.fields[units]} buckets done"),
+                   "{task.fields[units]} tasks done"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     ]  # fmt: skip
@@ -40,7 +43,7 @@ def progress_bar(run: RunDirectory, title: str, events: int, show: bool = True) 
 
         def poll() -> None:
             while not stop.wait(EVERY_S):
-                units, users, done = run.progress()
+                units, users, done = run.progress(tasks)
                 bar.update(row, completed=min(done, events), users=users, units=units)
 
         thread = threading.Thread(target=poll, name="progress", daemon=True)

@@ -24,7 +24,7 @@ import re
 import resource
 import traceback
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -290,7 +290,7 @@ class RunDirectory:
             buckets=rows,
             counts={**record.counts, "dead_letters": letters},
             peak_memory_bytes=max(peak, record.peak_memory_bytes),
-            exit_code=int(ExitCode.DONE if record.exit_code is None else record.exit_code),
+            exit_code=int(record.exit_code or (ExitCode.DEAD_LETTERS if letters else ExitCode.DONE)),
         )
         self.save(done)
         return done
@@ -346,6 +346,10 @@ class RunDirectory:
         }
         write_atomically(self.path / "failures" / f"{name}.json", json.dumps(facts, indent=1).encode())
 
+    def hopeless(self) -> bool:
+        """Whether a unit failed for a fault of the input, so that no other need begin."""
+        return any(fact["exit_code"] == ExitCode.BAD_INPUT for fact in self.failures().values())
+
     def failures(self) -> dict[str, dict[str, Any]]:
         """Last error by unit name: ``error`` (class name), ``text``, ``exit_code``, ``trace`` (lines)."""
         folder = self.path / "failures"
@@ -361,21 +365,17 @@ class RunDirectory:
         temporary.write_text(json.dumps({"users": users, "events": events}))
         os.replace(temporary, path)
 
-    def progress(self) -> tuple[int, int, int]:
-        """(units finished, users, events) so far: receipts plus units under work."""
+    def progress(self, names: Collection[str]) -> tuple[int, int, int]:
+        """(units finished, users, events) of ``names`` so far: receipts plus units under work."""
         receipts = self.receipts()
-        users = sum(r.get("counts", {}).get("users", 0) for r in receipts.values())
-        events = sum(r.get("counts", {}).get("events", 0) for r in receipts.values())
+        counts = [receipt.get("counts", {}) for name, receipt in receipts.items() if name in names]
+        finished = len(counts)
         for path in (self.path / "progress").glob("[!.]*.json"):
-            if path.stem in receipts:
-                continue
-            try:
-                facts = json.loads(path.read_text())
-            except (OSError, ValueError):
-                continue
-            users += facts["users"]
-            events += facts["events"]
-        return len(receipts), users, events
+            if path.stem in names and path.stem not in receipts:
+                with contextlib.suppress(OSError, ValueError):
+                    counts.append(json.loads(path.read_text()))
+        users, events = (sum(c.get(key, 0) for c in counts) for key in ("users", "events"))
+        return finished, users, events
 
     # Dead letters -------------------------------------------------------------------------------------------
 

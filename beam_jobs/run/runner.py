@@ -15,17 +15,19 @@ import errno
 import functools
 import logging
 import os
+import pickle
+import pickletools
 import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.portability.api import beam_fn_api_pb2
 from apache_beam.portability.python_urns import SUBPROCESS_SDK
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
@@ -36,6 +38,9 @@ from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
 from apache_beam.runners.portability.local_job_service import SubprocessSdkWorker
 
 from beam_jobs.errors import OptionsError, RunStorageFull, WorkerLost
+
+if TYPE_CHECKING:
+    from beam_jobs.run.engines import Do
 
 MODES = ("in_memory", "multi_threading", "multi_processing")
 NAMESPACE = "vista"
@@ -90,16 +95,53 @@ def is_local(options: PipelineOptions) -> bool:
     return options.view_as(StandardOptions).runner.endswith(LOCAL_RUNNER)
 
 
+class _Each(beam.DoFn):
+    """One element, one task; its counts become Beam's counters."""
+
+    def __init__(self, do: Do[Any]):
+        self._do = do
+
+    def process(self, task: Any) -> None:
+        for name, n in self._do(task).items():
+            count(name, n)
+
+
+def on_beam(step: str, tasks: Sequence[T], do: Do[T], args: Sequence[str]) -> dict[str, int]:
+    """See ``engines.run_tasks``."""
+
+    def build(p: beam.Pipeline) -> None:
+        _ = (
+            p
+            | "Tasks" >> beam.Create(tasks, reshuffle=False)
+            | "Spread" >> beam.Reshuffle()
+            | step >> beam.ParDo(_Each(do))
+        )
+
+    # Modules that the workers will need anyway, all at the same time; else each would load them at its first element,
+    # and Beam gives the first stage's only element to one of them while the others wait.
+    named = (
+        arg
+        for code, arg, _ in pickletools.genops(pickle.dumps(do, 0, fix_imports=False))
+        if code.name == "GLOBAL"
+    )
+    imports = sorted({str(arg).split()[0] for arg in named} - {"builtins", "copyreg"})
+    return run(build, args, imports=imports, most=len(tasks))
+
+
 def run(
-    build: Callable[[beam.Pipeline], Any], beam_args: Sequence[str] = (), *, imports: Sequence[str] = ()
+    build: Callable[[beam.Pipeline], Any],
+    beam_args: Sequence[str] = (),
+    *,
+    imports: Sequence[str] = (),
+    most: int = 1 << 20,
 ) -> dict[str, int]:
     """Build a pipeline, run it on the chosen runner, wait, and return its counters.
 
     Args:
         build: applies the transforms.
         beam_args: the runner's own arguments.
-        imports: modules that local worker processes import at their start, all at the same time; else each would at
-            its first element, and Beam gives the first stage's only element to one of them while the others wait.
+        imports: modules that local worker processes import at their start.
+        most: local workers that could have work.
 
     Returns:
         Counters in the namespace ``vista`` by name. A runner may count a retried task twice or not report at
@@ -112,6 +154,11 @@ def run(
     """
     options = pipeline_options(beam_args)
     local = is_local(options)
+    if local:
+        direct = options.view_as(DirectOptions)
+        direct.direct_num_workers = min(direct.direct_num_workers or os.cpu_count() or 1, most)
+        if most == 1:  # a process of its own would only take its time to start
+            direct.direct_running_mode = "in_memory"
     pipeline = beam.Pipeline(runner=FnApiRunner() if local else None, options=options)
     build(pipeline)
     with (
@@ -227,25 +274,3 @@ def _supervised_workers(imports: Sequence[str], stopped: list[int]) -> Iterator[
 def count(name: str, n: int = 1) -> None:
     """Add to the Beam counter ``vista/NAME``; only inside a DoFn."""
     Metrics.counter(NAMESPACE, name).inc(n)
-
-
-@contextlib.contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """Run the body with ``threads`` intra-op threads in this thread, then put back what was.
-
-    The setting belongs to the calling thread, so a task sets it itself, whatever the runner's threads are.
-    It is part of a run's identity: another number of threads may add in another order.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def in_balanced_order(sizes: Iterable[tuple[T, float]]) -> list[T]:
-    """Tasks, largest first: local runners deal them out one by one, so that the workers end together."""
-    return [task for task, _ in sorted(sizes, key=lambda pair: -pair[1])]

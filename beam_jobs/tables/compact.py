@@ -1,6 +1,6 @@
 """``compact tables``: the many small files of a bucket into few, one task per bucket, published at once.
 
-    due buckets ──Beam──▶ merged files ──one snapshot per table──▶ readers open fewer files
+    due buckets ──engine──▶ merged files ──one snapshot per table──▶ readers open fewer files
 
 The result has the same rows in the same order (vista/data/tables/compaction.py), so summaries keep their digest. A
 run that was killed goes on with the same run directory: buckets that are merged are kept, if their files are still
@@ -10,19 +10,16 @@ deletes them.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import apache_beam as beam
-
-from beam_jobs.errors import BucketFailed, ExitCode, OptionsError
+from beam_jobs.errors import OptionsError
 from beam_jobs.horizon import horizon_of
-from beam_jobs.run import runner as pipeline
-from beam_jobs.run.facts import environment, now_ms, step_times
-from beam_jobs.run.progress import progress_bar
+from beam_jobs.run import job as jobs
+from beam_jobs.run.job import Job, Run
 from beam_jobs.run.record import RunDirectory, RunRecord, peak_memory_bytes
 from vista.data import paths
 from vista.data.tables.commits import recover
@@ -80,30 +77,15 @@ class CompactOptions:
         return {"warehouse": where, "stores": stores, "most": self.most, "everything": self.everything}
 
 
-class MergeBucket(beam.DoFn):
-    """One element, one bucket of one table."""
-
-    def __init__(self, run_dir: str, max_rows: int):
-        self._run_dir, self._max_rows = run_dir, max_rows
-
-    def process(self, merge: Merge) -> Iterator[str]:
-        do_merge(merge, self._run_dir, self._max_rows)
-        yield merge.name
-
-
-def do_merge(merge: Merge, run_dir: str, max_rows: int) -> None:
-    """Write the merged file and its receipt; nothing to do where both are there."""
+def do_merge(merge: Merge, run_dir: str, max_rows: int) -> dict[str, int]:
+    """Write the merged file and its receipt, if they are not there; its counts."""
     run = RunDirectory(run_dir)
     facts = asdict(merge)
     done = run.receipt(merge.name)
     if done is not None and done["merge"] == facts and paths.exists(merge.target):
-        return
+        return done["counts"]
     start = time.perf_counter()
-    try:
-        rows = write_merged(merge, max_rows)
-    except BaseException as error:
-        run.note_failure(merge.name, error)
-        raise
+    rows = write_merged(merge, max_rows)
     local = [paths.local_path(merge.target)] if paths.is_local(merge.target) else []
     receipt = {
         "merge": facts,
@@ -113,6 +95,7 @@ def do_merge(merge: Merge, run_dir: str, max_rows: int) -> None:
         "peak_memory_bytes": peak_memory_bytes(),
     }
     run.write_receipt(merge.name, receipt)
+    return receipt["counts"]
 
 
 def run(options: CompactOptions, beam_args: Sequence[str] = ()) -> RunRecord:
@@ -125,78 +108,30 @@ def run(options: CompactOptions, beam_args: Sequence[str] = ()) -> RunRecord:
     Raises:
         VistaError: with the exit code in the class; the tables are as they were.
     """
-    started = time.perf_counter()
-    directory, record = RunDirectory.start(
+    job = Job(
+        JOB,
         options.run_dir,
-        job=JOB,
-        identity=options.identity(),
-        environment=environment(beam_args, attempts=options.attempts),
-        started_ms=now_ms(options.now_ms),
+        options.identity(),
+        beam_args,
+        attempts=options.attempts,
+        progress=options.progress,
+        clock=jobs.wall_clock if options.now_ms is None else functools.partial(int, options.now_ms),
+        unharmed="the tables are as they were",
     )
-    if record.exit_code is not None:
-        return record
-    with directory.hold():
-        warehouse = Warehouse(options.warehouse).open()
-        recover(warehouse)
-        until = horizon_of(warehouse, options.stores)
-        tasks = merges(warehouse, record.run_id, until, options.most, options.everything)
-        if tasks:
-            _work(directory, tasks, options, beam_args)
-        done = [merge_of(receipt["merge"]) for receipt in directory.receipts().values()]
-        published = publish_merges(warehouse, done, record.run_id)
-        items = merge_items(warehouse, record.run_id, 1 if options.everything else options.most)
-        return directory.finish(_finished(record, directory, warehouse, published, items, until, started))
+    return jobs.run(job, functools.partial(_work, options=options))
 
 
-def merge_of(facts: Mapping[str, Any]) -> Merge:
-    """A merge from its receipt."""
-    return Merge(**{**facts, "files": tuple(DataFile(**f) for f in facts["files"])})
-
-
-def _work(
-    directory: RunDirectory, tasks: Sequence[Merge], options: CompactOptions, beam_args: Sequence[str]
-) -> None:
-    order = pipeline.in_balanced_order((task, task.rows) for task in tasks)
-
-    def build(p: beam.Pipeline) -> None:
-        _ = (
-            p
-            | "Buckets" >> beam.Create(order, reshuffle=False)
-            | "Spread" >> beam.Reshuffle()
-            | JOB >> beam.ParDo(MergeBucket(str(directory.path), options.max_rows))
-        )
-
-    with progress_bar(directory, "compact tables", sum(task.rows for task in tasks), options.progress):
-        for attempt in range(1, options.attempts + 1):
-            try:
-                pipeline.run(build, beam_args, imports=(__name__,))
-                return
-            except Exception as error:
-                failures = directory.failures()
-                if not failures:
-                    raise
-                name, fact = next(iter(failures.items()))
-                bad = fact["exit_code"] == ExitCode.BAD_INPUT
-                if attempt == options.attempts or bad:
-                    failed = BucketFailed(
-                        f"{directory.path}: {name} failed with {fact['error']}: {fact['text']}; the tables are as they "
-                        f"were. Remove the cause and run the same vista compact with the same --run-dir again"
-                        f" to continue"
-                    )
-                    failed.exit_code = ExitCode.BAD_INPUT if bad else failed.exit_code
-                    raise failed from error
-
-
-def _finished(
-    record: RunRecord,
-    directory: RunDirectory,
-    warehouse: Warehouse,
-    published: Sequence[Merge],
-    items: int,
-    until: int,
-    started: float,
-) -> RunRecord:
-    receipts = directory.receipts()
+def _work(run: Run, options: CompactOptions) -> RunRecord:
+    warehouse = Warehouse(options.warehouse).open()
+    recover(warehouse)
+    name = run.record.run_id
+    until = horizon_of(warehouse, options.stores)
+    tasks = merges(warehouse, name, until, options.most, options.everything)
+    merge = functools.partial(do_merge, run_dir=str(run.directory.path), max_rows=options.max_rows)
+    run.do("compact tables", tasks, merge)
+    receipts = run.directory.receipts()  # also of merges that were done, but not published, before a kill
+    published = publish_merges(warehouse, [merge_of(r["merge"]) for r in receipts.values()], name)
+    items = merge_items(warehouse, name, 1 if options.everything else options.most)
     counts = {
         "buckets": len(published),
         "files": sum(len(m.files) for m in published),
@@ -214,12 +149,9 @@ def _finished(
         )
     if counts["skipped"]:
         notes.append(f"{counts['skipped']} buckets changed meanwhile and were left as they are; run it again")
-    return dataclasses.replace(
-        record,
-        finished_ms=record.started_ms + int((time.perf_counter() - started) * 1000),
-        table_snapshot=warehouse.snapshot(),
-        counts=counts,
-        timings=step_times(receipts, started),
-        notes=notes,
-        exit_code=int(ExitCode.DONE),
-    )
+    return run.finish(receipts, table_snapshot=warehouse.snapshot(), counts=counts, notes=notes)
+
+
+def merge_of(facts: Mapping[str, Any]) -> Merge:
+    """A merge from its receipt."""
+    return Merge(**{**facts, "files": tuple(DataFile(**f) for f in facts["files"])})

@@ -18,6 +18,7 @@ from beam_jobs.errors import IncompleteRun, OptionsError, RunOptionsDiffer
 from beam_jobs.ingest import job as ingest
 from beam_jobs.ingest.plan import IngestOptions
 from beam_jobs.run import runner as pipeline
+from beam_jobs.run.job import Job, Run
 from beam_jobs.run.record import RunDirectory, file_digest
 from cache_store.format.keys import bucket_of
 from vista.data.logs.importer import hash_strings
@@ -393,6 +394,12 @@ def test_a_run_killed_before_its_commit_goes_on_where_it_was(tmp_path):
         ingest.run(dataclasses.replace(asked, skip_bad_files=True), LOCAL)
 
 
+def held(asked, run_dir, record) -> Run:
+    return Run(
+        Job("ingest", asked.run_dir, asked.identity(), LOCAL, progress=False), run_dir, record, began=0.0
+    )
+
+
 def test_units_that_are_done_are_not_done_again_and_lost_ones_are(tmp_path):
     table = log(np.random.default_rng(11), 300)
     asked = options(tmp_path, write(tmp_path / "in", table), chunk_rows=100)
@@ -408,7 +415,7 @@ def test_units_that_are_done_are_not_done_again_and_lost_ones_are(tmp_path):
     plan = ingest.make_plan(again, warehouse, run_dir, record, LOCAL)
     plan = ingest._prepare(again, warehouse, run_dir, plan)
     settings = ingest._settings(again, warehouse, run_dir, plan)
-    ingest._work(again, warehouse, run_dir, plan, settings, LOCAL, False)
+    ingest._work(held(again, run_dir, record), warehouse, plan, settings)
     lost, receipt = next((n, r) for n, r in run_dir.receipts().items() if n.startswith("bucket-"))
     Path(receipt["table_files"][0].removeprefix("file://")).write_bytes(b"half")
     written = {p.stem: p.stat().st_mtime_ns for p in (run_dir.path / "receipts").iterdir()}
@@ -427,9 +434,8 @@ def test_rows_that_are_not_accounted_for_stop_the_commit(tmp_path):
     plan = ingest._prepare(
         asked, warehouse, run_dir, ingest.make_plan(asked, warehouse, run_dir, record, LOCAL)
     )
-    ingest._work(
-        asked, warehouse, run_dir, plan, ingest._settings(asked, warehouse, run_dir, plan), LOCAL, False
-    )
+    settings = ingest._settings(asked, warehouse, run_dir, plan)
+    ingest._work(held(asked, run_dir, record), warehouse, plan, settings)
     (run_dir.path / "receipts" / "bucket-00002.json").unlink()
     with pytest.raises(IncompleteRun, match="accounted for.*nothing was committed"):
         ingest._counts(run_dir, plan)

@@ -14,6 +14,7 @@ import torch
 from small_worlds import LOST_STREAMS
 
 from beam_jobs.errors import OptionsError, WorkerLost
+from beam_jobs.generation.bucket_task import torch_threads
 from beam_jobs.run import runner as pipeline
 
 
@@ -115,19 +116,15 @@ def test_without_a_runner_the_local_one_is_named_and_others_pass_through():
 
 def test_the_number_of_torch_threads_is_set_for_the_task_and_put_back():
     before = torch.get_num_threads()
-    with pipeline.torch_threads(3):
+    with torch_threads(3):
         assert torch.get_num_threads() == 3
     assert torch.get_num_threads() == before
-
-
-def test_the_largest_tasks_come_first():
-    assert pipeline.in_balanced_order([("a", 1), ("b", 5), ("c", 5), ("d", 9)]) == ["d", "b", "c", "a"]
 
 
 def test_importing_the_jobs_says_nothing():
     modules = ", ".join(
         f"beam_jobs.{m}"
-        for m in ("generation.publish", "generation.changed_users", "ingest.pipeline", "ingest.text")
+        for m in ("generation.bucket_task", "generation.changed_users", "ingest.pipeline", "ingest.text")
     )
     done = subprocess.run(
         [sys.executable, "-c", f"import {modules}"], capture_output=True, text=True, check=True
@@ -138,7 +135,7 @@ def test_importing_the_jobs_says_nothing():
 def test_what_workers_import_is_no_catalog():
     modules = ", ".join(
         f"beam_jobs.{m}"
-        for m in ("generation.publish", "generation.changed_users", "ingest.pipeline", "ingest.text")
+        for m in ("generation.bucket_task", "generation.changed_users", "ingest.pipeline", "ingest.text")
     )
     code = f"import sys, {modules}; print([m for m in ('pyiceberg', 'sqlalchemy', 'pydantic') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -101,7 +101,7 @@ def _loop(path: str, buckets: list[list[Any]], window: int, gate: Any, out: Any)
 
 def loop_seconds(path: Path, files: dict[int, list[Any]], workers: int, window: int) -> tuple[float, float]:
     """Wall seconds of the slowest of ``workers`` processes over all buckets, and CPU seconds of all."""
-    order = pipeline.in_balanced_order((f, sum(x.rows for x in f)) for f in files.values())
+    order = sorted(files.values(), key=lambda found: -sum(f.rows for f in found))
     context = multiprocessing.get_context("spawn")
     gate, out = context.Barrier(workers), context.Queue()
     running = [

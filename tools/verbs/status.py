@@ -1,16 +1,21 @@
-"""``vista status``: what is there, what is live, how old it is."""
+"""``vista status``: whether all is well, on one screen; what is live, how old it is, what ran last."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tools import console
+import typer
+
+from tools import console, invocation
 from tools.home import Home
 from tools.options import HOME, HomeOption, JsonOption, ModelOption, StoreOption, WarehouseOption
 
-SOME = 3
+if TYPE_CHECKING:
+    from tools.report.health import Health
+
+WIDTH = 80
 
 
 def command(
@@ -18,117 +23,172 @@ def command(
     warehouse: WarehouseOption = None,
     model: ModelOption = None,
     store: StoreOption = None,
+    max_lag_hours: Annotated[
+        float, typer.Option(min=0, help="The store may be behind the tables for so long.")
+    ] = 26.0,
+    max_event_age_hours: Annotated[
+        float | None,
+        typer.Option(min=0, help="The newest event may be so old.  [default: any age]", show_default=False),
+    ] = None,
+    watch: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=0.5, help="Do not end: look again this often; ^C ends."),
+    ] = None,
+    last: Annotated[int, typer.Option(min=0, help="Runs shown.")] = 3,
     json: JsonOption = False,
-) -> None:
-    """Tables, model and store at a glance; every line of the store with its live generation."""
+) -> int:
+    """Say first whether all is well, else what is wrong and the next command. Exit code 0 if healthy.
+
+    Exit code 3: it serves, but somebody should look. 4: what is served, or should be, is at stake. 2: nothing is there.
+    """
+    from tools.report import health
+
     at = Home(home)
-    found: dict[str, Any] = {
-        "warehouse": _warehouse(at.tables(warehouse), store or at.store),
-        "model": _model(model or at.model),
-        "store": _store(store or at.store),
-    }
-    if json:
-        return console.json_line(found)
-    console.fields("warehouse", found["warehouse"] or {"": "none; `vista ingest` makes one"})
-    model_facts = {k: v for k, v in (found["model"] or {}).items() if not k.startswith("action.")}
-    console.fields("model", model_facts or {"": "none; `vista train` makes one"})
-    if not found["store"]:
-        return console.fields("store", {"": "none; `vista summarize` makes one"})
-    rows = [list(row.values()) for row in found["store"]["generations"]]
-    columns = list(found["store"]["generations"][0]) if rows else []
-    console.table(
-        f"store {found['store']['path']}, read by {found['store']['read by']}: generations", columns, rows
+    limits = health.Limits(max_lag_hours, max_event_age_hours)
+    if store is not None and not (store / "FORMAT").exists():
+        raise typer.BadParameter(f"--store: no store at {store}; `vista summarize --store {store}` makes one")
+    while True:
+        found = health.look(
+            at,
+            warehouse=at.tables(warehouse),
+            model=model or at.model,
+            store=store or at.store,
+            limits=limits,
+            last=last,
+        )
+        if not found.there:
+            raise typer.BadParameter(
+                f"nothing at {home}: no tables, model, store or runs; name the home with --home, or make one with "
+                f"`vista ingest --home {home}` (to see everything at once: `vista demo`)"
+            )
+        if watch is not None and console.out.is_terminal:
+            console.out.clear()
+        console.json_line(found.as_dict()) if json else _screen(found, at)
+        if watch is None:
+            return found.code
+        time.sleep(watch)
+
+
+def _screen(found: Health, at: Home) -> None:
+    for line, style in _verdict(found, at):
+        # A command stays in one piece, to be copied; the terminal breaks it where it must.
+        console.line(line, style, width=len(line) + 1 if line.startswith("  next: ") else WIDTH)
+    console.line("")
+    rows = [*_store(found), *_tables(found), *_model(found), *_runs(found)]
+    console.grid(rows, width=WIDTH)
+
+
+def _verdict(found: Health, at: Home) -> list[tuple[str, str | None]]:
+    store = found.store or {}
+    if not found.problems:
+        if "live" in store:
+            lag = (store.get("lag") or {}).get("events")
+            behind = "" if lag is None else f", {lag:,} events behind the tables"
+            return [
+                (f"healthy: generation {store['live']} serves {store['users']:,} users{behind}", "bold green")
+            ]
+        step = "ingest" if not found.warehouse else "train" if not found.model else "summarize"
+        return [
+            ("not serving yet: there is no store", "bold yellow"),
+            ("  next: " + invocation.command(step, "--home", at.root), None),
+        ]
+    lines: list[tuple[str, str | None]] = []
+    for p in found.problems:
+        lines.append(
+            (f"{'WRONG' if p.code == 4 else 'look'}: {p.what}", "bold red" if p.code == 4 else "bold yellow")
+        )
+        lines.append((f"  next: {p.command}", None))
+        lines.append((f'  docs/operations.md, "{p.paragraph}"', None))
+    return lines
+
+
+def _store(found: Health) -> list[tuple[str, str]]:
+    from tools.report.health import size
+
+    store = found.store
+    if store is None:
+        return [("store", "none; `vista summarize` makes one")]
+    rows = [("store", f"{store['path']}, read by {store['read by']}, {store['readers']} readers now")]
+    by_name = {g["generation"]: g for g in store["generations"]}
+    for name, live in store["lines"].items():
+        g = by_name.get(live)
+        some = " ".join(map(str, store["some users"].get(name, ())))
+        text = (
+            f"{live}" if g is None else f"{live} {g['kind']}, {g['users']:,} users in it, {size(g['bytes'])}"
+        )
+        rows.append((f"line {name}", text + (f"; such as {some}" if some else "")))
+    if "live" in store:
+        rows.append(("users", f"{store['users']:,} of line main, depth {store['depth']}"))
+        if store["dead letters"]:
+            rows.append(
+                ("dead letters", f"{store['dead letters']:,} of {store['live']}: MISSING, or served older")
+            )
+        rows += _clocks(store["clocks"])
+        lag = store["lag"]
+        if lag is not None:
+            if lag["events"] is None:
+                text = lag["why"]
+            else:
+                text = f"{lag['events']:,} events" + (
+                    f" since {ago(lag['since_ms'])}" if lag["since_ms"] else ""
+                )
+                text += f"; {lag['new_users']:,} new users would be MISSING" if lag["new_users"] else ""
+            rows.append(("behind tables", text))
+    need = store.get("a full run needs bytes")
+    rows.append(("disk", f"{size(store['free bytes'])} left"
+                 + (f"; a full run writes about {size(need)}" if need is not None else "")))  # fmt: skip
+    kept = len(store["generations"])
+    rows.append(
+        ("generations", f"{kept} kept: " + ", ".join(g["generation"] for g in store["generations"][-5:]))
     )
-    users = found["store"]["some users"]
-    rows = [(name, live, " ".join(map(str, users[name]))) for name, live in found["store"]["lines"].items()]
-    console.table("lines", ("line", "live generation", "some of its users"), rows)
+    return rows
 
 
-def _warehouse(path: Any, store: Path) -> dict[str, Any] | None:
-    from cache_store import Store
-    from vista.data.tables.compaction import horizon, most_files
-    from vista.data.tables.warehouse import Warehouse
-
-    tables = Warehouse(path)
-    if not tables.exists():
-        return None
-    tables.open()
-    files = [f for bucket in tables.bucket_files().values() for f in bucket]
-    kept = Store(store).generations() if (store / "FORMAT").exists() else []
-    most, due = most_files(tables, horizon(tables, [m.table_snapshot for m in kept]))
-    return {
-        "path": tables.name,
-        "snapshot": None if tables.snapshot() is None else str(tables.snapshot()),
-        "buckets": tables.num_buckets,
-        "users are": tables.user_kind,
-        "events": sum(f.rows for f in files),
-        "files": len(files),
-        "most files of a bucket": f"{most}; {due} buckets due for `vista compact tables`" if due else most,
-        "bytes": sum(f.bytes for f in files),
-        "items": len(tables.read_items()),
-        "actions": ", ".join(tables.actions),
-        "surfaces": ", ".join(tables.surfaces),
-    }
+def _clocks(clocks: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [("newest event", f"{console.when(clocks['newest_event_ms'])}, {ago(clocks['newest_event_ms'])}")]
+    made = clocks.get("summarized_ms")
+    if made:
+        rows.append(("summarised", f"{console.when(made['median'])} for the median of {made['users']} users; oldest "
+                     f"{ago(made['oldest'])}, newest {ago(made['newest'])}"))  # fmt: skip
+    return [*rows, ("published", f"{console.when(clocks['published_ms'])}, {ago(clocks['published_ms'])}")]
 
 
-def _model(path: Any) -> dict[str, Any] | None:
-    from vista import bundle
+def _tables(found: Health) -> list[tuple[str, str]]:
+    from tools.report.health import size
 
-    if not (path / "bundle.json").exists():
-        return None
-    meta, fingerprint = bundle.read_meta(path)
-    from vista.training.verdict import verdict
-
-    return {"path": str(path), "fingerprint": fingerprint, "verdict": verdict(meta.metrics), **meta.metrics}
-
-
-def _store(path: Any) -> dict[str, Any] | None:
-    from cache_store import Store
-    from cache_store.format import lines
-
-    if not (path / "FORMAT").exists():
-        return None
-    store = Store(path)
-    now = time.time() * 1000
-    return {
-        "path": str(path),
-        "read by": store.kernel,
-        "some users": _some_users(path, store.layout.line_names()),
-        "lines": {name: lines.live(store.layout, name).live for name in store.layout.line_names()},
-        "generations": [
-            {
-                "generation": m.generation,
-                "kind": m.kind,
-                "parent": m.parent,
-                "fingerprint": m.fingerprint[:12],
-                "users": m.records,
-                "tombstones": m.tombstones,
-                "dead letters": m.dead_letters,
-                "bytes": m.bytes,
-                "last event": console.when(m.watermark_ms),
-                "published": console.when(m.published_ms),
-                "age h": round((now - m.published_ms) / 3_600_000, 2),
-            }
-            for m in store.generations()
-        ],
-    }
+    t = found.warehouse
+    if t is None:
+        return [("tables", "none; `vista ingest` makes them")]
+    return [("tables", f"{t['events']:,} events, {t['items']:,} items, {t['buckets']} buckets, {t['files']} files, "
+             f"{size(t['bytes'])}; actions {t['actions'] or 'none'}")]  # fmt: skip
 
 
-def _some_users(path: Any, names: list[str]) -> dict[str, list[Any]]:
-    """A few users of the live generation of each line."""
-    from cache_store import Store
-    from cache_store.errors import StoreError
+def _model(found: Health) -> list[tuple[str, str]]:
+    if found.model is None:
+        return [("model", "none; `vista train` makes one")]
+    return [("model", f"{found.model['fingerprint'][:12]}, {found.model['verdict']}")]
 
-    found: dict[str, list[Any]] = {}
-    for name in names:
-        try:
-            with Store.open(path, line=name, verify=False) as store:
-                users: list[Any] = []
-                for bucket in range(store.format.num_shards):
-                    users += store.users(bucket)[:SOME].tolist()
-                    if len(users) >= SOME:
-                        break
-                found[name] = users[:SOME]
-        except StoreError as error:
-            found[name] = [str(error)]
-    return found
+
+def _runs(found: Health) -> list[tuple[str, str]]:
+    rows = []
+    for n, run in enumerate(found.runs):
+        took = "" if run.seconds is None else f" in {run.seconds:,.0f} s"
+        rows.append(("last runs" if n == 0 else "", f"{run.job} {run.outcome}{took}, {ago(run.started_ms)}"))
+    return rows
+
+
+def ago(ms: int) -> str:
+    """How long ago a time was, in its largest unit."""
+    seconds = time.time() - ms / 1000
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if abs(seconds) >= 2 * length:
+            return (
+                f"{seconds / length:,.0f} {unit} ago"
+                if seconds > 0
+                else f"{-seconds / length:,.0f} {unit} ahead"
+            )
+    return (
+        "now"
+        if abs(seconds) < 2
+        else f"{timedelta(seconds=round(abs(seconds))).seconds} s " + ("ago" if seconds > 0 else "ahead")
+    )
