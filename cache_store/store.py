@@ -33,6 +33,7 @@ from cache_store.format.keys import Users, as_users
 from cache_store.format.layout import (
     DEAD_LETTERS,
     MAIN,
+    MOST_SHARDS,
     Layout,
     StoreFormat,
     fsync_folder,
@@ -96,8 +97,10 @@ class Store:
         """
         layout = Layout(path)
         wanted = StoreFormat(user_kind, num_shards)
-        if user_kind not in ("int64", "string") or num_shards < 1:
-            raise SchemaError(f"store: expected int64 or string ids and 1 or more shards, found {wanted}")
+        if user_kind not in ("int64", "string") or not 1 <= num_shards <= MOST_SHARDS:
+            raise SchemaError(
+                f"store: expected int64 or string ids and 1 to {MOST_SHARDS} shards, found {wanted}"
+            )
         with storage_errors(f"creating {path}"):
             layout.root.mkdir(parents=True, exist_ok=True)
             if not layout.format.exists():
@@ -148,9 +151,11 @@ class Store:
         Args:
             users: int64 [B] or B strings.
             out: float32 [B, S, D], C-contiguous, to be filled; None makes a new one.
-            as_of: milliseconds, one time or int64 [B]. Each row reads the newest kept generation of the line whose
-                watermark is not later than its time, so that no row sees its own future (law 10); rows older than
-                every kept generation are MISSING. Chosen among the generations known at the last refresh.
+            as_of: milliseconds, one time or int64 [B]. Each row reads what was served then: of the line's kept
+                generations that have seen nothing later than its time, the newest that was published by then; where
+                none was, the one with the latest watermark. So no row sees its own future (law 10), nor what arrived
+                late; rows older than every kept generation are MISSING. Chosen among the generations known at the
+                last refresh.
 
         Raises:
             MissingUsers: the policy is ``raise`` and some users are missing.
@@ -454,7 +459,8 @@ class Store:
         snapshot = self._views.as_of(int(times))
         if snapshot is None:
             return live.nothing(users, out, self._fill)
-        return snapshot.lookup(users, out, self._fill, now, self.max_age_ms)
+        found = snapshot.lookup(users, out, self._fill, now, self.max_age_ms)
+        return snapshot.without_future(found, times, self._fill)
 
     def _lookup_raw(
         self, live: Snapshot, now: int, users: Users, out: np.ndarray | None, as_of: int | None
@@ -462,7 +468,8 @@ class Store:
         snapshot = live if as_of is None else self._views.as_of(int(as_of))
         if snapshot is None:
             return live.nothing_raw(users, out)
-        return snapshot.lookup_raw(users, out, now, self.max_age_ms)
+        found = snapshot.lookup_raw(users, out, now, self.max_age_ms)
+        return found if as_of is None else snapshot.without_future(found, np.asarray(as_of, np.int64))
 
     def _lookup_as_of_rows(
         self, users: Users, out: np.ndarray | None, times: np.ndarray, live: Snapshot, now: int
@@ -479,6 +486,7 @@ class Store:
             rows = np.flatnonzero(row_names == name)
             snapshot = next(s for s in snapshots if s is not None and s.name == name)
             part = snapshot.lookup(ids[rows], None, self._fill, now, self.max_age_ms)
+            part = snapshot.without_future(part, times[rows], self._fill)
             for column in ("tokens", "status", "event_count", "last_event_ms", "summarized_ms"):
                 getattr(whole, column)[rows] = getattr(part, column)
         return dataclasses.replace(whole, generation=row_names)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -22,9 +23,14 @@ import numpy as np
 import xxhash
 
 from cache_store.errors import Damaged
+from cache_store.format.checked import NotSound, read_bounded
 from cache_store.format.layout import Layout, write_file
 
 _FIRST = "vista-forgotten 1 "
+_HASH = re.compile("[0-9a-f]{32}")
+_ENTRY = re.compile("([0-9a-f]{32}) (-?[0-9]{1,18})")
+_MOST_TEXT = 1 << 30
+"""Bytes of FORGOTTEN, at most: of 20 million users."""
 NEVER, ALWAYS = -1, 1 << 62
 """Time of a user who was not forgotten; and of one of whom nothing may come in, however new."""
 
@@ -70,21 +76,23 @@ def read(layout: Layout) -> Forgotten:
     Raises:
         Damaged
     """
+    remedy = "restore it, or delete it and run `vista forget` again for the users whom an older remote copy still holds"
     try:
-        text = layout.forgotten.read_bytes().decode("ascii", "replace")
+        text = read_bounded(layout.forgotten, _MOST_TEXT).decode("ascii", "replace")
     except FileNotFoundError:
         return Forgotten()
+    except NotSound as error:
+        raise Damaged(f"{layout.forgotten}: {error}; {remedy}") from error
     body, _, check = text.rpartition("check ")
     lines = body.splitlines()
     if not lines or not lines[0].startswith(_FIRST) or check != _check(body):
+        raise Damaged(f"{layout.forgotten}: check fails; {remedy}")
+    salt, entries = lines[0].removeprefix(_FIRST), [_ENTRY.fullmatch(line) for line in lines[1:]]
+    if not _HASH.fullmatch(salt) or not all(entries):
         raise Damaged(
-            f"{layout.forgotten}: check fails; restore it, or delete it and run `vista forget` again for the users "
-            f"whom an older remote copy still holds"
+            f"{layout.forgotten}: expected a salt, then a hash and a time a line, found another; {remedy}"
         )
-    entries = (line.split() for line in lines[1:])
-    return Forgotten(
-        bytes.fromhex(lines[0].removeprefix(_FIRST)), {name: int(time) for name, time in entries}
-    )
+    return Forgotten(bytes.fromhex(salt), {e[1]: int(e[2]) for e in entries if e})
 
 
 def write(layout: Layout, forgotten: Forgotten) -> None:

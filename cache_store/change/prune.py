@@ -1,8 +1,15 @@
 """Deleting what nothing needs: generations outside every line's kept history, dead staging, remains of crashes.
 
-A generation stays if it is live or among the newest ``keep`` earlier ones of a line, if a reader holds a lease on it,
-or if one that stays lies on it. Pointers are shortened first, then a folder is renamed out of sight, then emptied; a
-crash in between is finished by the next call.
+A generation stays if
+
+- it is live or among the newest ``keep`` earlier ones of a line;
+- a rollback took it back, nothing newer has gone live since, and it is among the newest ``keep`` of those, so that one
+  can go forward again (``vista promote``);
+- a reader holds a lease on it;
+- one that stays lies on it.
+
+Pointers are shortened first, then a folder is renamed out of sight, then emptied; a crash in between is finished by
+the next call.
 """
 
 from __future__ import annotations
@@ -32,6 +39,7 @@ class PruneReport:
         generations, staging, remains: names; remains are temporary files and half-deleted folders.
         bytes: freed.
         kept: every generation that stays, with the reason.
+        leases: files that are no leases, with what is wrong; they were renamed out of the way.
     """
 
     generations: list[str] = field(default_factory=list)
@@ -39,6 +47,7 @@ class PruneReport:
     remains: list[str] = field(default_factory=list)
     bytes: int = 0
     kept: dict[str, str] = field(default_factory=dict)
+    leases: dict[str, str] = field(default_factory=dict)
 
 
 def prune(
@@ -59,7 +68,9 @@ def prune(
     with exclusive(layout, "pruning"), storage_errors("pruning"):
         pointers = {line: lines.live(layout, line) for line in layout.line_names()}
         now = clock()
-        _keep(layout, pointers, keep, leases.held(layout, now, sweep=not dry_run), report)
+        held = leases.held(layout, now, sweep=not dry_run)
+        report.leases = held.aside
+        _keep(layout, pointers, keep, held.names, report)
         doomed = [n for n in layout.generation_names() if n not in report.kept]
         report.generations = doomed
         if not dry_run:
@@ -78,6 +89,10 @@ def prune(
         for path in _remains(layout):
             report.remains.append(str(path.relative_to(layout.root)))
             report.bytes += size_of(path)
+            if not dry_run:
+                remove(path)
+        for path in _set_aside(layout, now - staging_ms):
+            report.remains.append(str(path.relative_to(layout.root)))
             if not dry_run:
                 remove(path)
         for folder in _abandoned(layout, now - staging_ms):
@@ -127,6 +142,12 @@ def _keep(
         # One that cannot be read is no target for a rollback.
         readable = (n for n in pointer.earlier if n in present and _readable(layout, n))
         roots |= {n: f"line {line}, to go back to" for n in itertools.islice(readable, keep)}
+        forward = sorted((n for n in pointer.taken_back if int(n) > int(pointer.live)), key=int, reverse=True)
+        roots |= {
+            n: f"line {line}, to go forward to"
+            for n in forward[:keep]
+            if n in present and _readable(layout, n)
+        }
     for line, pointer in pointers.items():
         roots[pointer.live] = f"line {line}, live"
     for root, reason in roots.items():
@@ -182,6 +203,12 @@ def _abandoned(layout: Layout, before_ms: int) -> list[Path]:
     if not layout.staging.is_dir():
         return []
     return sorted(p for p in layout.staging.iterdir() if _last_change_ms(p) < before_ms)
+
+
+def _set_aside(layout: Layout, before_ms: int) -> list[Path]:
+    """What an earlier prune has renamed out of ``leases/``, once it is old."""
+    found = layout.leases.glob(f"{leases.ASIDE}*") if layout.leases.is_dir() else ()
+    return sorted(p for p in found if _last_change_ms(p) < before_ms)
 
 
 def _last_change_ms(path: Path) -> int:

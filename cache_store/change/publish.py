@@ -11,8 +11,8 @@ by run id and only does 4. Killed after 4: the same run finds itself live and do
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from cache_store.errors import (
 )
 from cache_store.format import lines
 from cache_store.format import manifest as manifests
+from cache_store.format.checked import KIB, NotSound, json_object, read_bounded
 from cache_store.format.layout import (
     DEAD_LETTERS,
     MAIN,
@@ -50,6 +51,7 @@ MAX_DEPTH = 8
 """Deltas that may lie above a full generation, unless told otherwise; every one costs a miss a search."""
 
 _BEGAN = "BEGAN"
+_NUMBER = re.compile(rb"[0-9]{1,17}\n?")
 
 
 def beginning(layout: Layout) -> int:
@@ -180,14 +182,14 @@ def next_number(layout: Layout) -> str:
     """A generation number that was never given away. The lock is held."""
     last = max([0, *(int(n) for n in layout.generation_names())])
     try:
-        text = layout.sequence.read_text()
+        text = read_bounded(layout.sequence, KIB)
+        if not _NUMBER.fullmatch(text):
+            raise NotSound(f"expected a number of at most 17 digits, found {text[:40]!r}")
         last = max(last, int(text))
     except FileNotFoundError:
         pass
-    except ValueError as error:
-        raise Damaged(
-            f"{layout.sequence}: expected a number, found {text[:40]!r}; write the last number given away into it"
-        ) from error
+    except NotSound as error:
+        raise Damaged(f"{layout.sequence}: {error}; write the last number given away into it") from error
     write_file(layout.sequence, f"{last + 1}\n".encode())
     return f"{last + 1:08d}"
 
@@ -197,9 +199,10 @@ def find_run(layout: Layout, run_id: str) -> Manifest | None:
     for name in reversed(layout.generation_names()):
         folder = layout.generation(name)
         try:
-            if json.loads((folder / "manifest.json").read_bytes())["run_id"] == run_id:
+            text = read_bounded(folder / "manifest.json", manifests.MOST_TEXT)
+            if json_object(text).get("run_id") == run_id:
                 return manifests.read(folder)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, NotSound):
             continue
     return None
 
@@ -287,7 +290,7 @@ def _refuse_other_winner(layout: Layout, wanted: Publication) -> None:
 def _without_forgotten(layout: Layout, staging: Path, manifest: Manifest) -> Manifest:
     """The run without users who were forgotten while it was under way. The lock is held."""
     try:
-        began = int((staging / _BEGAN).read_text())
+        began = int(read_bounded(staging / _BEGAN, KIB))
     except (FileNotFoundError, ValueError):  # not from ``stage``: it may have begun at any time
         began = 0
     return without_forgotten(staging, manifest, forgotten.read(layout).since(began))[0]

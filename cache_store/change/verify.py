@@ -228,6 +228,9 @@ def _contents(
         yield Problem(file, str(error), _REBUILD, manifest.generation, k)
         return
     hashes = hash_of(users)
+    for i in np.flatnonzero(hashes % np.uint64(manifest.num_shards) != k).tolist():
+        what = f"belongs to bucket {int(hashes[i] % np.uint64(manifest.num_shards))}, lies in {k}"
+        yield Problem(file, what, _REBUILD, manifest.generation, k, _plain(users[i]))
     second = second_hash_of(users) if users.dtype == object else None
     shard = np.full(len(users), k)
     remedy = "run `vista refresh --user` for this user, or `vista rollback`"

@@ -158,7 +158,7 @@ class IndexSet:
             base + [s.offset for s in shapes],
         ]
         self._shards = np.stack(columns, axis=1)
-        self._addresses = words.ctypes.data, self._shards.ctypes.data
+        self._addresses = words.ctypes.data, self._shards.ctypes.data, len(shapes)
 
     def find(
         self, shard: np.ndarray, hashes: np.ndarray, second: np.ndarray | None

@@ -7,7 +7,7 @@ user; strings carry a second, independent hash (XXH3-64) beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import numpy as np
 import xxhash
@@ -64,13 +64,25 @@ def as_users(users: Users, kind: str | None = None) -> np.ndarray:
     """
     array = users if isinstance(users, np.ndarray) else None
     if array is None:
+        if isinstance(users, (str, bytes, bytearray, memoryview, Mapping, Set)) or not isinstance(
+            users, Iterable
+        ):
+            raise KeyKind(
+                f"user ids: expected a list or an array of ids, found one {type(users).__name__}; put a single user "
+                f"into a list"
+            )
         users = list(users)
         strings = bool(users) and isinstance(users[0], str)
         if strings or kind == "string":
             array = np.empty(len(users), object)
             array[:] = users
         else:
-            array = np.asarray(users) if users else np.zeros(0, np.int64)
+            try:
+                array = np.asarray(users) if users else np.zeros(0, np.int64)
+            except (ValueError, OverflowError) as error:
+                raise KeyKind(f"user ids: expected int64 or strings, found {error}") from error
+            if array.dtype.kind in "US":  # NumPy makes texts of numbers among texts
+                raise KeyKind("user ids: expected int64 or strings throughout, found mixed or other objects")
     if array.ndim != 1:
         raise KeyKind(f"user ids: expected one dimension, found shape {array.shape}")
     if array.dtype.kind in "iu" and array.dtype != np.uint64:

@@ -40,12 +40,14 @@ from pathlib import Path
 import xxhash
 
 from cache_store.errors import Damaged, FormatUnknown, ReadOnlyStorage, StorageFull, StoreBusy, StoreError
+from cache_store.format.checked import KIB, Fields, NotSound, json_object, read_bounded
 
 FORMAT_LINE = "vista-store 1"
 FEATURES: frozenset[str] = frozenset()
 """Feature flags that this version understands."""
 
 MAIN = "main"
+MOST_SHARDS = 1 << 20
 DEAD_LETTERS = "dead-letters.parquet"
 GENERATION = re.compile(r"[0-9]{8,18}")
 DELETING = ".deleting-"
@@ -85,25 +87,18 @@ class StoreFormat:
                 f"{path}: expected {FORMAT_LINE!r}, found {first[:60]!r}; read it with a newer version"
             )
         try:
-            facts = json.loads(rest)
-            out = StoreFormat(facts["user_kind"], facts["num_shards"], tuple(facts["features"]))
-            bucket = facts["bucket"]
-        except (ValueError, KeyError, TypeError) as error:
+            fields = Fields(json_object(rest))
+            features, bucket = fields.list("features"), fields.any("bucket")
+            unknown = [f for f in features if not isinstance(f, str) or f not in FEATURES]
+            kind = fields.one_of("user_kind", ("int64", "string"))
+            out = StoreFormat(kind, fields.integer("num_shards", 1, MOST_SHARDS), tuple(map(str, features)))
+        except NotSound as error:
             raise Damaged(
-                f"{path}: second line is not the expected JSON ({error!r}); restore the file"
+                f"{path}: second line is not the expected JSON ({error}); restore the file"
             ) from error
-        unknown = sorted(set(out.features) - FEATURES)
         if unknown or bucket != "xxh64-seed0-mod":
             what = f"features {unknown}" if unknown else f"bucket function {bucket!r}"
             raise FormatUnknown(f"{path}: {what} unknown to this version; read the store with a newer one")
-        if (
-            out.user_kind not in ("int64", "string")
-            or not isinstance(out.num_shards, int)
-            or out.num_shards < 1
-        ):
-            raise Damaged(
-                f"{path}: user_kind {out.user_kind!r}, num_shards {out.num_shards!r}; restore the file"
-            )
         if text != out.text():
             raise Damaged(f"{path}: not the canonical text of its own facts; restore the file")
         return out
@@ -154,13 +149,13 @@ class Layout:
             FormatUnknown, Damaged
         """
         try:
-            return StoreFormat.parse(self.format.read_text(encoding="utf-8"), self.format)
+            return StoreFormat.parse(read_bounded(self.format, 64 * KIB).decode(), self.format)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FormatUnknown(
                 f"{self.root}: no file FORMAT, so this is no store; make one with `vista summarize`, or name another"
             ) from error
-        except UnicodeDecodeError as error:
-            raise Damaged(f"{self.format}: not UTF-8; restore the file") from error
+        except (UnicodeDecodeError, NotSound) as error:
+            raise Damaged(f"{self.format}: {error}; restore the file") from error
 
 
 def check_name(name: str, what: str) -> str:

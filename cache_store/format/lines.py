@@ -18,8 +18,9 @@ from dataclasses import dataclass
 
 import xxhash
 
-from cache_store.errors import Damaged, GenerationUnknown, NothingPublished
+from cache_store.errors import Damaged, GenerationUnknown, NothingPublished, StoreError
 from cache_store.format import manifest as manifests
+from cache_store.format.checked import MIB, NotSound, read_bounded
 from cache_store.format.layout import GENERATION, Layout, exclusive, storage_errors, write_file
 
 
@@ -63,11 +64,13 @@ def read_pointer(layout: Layout, line: str) -> Pointer | None:
         Damaged: not a pointer of this line.
     """
     path = layout.pointer(line)
+    remedy = f"write it anew with `vista promote --line {line} GENERATION`"
     try:
-        raw = path.read_bytes()
+        raw = read_bounded(path, MIB)
     except FileNotFoundError:
         return None
-    remedy = f"write it anew with `vista promote --line {line} GENERATION`"
+    except NotSound as error:
+        raise Damaged(f"{path}: {error}; {remedy}") from error
     try:
         text = raw.decode("ascii")
     except UnicodeDecodeError as error:
@@ -78,6 +81,8 @@ def read_pointer(layout: Layout, line: str) -> Pointer | None:
         raise Damaged(f"{path}: check fails; {remedy}")
     if not all(GENERATION.fullmatch(n.removeprefix("-")) for n in names) or names[0][0] == "-":
         raise Damaged(f"{path}: names no generation; {remedy}")
+    if len({n.removeprefix("-") for n in names}) != len(names):
+        raise Damaged(f"{path}: names a generation twice; {remedy}")
     kept = tuple(n for n in names if n[0] != "-")
     return Pointer(kept[0], kept[1:], tuple(n[1:] for n in names if n[0] == "-"))
 
@@ -113,7 +118,8 @@ def rollback(layout: Layout, line: str, to: str | None = None) -> str:
     """Make an earlier generation of a line live again; those above it leave the line. Its name.
 
     Raises:
-        NothingPublished: there is none to go back to. GenerationUnknown: ``to`` is none of them.
+        NothingPublished: there is none to go back to, or none that can be read.
+        GenerationUnknown: ``to`` is none of them.
         Damaged: it cannot be read. ReadOnlyStorage, StorageFull
     """
     with exclusive(layout, f"rolling back line {line!r}"):
@@ -126,20 +132,34 @@ def rollback(layout: Layout, line: str, to: str | None = None) -> str:
 
 
 def rollback_target(layout: Layout, line: str, pointer: Pointer, to: str | None) -> str:
-    """Where a rollback would go: ``to``, or the newest earlier generation. Changes nothing.
+    """Where a rollback would go: ``to``, or the newest earlier generation that can be read. Changes nothing.
 
     Raises:
         NothingPublished, GenerationUnknown, Damaged: as :func:`rollback`.
     """
     if not pointer.earlier:
         raise NothingPublished(f"{layout.root}: line {line!r} has no generation before {pointer.live}")
-    target = to or pointer.earlier[0]
+    target = to or next((n for n in pointer.earlier if _stands(layout, n)), None)
+    if target is None:
+        raise NothingPublished(
+            f"{layout.root}: none of the earlier generations {list(pointer.earlier)} of line {line!r} can be read; "
+            f"make a new one with `vista summarize`"
+        )
     if target not in pointer.earlier:
         raise GenerationUnknown(
             f"{layout.root}: line {line!r} cannot go back to {target}; it can to {list(pointer.earlier)}"
         )
-    manifests.read(layout.generation(target))
+    manifests.chain(layout, target)
     return target
+
+
+def _stands(layout: Layout, name: str) -> bool:
+    """Whether a generation and all below it can be read."""
+    try:
+        manifests.chain(layout, name)
+    except StoreError:
+        return False
+    return True
 
 
 def promote(layout: Layout, line: str, onto: str, generation: str | None = None) -> str:
@@ -171,5 +191,5 @@ def promotable(layout: Layout, line: str, generation: str | None = None) -> str:
         raise GenerationUnknown(
             f"{layout.root}: no generation {name}; kept: {layout.generation_names()}; run `vista status`"
         )
-    manifests.read(layout.generation(name))
+    manifests.chain(layout, name)
     return name

@@ -9,10 +9,10 @@ from typing import Any
 
 import xxhash
 
-from cache_store.errors import Damaged, FormatUnknown, SchemaError
+from cache_store.errors import Damaged, FormatUnknown, GenerationUnknown, SchemaError
 from cache_store.format.checked import KIB, MIB, MOST_BYTES, Fields, NotSound, json_object, read_bounded
-from cache_store.format.layout import FEATURES, GENERATION, NAME, StoreFormat
-from cache_store.format.receipt import MOST_SHARDS, FileFact, ShardReceipt, file_facts
+from cache_store.format.layout import FEATURES, GENERATION, MOST_SHARDS, NAME, Layout, StoreFormat
+from cache_store.format.receipt import FileFact, ShardReceipt, file_facts
 from cache_store.format.record import RecordSchema
 
 FORMAT = "vista-generation 1"
@@ -263,6 +263,34 @@ def read(folder: Path) -> Manifest:
     if manifest.generation != folder.name:
         raise Damaged(f"{path}: states generation {manifest.generation}, lies in {folder.name}; {AWAY}")
     return manifest
+
+
+def chain(layout: Layout, name: str) -> list[Manifest]:
+    """Manifests of a generation and all below it, newest first; they agree with each other and with FORMAT.
+
+    Raises:
+        GenerationUnknown: one is not there.
+        Damaged, FormatUnknown
+    """
+    store, found = layout.read_format(), list[Manifest]()
+    wanted: str | None = name
+    while wanted is not None:  # it ends: a parent's number is lower
+        folder = layout.generation(wanted)
+        if not folder.is_dir():
+            raise GenerationUnknown(unknown(layout, wanted, found[-1] if found else None))
+        manifest = read(folder)
+        check_of_store(manifest, store, folder)
+        if found:
+            check_lies_on(found[-1], manifest, layout.generation(found[-1].generation))
+        found.append(manifest)
+        wanted = manifest.parent
+    return found
+
+
+def unknown(layout: Layout, name: str, above: Manifest | None) -> str:
+    """Text for a generation that is not there, though ``above`` lies on it."""
+    lies = f", on which {above.generation} lies" if above else ""
+    return f"{layout.root}: no generation {name}{lies}; {AWAY}"
 
 
 def check_lies_on(upper: Manifest, lower: Manifest, where: Path) -> None:

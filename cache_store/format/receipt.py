@@ -9,12 +9,12 @@ from typing import Any
 
 from cache_store.errors import Damaged
 from cache_store.format.checked import MIB, MOST_BYTES, Fields, NotSound, json_object, read_bounded
-from cache_store.format.layout import shard_name, state_name
+from cache_store.format.layout import MOST_SHARDS, shard_name, state_name
 
 RECEIPT = ".receipt.json"
 """Ending of the receipts that lie beside finished shards while their run is in staging."""
 ENDINGS = (".mdb", ".idx")
-MOST_SHARDS, MOST_REVISIONS = 1 << 20, 1 << 31
+MOST_REVISIONS = 1 << 31
 
 
 @dataclass(frozen=True)

@@ -36,18 +36,18 @@ class Library:
     def __init__(self, file: Path) -> None:
         # The names carry the version of the arguments: a build of older sources is not called with new ones.
         built = ctypes.CDLL(str(file))
-        self._copy_rows, self._find = built.vista_copy_rows_1, built.vista_find_1
-        self._hash, self._decode = built.vista_hash_1, built.vista_decode_1
+        self._copy_rows, self._find = built.vista_copy_rows_2, built.vista_find_2
+        self._hash, self._decode = built.vista_hash_1, built.vista_decode_2
         address, number, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
         self._copy_rows.argtypes = [
             address, address, number, address, number, number, number, address, flag, address, ctypes.c_uint64, flag,
             address, address,
         ]  # fmt: skip
-        self._find.argtypes = [*[address] * 5, number, number, address]
+        self._find.argtypes = [address, address, number, *[address] * 3, number, number, address]
         self._hash.argtypes = [address, number, address]
         self._decode.argtypes = [flag, address, *[number] * 4, *[address] * 3, number, flag]
-        self._copy_rows.restype = self._hash.restype = self._decode.restype = None
-        self._find.restype = flag
+        self._hash.restype = None
+        self._find.restype = self._copy_rows.restype = self._decode.restype = flag
 
     def copy_rows(
         self,
@@ -80,10 +80,15 @@ class Library:
             crew: threads that share the work; None for the calling thread alone.
         """
         n, row = out.shape
-        assert len(place) == len(keys) == len(head) == len(good) == n
-        assert row % 4096 == 0 and 240 < payload <= row - 80
-        for array in (place, out, keys, head, good):
-            assert array.flags.c_contiguous
+        _require(len(place) == len(keys) == len(head) == len(good) == n, "copy_rows: equally many of each")
+        for array, bytes_each in ((place, 8), (out, 1), (keys, 8), (head, 64), (good, 1)):
+            _require(
+                array.flags.c_contiguous and array.dtype.itemsize == bytes_each,
+                "copy_rows: contiguous arrays",
+            )
+        _require(out.flags.writeable and head.flags.writeable and good.flags.writeable, "copy_rows: writable")
+        # Sizes the function asks itself; it then does nothing.
+        _require(row % 4096 == 0 and 240 < payload <= row - 80, "copy_rows: rows of whole pages")
         taken = ctypes.c_int64(0)
         arguments = (
             ctypes.addressof(taken), data, size, _at(place), n, row, payload, _at(out), streamed, _at(keys), model,
@@ -98,6 +103,7 @@ class Library:
         self,
         words: int,
         shards: int,
+        count: int,
         shard: np.ndarray,
         hashes: np.ndarray,
         second: np.ndarray | None,
@@ -107,18 +113,21 @@ class Library:
 
         Args:
             words: address of uint64, all indexes.
-            shards: address of int64 [shards, 7], of each: directory, shift, entries, hash, second hash, check, offset.
+            shards: address of int64 [count, 7], of each shard:
+                directory, shift, entries, hash, second hash, check, offset.
             most: entries that one prefix can have.
 
         Returns:
             As ``IndexSet.find``; None if a prefix has more entries.
         """
         n = len(hashes)
+        _require(len(shard) == n and hashes.dtype == np.uint64, "find: a shard and a hash of each user")
+        _require(second is None or (len(second) == n and second.dtype == np.uint64), "find: second hashes")
         found = np.empty((3, n), np.int64)
         shard, hashes = np.ascontiguousarray(shard, np.int64), np.ascontiguousarray(hashes)
         second = None if second is None else np.ascontiguousarray(second)
         altered = self._find(
-            words, shards, _at(shard), _at(hashes), None if second is None else _at(second), n, most, _at(found),
+            words, shards, count, _at(shard), _at(hashes), None if second is None else _at(second), n, most, _at(found),
         )  # fmt: skip
         return None if altered else (found[0], found[1].view(np.uint64), found[2])
 
@@ -149,14 +158,38 @@ class Library:
             streamed: write past the processor's caches.
         """
         n, tokens, width = out.shape
-        assert codes.shape == out.shape and out.dtype == table.dtype == np.float32
-        assert out[:1].flags.c_contiguous and codes[:1].flags.c_contiguous
+        size = 2 if codec == "float16" else 1
+        _require(codes.shape == out.shape and out.dtype == np.float32 and out.flags.writeable, "decode: out")
+        _require(
+            table.dtype == np.float32 and table.shape == (256,) and table.flags.c_contiguous, "decode: table"
+        )
+        _require(out[:1].flags.c_contiguous and codes[:1].flags.c_contiguous, "decode: contiguous tokens")
+        _require(codes.dtype.itemsize == size and (scale is None) == (codec != "int8"), "decode: codes")
         if scale is None:
             tokens, width = 1, tokens * width
-        self._decode(
+        else:
+            whole = scale.shape == (n, tokens) and scale.dtype == np.float32 and scale[:1].flags.c_contiguous
+            _require(
+                whole and (n < 2 or scale.strides[0] == codes.strides[0]),
+                "decode: scales of the same records",
+            )
+        if not n:
+            return
+        refused = self._decode(
             CODECS.index(codec), codes.ctypes.data, codes.strides[0], n, tokens, width,
             None if scale is None else scale.ctypes.data, _at(table), out.ctypes.data, out.strides[0] // 4, streamed,
         )  # fmt: skip
+        _require(not refused, "decode: sizes of a group")
+
+
+def _require(holds: bool, what: str) -> None:
+    """Ask what the compiled part relies on; not by ``assert``, which ``python -O`` takes away.
+
+    Raises:
+        ValueError
+    """
+    if not holds:
+        raise ValueError(f"{what}: expected otherwise; this is a fault of the caller")
 
 
 CODECS = ("float16", "int8", "log8")

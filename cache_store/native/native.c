@@ -1,5 +1,5 @@
 /* The two loops of a lookup: users found in the indexes, and rows of pages copied out of a mapped file, checked on
-   the way. Called by native.py; the bytes are those of docs/format.md.
+   the way. Called by library.py; the bytes are those of docs/format.md.
 
    What NumPy cannot do: ask for the next pages ahead of time, write past the caches what is too large to stay in
    them, hash a row while it passes through the registers. */
@@ -26,6 +26,7 @@ typedef uint64_t pair __attribute__((vector_size(16)));
 #define STREAMED()
 #endif
 
+enum { MOST = 1 << 26 }; /* numbers in a record; record.py, MAX_RECORD_BYTES */
 enum { LMDB = 16, HEADER = 64, LINE = 64, PAGE = 4096 };
 enum { PAYLOAD_HASH = 8, KEY = 16, MODEL = 32, FORMAT = 56, RECORD_FORMAT = 1 }; /* in the header; the flags are 0 */
 /* As measured: half of AHEAD costs one thread 5 %, twice as much gains nothing; TURN from 4 to 16 is about the same. */
@@ -138,8 +139,11 @@ INLINE uint64_t copy_row(const uint8_t *from, const uint8_t *next, int64_t row, 
 }
 
 INLINE int inside(int64_t start, int64_t row, int64_t size) {
-    return start >= 0 && start <= size - row && start % PAGE == 0;
+    return start >= 0 && row <= size && start <= size - row && start % PAGE == 0;
 }
+
+/* Byte at which the row of a record begins; a place may be any number, so without overflow. */
+INLINE int64_t row_of(int64_t place) { return place < LMDB ? -1 : place - LMDB; }
 
 INLINE int64_t take(int64_t *taken) { return __atomic_fetch_add(taken, TURN, __ATOMIC_RELAXED); }
 
@@ -157,17 +161,20 @@ INLINE int64_t take(int64_t *taken) { return __atomic_fetch_add(taken, TURN, __A
    headers       HEADER bytes per row
    good          per row: 1 if it holds the record of this user, or 0
 
-   The names carry the version of the arguments; native.py asks for them. */
-void vista_copy_rows_1(int64_t *taken, const uint8_t *range, int64_t size, const int64_t *places, int64_t n,
+   Returns 0; or 1, and nothing is done, where the sizes are none that rows can have.
+
+   The names carry the version of the arguments; library.py asks for them. */
+int vista_copy_rows_2(int64_t *taken, const uint8_t *range, int64_t size, const int64_t *places, int64_t n,
                        int64_t row, int64_t payload, uint8_t *out, int streamed, const uint64_t *keys, uint64_t model,
                        int verified, uint8_t *headers, uint8_t *good) {
+    if (n < 0 || size < 0 || row < PAGE || row % PAGE || payload <= 240 || payload > row - LMDB - HEADER) return 1;
     streamed = streamed && (uintptr_t)out % 16 == 0;
     /* The next turn is taken before this one is done, so that its first pages can be asked for, too. */
     for (int64_t turn = take(taken), then; turn < n; turn = then) {
         then = take(taken);
         for (int64_t i = turn; i < n && i < turn + TURN; i++) {
             const int64_t following = i + 1 < turn + TURN ? i + 1 : then;
-            const int64_t start = places[i] - LMDB, after = places[following < n ? following : i] - LMDB;
+            const int64_t start = row_of(places[i]), after = row_of(places[following < n ? following : i]);
             uint8_t *to = out + i * row, *header = headers + i * HEADER;
             good[i] = 0;
             if (!inside(start, row, size)) {
@@ -189,6 +196,7 @@ void vista_copy_rows_1(int64_t *taken, const uint8_t *range, int64_t size, const
         }
     }
     if (streamed) STREAMED();
+    return 0;
 }
 
 /* Where the columns of an index are, in words of all indexes laid end to end. */
@@ -205,15 +213,17 @@ INLINE uint64_t first_entry(const uint64_t *words, const Shard *s, uint64_t hash
 }
 
 /* Entry of each user in its shard's index, with the check and the offset kept there; -1, 0 and 0 for others. Returns 0,
-   or 1 if a prefix has more than `most` entries, as no sound index has.
+   or 1 if a prefix has more than `most` entries, as no sound index has, or a user's shard is none of `count`.
 
    words             of all indexes
    shards, of        of all shards; shard of each user
    hashes, seconds   of each user; seconds is NULL where ids have one hash
    found             3 x n: entries, checks, offsets */
-int vista_find_1(const uint64_t *words, const Shard *shards, const int64_t *of, const uint64_t *hashes,
+int vista_find_2(const uint64_t *words, const Shard *shards, int64_t count, const int64_t *of, const uint64_t *hashes,
                  const uint64_t *seconds, int64_t n, int64_t most, int64_t *found) {
     uint64_t end;
+    for (int64_t i = 0; i < n; i++)
+        if (of[i] < 0 || of[i] >= count) return 1;
     for (int64_t i = -2 * SOON; i < n; i++) {
         /* Each step waits for memory: ask for what the users behind will need. */
         if (i + 2 * SOON < n) {
@@ -305,9 +315,14 @@ INLINE void decode_records(enum Codec codec, const uint8_t *from, int64_t step, 
    scales          INT8: of the first record's tokens, float32; else not used
    table           LOG8: value of each code; else not used
    out, out_step   tokens of the first record; floats from one record to the next
-   streamed        write past the caches, if out allows it */
-void vista_decode_1(int codec, const uint8_t *from, int64_t step, int64_t n, int64_t tokens, int64_t width,
+   streamed        write past the caches, if out allows it
+
+   Returns 0; or 1, and nothing is done, where the sizes are none that a group can have. */
+int vista_decode_2(int codec, const uint8_t *from, int64_t step, int64_t n, int64_t tokens, int64_t width,
                     const uint8_t *scales, const float *table, float *out, int64_t out_step, int streamed) {
+    if (codec < FLOAT16 || codec > LOG8 || n < 0 || tokens < 1 || width < 1 || tokens > MOST / width) return 1;
+    if (n > 1 && (step < tokens * width * (codec == FLOAT16 ? 2 : 1) || out_step < tokens * width)) return 1;
+    if ((codec == INT8 && !scales) || (codec == LOG8 && !table)) return 1;
     streamed = streamed && (uintptr_t)out % 16 == 0 && out_step % 4 == 0 && width % 4 == 0;
     if (codec == FLOAT16)
         streamed ? decode_records(FLOAT16, from, step, n, tokens, width, scales, table, out, out_step, 1)
@@ -317,4 +332,5 @@ void vista_decode_1(int codec, const uint8_t *from, int64_t step, int64_t n, int
                  : decode_records(INT8, from, step, n, tokens, width, scales, table, out, out_step, 0);
     else
         decode_records(LOG8, from, step, n, tokens, width, scales, table, out, out_step, streamed);
+    return 0;
 }

@@ -14,12 +14,18 @@ import uuid
 import weakref
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from cache_store.format.layout import Layout
+from cache_store.errors import NotPermitted
+from cache_store.format.checked import MIB, Fields, NotSound, json_object, read_bounded
+from cache_store.format.layout import GENERATION, Layout
 
+ASIDE = ".aside-"
 TTL_MS = 600_000
 """A lease that was not renewed for so long no longer holds, unless its process is seen alive."""
+MOST_MS = 24 * 3_600_000
+"""Nor does one of another host whose file is so old, whatever it says of when it expires."""
 
 
 def _read(path: str) -> str:
@@ -99,26 +105,63 @@ def _remove(path: Path, pid: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def held(layout: Layout, now_ms: int, sweep: bool = False) -> dict[str, set[str]]:
-    """Generations in use: lease file name to names. Those that no longer hold are left out (``sweep``: removed)."""
-    out: dict[str, set[str]] = {}
+@dataclass
+class Held:
+    """What the files of ``leases/`` say.
+
+    Attributes:
+        names: of generations in use, by lease.
+        aside: what is no lease, and why; by file name.
+    """
+
+    names: dict[str, set[str]] = field(default_factory=dict)
+    aside: dict[str, str] = field(default_factory=dict)
+
+
+def held(layout: Layout, now_ms: int, sweep: bool = False) -> Held:
+    """Generations in use; leases that no longer hold are left out.
+
+    Args:
+        sweep: remove leases that no longer hold, and rename what is no lease to ``.aside-…``, out of the way.
+    """
+    out = Held()
     if not layout.leases.is_dir():
         return out
     place = here()
     for path in sorted(layout.leases.iterdir()):
-        if path.suffix != ".json" or path.name.startswith("."):
+        if path.name.startswith("."):
             continue
         try:
-            facts = json.loads(path.read_text())
-            names, host, pid = set(facts["generations"]), facts["host"], int(facts["pid"])
-            alive = host == place and started(pid) == facts["started"] != ""
-            holds = alive if host == place else now_ms < int(facts["expires_ms"])
+            names = _names(path, place, now_ms)
         except FileNotFoundError:
             continue
-        except (ValueError, KeyError, TypeError, OSError):
-            holds, names = False, set()
-        if holds:
-            out[path.name] = names
-        elif sweep:
-            path.unlink(missing_ok=True)
+        except (NotSound, NotPermitted) as error:
+            out.aside[path.name] = str(error)
+            if sweep:
+                with suppress(OSError):
+                    path.rename(path.with_name(f"{ASIDE}{uuid.uuid4().hex[:12]}-{path.name[:100]}"))
+            continue
+        if names:
+            out.names[path.name] = names
+        elif names is None and sweep:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
     return out
+
+
+def _names(path: Path, place: str, now_ms: int) -> set[str] | None:
+    """Generations that one lease holds; None where it no longer does."""
+    if path.suffix != ".json":
+        raise NotSound("expected a lease, ID.json")
+    facts = Fields(json_object(read_bounded(path, MIB)))
+    names = {n for n in facts.list("generations") if isinstance(n, str) and GENERATION.fullmatch(n)}
+    if len(names) != len(facts.list("generations")):
+        raise NotSound("field generations: expected names of generations")
+    host, pid, began = facts.text("host"), facts.integer("pid", 1, 1 << 31), facts.text("started")
+    expires = facts.time("expires_ms")
+    if host == place:
+        holds = started(pid) == began != ""
+    else:
+        # Whoever renews it writes the file anew: a time far off does not make it hold for ever.
+        holds = now_ms < min(expires, path.stat().st_mtime_ns // 1_000_000 + MOST_MS)
+    return names if holds else None

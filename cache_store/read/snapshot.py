@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import xxhash
@@ -80,6 +81,7 @@ class RawLookup:
     generation: str
 
 
+_Read = TypeVar("_Read", Lookup, RawLookup)
 _BLOCK_BYTES = 1 << 20
 """Bytes of records gathered and decoded at a time by one thread."""
 
@@ -228,6 +230,23 @@ class Snapshot:
         out[...] = 0
         status, header = np.full(n, _MISSING), np.zeros(n, HEADER)
         return RawLookup(out, *self._facts(status, header, None, None, None), "")
+
+    def without_future(self, found: _Read, times: np.ndarray, fill: np.ndarray | None = None) -> _Read:
+        """Rows that have seen a later event than their time (int64 [B] or one) made MISSING, in place (law 10).
+
+        Only where the generation has seen an event dated after its own publication is there anything to do.
+        """
+        if self.chain[0].manifest.watermark_ms <= times.min(initial=1 << 62):
+            return found
+        later = np.flatnonzero((found.status != _CORRUPT) & (found.last_event_ms > times))
+        found.status[later] = _MISSING
+        for column in (found.event_count, found.last_event_ms, found.summarized_ms):
+            column[later] = 0
+        if isinstance(found, Lookup):
+            found.tokens[later] = 0.0 if fill is None else fill
+        else:
+            found.rows[later] = 0
+        return found
 
     def states(self, users: Users) -> list[bytes | None]:
         """State of each user from the newest generation of the chain that says anything of it, or None.

@@ -14,7 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cache_store.errors import Damaged, FingerprintMismatch, GenerationUnknown, StoreClosed, StoreError
+from cache_store.errors import (
+    Damaged,
+    FingerprintMismatch,
+    GenerationUnknown,
+    LimitReached,
+    StoreClosed,
+    StoreError,
+)
 from cache_store.format import lines
 from cache_store.format import manifest as manifests
 from cache_store.format.layout import Layout
@@ -50,7 +57,7 @@ class Views:
         self._pins: Counter[str] = Counter()
         self._generations: dict[str, Generation] = {}
         self._history: tuple[str, ...] = ()
-        self._watermarks: dict[str, int] = {}
+        self._times: dict[str, tuple[int, int]] = {}
         self._earlier: OrderedDict[str, Snapshot] = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:
@@ -145,10 +152,15 @@ class Views:
             return fresh
 
     def as_of(self, time_ms: int) -> Snapshot | None:
-        """The newest kept generation of the line whose watermark is not after ``time_ms``, or None."""
+        """The kept generation of the line that was served at ``time_ms``, or could have been; or None.
+
+        Only those that have seen nothing later count: watermark not after it. Of these, the newest that was published
+        by then; where none was (history from before the store was there), the one with the latest watermark, and among
+        equals the oldest, for later ones have seen what arrived late.
+        """
         with self._lock:
             for _ in range(_ATTEMPTS):
-                name = next((n for n in self._history if self._watermark(n) <= time_ms), None)
+                name = self._served_at(time_ms)
                 if name is None:
                     return None
                 if self._snapshot is not None and self._snapshot.name == name:
@@ -159,6 +171,12 @@ class Views:
                     return self._earlier[name]
                 try:
                     snapshot = self._take(name)
+                except LimitReached:
+                    if not self._earlier:
+                        raise
+                    self._earlier.clear()  # as many are open as the system allows: begin anew with this one
+                    self._let_go()
+                    continue
                 except StoreError:
                     kept = self._names()
                     if kept == self._history:
@@ -236,15 +254,29 @@ class Views:
         pointer = lines.read_pointer(self.layout, self.line)
         return (pointer.live, *pointer.earlier) if pointer else ()
 
-    def _watermark(self, name: str) -> int:
-        if name not in self._watermarks:
+    def _served_at(self, time_ms: int) -> str | None:
+        past = []
+        for name in self._history:
+            watermark, published = self._times_of(name)
+            if watermark <= time_ms:
+                if published <= time_ms:
+                    return name
+                past.append((watermark, -int(name), name))
+        return max(past)[2] if past else None
+
+    def _times_of(self, name: str) -> tuple[int, int]:
+        """Watermark and time of publication. An event dated after the publication does not hold up a generation for
+        ever: what it was of is left out row by row."""
+        if name not in self._times:
             try:
-                self._watermarks[name] = manifests.read(self.layout.generation(name)).watermark_ms
+                manifest = manifests.read(self.layout.generation(name))
             except Damaged:
                 if self.layout.generation(name).is_dir():
                     raise
-                return 1 << 63  # pruned: never chosen
-        return self._watermarks[name]
+                return 1 << 63, 1 << 63  # pruned: never chosen
+            seen = min(manifest.watermark_ms, manifest.published_ms)
+            self._times[name] = seen, manifest.published_ms
+        return self._times[name]
 
     def _resolve(self, name: str, moved: bool = False) -> Snapshot:
         """Open a generation and all below it, reusing what is open and unchanged."""
@@ -254,10 +286,8 @@ class Views:
         while wanted is not None:  # it ends: a parent's number is lower
             folder = self.layout.generation(wanted)
             if not folder.is_dir():
-                below = f", on which {chain[-1].manifest.generation} lies" if chain else ""
-                raise GenerationUnknown(
-                    f"{self.layout.root}: no generation {wanted}{below}; {manifests.AWAY}"
-                )
+                above = chain[-1].manifest if chain else None
+                raise GenerationUnknown(manifests.unknown(self.layout, wanted, above))
             held = self._open(folder, self._generations.get(wanted), moved)
             manifests.check_of_store(held.manifest, store, folder)
             if chain:

@@ -105,7 +105,7 @@ def test_numbers_are_never_given_away_twice(tmp_path):
     known = KnownStore(tmp_path / "s")
     names = [known.publish({1: v}) for v in range(3)]
     known.admin.rollback()
-    assert names[2] in known.admin.prune().generations
+    shutil.rmtree(tmp_path / "s/generations" / names[2])
     assert int(known.publish({1: 9})) > int(names[2])
 
 
@@ -297,7 +297,23 @@ def test_rollback_needs_a_target_and_prune_leaves_one(tmp_path):
     with pytest.raises(GenerationUnknown, match="cannot go back"):
         known.admin.rollback(names[0])
     assert known.admin.rollback() == names[3]
-    assert known.admin.prune().generations == [names[4]] and known.admin.verify().ok
+    report = known.admin.prune()
+    assert not report.generations and "forward" in report.kept[names[4]]
+    assert known.admin.promote(generation=names[4]) == names[4] and known.admin.verify().ok
+
+
+def test_what_a_rollback_took_back_stays_until_something_newer_is_live(tmp_path):
+    known = KnownStore(tmp_path / "s")
+    names = [known.publish({1: v}) for v in range(4)]
+    known.admin.rollback(names[1])
+    assert set(known.admin.prune(keep=1).kept) == {
+        names[0],
+        names[1],
+        names[3],
+    }  # names[2] is not the newest of them
+    newer = known.publish({1: 9})
+    assert known.admin.prune(keep=1).generations == [names[0], names[3]]
+    assert set(known.admin.prune(keep=1).kept) == {names[1], newer}
 
 
 def test_prune_keeps_what_a_delta_lies_on(tmp_path):
