@@ -339,8 +339,12 @@ class Store:
             publication = dataclasses.replace(publication, published_ms=self._clock())
         return publish.publish(self.layout, Path(staging), receipts, publication)
 
-    def compact(self) -> str:
+    def compact(self, newest: int | None = None) -> str:
         """Fold the live chain of this line into one full generation and move to it; its name.
+
+        Args:
+            newest: fold only so many of its newest generations, into one delta over the others. Readers then search
+                less, and the large generations below are not written again.
 
         Raises:
             PublishConflict: something was published meanwhile. Incomplete: someone was forgotten meanwhile.
@@ -351,7 +355,7 @@ class Store:
         snapshot: Snapshot | None = self._current(self._clock())
         while snapshot is not None:
             try:
-                compact.compact(self.layout, self.line, snapshot, self._clock(), began)
+                compact.compact(self.layout, self.line, snapshot, self._clock(), began, newest)
                 break
             except (Damaged, Incomplete):
                 # forget may have replaced files of the chain, or taken a finished shard away: then once more.
@@ -359,6 +363,17 @@ class Store:
                 if snapshot is None:
                     raise
         return self.refresh()
+
+    def fold(self, max_depth: int) -> str | None:
+        """Fold what is due where the live chain has ``max_depth`` deltas (``compact.due``); its name, else None.
+
+        Raises:
+            as :meth:`compact`.
+        """
+        self.refresh()
+        sizes = [g.manifest.records + g.manifest.tombstones for g in self._current(self._clock()).chain]
+        newest = compact.due(sizes, max_depth)
+        return None if newest == 0 else self.compact(newest)
 
     def prune(self, keep: int = 2, staging_ms: int = prune.STAGING_MS, dry_run: bool = False) -> PruneReport:
         """Delete generations that no line keeps and no reader has in use, and the remains of crashes.

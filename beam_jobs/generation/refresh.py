@@ -51,7 +51,7 @@ class RefreshOptions:
             the next refresh still sees what is new for all others.
         max_age_ms: also recompute, from their whole history, users summarised longer ago than this.
         codecs: by group name; those of the live generation by default.
-        max_depth: deltas over a full generation before the chain is compacted.
+        max_depth: deltas over a full generation before some of the chain is folded (``Store.fold``).
     """
 
     warehouse: str | Mapping[str, str]
@@ -189,11 +189,11 @@ def _choose(options: RefreshOptions, record: RunRecord, warehouse: Warehouse) ->
         parent = parent_of(options, record, warehouse)
     except NoParent as why:
         return {"facts": {"parent": None}, "notes": [*record.notes, f"full instead of delta: {why}"]}
-    if parent.depth < options.max_depth:
-        return {"facts": {"parent": parent.generation}}
     with Store.open(options.store, line=options.line) as store:
-        name = store.compact()
-    note = f"compacted {parent.depth + 1} generations into {name}"
+        name = store.fold(options.max_depth)
+    if name is None:
+        return {"facts": {"parent": parent.generation}}
+    note = f"folded generations up to {parent.generation} into {name}"
     return {"facts": {"parent": name}, "notes": [*record.notes, note]}
 
 

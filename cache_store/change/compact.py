@@ -1,13 +1,17 @@
-"""Folding a chain of deltas into one full generation: records are copied as they are, tombstones end here.
+"""Folding a chain: all of it into one full generation, or its newest deltas into one delta over the rest.
 
-The result has the content digest of a full job over the same users. Nothing is locked while shards are built; going
-live is an ordinary publication on the generation that was folded, so a delta published meanwhile wins.
+Records are copied as they are. Tombstones end in a full generation, which has the content digest of a full job over
+the same users; a folded delta keeps them, for what lies below may still hold the user. Nothing is locked while shards
+are built; going live is an ordinary publication on the generation that was folded, so a delta published meanwhile
+wins.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -17,18 +21,27 @@ from cache_store.change.fold import blocks, fold, sealed_rows
 from cache_store.errors import Incomplete, PublishConflict
 from cache_store.format import lines
 from cache_store.format.layout import Layout, storage_errors
+from cache_store.format.manifest import DELTA, FULL
 from cache_store.format.receipt import ShardReceipt, finished
 from cache_store.read.generation import Generation
 from cache_store.read.snapshot import Snapshot
 from cache_store.write.writer import ShardWriter
 
 
-def compact(layout: Layout, line: str, snapshot: Snapshot, published_ms: int, began: int) -> str:
-    """Publish the full form of a chain on its line; the name of what is then live.
+def compact(
+    layout: Layout,
+    line: str,
+    snapshot: Snapshot,
+    published_ms: int,
+    began: int,
+    newest_only: int | None = None,
+) -> str:
+    """Publish the folded form of a chain on its line; the name of what is then live.
 
-    A chain of one generation is left as it is. Killed and run again, it goes on with the shards that are missing.
+    What is one generation already is left as it is. Killed and run again, it goes on with the shards that are missing.
 
     Args:
+        newest_only: fold so many of the newest generations into one delta over the others; None folds all.
         began: ``publish.beginning`` from before the chain was opened.
 
     Raises:
@@ -37,6 +50,8 @@ def compact(layout: Layout, line: str, snapshot: Snapshot, published_ms: int, be
         Damaged: a record to be copied fails its check. StorageFull, ReadOnlyStorage
     """
     chain, newest = snapshot.chain, snapshot.chain[0].manifest
+    below = chain[newest_only] if newest_only is not None and newest_only < len(chain) else None
+    chain = chain[:newest_only]
     if len(chain) == 1:
         return newest.generation
     seals = xxhash.xxh3_64_hexdigest(b"".join(g.seal for g in chain))
@@ -44,7 +59,7 @@ def compact(layout: Layout, line: str, snapshot: Snapshot, published_ms: int, be
     # A compaction that was rolled back is not the one that is asked for now.
     run_id = f"compact-{newest.generation}-{seals}-{len(pointer.taken_back)}"
     staging = publish.stage(layout, run_id, began)
-    receipts = [fold_shard(chain, k, staging) for k in range(newest.num_shards)]
+    receipts = [fold_shard(chain, k, staging, below is not None) for k in range(newest.num_shards)]
     # Only now: forget takes it from a staging folder, and from here on a finished shard with it, which shows.
     with storage_errors(f"compacting {newest.generation}"):
         letters = chain[0].folder / publish.DEAD_LETTERS
@@ -57,11 +72,14 @@ def compact(layout: Layout, line: str, snapshot: Snapshot, published_ms: int, be
             receipts,
             publish.Publication(
                 line=line,
-                parent=newest.generation,
+                kind=DELTA if below else FULL,
+                parent=below.manifest.generation if below else newest.generation,
+                replaces=newest.generation,
+                max_depth=newest.depth,
                 fingerprint=newest.fingerprint,
                 table_snapshot=newest.table_snapshot,
                 watermark_ms=newest.watermark_ms,
-                expected=sum(r.records for r in receipts) + newest.dead_letters,
+                expected=sum(r.records + r.tombstones for r in receipts) + newest.dead_letters,
                 dead_letters=newest.dead_letters,
                 published_ms=published_ms,
             ),
@@ -71,24 +89,47 @@ def compact(layout: Layout, line: str, snapshot: Snapshot, published_ms: int, be
         raise
 
 
-def fold_shard(chain: list[Generation], shard: int, staging: Path) -> ShardReceipt:
-    """Build one shard of the full form, or find it built."""
+def due(sizes: Sequence[int], max_depth: int) -> int | None:
+    """How many of the newest generations of a chain to fold: 0 none yet, None all of it.
+
+    A generation is folded with those above it once together they are half of it, so that every record is copied a
+    number of times that grows with the logarithm of the store, and the full generation is rewritten seldom.
+
+    Args:
+        sizes: records and tombstones of every generation, newest first, the full one last.
+        max_depth: deltas that may lie over it.
+    """
+    if len(sizes) <= max_depth:
+        return 0
+    many = min(2, len(sizes))
+    while many < len(sizes) and sizes[many] <= 2 * sum(sizes[:many]):
+        many += 1
+    return None if many == len(sizes) else many
+
+
+def fold_shard(chain: list[Generation], shard: int, staging: Path, tombstones: bool = False) -> ShardReceipt:
+    """Build one shard of the folded form, or find it built."""
     manifest = chain[0].manifest
     before = finished(staging, shard, manifest.num_shards)
     if before is not None:
         return before
-    folded = fold(chain, shard)
+    folded = fold(chain, shard, tombstones)
     with_states = any(g.states is not None for g in chain)
     with ShardWriter(
         staging, shard, manifest.num_shards, manifest.schema, with_states, fingerprint=manifest.fingerprint
     ) as writer:
         for part in blocks(len(folded.users), manifest.schema.record_bytes):
             users, depth, offset = folded.users[part], folded.depth[part], folded.offset[part]
-            rows = np.empty((len(users), manifest.schema.record_bytes), np.uint8)
-            for d in np.unique(depth):
-                here = depth == d
-                rows[here] = sealed_rows(chain[d], shard, users[here], offset[here])
-            writer.add_sealed(users, list(rows))
+            gone = folded.gone[part]
+            rows: list[Any] = [None] * len(users)
+            for d in np.unique(depth[~gone]):
+                here = np.flatnonzero((depth == d) & ~gone)
+                sealed = sealed_rows(chain[d], shard, users[here], offset[here])
+                for at, row in zip(here.tolist(), sealed, strict=True):
+                    rows[at] = row
+            for at, row in zip(np.flatnonzero(gone).tolist(), writer.tombstones(users[gone]), strict=True):
+                rows[at] = row
+            writer.add_sealed(users, rows)
             if with_states:
                 states = Snapshot(chain, verify=True).states(users)
                 have = [i for i, s in enumerate(states) if s is not None]

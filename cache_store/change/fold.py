@@ -15,21 +15,23 @@ from cache_store.read.generation import Generation
 
 @dataclass(frozen=True)
 class Folded:
-    """Users of one shard over a chain, in key order, tombstones left out.
+    """Users of one shard over a chain, in key order.
 
     Attributes:
         users: int64 [n] or object [n] of str.
         depth: int64 [n], position in the chain (0 newest) of the generation that holds each record.
         offset: int64 [n], byte offset of the record in that generation's shard file.
+        gone: bool [n], it is a tombstone.
     """
 
     users: np.ndarray
     depth: np.ndarray
     offset: np.ndarray
+    gone: np.ndarray
 
 
-def fold(chain: list[Generation], shard: int) -> Folded:
-    """Newest record of every user of a shard.
+def fold(chain: list[Generation], shard: int, tombstones: bool = False) -> Folded:
+    """Newest record of every user of a shard; with ``tombstones`` also of users who are gone.
 
     Raises:
         Damaged
@@ -45,8 +47,10 @@ def fold(chain: list[Generation], shard: int) -> Folded:
     ids = np.concatenate(users)
     # The first of equals is the newest. NumPy sorts str by code point, which is the order of UTF-8 bytes.
     _, first = np.unique(ids, return_index=True)
-    first = first[~np.concatenate(gone)[first]]
-    return Folded(ids[first], np.concatenate(depth)[first], np.concatenate(offset)[first])
+    buried = np.concatenate(gone)
+    if not tombstones:
+        first = first[~buried[first]]
+    return Folded(ids[first], np.concatenate(depth)[first], np.concatenate(offset)[first], buried[first])
 
 
 def sealed_rows(generation: Generation, shard: int, users: np.ndarray, offset: np.ndarray) -> np.ndarray:

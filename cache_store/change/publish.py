@@ -92,6 +92,8 @@ class Publication:
         line: on which the generation goes live.
         kind: ``full``, or ``delta`` over ``parent``.
         parent: the generation that was live when the run began; refused if it no longer is. Needed for a delta.
+        replaces: the generation that must be live, where that is not ``parent``: a fold of deltas lies on what was
+            below them.
         table_snapshot: of the history table that was read; opaque here.
         published_ms: None for now.
         max_depth: deltas that may lie over a full generation.
@@ -105,6 +107,7 @@ class Publication:
     line: str = MAIN
     kind: str = FULL
     parent: str | None = None
+    replaces: str | None = None
     table_snapshot: int | str | None = None
     published_ms: int | None = None
     max_depth: int = MAX_DEPTH
@@ -280,9 +283,10 @@ def _place(layout: Layout, shard: ShardReceipt, wanted: Publication) -> int:
 def _refuse_other_winner(layout: Layout, wanted: Publication) -> None:
     pointer = lines.read_pointer(layout, wanted.line)
     now = pointer.live if pointer else None
-    if wanted.parent is not None and now != wanted.parent and not wanted.force:
+    before = wanted.replaces or wanted.parent
+    if before is not None and now != before and not wanted.force:
         raise PublishConflict(
-            f"{layout.root}: line {wanted.line!r} is at generation {now}, this run was made on {wanted.parent}; "
+            f"{layout.root}: line {wanted.line!r} is at generation {now}, this run was made on {before}; "
             f"another publisher was faster: run `vista refresh` again on what is live"
         )
 

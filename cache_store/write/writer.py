@@ -162,9 +162,12 @@ class ShardWriter:
         Raises:
             OutOfOrder, WrongBucket, KeyKind, StorageFull, ReadOnlyStorage
         """
-        users, hashes, second = self._identify(users)
-        headers = tombstones(hashes, second, self._model, summarized_ms)
-        self._append(users, hashes, second, list(as_rows(headers)), headers)
+        self.add_sealed(as_users(users, self.schema.user_kind), self.tombstones(users, summarized_ms))
+
+    def tombstones(self, users: Users, summarized_ms: int = 0) -> list[Any]:
+        """Values that :meth:`add_sealed` takes for users who are gone."""
+        _, hashes, second = self._identify(users)
+        return list(as_rows(tombstones(hashes, second, self._model, summarized_ms)))
 
     def add_states(self, users: Users, states: Sequence[bytes], checks: Sequence[int] | None = None) -> None:
         """Append resumable states, in an ascending order of their own.

@@ -290,7 +290,7 @@ def test_following_publishes_a_delta_for_each_new_snapshot_and_compacts_a_deep_c
     assert [r.counts["users"] for r in records] == [12, 3, 3, 1, 1]
     assert [Path(r.path).name for r in records] == [f"{i:06d}" for i in range(1, 6)]
     assert records[0].notes[0].startswith("full instead of delta")
-    assert records[3].notes == ["compacted 3 generations into 00000004"]
+    assert records[3].notes == ["folded generations up to 00000003 into 00000004"]
     with world.store() as store:
         assert store.manifest.depth == 2
     assert_equals_full(world)

@@ -207,11 +207,11 @@ def test_a_compaction_under_way_does_not_bring_a_forgotten_user_back(
     gone = [next(u for u in range(100, 120) if bucket_of([u], 2) == k) for k in (0, 1)]
     resolve, fold_shard = views.Views.refresh, compact.fold_shard
 
-    def fold_then_forget(chain, shard, staging):
+    def fold_then_forget(chain, shard, staging, *rest):
         if shard == when:
             monkeypatch.setattr(compact, "fold_shard", fold_shard)
             known.admin.forget(gone)
-        return fold_shard(chain, shard, staging)
+        return fold_shard(chain, shard, staging, *rest)
 
     def refresh_then_forget(self):
         found = resolve(self)

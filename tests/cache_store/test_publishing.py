@@ -10,9 +10,12 @@ import socket
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from known_stores import PAGED, SMALL, TEXT, KnownStore
 
 from cache_store import Group, Publication, RecordSchema, ShardWriter, Status, Store, bucket_of, finished
+from cache_store.change import compact
 from cache_store.errors import (
     ChainTooDeep,
     Damaged,
@@ -32,6 +35,7 @@ from cache_store.errors import (
     WrongBucket,
 )
 from cache_store.format.layout import exclusive, storage_errors
+from cache_store.testing import Truth
 
 
 def test_a_run_without_all_its_shards_is_not_published(tmp_path):
@@ -157,8 +161,64 @@ def test_a_compacted_chain_has_the_digest_of_a_full_run(tmp_path, schema):
     assert store.compact() > name  # asked for again, made again
 
 
+@pytest.mark.parametrize("newest", [2, 3, 6])
+@pytest.mark.parametrize("strings", [False, True], ids=["int64", "string"])
+def test_folding_the_newest_deltas_changes_no_answer_and_hides_who_is_gone(tmp_path, strings, newest):
+    truth = Truth(num_users=60, strings=strings)
+    store = truth.create(tmp_path / "s")
+    name = truth.publish(store, "full", 1000)
+    for version in range(1001, 1007):
+        name = truth.publish(store, f"d{version}", version, parent=name, base=version - 1)
+    folded = store.compact(newest)
+    manifest = store.manifest
+    assert (manifest.kind, manifest.depth, manifest.watermark_ms) == ("delta", 7 - newest, 1006)
+    truth.check_all(store, 1006)
+    assert store.verify().problems == [] and store.compact(1) == folded
+    name = truth.publish(store, "later", 1007, parent=folded, base=1006)
+    store.refresh()
+    truth.check_all(store, 1007)
+    store.compact()
+    again = truth.create(tmp_path / "full")
+    truth.publish(again, "whole", 1007, base=None)
+    assert store.manifest.kind == "full" and store.manifest.digest == again.manifest.digest
+
+
+def test_a_fold_gives_way_to_a_delta_published_meanwhile(tmp_path, monkeypatch):
+    truth = Truth()
+    store = truth.create(tmp_path / "s")
+    name = truth.publish(store, "full", 1000)
+    for version in (1001, 1002):
+        name = truth.publish(store, f"d{version}", version, parent=name, base=version - 1)
+    fold_shard, late = compact.fold_shard, []
+
+    def meanwhile(*args):
+        if not late:
+            late.append(truth.publish(Store(tmp_path / "s"), "late", 1003, parent=name, base=1002))
+        return fold_shard(*args)
+
+    monkeypatch.setattr(compact, "fold_shard", meanwhile)
+    with pytest.raises(PublishConflict):
+        store.compact(2)
+    store.refresh()
+    truth.check_all(store, 1003)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 2_000), min_size=100, max_size=400), st.integers(5, 8))
+def test_what_is_due_copies_records_a_few_times_and_keeps_the_chain_short(arriving, max_depth):
+    chain, copied = [100_000], 0
+    for size in arriving:
+        newest = compact.due(chain, max_depth)
+        if newest != 0:
+            many = len(chain) if newest is None else newest
+            copied += sum(chain[:many])
+            chain[:many] = [100_000] if many == len(chain) else [sum(chain[:many])]
+        chain.insert(0, size)
+        assert len(chain) <= max_depth + 1
+    assert copied <= 12 * sum(arriving) + 100_000  # folding all of it each time: 10 to 1,700 times
+
+
 def test_compaction_gives_way_to_a_delta_published_meanwhile(tmp_path, monkeypatch):
-    from cache_store.change import compact
 
     known = KnownStore(tmp_path / "s")
     known.publish({1: 1, 2: 1})
@@ -166,10 +226,10 @@ def test_compaction_gives_way_to_a_delta_published_meanwhile(tmp_path, monkeypat
     store = known.open()
     fold_shard = compact.fold_shard
 
-    def meanwhile(chain, shard, staging):
+    def meanwhile(chain, shard, staging, *rest):
         if shard == 1:
             known.publish({2: 3}, "delta")
-        return fold_shard(chain, shard, staging)
+        return fold_shard(chain, shard, staging, *rest)
 
     monkeypatch.setattr(compact, "fold_shard", meanwhile)
     with pytest.raises(PublishConflict):

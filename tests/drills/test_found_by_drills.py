@@ -198,10 +198,10 @@ def test_a_forget_while_shards_are_folded_loses_no_dead_letter(tmp_path, monkeyp
     store.publish(store.staging("next"), receipts, wanted)
     fold_shard = compact.fold_shard
 
-    def after_a_forget(chain, shard, staging):
+    def after_a_forget(chain, shard, staging, *rest):
         if shard == 0:
             Store(tmp_path / "s").forget(TRUTH.users[there[:1]])
-        return fold_shard(chain, shard, staging)
+        return fold_shard(chain, shard, staging, *rest)
 
     monkeypatch.setattr(compact, "fold_shard", after_a_forget)
     folder = store.layout.generation(store.compact())
