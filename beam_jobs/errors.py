@@ -67,3 +67,9 @@ class WorkerLost(JobError):
     """A worker process ended while it had work and the runner did not replace it."""
 
     exit_code = ExitCode.NOT_PUBLISHED
+
+
+class EngineAway(JobError):
+    """Where the tasks should run, nothing answers."""
+
+    exit_code = ExitCode.NOT_PUBLISHED

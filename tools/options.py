@@ -83,6 +83,28 @@ BeamArguments = Annotated[
 ]
 
 
+MaxBytesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-bytes",
+        metavar="BYTES",
+        help="Refuse to begin what would write more than this (500M, 20G), so far as it can be told before.  [default: "
+        "what the disk has]",
+        show_default=False,
+    ),
+]
+
+
+def as_bytes(text: str | None) -> int | None:
+    """``20G`` as a number of bytes."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)([KMGT]?)B?", text.strip().upper())
+    if found is None:
+        raise typer.BadParameter(f"--max-bytes takes a number of bytes such as 500M or 20G, found {text!r}")
+    return int(found[1]) << 10 * " KMGT".index(found[2] or " ")
+
+
 def beam_arguments(given: Sequence[str] | None, mode: str, workers: int) -> list[str]:
     """The runner's arguments: what the user gave after ``--``, or the local runner of ``--mode``."""
     from beam_jobs.run.runner import local_args

@@ -38,6 +38,14 @@ PROGRESS_EVERY_S = 0.5
 EVERYBODY = 8
 """If more users than this are computed together and all of them fail, the bucket fails instead."""
 
+WORKER_BYTES = 700 << 20
+"""Anonymous memory of a worker that does not depend on the knob: interpreter, torch, Beam and Arrow (300 MiB), one
+batch of summaries on its way out with its states (64 MiB of tokens, about seven times that with copies and slot
+masses), one uncommitted stretch of LMDB (64 MiB). ``vista bench memory`` holds it against the job."""
+
+BYTES_PER_EVENT = 200
+"""Memory per event of the knob: read-ahead of the merge, a window, its columns joined with what is carried."""
+
 
 @dataclass(frozen=True)
 class BucketTask:
@@ -150,6 +158,12 @@ def worker_model(path: str, fingerprint: str, device: str = "cpu") -> VistaModel
             _models.clear()
             _models[key] = bundles.load(path, device=device, expect=fingerprint).model
         return _models[key]
+
+
+def worker_bytes(model: VistaModel, max_events: int) -> int:
+    """Memory of one worker at its largest."""
+    weights = sum(p.numel() * p.element_size() for p in model.state_dict().values())
+    return WORKER_BYTES + 2 * weights + BYTES_PER_EVENT * max_events
 
 
 StatesOf = Callable[[Any], list[UserState | None]]

@@ -18,7 +18,7 @@ import numpy as np
 
 from beam_jobs.errors import OptionsError
 from beam_jobs.generation import refresh, summarize
-from beam_jobs.generation.bucket_task import torch_threads, worker_model
+from beam_jobs.generation.bucket_task import torch_threads, worker_bytes, worker_model
 from beam_jobs.generation.refresh import RefreshOptions
 from beam_jobs.generation.summarize import SummarizeOptions, schema_of
 from beam_jobs.horizon import horizon_of
@@ -34,14 +34,6 @@ SAMPLE_BUCKETS = 8
 SAMPLE_USERS = 128
 COUNTED_ROWS = 100_000_000
 """Users are counted bucket by bucket until so many rows were read: a second or two."""
-
-WORKER_BYTES = 700 << 20
-"""Anonymous memory of a worker that does not depend on the knob: interpreter, torch, Beam and Arrow (300 MiB), one
-batch of summaries on its way out with its states (64 MiB of tokens, about seven times that with copies and slot
-masses), one uncommitted stretch of LMDB (64 MiB). ``vista bench memory`` holds it against the job."""
-
-BYTES_PER_EVENT = 200
-"""Memory per event of the knob: read-ahead of the merge, a window, its columns joined with what is carried."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +112,6 @@ def plan(options: SummarizeOptions | RefreshOptions, workers: int = 1) -> JobPla
         notes.append(
             f"{due} buckets have up to {most} files, which are slow to read: `vista compact tables` is due"
         )
-    weights = sum(p.numel() * p.element_size() for p in model.state_dict().values())
     return JobPlan(
         job=job,
         users=users,
@@ -135,7 +126,7 @@ def plan(options: SummarizeOptions | RefreshOptions, workers: int = 1) -> JobPla
         events_per_second=round(sample.events_per_second, 1),
         user_seconds=round(sample.user_seconds, 6),
         minutes=seconds / min(workers, max(len(files), 1)) / 60,
-        worker_memory_bytes=WORKER_BYTES + 2 * weights + BYTES_PER_EVENT * options.max_events_in_memory,
+        worker_memory_bytes=worker_bytes(model, options.max_events_in_memory),
         notes=tuple(notes),
     )
 

@@ -11,6 +11,7 @@ from their whole history, so a delta owes nothing to the one before. Where a ref
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import xxhash
 
 from beam_jobs.errors import OptionsError
 from beam_jobs.generation import summarize
@@ -42,7 +44,8 @@ class RefreshOptions:
     """What to bring up to date, and how.
 
     Attributes:
-        warehouse, bundle, store, line, max_events_in_memory, threads, now_ms, attempts, device, progress: as in
+        warehouse, bundle, store, line, max_events_in_memory, threads, now_ms, attempts, device, max_bytes, progress:
+            as in
             :class:`SummarizeOptions`.
         run_dir: folder of this run; for :func:`follow` the folder of its runs.
         snapshot: history snapshot to go up to; the current one by default.
@@ -70,6 +73,7 @@ class RefreshOptions:
     now_ms: int | None = None
     attempts: int = 2
     device: str = "cpu"
+    max_bytes: int | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -88,7 +92,7 @@ class RefreshOptions:
         return {
             **self.full().identity(),
             "since": self.since,
-            "users": None if self.users is None else sorted(self.users),
+            "users": None if self.users is None else _mark(self.users),
             "max_age_ms": self.max_age_ms,
         }
 
@@ -98,6 +102,12 @@ class RefreshOptions:
         return SummarizeOptions(
             run_dir=run_dir or self.run_dir, **{name: getattr(self, name) for name in shared}
         )
+
+
+def _mark(users: Sequence[int | str]) -> str:
+    """Tells other users from these, and names nobody: 16 bits, which many share. A record outlives who is forgotten."""
+    listed = json.dumps(sorted(str(user) for user in users))
+    return f"{len(users)} users, {xxhash.xxh3_64_intdigest(listed.encode()) & 0xFFFF:04x}"
 
 
 class NoParent(Exception):
@@ -248,6 +258,7 @@ def _delta(run: Run, options: RefreshOptions, warehouse: Warehouse) -> RunRecord
     )
     if not added and not again and oldest is None:
         return nothing_to_do(run, name, {}, {"users": 0, "events": 0})
+    summarize.check_limits(run, options, model, parent.schema, added)
     tasks = [
         BucketTask(
             bucket,

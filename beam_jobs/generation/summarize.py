@@ -16,20 +16,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beam_jobs.errors import OptionsError
-from beam_jobs.generation.bucket_task import BucketTask, FullSource, Settings, Source, worker_model
+from beam_jobs.generation.bucket_task import (
+    BucketTask,
+    FullSource,
+    Settings,
+    Source,
+    worker_bytes,
+    worker_model,
+)
 from beam_jobs.generation.publish import to_generation
 from beam_jobs.run import job as jobs
 from beam_jobs.run.job import Job, Run
+from beam_jobs.run.limits import check_disk, check_memory
 from beam_jobs.run.record import RunRecord
+from beam_jobs.run.runner import local_processes
 from cache_store import Group, Publication, RecordSchema, Store
 from vista import bundle as bundles
+from vista.data.tables.reading import DataFile, count_users
 from vista.data.tables.warehouse import Warehouse
+from vista.errors import DataError
 from vista.model import VistaModel
 
 if TYPE_CHECKING:
     from beam_jobs.generation.refresh import RefreshOptions
 
 JOB = "summarize"
+COUNTED_ROWS = 20_000_000
+"""Users are counted bucket by bucket until so many rows were read: under a second."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,7 @@ class SummarizeOptions:
         now_ms: clock of the run, written as the time of summarising; the wall clock by default.
         attempts: how often a bucket is tried where the runner itself does not retry.
         device: torch device of the workers.
+        max_bytes: refuse to write more than this, so far as it can be told before; None for what the disk has.
         progress: show a bar where standard error is a terminal.
     """
 
@@ -64,6 +78,7 @@ class SummarizeOptions:
     now_ms: int | None = None
     attempts: int = 2
     device: str = "cpu"
+    max_bytes: int | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -148,10 +163,11 @@ def full_generation(run: Run, options: SummarizeOptions, warehouse: Warehouse) -
     """Everything at ``record.table_snapshot`` into one full generation; the finished record."""
     record = run.record
     model = worker_model(str(options.bundle), str(record.fingerprint))
-    store = open_or_create(options.store, warehouse.user_kind, warehouse.num_buckets)
     files = {} if record.table_snapshot is None else warehouse.bucket_files(record.table_snapshot)
     tasks = [BucketTask(bucket, tuple(files.get(bucket, ()))) for bucket in range(warehouse.num_buckets)]
     schema = schema_of(model, warehouse.user_kind, options.codecs)
+    check_limits(run, options, model, schema, files)
+    store = open_or_create(options.store, warehouse.user_kind, warehouse.num_buckets)
     settings = settings_of(run, options, store, schema, FullSource())
     target = Publication(
         fingerprint=settings.fingerprint,
@@ -161,6 +177,23 @@ def full_generation(run: Run, options: SummarizeOptions, warehouse: Warehouse) -
         table_snapshot=record.table_snapshot,
     )
     return to_generation(run, store, tasks, settings, target)
+
+
+def check_limits(
+    run: Run,
+    options: SummarizeOptions | RefreshOptions,
+    model: VistaModel,
+    schema: RecordSchema,
+    files: Mapping[int, Sequence[DataFile]],
+) -> None:
+    """Raises OptionsError, RunStorageFull: the records of the users in ``files``, or the workers, have no room."""
+    try:
+        users, counted = count_users(files, COUNTED_ROWS)
+        users = users * len(files) // max(counted, 1)
+    except (DataError, OSError):
+        users = 0  # the task that reads the file says what is wrong
+    check_disk({options.store: users * schema.row_bytes}, options.max_bytes)
+    check_memory(local_processes(run.job.args), worker_bytes(model, options.max_events_in_memory))
 
 
 def settings_of(

@@ -19,6 +19,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from beam_jobs.errors import ExitCode, IncompleteRun
@@ -28,7 +29,9 @@ from beam_jobs.ingest.read import read_items
 from beam_jobs.ingest.units import OldFile, Settings
 from beam_jobs.run import job as jobs
 from beam_jobs.run.job import Job, Run
+from beam_jobs.run.limits import check_disk
 from beam_jobs.run.record import DeadLetter, RunDirectory, RunRecord, write_atomically
+from vista.data import paths
 from vista.data.logs.importer import Rules
 from vista.data.tables.commits import Addition, commit, recover
 from vista.data.tables.rows import HISTORY, IMPRESSIONS
@@ -36,6 +39,8 @@ from vista.data.tables.warehouse import Warehouse
 
 JOB = "ingest"
 ITEM_SHARD_ROWS = 20_000_000
+SPILLED_BYTES, STORED_BYTES = 40, 4
+"""Of a row on its way between readers and buckets, and at least of a row in the tables."""
 
 
 def run(
@@ -75,6 +80,7 @@ def _ingest(run: Run, options: IngestOptions) -> RunRecord:
         plan = _prepare(options, warehouse, run_dir, plan)
         _write_bad_files(run_dir, plan)
         if plan.rows or plan.items:
+            _check_room(options, run_dir, plan)
             _work(run, warehouse, plan, _settings(options, warehouse, run_dir, plan))
     counts = _counts(run_dir, plan)
     if not committed and (plan.rows or plan.items):
@@ -139,6 +145,14 @@ def _work(run: Run, warehouse: Warehouse, plan: Plan, settings: Settings) -> Non
     counted = [*steps.handed_on(read.values()), *named, *steps.handed_on(built.values())]
     shards = [steps.ItemShard(n, tuple(found)) for n, found in steps.grouped(counted, "items").items()]
     run.do("ingest: items", shards, functools.partial(steps.add_up, settings=settings))
+
+
+def _check_room(options: IngestOptions, run_dir: RunDirectory, plan: Plan) -> None:
+    """Raises OptionsError, RunStorageFull: rows under way, or in the tables, have no room."""
+    needs: dict[str | Path, int] = {run_dir.path: plan.rows * SPILLED_BYTES}
+    if isinstance(options.warehouse, str) and paths.is_local(options.warehouse):
+        needs[paths.local_path(options.warehouse)] = plan.rows * STORED_BYTES
+    check_disk(needs, options.max_bytes)
 
 
 def _write_bad_files(run_dir: RunDirectory, plan: Plan) -> None:

@@ -50,6 +50,7 @@ class IngestOptions:
         max_rows: rows that a task holds while sorting, about 200 bytes each.
         chunk_rows: while reading.
         attempts: how often a failed task is handed to the runner.
+        max_bytes: refuse to write more than this, so far as it can be told before; None for what the disk has.
     """
 
     events: tuple[str, ...]
@@ -70,6 +71,7 @@ class IngestOptions:
     max_rows: int = 4_000_000
     chunk_rows: int = 1_000_000
     attempts: int = 2
+    max_bytes: int | None = None
 
     def __post_init__(self) -> None:
         for name, low in (("max_rows", 1), ("chunk_rows", 1), ("attempts", 1), ("num_buckets", 0)):
@@ -94,7 +96,11 @@ class IngestOptions:
     def identity(self) -> dict[str, Any]:
         """What decides the result."""
         values = dataclasses.asdict(self)
-        return {k: v for k, v in values.items() if k not in ("run_dir", "max_rows", "chunk_rows", "attempts")}
+        return {
+            k: v
+            for k, v in values.items()
+            if k not in ("run_dir", "max_rows", "chunk_rows", "attempts", "max_bytes")
+        }
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """A local worker process: Beam's own main, without the lines it prints at every start, and without the stack
 traces of failed tasks (``RUN/failures/`` has them).
 
-Started as ``python -m beam_jobs.run.quiet_worker MODULE...`` by ``pipeline.py``; imports the modules first.
+Started as ``python -m beam_jobs.run.quiet_worker PID MODULE...`` by process PID (``runner.py``), with which it ends;
+imports the modules first.
 """
 
 from __future__ import annotations
@@ -11,8 +12,19 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
+
+
+def end_with(parent: int) -> None:
+    """End this process once ``parent`` is no longer the one it was started by, however that ended."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
+
 
 if __name__ == "__main__":
+    threading.Thread(target=end_with, args=(int(sys.argv.pop(1)),), daemon=True).start()
     # Ctrl-C reaches all processes of a terminal: the end, without a stack trace.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # The level of the handler, not of the root logger: Beam sets the latter anew.

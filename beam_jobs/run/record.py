@@ -34,6 +34,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from beam_jobs.errors import ExitCode, RunInProgress, RunOptionsDiffer, RunRecordDamaged, RunStorageFull
+from beam_jobs.run.secrets import redacted
 from vista.data.paths import is_full
 
 RUN_FORMAT = 1
@@ -75,7 +76,7 @@ class RunRecord:
 
     Attributes:
         run_id: the directory's name and eight random digits, so that no two runs share one.
-        identity: options that decide the result; a resumed run must bring the same.
+        identity: options that decide the result, without secrets; a resumed run must bring the same.
         environment: everything else that is worth keeping (runner options, machine, versions).
         facts: what the run found at its start and keeps to when it is continued.
         counts: by name; at least ``users``, ``events``, ``dead_letters`` once the run is finished.
@@ -141,7 +142,8 @@ def room_for(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Put ``data`` under ``path``: temporary name, fsync, rename. Readers see all of it or the old file.
+    """Put ``data`` under ``path``: temporary name, fsync, rename. Readers see all of it or the old file. It is this
+    user's alone (mode 600): records tell paths and users.
 
     Raises:
         RunStorageFull
@@ -150,7 +152,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     try:
         with room_for(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -221,7 +223,7 @@ class RunDirectory:
             RunRecordDamaged: the directory has files but no readable record.
         """
         run = RunDirectory(path)
-        wanted = json.loads(json.dumps(dict(identity)))
+        wanted = json.loads(json.dumps(redacted(identity)))
         if (run.path / "run.json").exists():
             record = RunRecord.load(run.path)
             if record.job != job:
@@ -229,10 +231,11 @@ class RunDirectory:
                     f"{run.path}: expected a run of {job}, found one of {record.job}; "
                     f"name another run directory"
                 )
+            there = redacted(record.identity)
             changed = [
-                f"{key}: the run has {record.identity.get(key)!r}, you ask {wanted.get(key)!r}"
-                for key in sorted(record.identity.keys() | wanted.keys())
-                if record.identity.get(key) != wanted.get(key)
+                f"{key}: the run has {there.get(key)!r}, you ask {wanted.get(key)!r}"
+                for key in sorted(there.keys() | wanted.keys())
+                if there.get(key) != wanted.get(key)
             ]
             if changed:
                 raise RunOptionsDiffer(
@@ -252,7 +255,7 @@ class RunDirectory:
             run_id=f"{_SAFE.sub('-', run.path.name).strip('-')[:64] or 'run'}-{uuid.uuid4().hex[:8]}",
             path=str(run.path),
             identity=wanted,
-            environment=json.loads(json.dumps(dict(environment or {}))),
+            environment=json.loads(json.dumps(redacted(environment or {}))),
             started_ms=started_ms,
         )
         run.save(record)
@@ -406,6 +409,8 @@ class RunDirectory:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         total = 0
         try:
+            with room_for(path):
+                os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             with room_for(path), pq.ParquetWriter(temporary, DEAD_LETTER_SCHEMA) as writer:
                 for table in self.dead_letters():
                     writer.write_table(table)
@@ -430,7 +435,7 @@ class _Hold:
     def __enter__(self) -> None:
         with room_for(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -10,6 +10,7 @@ module, and no job saves the main session. A task gets paths, never rows; only `
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import functools
@@ -22,22 +23,26 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import apache_beam as beam
+import grpc
 from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.portability.api import beam_fn_api_pb2
 from apache_beam.portability.python_urns import SUBPROCESS_SDK
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.portability import local_job_service
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
     SubprocessSdkWorkerHandler,
     WorkerHandler,
 )
 from apache_beam.runners.portability.local_job_service import SubprocessSdkWorker
+from apache_beam.runners.runner import create_runner
 
-from beam_jobs.errors import OptionsError, RunStorageFull, WorkerLost
+from beam_jobs.errors import EngineAway, OptionsError, RunStorageFull, WorkerLost
+from beam_jobs.run.reach import check_reachable
 
 if TYPE_CHECKING:
     from beam_jobs.run.engines import Do
@@ -83,16 +88,49 @@ def pipeline_options(beam_args: Sequence[str] = ()) -> PipelineOptions:
     try:
         options = PipelineOptions(args)
         options.get_all_options()
-    except SystemExit as error:  # argparse inside Beam
+        create_runner(options.view_as(StandardOptions).runner)
+    except (SystemExit, ValueError, ImportError, AttributeError) as error:  # SystemExit: argparse inside Beam
+        why = "" if isinstance(error, SystemExit) else f" ({error})"
         raise OptionsError(
-            f"Beam refused its arguments {args}; they are what follows -- in vista summarize OPTIONS -- ARGS"
+            f"Beam refused its arguments {args}{why}; they are what follows -- in vista summarize OPTIONS -- ARGS"
         ) from error
+    _check_words(args, is_local(options))
     return options
+
+
+def _check_words(args: Sequence[str], local: bool) -> None:
+    """Refuse what Beam would pass over: options given twice, and, where no job server may know them, unknown ones."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+    for options in PipelineOptions.__subclasses__():
+        options._add_argparse_args(parser)
+    known = parser._option_string_actions
+    names = [word.partition("=")[0] for word in args if word.startswith("--")]
+    unknown = [name for name in names if name not in known and f"--{name[5:]}" not in known]
+    twice = [
+        name
+        for name in set(names)
+        if names.count(name) > 1 and type(known.get(name)) is argparse._StoreAction
+    ]
+    for what, found in (("known to Beam", unknown if local else []), ("once each", twice)):
+        if found:
+            raise OptionsError(
+                f"expected Beam options {what}, found {', '.join(sorted(found))}; they are what follows -- in "
+                f"vista summarize OPTIONS -- ARGS"
+            )
 
 
 def is_local(options: PipelineOptions) -> bool:
     """Whether the workers are threads or children of this process."""
     return options.view_as(StandardOptions).runner.endswith(LOCAL_RUNNER)
+
+
+def local_processes(args: Sequence[str]) -> int:
+    """Processes of this machine that will do tasks: 0 where another engine has them elsewhere."""
+    options = pipeline_options(args)
+    direct = options.view_as(DirectOptions)
+    if not is_local(options):
+        return 0
+    return (direct.direct_num_workers or 1) if direct.direct_running_mode == "multi_processing" else 1
 
 
 class _Each(beam.DoFn):
@@ -148,12 +186,15 @@ def run(
         all; what a job accounts for comes from its receipts, not from here.
 
     Raises:
+        OptionsError: of Beam's arguments. EngineAway: nothing answers where the job should go, or no longer.
         WorkerLost: a local worker process died. RunStorageFull: a disk is full.
         KeyboardInterrupt: of Ctrl-C, also where Beam took it for an error of a task.
         Exception: whatever the runner raises for a failed task.
     """
     options = pipeline_options(beam_args)
     local = is_local(options)
+    for name, address in _addresses(options):
+        check_reachable(name, address)
     if local:
         direct = options.view_as(DirectOptions)
         direct.direct_num_workers = min(direct.direct_num_workers or os.cpu_count() or 1, most)
@@ -175,6 +216,16 @@ def run(
                 raise WorkerLost(
                     f"{'; '.join(lost)}; run the same command with the same --run-dir again to continue the run"
                 ) from error
+            if isinstance(error, (grpc.RpcError, grpc.FutureTimeoutError)) and not local:
+                why = (
+                    f"{error.code().name}: {error.details()}"
+                    if isinstance(error, grpc.RpcError)
+                    else "in time"
+                )
+                raise EngineAway(
+                    f"the runner does not answer, or no longer ({why}); run the same command with "
+                    f"the same --run-dir again to continue the run"
+                ) from error
             if os.strerror(errno.ENOSPC) in str(error):  # of a worker that could not even leave its error
                 raise RunStorageFull(
                     "no space left where a task writes; free some and run the same command with the same --run-dir "
@@ -190,6 +241,15 @@ def run(
         for c in counters
         if c.key.metric.namespace == NAMESPACE and isinstance(c.result, int)
     }
+
+
+def _addresses(options: PipelineOptions) -> Iterator[tuple[str, str]]:
+    """Addresses that the driver will connect to, with the option of each; none for runners that start their own."""
+    given = options.get_all_options()
+    for name in ("job_endpoint", "flink_master", "spark_master_url"):
+        address = str(given.get(name) or "")
+        if ":" in address:  # else it is a word like embed, [auto] or local[4]
+            yield f"--{name}", address
 
 
 @contextlib.contextmanager
@@ -224,8 +284,8 @@ class _SupervisedWorkerHandler(SubprocessSdkWorkerHandler):
     def start_worker(self) -> None:
         # Options reach such a worker only from here; what is below that would go to the terminal.
         self.provision_info.provision_info.pipeline_options.update({_LOG_LEVEL: "CRITICAL"})
-        words = [sys.executable, "-m", "beam_jobs.run.quiet_worker", *self._imports]
-        command = shlex.join(words).encode()
+        words = [sys.executable, "-m", "beam_jobs.run.quiet_worker", str(os.getpid()), *self._imports]
+        command = f"exec {shlex.join(words)}".encode()  # the child of this process, and not of its shell
         self.worker = SubprocessSdkWorker(command, self.control_address, self.provision_info, self.worker_id)
         self.worker_thread = threading.Thread(name="run_worker", target=self._supervise, daemon=True)
         self.worker_thread.start()
@@ -261,6 +321,9 @@ def _supervised_workers(imports: Sequence[str], stopped: list[int]) -> Iterator[
         functools.partial(_SupervisedWorkerHandler, lost, stopped, imports),
         before[1],
     )
+    # Beam's servers of local workers have no authentication, and listen on every interface.
+    loopback = SimpleNamespace(**{**vars(grpc), "server": _loopback_server})
+    worker_handlers.grpc = local_job_service.grpc = loopback
     chatter = logging.getLogger("apache_beam.runners")
     level = chatter.level
     chatter.setLevel(logging.CRITICAL)
@@ -269,6 +332,14 @@ def _supervised_workers(imports: Sequence[str], stopped: list[int]) -> Iterator[
     finally:
         chatter.setLevel(level)
         registry[SUBPROCESS_SDK] = before
+        worker_handlers.grpc = local_job_service.grpc = grpc
+
+
+def _loopback_server(*args: Any, **options: Any) -> grpc.Server:
+    server = grpc.server(*args, **options)
+    add = server.add_insecure_port
+    server.add_insecure_port = lambda address: add(address.replace("[::]", "localhost"))
+    return server
 
 
 def count(name: str, n: int = 1) -> None:

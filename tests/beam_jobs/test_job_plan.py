@@ -10,7 +10,8 @@ from small_worlds import START, all_events, histories
 
 from beam_jobs.errors import OptionsError
 from beam_jobs.generation import refresh, summarize
-from beam_jobs.generation.plan import BYTES_PER_EVENT, last_rate, plan
+from beam_jobs.generation.bucket_task import BYTES_PER_EVENT
+from beam_jobs.generation.plan import last_rate, plan
 
 
 def test_a_plan_of_summarize_counts_what_the_run_then_does(world):

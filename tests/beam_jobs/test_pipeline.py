@@ -6,6 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import apache_beam as beam
@@ -13,7 +16,7 @@ import pytest
 import torch
 from small_worlds import LOST_STREAMS
 
-from beam_jobs.errors import OptionsError, WorkerLost
+from beam_jobs.errors import EngineAway, OptionsError, WorkerLost
 from beam_jobs.generation.bucket_task import torch_threads
 from beam_jobs.run import runner as pipeline
 
@@ -112,6 +115,115 @@ def test_without_a_runner_the_local_one_is_named_and_others_pass_through():
     options = pipeline.pipeline_options(["--runner=PortableRunner", "--job_endpoint=h:1", "--mine=x"])
     assert not pipeline.is_local(options)
     assert options.get_all_options(drop_default=True)["job_endpoint"] == "h:1"
+
+
+@pytest.mark.parametrize(
+    "words, text",
+    {
+        ("--runner=FlinkRuner",): "FlinkRuner.*Valid values",
+        ("--runner=nowhere.Runner",): "nowhere",
+        ("--direct_num_wokers=2",): "known to Beam, found --direct_num_wokers",
+        ("--direct_num_workers=2", "--direct_num_workers=3"): "once each, found --direct_num_workers",
+    }.items(),
+)
+def test_a_runner_or_an_option_that_beam_would_pass_over_is_refused(words, text):
+    with pytest.raises(OptionsError, match=text):
+        pipeline.run(lambda p: p | beam.Create([1]), words)
+
+
+def test_options_that_a_job_server_may_know_pass_and_experiments_may_repeat():
+    pipeline.pipeline_options(["--runner=PortableRunner", "--mine=x", "--experiments=a", "--experiments=b"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--runner=PortableRunner", "--job_endpoint=localhost:1"),
+        ("--runner=FlinkRunner", "--flink_master=http://localhost:1"),
+    ],
+)
+def test_a_job_server_that_is_away_is_told_with_its_address(words):
+    with pytest.raises(EngineAway, match="nothing answers at .*localhost:1 .*refused"):
+        pipeline.run(lambda p: p | beam.Create([1]), words)
+
+
+class Listening(beam.DoFn):
+    """Writes the addresses at which this process and its parent listen."""
+
+    def __init__(self, folder: str):
+        self._folder = Path(folder)
+
+    def process(self, n: int):
+        (self._folder / f"{os.getpid()}").write_text(
+            "\n".join(listening(os.getppid()) | listening(os.getpid()))
+        )
+
+
+def listening(pid: int) -> set[str]:
+    """Local addresses, in hexadecimal, of the listening sockets of a process."""
+    links = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == "0A" and f"socket:[{rest[5]}]" in links:
+                found.add(local.partition(":")[0])
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="asks Linux who listens where")
+def test_local_workers_and_their_driver_listen_on_the_loopback_alone(tmp_path):
+    def build(p: beam.Pipeline) -> None:
+        _ = p | beam.Create(range(2)) | beam.Reshuffle() | beam.ParDo(Listening(str(tmp_path)))
+
+    pipeline.run(build, pipeline.local_args("multi_processing", 2))
+    found = set().union(*(path.read_text().split() for path in tmp_path.iterdir()))
+    ipv4, ipv6 = "0100007F", "00000000000000000000000001000000"
+    assert found and all(address == ipv6 or address.endswith(ipv4) for address in found)
+
+
+ORPHANED = """
+import sys
+from beam_jobs.run import runner as pipeline
+import apache_beam as beam
+from test_pipeline import Wait
+pipeline.run(lambda p: p | beam.Create(range(2)) | beam.Reshuffle() | beam.ParDo(Wait(sys.argv[1])), sys.argv[2:])
+"""
+
+
+class Wait(beam.DoFn):
+    """Says its process, and then works for as long as it may."""
+
+    def __init__(self, folder: str):
+        self._folder = Path(folder)
+
+    def process(self, n: int):
+        (self._folder / f"{os.getpid()}").touch()
+        threading.Event().wait(120)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_worker_processes_end_with_their_driver_however_that_ends(tmp_path, signum):
+    args = pipeline.local_args("multi_processing", 2)
+    driver = subprocess.Popen([sys.executable, "-c", ORPHANED, str(tmp_path), *args])
+    try:
+        assert until(lambda: any(tmp_path.iterdir()) or driver.poll() is not None) and driver.poll() is None
+        workers = [int(path.name) for path in tmp_path.iterdir()]
+        driver.send_signal(signum)
+        assert driver.wait(60) == -signum
+        assert until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+    finally:
+        driver.kill()
+
+
+def until(true: Callable[[], bool]) -> bool:
+    """Whether it comes true within a minute."""
+    end, pause = time.monotonic() + 60, threading.Event()
+    while not true():
+        if time.monotonic() > end:
+            return False
+        pause.wait(0.05)
+    return True
 
 
 def test_the_number_of_torch_threads_is_set_for_the_task_and_put_back():

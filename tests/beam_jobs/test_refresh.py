@@ -322,3 +322,13 @@ def test_a_refresh_keeps_the_codecs_of_the_live_generation_unless_told_otherwise
     assert record.notes == [] and record.counts["resumed"] == 3
     with world.store() as store:
         assert [group.codec for group in store.manifest.schema.groups] == ["int8", "float32"]
+
+
+def test_the_record_of_a_refresh_names_nobody_and_still_tells_other_users_apart(small_world):
+    options = small_world.refresh(users=(3, 7))
+    assert options.identity()["users"] == small_world.refresh(users=(7, 3)).identity()["users"]
+    summarize.run(small_world.summarize())
+    refresh.run(options)
+    assert '"users": [' not in (Path(options.run_dir) / "run.json").read_text()
+    with pytest.raises(RunOptionsDiffer, match="users: the run has '2 users, "):
+        refresh.run(small_world.refresh(users=(3, 8)))

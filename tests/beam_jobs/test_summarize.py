@@ -22,7 +22,7 @@ from small_worlds import (
     stacked,
 )
 
-from beam_jobs.errors import BucketFailed, ExitCode, OptionsError, RunOptionsDiffer
+from beam_jobs.errors import BucketFailed, ExitCode, InputFailed, OptionsError, RunOptionsDiffer
 from beam_jobs.generation import refresh, summarize
 from beam_jobs.run.record import RunDirectory, RunRecord
 from beam_jobs.run.runner import local_args
@@ -225,6 +225,14 @@ def test_a_damaged_file_fails_its_bucket_leaves_the_old_generation_live_and_the_
     assert record.digests == first.digests
     assert world.store().manifest.generation == record.generation != first.generation
     assert world.store().verify().ok
+
+
+def test_a_failing_bucket_of_worker_processes_is_one_error_without_stack_traces(small_world, capfd):
+    victim = Path(small_world.tables.bucket_files()[1][0].path.removeprefix("file://"))
+    victim.unlink()
+    with pytest.raises(InputFailed, match=rf"{victim.name}.*restore it.*bucket-00001 of") as told:
+        summarize.run(small_world.summarize(), local_args("multi_processing", 2))
+    assert "\n" not in str(told.value) and "Traceback" not in capfd.readouterr().err
 
 
 def test_a_run_that_was_killed_at_its_renames_continues_to_the_same_digest(small_world, killed_at):

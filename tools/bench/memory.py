@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from beam_jobs.generation.plan import BYTES_PER_EVENT, WORKER_BYTES
+from beam_jobs.generation.bucket_task import BYTES_PER_EVENT, WORKER_BYTES
 from tools.bench.harness import Figure, Result
 from tools.bench.job import histories, make_bundle
 from vista.data.tables.appending import append

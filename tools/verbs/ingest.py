@@ -13,10 +13,12 @@ from tools.options import (
     HOME,
     HomeOption,
     JsonOption,
+    MaxBytesOption,
     ModeOption,
     RunOption,
     WarehouseOption,
     WorkersOption,
+    as_bytes,
     beam_arguments,
     pairs,
     split_beam,
@@ -107,6 +109,7 @@ def command(
         int,
         typer.Option("--memory-rows", min=1, help="Rows a worker holds while sorting, about 200 bytes each."),
     ] = 4_000_000,
+    max_bytes: MaxBytesOption = None,
     mode: ModeOption = "in_memory",
     workers: WorkersOption = 1,
     json: JsonOption = False,
@@ -135,6 +138,7 @@ def command(
         max_time_ms=max_time,
         again=again,
         max_rows=memory_rows,
+        max_bytes=as_bytes(max_bytes),
         **optional,
     )
     return runs.report(ingest.run(options, beam_arguments(beam, mode, workers)), json)

@@ -15,6 +15,7 @@ from tools.options import (
     HomeOption,
     JsonOption,
     LineOption,
+    MaxBytesOption,
     MemoryOption,
     ModelOption,
     ModeOption,
@@ -22,6 +23,7 @@ from tools.options import (
     StoreOption,
     WarehouseOption,
     WorkersOption,
+    as_bytes,
     beam_arguments,
     pairs,
     parse_users,
@@ -59,6 +61,7 @@ def command(
             help="Do not end: look for new events this often, a delta each time there are; ^C ends.",
         ),
     ] = None,
+    max_bytes: MaxBytesOption = None,
     mode: ModeOption = "in_memory",
     workers: WorkersOption = 1,
     threads: Annotated[int, typer.Option("--worker-threads", min=1, help="Torch threads per worker.")] = 1,
@@ -88,6 +91,7 @@ def command(
         max_depth=max_depth,
         max_events_in_memory=memory_events,
         threads=threads,
+        max_bytes=as_bytes(max_bytes),
     )
     arguments = beam_arguments(beam, mode, workers)
     if follow is None:

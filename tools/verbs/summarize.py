@@ -15,6 +15,7 @@ from tools.options import (
     HomeOption,
     JsonOption,
     LineOption,
+    MaxBytesOption,
     MemoryOption,
     ModelOption,
     ModeOption,
@@ -22,6 +23,7 @@ from tools.options import (
     StoreOption,
     WarehouseOption,
     WorkersOption,
+    as_bytes,
     beam_arguments,
     pairs,
 )
@@ -40,6 +42,7 @@ def command(
         int | None, typer.Option(help="History snapshot.  [default: the current one]")
     ] = None,
     memory_events: MemoryOption = 262_144,
+    max_bytes: MaxBytesOption = None,
     mode: ModeOption = "in_memory",
     workers: WorkersOption = 1,
     threads: Annotated[int, typer.Option("--worker-threads", min=1, help="Torch threads per worker.")] = 1,
@@ -60,6 +63,7 @@ def command(
         snapshot=snapshot,
         max_events_in_memory=memory_events,
         threads=threads,
+        max_bytes=as_bytes(max_bytes),
         device=device,
     )
     return runs.report(summarize.run(options, beam_arguments(beam, mode, workers)), json)

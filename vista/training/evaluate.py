@@ -314,7 +314,7 @@ def evaluate_model(
     """
     after = catalogue.split_ms if after_ms is None else after_ms
     if after is None:
-        raise DataError("evaluation: expected a time split, found none; give `vista evaluate` --after-ms")
+        raise DataError("evaluation: expected a time split, found none; give `vista evaluate` --after")
     recent = model.config.ranker.recent
     judged = dataclasses.replace(examples, negatives=max(examples.negatives, NEGATIVES))
     visits = held_out(source, judged, recent, catalogue.popular(), after, slates, per_user, seed)
@@ -324,7 +324,7 @@ def evaluate_model(
         raise DataError(
             f"evaluation: expected slates at or after {after} ms of users with {examples.min_history} "
             "earlier events "
-            "or more, found none; give `vista evaluate` an earlier --after-ms"
+            "or more, found none; give `vista evaluate` an earlier --after"
         )
     return Evaluation(
         measures(scored, model.config.actions, draws, seed, examples.negatives / judged.negatives, catalogue),
