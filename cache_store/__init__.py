@@ -18,7 +18,7 @@ from cache_store.format.keys import as_users, bucket_of, key_bytes
 from cache_store.format.layout import DEAD_LETTERS
 from cache_store.format.manifest import Manifest
 from cache_store.format.receipt import ShardReceipt, finished
-from cache_store.format.record import Group, RecordSchema
+from cache_store.format.record import Group, RecordSchema, Table
 from cache_store.read.options import ReadOptions
 from cache_store.read.snapshot import Lookup, RawLookup, Snapshot, Status
 from cache_store.store import Store
@@ -44,6 +44,7 @@ __all__ = [
     "Snapshot",
     "Status",
     "Store",
+    "Table",
     "SummaryFeature",
     "as_users",
     "bucket_of",

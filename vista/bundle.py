@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vista.config import ModelConfig, fingerprint, from_text, to_text
+from vista.config import ModelConfig, fingerprint, from_before, from_dict, to_text
 from vista.data.logs.importer import hash_strings
 from vista.errors import BundleError, ConfigError, DataError, FingerprintMismatch
 
@@ -272,8 +272,8 @@ def load(path: str | Path, device: str | torch.device = "cpu", expect: str | Non
     meta, mark = read_meta(path)
     try:
         text = (path / "config.json").read_text("utf-8")
-        config = from_text(ModelConfig, text)
-    except (ConfigError, UnicodeDecodeError) as error:
+        config = from_dict(ModelConfig, from_before(json.loads(text)))
+    except (ConfigError, UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError) as error:
         raise BundleError(f"{path}/config.json: {error}; run `vista train` again") from error
     try:
         weights = load_file(str(path / "weights.safetensors"))

@@ -49,11 +49,58 @@ class EmbeddingConfig:
 
 
 @dataclass(frozen=True)
-class SlotConfig:
-    """Addressed memory (vista/stage1/slots.py): decayed masses in hashed buckets.
+class TokenConfig:
+    """Exact tokens (vista/stage1/tokens.py): the items and clusters that matter to a user, each with its masses.
 
-    By default (rows x buckets + clusters) x 3 horizons are 31,548 masses: with 16 seeds of width 64 in int8 a
-    record fills 8 pages of 4 KiB and wastes none of them.
+    By default 1,824 items (an id of 8 bytes and a byte for each of 3 masses) and 4,096 cluster counters are 32,448
+    bytes: a record fills 8 pages of 4 KiB.
+
+    Attributes:
+        items: K, items kept, the heaviest by recency-weighted mass; 0 turns the tokens off.
+        clusters: counters of clusters, which every event reaches; 0 for none.
+        half_lives_events: a mass halves after so many later events of the user; ``inf`` counts all. The first
+            finite one decides which items are kept.
+        sequence: of these, the tokens that stage 2 attends to, heaviest first. places: how many of them stand for
+            clusters: what is in the history and no token of its own.
+    """
+
+    items: int = 1_824
+    clusters: int = 4_096
+    half_lives_events: tuple[float, ...] = (float("inf"), 2_048.0, 256.0)
+    sequence: int = 512
+    places: int = 128
+
+    @property
+    def horizons(self) -> int:
+        return len(self.half_lives_events)
+
+    @property
+    def enabled(self) -> bool:
+        return self.items > 0
+
+    def __post_init__(self) -> None:
+        _check(self.items >= 0, "tokens.items", "0 or more", self.items)
+        _check(self.clusters >= 0, "tokens.clusters", "0 or more", self.clusters)
+        lives = self.half_lives_events
+        _check(
+            all(1 <= h <= 2.0**24 or h == float("inf") for h in lives),
+            "tokens.half_lives_events",
+            "1 to 2**24 events, or inf",
+            lives,
+        )
+        _check(
+            any(h < float("inf") for h in lives),
+            "tokens.half_lives_events",
+            "at least one finite number",
+            lives,
+        )
+        _check(0 <= self.places <= self.sequence, "tokens.places", "0 to tokens.sequence", self.places)
+
+
+@dataclass(frozen=True)
+class SlotConfig:
+    """Hashed slots (vista/stage1/slots.py): decayed masses in hashed buckets. Off by default: the exact tokens of
+    :class:`TokenConfig` have no collisions. (3,210 buckets and 16 ``qla`` seeds were the record until version 0.1.)
 
     Attributes:
         rows: independent hash rows; a candidate reads one bucket of each.
@@ -64,7 +111,7 @@ class SlotConfig:
     """
 
     rows: int = 2
-    buckets: int = 3_210
+    buckets: int = 0
     clusters: int = 4_096
     half_lives_days: tuple[float, ...] = (float("inf"), 30.0)
     half_lives_events: tuple[float, ...] = (256.0,)
@@ -92,6 +139,9 @@ class SummarizerConfig:
 
     Attributes:
         kind: of seed tokens: ``qla``, quasi-linear attention, or ``places`` (vista/stage1/places.py).
+        rows: what quasi-linear attention reads of an event: ``items``, the item alone, or ``events``, also action,
+            surface and time, which is the paper's form. With ``events`` the tokens of all users become one in
+            training: 7 % of a mean event vector tells one person from another, 95 % of a mean item vector.
         layers, heads: of the quasi-linear attention.
         chunk: C, events per causal chunk; 0 is the paper's full (bidirectional) form, which cannot resume.
         seeds: seed tokens; 0 turns them off.
@@ -107,10 +157,11 @@ class SummarizerConfig:
     """
 
     kind: str = "qla"
+    rows: str = "items"
     layers: int = 2
     heads: int = 2
     chunk: int = 256
-    seeds: int = 16
+    seeds: int = 0
     max_events: int = 0
     half_lives_events: tuple[float, ...] = (float("inf"),)
     gradient_events: int = 0
@@ -119,19 +170,23 @@ class SummarizerConfig:
     reconstruction_window: int = 32
 
     def __post_init__(self) -> None:
+        for name, known in (
+            ("kind", ("qla", "places")),
+            ("rows", ("items", "events")),
+            ("reconstruction", ("causal", "seeds")),
+        ):
+            _check(getattr(self, name) in known, f"summarizer.{name}", f"one of {known}", getattr(self, name))
         _check(self.layers >= 1, "summarizer.layers", "at least 1", self.layers)
         _check(self.heads >= 1, "summarizer.heads", "at least 1", self.heads)
         _check(self.chunk >= 0, "summarizer.chunk", "0 or more", self.chunk)
         _check(self.seeds >= 0, "summarizer.seeds", "0 or more", self.seeds)
         _check(self.max_events >= 0, "summarizer.max_events", "0 or more", self.max_events)
-        _check(len(self.half_lives_events) >= 1, "summarizer.half_lives_events", "at least one", ())
+        lives = self.half_lives_events
+        _check(len(lives) >= 1, "summarizer.half_lives_events", "at least one", lives)
         for h in self.half_lives_events:
             _check(h > 0, "summarizer.half_lives_events", "positive", h)
-        known = ("causal", "seeds")
-        _check(
-            self.reconstruction in known, "summarizer.reconstruction", f"one of {known}", self.reconstruction
-        )
-        _check(self.reconstruction_window >= 2, "summarizer.reconstruction_window", "2 or more", 0)
+        window = self.reconstruction_window
+        _check(window >= 2, "summarizer.reconstruction_window", "2 or more", window)
         _check(self.gradient_events >= 0, "summarizer.gradient_events", "0 or more", self.gradient_events)
 
 
@@ -170,13 +225,14 @@ class ModelConfig:
     actions: tuple[str, ...] = ("0", "1", "2")
     seed: int = 0
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    tokens: TokenConfig = field(default_factory=TokenConfig)
     slots: SlotConfig = field(default_factory=SlotConfig)
     summarizer: SummarizerConfig = field(default_factory=SummarizerConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)
 
     def __post_init__(self) -> None:
         _check(self.width >= 4 and self.width % 4 == 0, "width", "a multiple of 4", self.width)
-        _check(1 <= len(self.actions) <= 31, "actions", "1 to 31 names", len(self.actions))
+        _check(1 <= len(self.actions) <= 31, "actions", "1 to 31 names", self.actions)
         _check(len(set(self.actions)) == len(self.actions), "actions", "distinct names", self.actions)
         _check(
             self.width % self.embedding.tables == 0,
@@ -187,12 +243,12 @@ class ModelConfig:
         for part in ("summarizer", "ranker"):
             heads = getattr(self, part).heads
             _check(self.width % heads == 0, f"{part}.heads", f"a divisor of width {self.width}", heads)
-        _check(
-            self.summarizer.seeds > 0 or self.slots.enabled,
-            "summarizer.seeds, slots.buckets",
-            "at least one group of summary tokens",
-            0,
-        )
+        sizes = {
+            "tokens.items": self.tokens.items,
+            "summarizer.seeds": self.summarizer.seeds,
+            "slots.buckets": self.slots.buckets,
+        }
+        _check(any(sizes.values()), ", ".join(sizes), "one of them above 0", sizes)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -208,6 +264,14 @@ def to_dict(config: Any) -> dict[str, Any]:
         return value
 
     return plain(config)
+
+
+def from_before(values: dict[str, Any]) -> dict[str, Any]:
+    """Inverse of :func:`as_written`: a model's text of before version 0.2 (``values`` of its JSON) as it is meant now:
+    without exact tokens, seeds that read whole events."""
+    if "tokens" in values:
+        return values
+    return values | {"tokens": {"items": 0}, "summarizer": values.get("summarizer", {}) | {"rows": "events"}}
 
 
 def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
@@ -256,6 +320,15 @@ def from_text(cls: type[T], text: str) -> T:
         raise ConfigError(f"configuration is not JSON: {error}") from error
     _check(isinstance(values, dict), cls.__name__, "a JSON object", type(values).__name__)
     return from_dict(cls, values)
+
+
+def as_written(config: ModelConfig) -> Any:
+    """The configuration as its text was before version 0.2, if it says nothing that was not there: fingerprints of
+    models and signatures of states that were made then stay what they were."""
+    values = to_dict(config)
+    if not config.tokens.enabled and config.summarizer.rows == "events":
+        del values["tokens"], values["summarizer"]["rows"]
+    return values
 
 
 def fingerprint(config: Any, *more: bytes) -> str:

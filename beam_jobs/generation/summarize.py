@@ -30,7 +30,7 @@ from beam_jobs.run.job import Job, Run
 from beam_jobs.run.limits import check_disk, check_memory
 from beam_jobs.run.record import RunRecord
 from beam_jobs.run.runner import local_processes
-from cache_store import Group, Publication, RecordSchema, Store
+from cache_store import Group, Publication, RecordSchema, Store, Table
 from vista import bundle as bundles
 from vista.data.tables.reading import DataFile, count_users
 from vista.data.tables.warehouse import Warehouse
@@ -265,6 +265,7 @@ def schema_of(model: VistaModel, user_kind: str, codecs: Mapping[str, str]) -> R
     return RecordSchema(
         tuple(Group(name, tokens, width, codecs.get(name, codec)) for name, tokens, width, codec in groups),
         user_kind,
+        tuple(Table(*table) for table in model.summarizer.tables()),
     )
 
 

@@ -8,6 +8,7 @@
 | int8     | W + 4                       | half a step; step = largest magnitude of the token / 127 |
 | int4     | W / 2 + 4 per 32 values     | half a step; step = range of the 32 values / 15 |
 | log8     | W                           | 4.7 % relative from 2^-11.875 to 2^19.875; zero and powers of two exact |
+| int64    | 4 W                         | none: a whole number in the bits of two places, not to be calculated with |
 
 All are vectorised over the batch. Encoding is deterministic: equal tokens give equal bytes.
 """
@@ -75,10 +76,13 @@ class Codec:
                 ("codes", "u1", (blocks, GROUP // 2)),
             ],
             "log8": [("codes", "u1", (t, w))],
+            "int64": [("values", "<i8", (t * w // 2,))],
         }[self.name]
 
     def refused(self, tokens: np.ndarray) -> np.ndarray:
         """bool [n]: records that this codec cannot store (float32 [n, T, W])."""
+        if self.name == "int64":  # any bits are a number
+            return np.zeros(len(tokens), bool)
         flat = tokens.reshape(len(tokens), self.tokens * self.width)
         low, high = flat.min(axis=1), flat.max(axis=1)  # NaN carries through both
         limit = {"float16": 65504.0, "int4": 65504.0}.get(self.name, float(np.finfo(np.float32).max))
@@ -109,6 +113,13 @@ class Codec:
 
     def _decode_float32(self, record: np.ndarray, out: np.ndarray) -> None:
         out[...] = record["values"]
+
+    def _encode_int64(self, tokens: np.ndarray, into: np.ndarray) -> None:
+        into["values"] = tokens.reshape(len(tokens), -1).view(np.int64)
+
+    def _decode_int64(self, record: np.ndarray, out: np.ndarray) -> None:
+        # as integers all the way: bits of some numbers are signalling NaNs
+        out.view(np.int32)[...] = record["values"].view(np.int32).reshape(out.shape)
 
     def _encode_float16(self, tokens: np.ndarray, into: np.ndarray) -> None:
         into["values"] = tokens
@@ -185,4 +196,4 @@ class Codec:
             np.take(_LOG8_PAIRS, codes.view("<u2"), out=out.view(np.uint64), mode="clip")
 
 
-CODECS = ("float32", "float16", "bfloat16", "int8", "int4", "log8")
+CODECS = ("float32", "float16", "bfloat16", "int8", "int4", "log8", "int64")

@@ -22,7 +22,7 @@ sizes of ``n * 4096 - 16`` waste nothing; ``RecordSchema.waste`` tells what a sc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -80,6 +80,31 @@ class Group:
         for size in (self.tokens, self.width):
             if type(size) is not int or not 1 <= size <= MAX_RECORD_BYTES:
                 raise SchemaError(f"group {self.name}: expected tokens and width of at least 1, found {self}")
+        if self.codec == "int64" and self.width % 2:
+            raise SchemaError(f"group {self.name}: expected an even width for int64, found {self.width}")
+
+
+@dataclass(frozen=True)
+class Table:
+    """How groups are read as one table: entries with a key and a mass per horizon.
+
+    Attributes:
+        keys: group of codec ``int64`` that holds the keys, item ids, ascending; "" where entry number n is cluster n.
+        masses: group that holds entries x horizons masses, entry after entry; 0 is no entry.
+        entries: how many there are; what is left of both groups is padding.
+        half_lives: of the horizons, in events; None never halves.
+        deciding: the horizon by which entries are heavy.
+    """
+
+    keys: str
+    masses: str
+    entries: int
+    half_lives: tuple[float | None, ...]
+    deciding: int
+
+    @property
+    def horizons(self) -> int:
+        return len(self.half_lives)
 
 
 @dataclass(frozen=True)
@@ -89,10 +114,12 @@ class RecordSchema:
     Attributes:
         groups: in the order of the tokens, S = sum of their tokens.
         user_kind: ``int64`` or ``string``.
+        tables: which groups are to be read as tables.
     """
 
     groups: tuple[Group, ...]
     user_kind: str = "int64"
+    tables: tuple[Table, ...] = ()
 
     def __post_init__(self) -> None:
         groups = tuple(g if isinstance(g, Group) else Group(*g) for g in self.groups)
@@ -109,6 +136,39 @@ class RecordSchema:
             raise SchemaError(f"schema: expected one width for all groups, found {[g.width for g in groups]}")
         if self.user_kind not in ("int64", "string"):
             raise SchemaError(f"schema: expected user_kind int64 or string, found {self.user_kind!r}")
+        tables = tuple(t if isinstance(t, Table) else Table(*t) for t in self.tables)
+        object.__setattr__(self, "tables", tables)
+        for table in tables:
+            self._check_table(table)
+
+    def _check_table(self, table: Table) -> None:
+        lives = table.half_lives
+        if (
+            type(table.entries) is not int
+            or type(table.deciding) is not int
+            or not all(h is None or (isinstance(h, (int, float)) and h > 0) for h in lives)
+            or not 1 <= len(lives) <= MAX_GROUPS
+        ):
+            raise SchemaError(
+                f"table of {table.masses!r}: expected entries, horizons and half-lives, found {table}"
+            )
+        known = {g.name: g for g in self.groups}
+        wanted = {table.masses: table.entries * table.horizons}
+        if table.keys:
+            wanted[table.keys] = 2 * table.entries
+        for name, places in wanted.items():
+            if name not in known or known[name].tokens * self.width < places or places < 1:
+                raise SchemaError(
+                    f"table of {table.masses}: expected group {name!r} with {places} places, found {known.get(name)}"
+                )
+        if table.keys and known[table.keys].codec != "int64":
+            raise SchemaError(
+                f"table of {table.masses}: expected keys of codec int64, found {known[table.keys]}"
+            )
+        if not 0 <= table.deciding < table.horizons:
+            raise SchemaError(
+                f"table of {table.masses}: expected a horizon below {table.horizons}, found {table}"
+            )
 
     @property
     def tokens(self) -> int:
@@ -248,7 +308,8 @@ class RecordSchema:
             for name, (dtype, at) in ((n, sub.fields[n][:2]) for n in sub.names):
                 base, shape = dtype.subdtype
                 layout.append([f"{g.name}.{name}", base.str, list(shape), offset + at])
-        return {
+        tables = {"tables": [asdict(t) | {"half_lives": list(t.half_lives)} for t in self.tables]}
+        return (tables if self.tables else {}) | {
             "user_kind": self.user_kind,
             "record_bytes": self.record_bytes,
             "groups": [
@@ -266,9 +327,14 @@ class RecordSchema:
         """
         try:
             listed = [(g["name"], g["tokens"], g["width"], g["codec"]) for g in values["groups"]]
-            if len(listed) > MAX_GROUPS:
+            tables = [
+                (t["keys"], t["masses"], t["entries"], tuple(t["half_lives"]), t["deciding"])
+                for t in values.get("tables", ())
+            ]
+            if max(len(listed), len(tables)) > MAX_GROUPS:
                 raise SchemaError(f"schema: expected at most {MAX_GROUPS} groups, found {len(listed)}")
-            schema = RecordSchema(tuple(Group(*facts) for facts in listed), values["user_kind"])
+            groups = tuple(Group(*facts) for facts in listed)
+            schema = RecordSchema(groups, values["user_kind"], tuple(Table(*facts) for facts in tables))
         except (KeyError, TypeError) as error:
             raise SchemaError(f"schema: missing or malformed field ({error!r})") from error
         if schema.as_dict() != dict(values):

@@ -22,6 +22,7 @@ _DTYPES = {
     "i1": torch.int8,
     "u1": torch.uint8,
     "<u2": torch.bfloat16,
+    "<i8": torch.int64,
 }
 
 
@@ -58,12 +59,24 @@ class RecordDecoder(torch.nn.Module):
     def forward(self, rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Tokens ``[B, S, D]`` of rows ``uint8 [B, row_bytes]``, computed in float32 and then cast.
 
-        Rows of zeros decode to zeros, in every codec.
+        Rows of zeros decode to zeros, in every codec. Whole numbers (codec ``int64``) are bits of two places each in
+        float32, and zeros in any other type: :meth:`numbers` gives them as they are.
         """
         out = _empty((len(rows), self.tokens, self.width), dtype, rows.device)
         for g in self.groups if len(rows) else ():  # an empty tensor may have no strides to view by
             getattr(self, f"_{g.codec}")(rows, g.name, out[:, self.slices[g.name]])
         return out
+
+    def numbers(self, rows: Tensor, group: str) -> Tensor:
+        """The whole numbers of a group of codec ``int64``, int64 [B, T * W / 2]."""
+        return self._field(rows, group, "values")
+
+    def _int64(self, rows: Tensor, group: str, out: Tensor) -> None:
+        if out.dtype == torch.float32:
+            bits = self.numbers(rows, group).contiguous().view(torch.int32)
+            out.view(torch.int32).copy_(bits.view(out.shape))
+        else:
+            out.zero_()
 
     def _field(self, rows: Tensor, group: str, name: str) -> Tensor:
         """One field of every record as a view, ``[B, *shape]``."""

@@ -45,7 +45,7 @@ def request(model: VistaModel, users: int, seed: int = 0, recent: int | None = N
     now = np.full(users, NOW_MS)
     return {
         "tokens": tokens,
-        "status": None,
+        "usable": None,
         "recent": events,
         "now_ms": now,
         "last_event_ms": now - DAY_MS,
@@ -56,7 +56,7 @@ def rows(inputs: dict[str, Any], user: np.ndarray) -> dict[str, Any]:
     """The same request once per row: what a batch looks like that is not deduplicated."""
     return {
         "tokens": {name: x[user] for name, x in inputs["tokens"].items()},
-        "status": None,
+        "usable": None,
         "recent": inputs["recent"].select(user),
         "now_ms": inputs["now_ms"][user],
         "last_event_ms": inputs["last_event_ms"][user],

@@ -25,9 +25,9 @@ from vista.embedding.encoders import gaps
 from vista.model import VistaModel
 from vista.ops.crossing import Plan, fast
 from vista.stage2.ranker import FREQUENCIES, waves
+from vista.stage2.readers import SlotReader
 from vista.training.examples import Batch
 
-MISSING = 2
 SHARPNESS = (12.0, 30.0)
 """Scores of an event of the candidate's own item under the ceiling's bluntest and sharpest head, at the start."""
 EMPTY = 0.8
@@ -39,7 +39,7 @@ class Variant:
     """One context.
 
     Attributes:
-        seeds, slots: groups of summary tokens that are used.
+        seeds, slots, tokens: groups of summary tokens that are used.
         summarizer: fields of ``SummarizerConfig`` that differ from the default; chunk 0 is the paper's form.
         attend: events before the cut that candidates attend to raw; 0 for none.
         counts: slot features come from exact counts instead of hashed ones.
@@ -51,6 +51,7 @@ class Variant:
     name: str
     seeds: bool = False
     slots: bool = False
+    tokens: bool = False
     summarizer: dict[str, Any] = field(default_factory=dict)
     attend: int = 0
     counts: bool = False
@@ -71,11 +72,12 @@ def variants(window: int = 8_192) -> dict[str, Variant]:
         Variant("last1024", attend=1_024),
         Variant("full", attend=window),
         Variant("full+counts", attend=window, counts=True),
-        Variant("paper", seeds=True, summarizer={"chunk": 0}),
-        Variant("seeds", seeds=True),
+        Variant("paper", seeds=True, summarizer={"seeds": 16, "rows": "events", "chunk": 0}),
+        Variant("seeds", seeds=True, summarizer={"seeds": 16}),
         Variant("places", seeds=True, summarizer=PLACES),
         Variant("slots", slots=True),
-        Variant("ours", seeds=True, slots=True),
+        Variant("hashed", seeds=True, slots=True, summarizer={"seeds": 16, "rows": "events"}),
+        Variant("ours", tokens=True),
     ]
     return {v.name: v for v in found}
 
@@ -88,31 +90,36 @@ def model_config(
     seed: int = 0,
 ) -> ModelConfig:
     """``base`` with the parts the variant uses; the ranker's width, layers and heads stay."""
-    slots = base.slots if variant.slots or variant.counts else replace(base.slots, buckets=0, clusters=0)
+    slots = replace(base.slots, buckets=HASHED if variant.slots or variant.counts else 0)
+    tokens = base.tokens if variant.tokens else replace(base.tokens, items=0)
     summarizer = replace(base.summarizer, **variant.summarizer)
     if not variant.seeds:
-        summarizer = replace(summarizer, seeds=0 if slots.enabled else 1)
+        summarizer = replace(summarizer, seeds=0 if slots.enabled or tokens.enabled else 1)
     return replace(
         base,
         actions=actions,
         seed=seed,
         embedding=replace(base.embedding, content_width=content_width),
         slots=slots,
+        tokens=tokens,
         summarizer=summarizer,
         ranker=replace(base.ranker, recent=variant.recent),
     )
 
 
 BASE = ModelConfig()
-"""The default model: 16 seed tokens in int8 (1,088 bytes) and 31,548 masses of a byte."""
+"""The default model."""
+
+HASHED = 3_210
+"""Buckets a row of hashed slots, as they were served until version 0.1."""
 
 
 def served_bytes(model: VistaModel, variant: Variant) -> int:
     """Bytes per user of the variant's summary (or of its raw events at 17 bytes each: item, time, action)."""
     if variant.attend:
         return variant.attend * 17
-    used = {"seeds": variant.seeds, "slots": variant.slots}
-    groups = [Codec(codec, *shape).fields for name, *shape, codec in model.groups if used[name]]
+    used = {"seeds": variant.seeds, "slots": variant.slots}  # exact tokens are made only where used
+    groups = [Codec(codec, *shape).fields for name, *shape, codec in model.groups if used.get(name, True)]
     return sum(np.dtype(fields).itemsize for fields in groups) + max(0, variant.recent - 32) * 17
 
 
@@ -122,9 +129,8 @@ class ExactMasses:
     def __init__(self, slots, batch: Batch) -> None:
         self._slots, self._batch = slots, batch
 
-    @property
-    def tokens(self) -> int:
-        return self._slots.tokens
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._slots, name)
 
     def read(self, slots: Tensor, elapsed_ms: Tensor, user_of: Tensor, item: Tensor) -> Tensor:
         """float32 [B, F], as ``SlotMemory.read`` gives where no two items share a bucket."""
@@ -302,7 +308,7 @@ def coded(tokens: dict[str, Tensor], codecs: dict[str, str]) -> dict[str, Tensor
 def summaries(model: VistaModel, variant: Variant, batch: Batch, exact: bool = False) -> dict[str, Tensor]:
     """Summary tokens of every slate by group, [K, S_g, D]; none where the variant has no summary."""
     summarizer = model.summarizer
-    if not (variant.seeds or variant.slots):
+    if not (variant.seeds or variant.slots or variant.tokens):
         return {}
     if summarizer.chunk or exact or not variant.seeds:
         return summarizer.prefixes(batch.events, batch.cut, batch.user_of, exact=exact)
@@ -315,17 +321,18 @@ def summaries(model: VistaModel, variant: Variant, batch: Batch, exact: bool = F
 
 def logits(model: VistaModel, variant: Variant, batch: Batch, tokens: dict[str, Tensor]) -> Tensor:
     """Logits [B, A] of a batch's candidates under a variant; ``tokens`` as :func:`summaries` gives them."""
-    status = None if tokens else np.full(len(batch), MISSING, np.uint8)
+    usable = None if tokens else np.zeros(len(batch), bool)
     recent = select_recent(batch.recent, variant.recent, variant.distinct)  # out of the last 1,024
-    ctx = model.ranker.context(tokens, status, recent, batch.now_ms, batch.last_event_ms)
+    ctx = model.ranker.context(tokens, usable, recent, batch.now_ms, batch.last_event_ms)
     item = torch.from_numpy(batch.item)
     history = History(model, model.history, batch, variant.attend) if variant.attend else None
     more = {} if history is None else {"cross": history.crossing()}
-    kept = model.ranker.__dict__["slots"]
-    if variant.counts:
-        model.ranker.__dict__["slots"] = ExactMasses(kept, batch)
+    slots = next((r for r in model.ranker.readers if isinstance(r, SlotReader)), None)
+    if variant.counts and slots is not None:
+        slots.memory = ExactMasses(model.slots, batch)
     try:
         found = model.ranker.rank(ctx, item, batch.offsets, **more)
     finally:
-        model.ranker.__dict__["slots"] = kept
+        if slots is not None:
+            slots.memory = model.slots
     return found if history is None else found + history.logits()

@@ -55,7 +55,7 @@ def build(data: Data, variant: Variant, base: ModelConfig = BASE, seed: int = 0)
             torch.default_generator.manual_seed(seed)
             model.history = HistoryRead(model.config)
     model.summarizer.start(data.catalogue.sample)
-    if model.slots.clusters and model.config.slots.enabled:
+    if model.clusters:
         clusters(data, model)
     return model
 
@@ -66,14 +66,14 @@ _CLUSTERS: dict[tuple[str, int, int], tuple[np.ndarray, np.ndarray]] = {}
 def clusters(data: Data, model: VistaModel) -> None:
     """Clusters by content where there is content, else by co-occurrence; fitted once per data set and
     number."""
-    count = model.config.slots.clusters
+    count = model.clusters
     key = (data.name, id(data.events), count)
     if key not in _CLUSTERS:
         known = np.flatnonzero(np.abs(data.content).sum(1) > 0)
         some = np.random.default_rng(0).permutation(known)[: max(64 * count, 4_096)]
         place = assigned(data.content[known], data.content[some], count)
         _CLUSTERS[key] = data.catalogue.item[known], place
-    model.slots.set_clusters(*_CLUSTERS[key])
+    model.set_clusters(*_CLUSTERS[key])
 
 
 def assigned(vectors: np.ndarray, sample: np.ndarray, count: int) -> np.ndarray:

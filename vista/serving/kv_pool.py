@@ -4,7 +4,7 @@ The pool is one memory-mapped file, best on a memory file system (``/dev/shm``);
 processes share. A plain mapped file rather than ``multiprocessing.shared_memory``, whose tracker unlinks the
 memory of a living writer when a reader started elsewhere exits (CPython before 3.13). The file::
 
-    magic    24 bytes  "vista-kvpool 2", zero padded
+    magic    24 bytes  "vista-kvpool 3", zero padded
     layout   4,072 bytes  JSON, zero padded: slots, slot_bytes, device, and the shapes of a context
     headers  one HEADER record per slot
     payload  slots x slot_bytes; on a GPU pool absent: the payload lies in device memory there, and the
@@ -42,12 +42,12 @@ import torch
 from torch import Tensor
 
 from vista.errors import DataError, VistaError
-from vista.stage2.context_kv import LAYERED, TENSORS, ContextKV
+from vista.stage2.context_kv import FIELDS, LAYERED, TENSORS, ContextKV
 
 if TYPE_CHECKING:
     from vista.model import VistaModel
 
-MAGIC = b"vista-kvpool 2"
+MAGIC = b"vista-kvpool 3"
 _MAGIC_BYTES, _LAYOUT_BYTES, _NAME_BYTES, _OWNER_BYTES = 24, 4_072, 64, 512
 
 HEADER = np.dtype(
@@ -68,17 +68,7 @@ HEADER = np.dtype(
 )
 """What is known of a slot; names are UTF-8 with their length beside them, -1 for none."""
 
-DTYPES = {
-    "keys": torch.float32,
-    "values": torch.float32,
-    "mask": torch.bool,
-    "query": torch.float32,
-    "slots": torch.float32,
-    "elapsed_ms": torch.int64,
-    "recent_item": torch.int64,
-    "recent_age_ms": torch.int64,
-    "summarized": torch.bool,
-}
+DTYPES = {name: field.dtype for name, field in FIELDS.items()}
 
 
 class PoolError(VistaError):
@@ -153,6 +143,8 @@ class KVPool:
             "queries": config.ranker.queries,
             "width": config.width,
             "slot_tokens": model.ranker.addressed,
+            "sequence": model.ranker.sequence,
+            "horizons": model.config.tokens.horizons,
             "seeds": seeds,
             "recent": recent,
             "half": dtype == torch.float16,
@@ -393,18 +385,19 @@ class KVPool:
 
 def _shapes(layout: dict, length: int, recent: int) -> dict[str, tuple[int, ...]]:
     """Shape per user of every tensor of a context with ``length`` tokens, ``recent`` of them events."""
-    kv = (layout["layers"], length, layout["heads"], layout["head_width"])
-    return {
-        "keys": kv,
-        "values": kv,
-        "mask": (length,),
-        "query": (layout["queries"], layout["width"]),
-        "slots": (layout["slot_tokens"], layout["width"]),
-        "elapsed_ms": (),
-        "recent_item": (recent,),
-        "recent_age_ms": (recent,),
-        "summarized": (),
+    letters = {
+        "L": layout["layers"],
+        "T": length,
+        "H": layout["heads"],
+        "E": layout["head_width"],
+        "Q": layout["queries"],
+        "D": layout["width"],
+        "A": layout["slot_tokens"],
+        "S": layout["sequence"],
+        "M": layout["horizons"],
+        "R": recent,
     }
+    return {name: tuple(letters[axis] for axis in field.axes) for name, field in FIELDS.items()}
 
 
 def _sizes(layout: dict, length: int, recent: int) -> dict[str, int]:

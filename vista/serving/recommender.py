@@ -33,6 +33,10 @@ MAX_RECENT = 1_024
 """Raw events read beside a summary, at most: stage 2's cost grows with their square."""
 
 
+MISSING = 2
+"""Least status of a lookup that comes without a user's own tokens: missing, then corrupt."""
+
+
 class Summaries(Protocol):
     """What a lookup returns for U users, in their order.
 
@@ -197,7 +201,7 @@ class Recommender:
                 )
         ctx = self.model.ranker.context(
             tokens,
-            status,
+            status < MISSING,
             self._recent(recent),
             now,
             last,

@@ -119,14 +119,14 @@ class QLAEncoder(nn.Module):
         self.width, self.count = config.width, s.seeds
         self.layers = nn.ModuleList(self.layer(config.width, s.heads) for _ in range(s.layers))
         self.seeds = nn.Parameter(torch.randn(s.seeds, config.width) * config.width**-0.5)
+        self.whole_events = s.rows == "events"
         head = config.width // s.heads
         self.state_shape = (s.layers, s.heads, head, head)
         self.register_buffer("log_decay", log_decays(config), persistent=False)
 
-    @staticmethod
-    def rows(events: EventEncoder, *columns: torch.Tensor) -> torch.Tensor:
+    def rows(self, events: EventEncoder, item: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         """What the encoder reads of events, [N, D]; columns as ``EventEncoder`` takes them."""
-        return events(*columns)
+        return events(item, *others) if self.whole_events else events.items(item)
 
     def forward(
         self, x: torch.Tensor, step: Step, carry: torch.Tensor, reads: torch.Tensor, kept: torch.Tensor

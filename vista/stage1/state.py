@@ -1,13 +1,13 @@
 """``UserState``: what of one history is kept so that new events cost only themselves.
 
-Kept at the last full chunk boundary: the encoder's state, the slot masses, the key of the event there. Kept
-raw: the tail, the events after the boundary (fewer than C). New events that sort into the tail are merged
-with it; an event older than the boundary is *late*, and its user must be summarised again from the whole
+Kept at the last full chunk boundary: what each group of tokens needs to go on, as named arrays, and the key of the
+event there. Kept raw: the tail, the events after the boundary (fewer than C). New events that sort into the tail are
+merged with it; an event older than the boundary is *late*, and its user must be summarised again from the whole
 history.
 
-Bytes: XXH3-64 of the rest (8 bytes), then msgpack of a map; arrays are little-endian. Tail columns are
-offsets from their minimum in the narrowest unsigned type; slot masses are stored sparse where that is
-smaller.
+Bytes: XXH3-64 of the rest (8 bytes), then msgpack of a map; arrays are little-endian. Integers are offsets from their
+minimum in the narrowest unsigned type. Version 1, which had no parts but the encoder's memory and slot masses, is
+still read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import xxhash
 from vista.data.events import COLUMNS, ORDER, Events
 from vista.errors import VistaError
 
-VERSION = 1
+VERSION = 2
 _NARROW = ("<u1", "<u2", "<u4", "<u8")
 
 EventKey = tuple[int, ...]
@@ -41,19 +41,15 @@ class UserState:
         signature: configuration and weights that made it, :meth:`vista.stage1.summarizer.Summarizer.signature`.
         count: events folded in, a multiple of C.
         boundary: key of the last event folded in, None if there is none.
-        memory: float32, the encoder's state at the boundary (its shape is the encoder's); None if ``count`` is 0 or
-            the model has no seeds.
-        slot_index: int32 [n], buckets of the slot memory with any mass at the boundary, ascending.
-        slot_mass: float32 [n, horizons], their masses as of the boundary event.
+        parts: what the groups of tokens keep as of the boundary, by ``GROUP.NAME`` (``vista.stage1.groups``): int64
+            or float32 arrays; nothing where ``count`` is 0.
         tail: one history of fewer than C events, those after the boundary.
     """
 
     signature: str
     count: int = 0
     boundary: EventKey | None = None
-    memory: np.ndarray | None = None
-    slot_index: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
-    slot_mass: np.ndarray = field(default_factory=lambda: np.zeros((0, 1), np.float32))
+    parts: dict[str, np.ndarray] = field(default_factory=dict)
     tail: Events = field(default_factory=lambda: Events.empty(1))
 
     @property
@@ -73,10 +69,7 @@ class UserState:
             "s": self.signature,
             "n": self.count,
             "b": self.boundary,
-            "m": None if self.memory is None else (list(self.memory.shape), _little(self.memory, "<f4")),
-            "i": _little(self.slot_index, "<i4"),
-            "w": self.slot_mass.shape[1],
-            "x": _little(self.slot_mass, "<f4"),
+            "p": {name: _pack(array) for name, array in self.parts.items()},
             "t": [_pack_column(getattr(self.tail, name)) for name in COLUMNS],
         }
         body = msgpack.packb(fields)
@@ -97,9 +90,9 @@ class UserState:
             )
         try:
             f = msgpack.unpackb(data[8:])
-            if f["v"] != VERSION:
+            if f["v"] not in (1, VERSION):
                 raise StateError(
-                    f"user state: expected version {VERSION}, found {f['v']}; run vista summarize"
+                    f"user state: expected version 1 or {VERSION}, found {f['v']}; run vista summarize"
                 )
             columns = {
                 name: _unpack_column(c).astype(t)
@@ -109,9 +102,7 @@ class UserState:
                 signature=f["s"],
                 count=f["n"],
                 boundary=None if f["b"] is None else tuple(f["b"]),
-                memory=None if f["m"] is None else _array(f["m"][1], "<f4").reshape(f["m"][0]),
-                slot_index=_array(f["i"], "<i4"),
-                slot_mass=_array(f["x"], "<f4").reshape(-1, f["w"]),
+                parts=_parts_1(f) if f["v"] == 1 else {name: _unpack(x) for name, x in f["p"].items()},
                 tail=Events.of([len(columns["time"])], **columns),
             )
         except (KeyError, TypeError, ValueError, IndexError, msgpack.UnpackException) as error:
@@ -123,6 +114,31 @@ class UserState:
 def event_key(events: Events, row: int) -> EventKey:
     """Contract key of one row."""
     return tuple(int(getattr(events, name)[row]) for name in ORDER)
+
+
+def _parts_1(f: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The parts of a state of version 1."""
+    parts = {}
+    if f["m"] is not None:
+        parts["seeds.memory"] = _array(f["m"][1], "<f4").reshape(f["m"][0])
+    if f["n"] and f["w"]:
+        parts["slots.index"] = _array(f["i"], "<i4").astype(np.int64)
+        parts["slots.mass"] = _array(f["x"], "<f4").reshape(-1, f["w"])
+    return parts
+
+
+def _pack(array: np.ndarray) -> tuple[list[int], Any]:
+    """Shape, then bytes of float32, or what :func:`_pack_column` makes of each row of int64."""
+    if array.dtype == np.int64:
+        return list(array.shape), [_pack_column(row) for row in array.reshape(-1, array.shape[-1])]
+    return list(array.shape), _little(array, "<f4")
+
+
+def _unpack(packed: Any) -> np.ndarray:
+    shape, data = packed
+    if isinstance(data, bytes):
+        return _array(data, "<f4").reshape(shape)
+    return np.concatenate([_unpack_column(c) for c in data]).reshape(shape)
 
 
 def _little(array: np.ndarray, dtype: str) -> bytes:

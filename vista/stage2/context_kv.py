@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +29,9 @@ class ContextKV:
         mask: bool [U, T]; False where a summary is missing or a recent event is padding. The now token is
             always there, so every user can be scored.
         query: [U, Q, D], L2-normalised retrieval queries.
-        slots: float32 [U, S_slot, D], tokens that candidates read by their own keys: served slots, then places.
+        slots: float32 [U, S_slot, D], what candidates read by their own keys: served slots, then places, then the
+            groups of exact tokens, whose ids are bits.
+        token: float32 [U, S_t, D], unit vectors of the exact tokens as a sequence. token_mass: float32 [U, S_t, H].
         elapsed_ms: int64 [U], from the summary's last event to now.
         recent_item: int64 [U, R].
         recent_age_ms: int64 [U, R], age at now.
@@ -44,6 +47,8 @@ class ContextKV:
     mask: Tensor
     query: Tensor
     slots: Tensor
+    token: Tensor
+    token_mass: Tensor
     elapsed_ms: Tensor
     recent_item: Tensor
     recent_age_ms: Tensor
@@ -137,14 +142,35 @@ class ContextKV:
             )
 
 
-LAYERED = ("keys", "values")
-TENSORS = (
-    *LAYERED,
-    "mask",
-    "query",
-    "slots",
-    "elapsed_ms",
-    "recent_item",
-    "recent_age_ms",
-    "summarized",
-)
+class Field(NamedTuple):
+    """One tensor of a context: its axes beside that of the users, by letter, and its type.
+
+    ``L`` layers, ``T`` context tokens, ``H`` heads, ``E`` width of a head, ``Q`` queries, ``D`` width, ``A`` addressed
+    tokens, ``S`` tokens of the sequence, ``M`` horizons of their masses, ``R`` recent events.
+    """
+
+    axes: str
+    dtype: torch.dtype
+
+    @property
+    def user_axis(self) -> int:
+        return 1 if self.axes.startswith("L") else 0
+
+
+FIELDS = {
+    "keys": Field("LTHE", torch.float32),
+    "values": Field("LTHE", torch.float32),
+    "mask": Field("T", torch.bool),
+    "query": Field("QD", torch.float32),
+    "slots": Field("AD", torch.float32),
+    "token": Field("SD", torch.float32),
+    "token_mass": Field("SM", torch.float32),
+    "elapsed_ms": Field("", torch.int64),
+    "recent_item": Field("R", torch.int64),
+    "recent_age_ms": Field("R", torch.int64),
+    "summarized": Field("", torch.bool),
+}
+"""What a context is made of, here and in a pool (:mod:`vista.serving.kv_pool`)."""
+
+TENSORS = tuple(FIELDS)
+LAYERED = tuple(name for name, f in FIELDS.items() if f.user_axis)

@@ -29,11 +29,21 @@ def one_sequence(ranker: Ranker, request: dict, item: Tensor | np.ndarray) -> Te
 def rank_sequence(ranker: Ranker, request: dict, query: Tensor, item: Tensor | np.ndarray) -> Tensor:
     """The ranking forward alone; ``query`` [1, Q, D] comes along with the candidates from retrieval."""
     item = torch.as_tensor(item, device=query.device)
-    c = ranker.embed(*(request[n] for n in ("tokens", "status", "recent", "now_ms", "last_event_ms")))
+    c = ranker.embed(*(request[n] for n in ("tokens", "usable", "recent", "now_ms", "last_event_ms")))
     t = c.x.shape[1]
     none = c.x.new_zeros(len(ranker.layers), 1, t, 0)
     ctx = ContextKV(
-        none, none, c.mask, query, c.slots, c.elapsed_ms, c.recent_item, c.recent_age_ms, c.summarized
+        none,
+        none,
+        c.mask,
+        query,
+        c.slots,
+        c.token,
+        c.token_mass,
+        c.elapsed_ms,
+        c.recent_item,
+        c.recent_age_ms,
+        c.summarized,
     )
     vectors = ranker.items.vector(item)
     known = ranker.read(ctx, item, vectors, crossing.Plan.of([0, len(item)], item.device))

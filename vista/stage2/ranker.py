@@ -11,10 +11,11 @@ position: that is VISTA's target attention (arXiv 2510.22049, section 3), the ca
 (arXiv 2606.00422, section 3) and DCAT (arXiv 2507.12704) at the same time. Candidates pass through the
 context's own layers.
 
-*Addressed* tokens are not part of the context. Of slots, a candidate reads its own buckets by its own keys
-(``SlotMemory.read``); of place tokens, what lies near it (``places``). What it reads enters its token and,
-by a direct wide path, its logits: "has this person been here, how often, how lately" needs no attention among
-tokens, and in the study behind this design it was most of the gain where items repeat.
+*Addressed* tokens are not part of the context: a candidate finds its own entry and its cluster's, and what lies near
+it (``readers``). What it reads enters its token and, by a direct wide path, its logits: "has this person been here, how
+often, how lately" needs no attention among tokens, and in the study behind this design it was most of the gain where
+items repeat. The now token, and with it retrieval, reads the exact tokens by softmax attention with their masses
+(``WeightedAttention``), asking for what the recent events are like.
 
 Letters: U users, B candidates, S summary tokens, R recent events, T = S + R + 1, D width, H heads,
 E = D / H, L layers, Q queries, A actions.
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,18 +38,23 @@ from vista.data.recent import select_recent
 from vista.embedding.encoders import EventEncoder, ItemEncoder, gaps
 from vista.errors import DataError
 from vista.ops import crossing
+from vista.ops.weighted_attention import WeightedAttention
 from vista.stage1.places import PlaceRead
-from vista.stage1.slots import SlotMemory, recency
+from vista.stage1.slots import SlotMemory
+from vista.stage1.tokens import ITEMS, ExactTokens
 from vista.stage2.context_kv import ContextKV
 from vista.stage2.layer import Layer, Sight
+from vista.stage2.readers import (
+    EntryReader,
+    NearTokens,
+    PlaceReader,
+    Reader,
+    RecentReader,
+    ScoreReader,
+    SlotReader,
+)
 
 __all__ = ["Ranker", "select_recent"]
-
-SLOTS = "slots"
-"""Name of the group of tokens that hold slots."""
-
-UNUSABLE = (2, 3)
-"""Lookup status of a user whose summary is missing or damaged; stale ones (1) are used."""
 
 DAY_MS = 86_400_000
 FREQUENCIES = 8
@@ -68,6 +74,9 @@ class Sequences(NamedTuple):
     mask: Tensor
     summary: int
     slots: Tensor
+    token: Tensor
+    token_mass: Tensor
+    taste: Tensor
     elapsed_ms: Tensor
     recent_item: Tensor
     recent_age_ms: Tensor
@@ -79,11 +88,17 @@ class Ranker(nn.Module):
     """Both heads of stage 2. ``items`` and ``events`` are shared with stage 1 and train through both."""
 
     def __init__(
-        self, config: ModelConfig, items: ItemEncoder, events: EventEncoder, slots: SlotMemory
+        self,
+        config: ModelConfig,
+        items: ItemEncoder,
+        events: EventEncoder,
+        slots: SlotMemory,
+        tokens: ExactTokens,
     ) -> None:
         super().__init__()
         self.config = config
-        self.items, self.events, self.slots = items, events, slots
+        # in a tuple: the model owns them, and saves them once
+        self._borrowed = (items, events, slots, tokens)
         d, q, actions = config.width, config.ranker.queries, len(config.actions)
         self.places = (
             PlaceRead(config) if config.summarizer.kind == "places" and config.summarizer.seeds else None
@@ -105,11 +120,13 @@ class Ranker(nn.Module):
         )  # events, per query
         self.log_scale = nn.Parameter(torch.tensor(math.log(12.0)))
 
-        self.horizons = config.slots.horizons if config.slots.enabled else 0
-        self.slot_keys = config.slots.rows + (config.slots.clusters > 0) if config.slots.enabled else 0
-        seen = self.slot_keys + 1 if self.horizons else 0
-        odds = self.places.features if self.places else 0
-        wide = (2 * self.horizons - 1) * seen + 2 * odds + 4
+        self.near = NearTokens(config) if self.sequence else None
+        self.history = WeightedAttention(d, (12.0,)) if self.sequence else None
+        # how much of what the now token reads goes into each query, and into the token itself
+        self.history_gain = nn.Parameter(torch.full((q,), 0.5)) if self.sequence else None
+        self.history_token = nn.Linear(d + 1, d, bias=False) if self.sequence else None
+        self.readers = self._readers()
+        wide = sum(reader.features for reader in self.readers)
         self.deep = nn.Sequential(nn.Linear(wide, d), nn.SiLU(), nn.Linear(d, d))
         self.head_norm = nn.RMSNorm(d)
         self.head = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, actions))
@@ -126,26 +143,69 @@ class Ranker(nn.Module):
             for last in (self.query_mlp[-1], self.head[-1], self.deep[-1]):
                 last.weight.mul_(0.1)
                 last.bias.zero_()
+            if self.history_token is not None:
+                self.history_token.weight.mul_(0.1)
             self.wide.weight.zero_()
             self.wide.bias.zero_()
-            if self.horizons:
-                self.wide.weight[:, : self.horizons] = 1.0 / self.horizons  # count-min estimate per horizon
-            self.wide.weight[:, -4:] = torch.tensor([0.5, 0.5, 0.5, 3.0])  # recent matches; retrieval score
-            if self.places:
-                self.wide.weight[:, -4 - 2 * self.places.features : -4] = 0.5 / self.places.features
+            at = 0
+            for reader in self.readers:
+                reader.start(self.wide.weight[:, at : at + reader.features])
+                at += reader.features
+
+    def _readers(self) -> list[Reader]:
+        """Where candidates look, in the order of the direct path's weights."""
+        readers: list[Reader] = []
+        at = 0
+
+        def rows(count: int) -> slice:
+            nonlocal at
+            at += count
+            return slice(at - count, at)
+
+        if self.config.slots.enabled:
+            readers.append(SlotReader(self.slots, rows(self.slots.tokens)))
+        if self.places is not None:
+            readers.append(PlaceReader(self.places, rows(self.config.summarizer.seeds)))
+        if self.config.tokens.enabled:
+            readers.append(EntryReader(self.tokens, rows(sum(self.tokens.rows.values()))))
+        if self.near is not None:
+            readers.append(self.near)
+        return [*readers, RecentReader(), ScoreReader()]
+
+    @property
+    def items(self) -> ItemEncoder:
+        return self._borrowed[0]
+
+    @property
+    def events(self) -> EventEncoder:
+        return self._borrowed[1]
+
+    @property
+    def slots(self) -> SlotMemory:
+        return self._borrowed[2]
+
+    @property
+    def tokens(self) -> ExactTokens:
+        return self._borrowed[3]
 
     @property
     def addressed(self) -> int:
-        """S_slot, tokens that candidates read by their own keys."""
-        slots = self.slots.tokens if self.horizons else 0
-        return slots + (self.config.summarizer.seeds if self.places else 0)
+        """Rows of D places that candidates read by their own keys."""
+        slots = self.slots.tokens if self.config.slots.enabled else 0
+        places = self.config.summarizer.seeds if self.places is not None else 0
+        return slots + places + sum(self.tokens.rows.values())
+
+    @property
+    def sequence(self) -> int:
+        """S_t, exact tokens that are read as a sequence."""
+        return self.tokens.sequence_items + self.tokens.sequence_clusters
 
     # --- context ---------------------------------------------------------------------------------------
 
     def context(
         self,
         tokens: dict[str, Tensor],
-        status: Tensor | np.ndarray | None,
+        usable: Tensor | np.ndarray | None,
         recent: Events,
         now_ms: Tensor | np.ndarray,
         last_event_ms: Tensor | np.ndarray | None = None,
@@ -159,11 +219,11 @@ class Ranker(nn.Module):
         """Context of U users.
 
         Args:
-            tokens: group name to float [U, S_g, D]. ``slots``, and ``seeds`` that are places, are addressed
-                by candidates; other ``seeds`` are attended to. A summary counts as missing where ``status``
-                says so or all its rows are zero.
-            status: uint8 [U] of the lookup (FRESH 0, STALE 1, MISSING 2, CORRUPT 3), or None: all usable.
-                With a status, tokens that are not finite count as CORRUPT.
+            tokens: group name to float [U, S_g, D], as stage 1 or a lookup gives them. ``seeds`` that are no
+                places are attended to, all others are addressed by candidates. A summary counts as missing
+                where ``usable`` says so or all its rows are zero.
+            usable: bool [U], whose summary was found whole; None: all. Where it is given, users whose tokens
+                are not finite count as having none.
             recent: the newest events of each user (see :func:`vista.data.recent.select_recent`); may be empty.
             now_ms: int64 [U].
             last_event_ms: int64 [U], last event in the summary; None where there is none.
@@ -176,16 +236,17 @@ class Ranker(nn.Module):
         Raises:
             DataError: tokens of a group this model does not have, or shapes that do not agree.
         """
-        c = self.embed(tokens, status, recent, now_ms, last_event_ms, masked)
+        c = self.embed(tokens, usable, recent, now_ms, last_event_ms, masked)
         keys, values, hidden, at_now = self._run(c.x, c.mask, c.summary, full)
-        taste = self._taste(c.recent_item, c.recent_rank, c.mask[:, c.summary : -1])
-        query = self._queries(at_now[:, None], taste[:, None])[:, 0]
+        query = self._queries(at_now[:, None], c.taste[:, None])[:, 0]
         return ContextKV(
             keys,
             values,
             c.mask,
             query,
             c.slots,
+            c.token,
+            c.token_mass,
             c.elapsed_ms,
             c.recent_item,
             c.recent_age_ms,
@@ -199,7 +260,7 @@ class Ranker(nn.Module):
     def embed(
         self,
         tokens: dict[str, Tensor],
-        status: Tensor | np.ndarray | None,
+        usable: Tensor | np.ndarray | None,
         recent: Events,
         now_ms: Tensor | np.ndarray,
         last_event_ms: Tensor | np.ndarray | None,
@@ -208,9 +269,8 @@ class Ranker(nn.Module):
         """The context's tokens before the first layer; arguments as for :meth:`context`."""
         device, users = self.now_token.device, recent.users
         now = torch.as_tensor(now_ms, device=device)
-        seeds, slots, usable = self._summary(tokens, status, users)
-        has_seeds = usable & (seeds != 0).flatten(1).any(-1)
-        summarized = has_seeds | (usable & (slots != 0).flatten(1).any(-1))
+        seeds, slots, summarized = self._summary(tokens, usable, users)
+        has_seeds = (seeds != 0).flatten(1).any(-1)
         last = now
         if last_event_ms is not None:
             last = torch.where(summarized, torch.as_tensor(last_event_ms, device=device), now)
@@ -234,23 +294,44 @@ class Ranker(nn.Module):
         x = [] if self.summary is None else [self.summary(seeds) + self.summary_place]
         if r:
             x.append(padded(self._recent_tokens(recent, masked)) + self._recent_places(age, rank))
-        x.append(self._now_token(now, elapsed, age, lengths, summarized)[:, None])
+        taste = self._taste(item, rank, there)
+        token, token_mass, read = self._history(slots, taste)
+        taste, at_now = taste + read[0], self._now_token(now, elapsed, age, lengths, summarized) + read[1]
+        x.append(at_now[:, None])
         s = seeds.shape[1]
         mask = torch.cat([has_seeds[:, None].expand(-1, s), there, there.new_ones(users, 1)], 1)
-        return Sequences(torch.cat(x, 1), mask, s, slots, elapsed, item, age, rank, summarized)
+        return Sequences(
+            torch.cat(x, 1), mask, s, slots, token, token_mass, taste, elapsed, item, age, rank, summarized
+        )
+
+    def _history(self, slots: Tensor, taste: Tensor) -> tuple[Tensor, Tensor, tuple[Any, Any]]:
+        """Exact tokens as a sequence, their masses, and what they add to taste [U, Q, D] and the now token [U, D]."""
+        if self.history is None:
+            users = len(slots)
+            empty = slots.new_zeros(users, 0, self.config.width)
+            return empty, slots.new_zeros(users, 0, self.config.tokens.horizons), (0.0, 0.0)
+        tokens = self.tokens
+        held = tokens.unpack(slots[:, -sum(tokens.rows.values()) :])
+        found = tokens.sequence(held, self.items)
+        log_mass = found.mass[..., tokens.deciding].log()  # -inf where there is no token
+        read, odds = self.history(taste, found.vector, log_mass)
+        more = self.history_gain[:, None] * read[:, :, 0]
+        told = torch.cat([read[:, 0, 0], torch.sigmoid(odds[:, 0])], -1)
+        return found.vector, found.mass, (more, self.history_token(told))
 
     def _summary(
-        self, tokens: dict[str, Tensor], status: Tensor | np.ndarray | None, users: int
+        self, tokens: dict[str, Tensor], usable: Tensor | np.ndarray | None, users: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens of the context [U, S, D], addressed tokens [U, S_slot, D] (slots, then places) and bool [U]
-        whether the lookup lets them be used."""
-        d, device = self.config.width, self.now_token.device
-        sizes = {"seeds": self.config.summarizer.seeds, SLOTS: self.slots.tokens if self.horizons else 0}
+        """Tokens of the context [U, S, D], addressed tokens [U, S_slot, D] (slots, places, exact) and bool [U]
+        whether there are any."""
+        d, device, c = self.config.width, self.now_token.device, self.config
+        sizes = {"slots": self.slots.tokens if c.slots.enabled else 0, "seeds": c.summarizer.seeds}
+        sizes = {name: s for name, s in (sizes | self.tokens.rows).items() if s}
         for name, value in tokens.items():
-            if sizes.get(name, 0) == 0 or tuple(value.shape) != (users, sizes[name], d):
+            if name not in sizes or tuple(value.shape) != (users, sizes[name], d):
                 raise DataError(
                     f"summary tokens {name!r}: expected groups "
-                    f"{ {n: (users, s, d) for n, s in sizes.items() if s} }, found {tuple(value.shape)}; "
+                    f"{ {n: (users, s, d) for n, s in sizes.items()} }, found {tuple(value.shape)}; "
                     "make summaries with this model (`vista summarize`)"
                 )
         found = {
@@ -259,16 +340,19 @@ class Ranker(nn.Module):
             else torch.zeros(users, size, d, device=device)
             for name, size in sizes.items()
         }
-        usable = torch.ones(users, dtype=torch.bool, device=device)
-        if status is not None:
-            code = torch.as_tensor(status, device=device)
-            for bad in UNUSABLE:
-                usable &= code != bad
-            for x in found.values():  # one broken number would take every candidate of the user with it
-                usable &= x.flatten(1).isfinite().all(-1)
-            found = {n: torch.where(usable[:, None, None], x, 0) for n, x in found.items()}
-        seeds, slots = found["seeds"], found[SLOTS]
-        return (seeds[:, :0], torch.cat([slots, seeds], 1), usable) if self.places else (seeds, slots, usable)
+        whole = torch.ones(users, dtype=torch.bool, device=device)
+        if usable is not None:
+            whole = torch.as_tensor(usable, device=device)
+            if whole.dtype != torch.bool or whole.shape != (users,):
+                raise DataError(f"usable: expected bool [{users}], found {whole.dtype} {tuple(whole.shape)}")
+            for name, x in found.items():  # one broken number would take every candidate of the user with it
+                if name != ITEMS:  # these are bits, any of which are fine
+                    whole = whole & x.flatten(1).isfinite().all(-1)
+            found = {n: torch.where(whole[:, None, None], x, 0) for n, x in found.items()}
+        some = [(x != 0).flatten(1).any(-1) for n, x in found.items() if n != ITEMS]
+        none = torch.zeros(users, 0, d, device=device)
+        seeds = none if self.places is not None else found.pop("seeds", none)
+        return seeds, torch.cat([none, *found.values()], 1), torch.stack(some).any(0)
 
     def _recent_tokens(self, recent: Events, masked: Tensor | np.ndarray | None) -> Tensor:
         """[N, D], at the scale of a candidate's token."""
@@ -416,45 +500,5 @@ class Ranker(nn.Module):
         return self.head(self.head_norm(x)) + self.wide(known)
 
     def read(self, ctx: ContextKV, item: Tensor, vector: Tensor, plan: crossing.Plan) -> Tensor:
-        """What is known of (user, candidate) without attention, [B, W].
-
-        Log masses of the candidate's own buckets, after their minimum over hash rows (the count-min
-        estimate), and how lately each was touched; log odds of the places near it; matches among the
-        recent events; the retrieval score.
-        """
-        user = plan.user
-        parts = []
-        if self.horizons:
-            mass = self.slots.read(ctx.slots, ctx.elapsed_ms, user, item)
-            mass = mass.clamp_min(0).unflatten(-1, (self.slot_keys, self.horizons))
-            least = mass[:, : self.config.slots.rows].amin(1, keepdim=True)
-            mass = torch.cat([least, mass], 1)
-            parts += [torch.log1p(mass).flatten(1), recency(mass).flatten(1)]
-        if self.places:
-            odds = self.places(vector, ctx.slots[:, -self.config.summarizer.seeds :], plan)
-            parts += [0.25 * odds, F.softplus(odds)]  # far from everything, and how much there is
-        parts.append(self._matches(ctx, item, user))
-        parts.append((ctx.query[user] * vector[:, None]).sum(-1).amax(-1, keepdim=True))
-        return torch.cat(parts, -1)
-
-    def _matches(self, ctx: ContextKV, item: Tensor, user: Tensor) -> Tensor:
-        """[B, 3]: its log count among the recent events; nearness of the newest by rank, by time."""
-        users, r = ctx.recent_item.shape
-        if r == 0:
-            return torch.zeros(len(item), 3, device=item.device)
-        there = ctx.mask[:, -1 - r : -1]
-        # One number per (user, item); candidates are then looked up among their user's sorted events.
-        code = torch.unique(torch.cat([ctx.recent_item.flatten(), item]), return_inverse=True)[1]
-        base = torch.arange(users, device=item.device) * len(code)
-        mine = torch.where(there, code[: users * r].view(users, r) + base[:, None], -1).flatten()
-        order = mine.argsort(stable=True)
-        asked = code[users * r :] + base[user]
-        first = torch.searchsorted(mine[order], asked)
-        end = torch.searchsorted(mine[order], asked, right=True)
-        count = end - first
-        newest = order[(end - 1).clamp_min(0)] % r  # equal ones keep their order: the last is the newest
-        lengths = there.sum(-1)[user]
-        found = (count > 0).float()
-        age = ctx.recent_age_ms[user, newest.clamp_min(0)].float()
-        near = 1 / (lengths - newest).clamp_min(1).float()
-        return torch.stack([torch.log1p(count.float()), found * near, found / (1 + age / DAY_MS)], -1)
+        """What is known of (user, candidate) without attention, [B, W]: what every reader found."""
+        return torch.cat([reader(ctx, item, vector, plan) for reader in self.readers], -1)

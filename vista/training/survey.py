@@ -115,31 +115,27 @@ class Catalogue:
         if not len(self.sample):
             return False
         model.summarizer.start(self.sample)
-        clusters = _clusters(model)
+        clusters = model.clusters
         if not clusters:
             return False
         if content is not None:
-            model.slots.set_clusters(content[0], kmeans(content[1], clusters, model.config.seed))
+            model.set_clusters(content[0], kmeans(content[1], clusters, model.config.seed))
             return False
         early = self.sample if self.fit_ms is None else _before(self.sample, self.fit_ms)
         return self._by_company(model, early)
 
     def refit(self, model: VistaModel, content: tuple[np.ndarray, np.ndarray] | None = None) -> None:
         """After training: clusters by co-occurrence from all of the training period. They are addresses, of which
-        no weight knows one from another."""
-        if content is None and _clusters(model) and len(self.sample):
+        no weight knows one from another; vectors of clusters begin at the means of the trained items."""
+        if content is None and model.clusters and len(self.sample):
             self._by_company(model, self.sample)
 
     def _by_company(self, model: VistaModel, sample: Events) -> bool:
         try:
-            model.slots.set_clusters(*fit_clusters(sample, _clusters(model), seed=model.config.seed))
+            model.set_clusters(*fit_clusters(sample, model.clusters, seed=model.config.seed))
         except DataError:
             return False
         return True
-
-
-def _clusters(model: VistaModel) -> int:
-    return model.config.slots.clusters if model.config.slots.enabled else 0
 
 
 def _before(events: Events, time_ms: int) -> Events:

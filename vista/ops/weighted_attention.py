@@ -1,0 +1,42 @@
+"""Softmax attention to tokens that stand for many events: one module to paste into a model of one's own."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class WeightedAttention(nn.Module):
+    """Queries attend to weighted tokens, with an empty token to fall back on.
+
+    Token t has a vector ``k_t`` and a mass ``m_t``, how many events it stands for. With a sharpness b per head::
+
+        a = softmax over t of (b q.k_t + log m_t), beside an empty token of score b e that has no value
+
+    A token of mass n counts as n tokens of mass 1. Both maps start as the identity, so that before any training a
+    query finds the tokens that are like it; and the mass that fell on tokens tells how many there are, which a softmax
+    alone forgets: give its log odds to the layer that makes the logit.
+
+    Args:
+        width: D of queries and tokens, in one space. sharpness: b of each head at the start. empty: e at the start.
+    """
+
+    def __init__(self, width: int, sharpness: tuple[float, ...] = (12.0, 30.0), empty: float = 0.8) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+        nn.init.eye_(self.query.weight)
+        nn.init.eye_(self.key.weight)
+        self.log_sharpness = nn.Parameter(torch.tensor(sharpness).log())
+        self.empty = nn.Parameter(torch.full((len(sharpness),), empty))
+
+    def forward(self, query: Tensor, tokens: Tensor, log_mass: Tensor) -> tuple[Tensor, Tensor]:
+        """query [U, C, D], tokens [U, S, D], log_mass [U, S] (``-inf``: no token) -> what each head read [U, C, H, D],
+        and log odds [U, C, H] of the mass that fell on tokens."""
+        q, k = F.normalize(self.query(query), dim=-1), F.normalize(self.key(tokens), dim=-1)
+        sharp = self.log_sharpness.exp()[:, None, None]
+        score = (q @ k.transpose(1, 2))[:, None] * sharp + log_mass[:, None, None]  # [U, H, C, S]
+        empty = (sharp * self.empty[:, None, None]).expand(*score.shape[:-1], 1)
+        share = torch.cat([score, empty], -1).softmax(-1)[..., :-1]
+        odds = score.logsumexp(-1).clamp_min(-60.0) - empty[..., 0]
+        return (share @ tokens[:, None]).transpose(1, 2), odds.transpose(1, 2)

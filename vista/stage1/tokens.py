@@ -1,0 +1,296 @@
+"""Exact tokens: the items that matter most to a user and counters of all clusters, each with its masses.
+
+Full attention over events whose keys are items uses nothing but how often each item came, by age: a sum over events is
+a sum over distinct items with log counts. So that is kept, in tables (``tables``): the K items with the most
+recency-weighted mass by their ids, and every cluster of the catalogue. Every event reaches its cluster's counter, so
+what is dropped from the items is not lost.
+
+One record, two ways to read it. *Addressed*: a candidate finds its own entry and its cluster's. *As a sequence*: the
+heaviest items, then the clusters with what no item of the sequence stands for, as tokens ``[S, D]`` with masses; the
+vectors come from whoever reads, here from the model's item encoder and a vector per cluster.
+
+In a record, by groups of ``tokens`` x D places of four bytes (or one, in log8): ``items``, K ids ascending, each over
+two places (codec ``int64``: bits, not numbers); ``masses``, K x H; ``clusters``, clusters x H. Unused entries have mass
+0 and come last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vista.config import ModelConfig
+from vista.data.events import Events
+from vista.embedding.catalogue_column import ItemTable
+from vista.embedding.encoders import ItemEncoder
+from vista.errors import DataError
+from vista.ops.hashing import bucket_numpy, bucket_torch
+from vista.stage1.groups import GroupShape, Parts, TableShape, Work
+from vista.stage1.tables import Entries, Tables
+
+_CLUSTER_SALT = 0xC105
+_NO_ITEM = np.iinfo(np.int64).max
+ITEMS, MASSES, CLUSTERS = "items", "masses", "clusters"
+
+
+class Held(NamedTuple):
+    """A record's exact tokens, read back.
+
+    Attributes:
+        item: int64 [U, K], ascending. mass: float32 [U, K, H], 0 where an entry is unused.
+        cluster: float32 [U, clusters, H].
+    """
+
+    item: Tensor
+    mass: Tensor
+    cluster: Tensor
+
+
+class Sequence(NamedTuple):
+    """Tokens to attend to, heaviest first: items, then clusters.
+
+    Attributes:
+        vector: [U, S, D], unit length; 0 where nothing is known of a cluster.
+        mass: float32 [U, S, H], 0 where there is no token.
+    """
+
+    vector: Tensor
+    mass: Tensor
+
+
+class ExactTokens(nn.Module):
+    """Layout, keys and reading of exact tokens; and the two tables. The fitted clusters are buffers, their vectors
+    (0 until fitted) are learned."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        t = config.tokens
+        self.width, self.capacity, self.clusters, self.horizons = (
+            config.width,
+            t.items,
+            t.clusters,
+            t.horizons,
+        )
+        self.half_lives = t.half_lives_events
+        self.sequence_items = min(t.sequence - t.places, t.items) if t.enabled else 0
+        self.sequence_clusters = min(t.places, t.clusters) if t.enabled else 0
+        chunk = config.summarizer.chunk or 256
+        self.item_table = Tables(t.items, t.half_lives_events, chunk) if t.enabled else None
+        self.cluster_table = Tables(t.clusters, t.half_lives_events, chunk) if t.clusters else None
+        self.deciding = self.item_table.horizons.deciding if self.item_table else 0
+        self.cluster_of = ItemTable((), torch.int32)
+        self.cluster_vectors = nn.Parameter(torch.zeros(t.clusters if t.enabled else 0, config.width))
+
+    @property
+    def enabled(self) -> bool:
+        return self.item_table is not None
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Group name to its tokens, S_g."""
+        places = {ITEMS: 2 * self.capacity, MASSES: self.capacity * self.horizons}
+        if self.clusters:
+            places[CLUSTERS] = self.clusters * self.horizons
+        return {name: -(-n // self.width) for name, n in places.items()} if self.enabled else {}
+
+    # --- clusters
+
+    @torch.no_grad()
+    def set_clusters(self, items: np.ndarray, cluster: np.ndarray, encoder: ItemEncoder) -> None:
+        """Clusters of the catalogue (int64 [M], int [M]); their vectors start at the mean of their items'.
+
+        Raises:
+            DataError: a cluster outside [0, clusters), or an item twice.
+        """
+        cluster = np.asarray(cluster)
+        if len(cluster) and (cluster.min() < 0 or cluster.max() >= self.clusters):
+            raise DataError(
+                f"item clusters: expected 0 to {self.clusters - 1} (tokens.clusters), "
+                f"found {cluster.min()} to {cluster.max()}; fit them with the same configuration"
+            )
+        self.cluster_of.set(items, cluster.astype(np.int32))
+        total = torch.zeros_like(self.cluster_vectors)
+        for a in range(0, len(items), 1 << 16):
+            part = torch.from_numpy(np.asarray(items[a : a + (1 << 16)], np.int64)).to(total.device)
+            number = torch.from_numpy(cluster[a : a + (1 << 16)].astype(np.int64)).to(total.device)
+            total.index_add_(0, number, encoder.vector(part))
+        self.cluster_vectors.copy_(F.normalize(total, dim=-1))
+
+    def cluster(self, item: Tensor) -> Tensor:
+        """Cluster of each item, int64 [...]; an unknown item's is drawn by hash, always the same."""
+        found = bucket_torch(item, _CLUSTER_SALT, self.clusters)
+        if len(self.cluster_of):
+            row, known = self.cluster_of(item)
+            found = torch.where(known, self.cluster_of.values[row].long(), found)
+        return found
+
+    def _cluster_numpy(self, item: np.ndarray) -> np.ndarray:
+        found = bucket_numpy(item, _CLUSTER_SALT, self.clusters)
+        if len(self.cluster_of):
+            ids = self.cluster_of.ids.cpu().numpy()
+            row = np.minimum(np.searchsorted(ids, item), len(ids) - 1)
+            found = np.where(ids[row] == item, self.cluster_of.values.cpu().numpy()[row], found)
+        return found.astype(np.int64)
+
+    # --- record
+
+    def pack(self, items: Entries, clusters: Entries | None) -> dict[str, np.ndarray]:
+        """Tables of U users as groups of a record, float32 [U, S_g, D]."""
+        users, rows = items.users, self.rows
+        owner = np.repeat(np.arange(users), np.diff(items.offsets))
+        place = np.arange(len(items.key)) - items.offsets[owner]
+        ids = np.zeros((users, rows[ITEMS] * self.width // 2), np.int64)
+        ids[:, : self.capacity] = _NO_ITEM
+        ids[owner, place] = items.key
+        mass = np.zeros((users, rows[MASSES] * self.width), np.float32)
+        cells = mass[:, : self.capacity * self.horizons].reshape(users, self.capacity, self.horizons)
+        cells[owner, place] = self.item_table.horizons.floats(items.mass)
+        mass[:, : self.capacity * self.horizons] = cells.reshape(users, -1)
+        out = {
+            ITEMS: ids.view(np.float32).reshape(users, rows[ITEMS], self.width),
+            MASSES: mass.reshape(users, rows[MASSES], self.width),
+        }
+        if clusters is not None:
+            counters = np.zeros((users, rows[CLUSTERS] * self.width), np.float32)
+            owner = np.repeat(np.arange(users), np.diff(clusters.offsets))
+            found = self.cluster_table.horizons.floats(clusters.mass)
+            for h in range(self.horizons):
+                counters[owner, clusters.key * self.horizons + h] = found[:, h]
+            out[CLUSTERS] = counters.reshape(users, rows[CLUSTERS], self.width)
+        return out
+
+    def unpack(self, addressed: Tensor) -> Held:
+        """Inverse of :meth:`pack`: the groups side by side, float32 [U, sum of S_g, D]."""
+        users, parts, at = len(addressed), {}, 0
+        for name, rows in self.rows.items():
+            parts[name] = addressed[:, at : at + rows].reshape(users, rows * self.width)
+            at += rows
+        ids = parts[ITEMS].contiguous().view(torch.int64)[:, : self.capacity]
+        mass = parts[MASSES][:, : self.capacity * self.horizons].unflatten(1, (self.capacity, self.horizons))
+        cluster = mass[:, :0]
+        if self.clusters:
+            used = self.clusters * self.horizons
+            cluster = parts[CLUSTERS][:, :used].unflatten(1, (self.clusters, self.horizons))
+        return Held(ids.contiguous(), mass, cluster)
+
+    # --- reading
+
+    def sequence(self, held: Held, encoder: ItemEncoder) -> Sequence:
+        """The heaviest items of each user, and the clusters with most of what these do not stand for."""
+        weight = held.mass[..., self.deciding]
+        order = weight.sort(dim=1, descending=True, stable=True)[1][:, : self.sequence_items]
+        item = held.item.gather(1, order)
+        mass = held.mass.gather(1, order[..., None].expand(-1, -1, self.horizons))
+        there = mass[..., :1] > 0
+        vector = encoder.vector(torch.where(there[..., 0], item, 0)) * there
+        if not self.sequence_clusters:
+            return Sequence(vector, mass)
+        rest = held.cluster.clone()
+        number = self.cluster(item)[..., None].expand(-1, -1, self.horizons)
+        rest = rest.scatter_add(1, number, -mass)
+        # what rounding to a byte leaves of a cluster whose items are all told is nothing
+        rest = torch.where(rest > 0.1 * held.cluster, rest, 0.0)
+        top = rest[..., self.deciding].sort(dim=1, descending=True, stable=True)[1][
+            :, : self.sequence_clusters
+        ]
+        places = rest.gather(1, top[..., None].expand(-1, -1, self.horizons))
+        vectors = F.normalize(F.embedding(top, self.cluster_vectors), dim=-1)
+        return Sequence(torch.cat([vector, vectors], 1), torch.cat([mass, places], 1))
+
+
+class ExactTokenGroup:
+    """Exact tokens as a group of stage 1 (:class:`vista.stage1.groups.TokenGroup`)."""
+
+    def __init__(self, tokens: ExactTokens) -> None:
+        self.tokens = tokens
+
+    def groups(self) -> list[GroupShape]:
+        codecs = {ITEMS: "int64", MASSES: "log8", CLUSTERS: "log8"}
+        return [GroupShape(n, rows, self.tokens.width, codecs[n]) for n, rows in self.tokens.rows.items()]
+
+    def tables(self) -> list[TableShape]:
+        t = self.tokens
+        lives = tuple(None if h == float("inf") else h for h in t.half_lives)
+        found = [TableShape(ITEMS, MASSES, t.capacity, lives, t.deciding)]
+        return found + ([TableShape("", CLUSTERS, t.clusters, lives, t.deciding)] if t.clusters else [])
+
+    def modules(self) -> Iterable[nn.Module]:
+        # what a state depends on: which item is in which cluster; not the clusters' vectors
+        return [self.tokens.cluster_of]
+
+    def _tables(self) -> dict[str, Tables]:
+        found = {ITEMS: self.tokens.item_table, CLUSTERS: self.tokens.cluster_table}
+        return {name: table for name, table in found.items() if table is not None}
+
+    def _keys(self, name: str, events: Events) -> np.ndarray:
+        return events.item if name == ITEMS else self.tokens._cluster_numpy(events.item)
+
+    def advance(self, work: Work) -> tuple[dict[str, np.ndarray], dict[int, Parts]]:
+        users = np.flatnonzero((work.chunks > 0) | (work.count > 0))  # most have no full chunk
+        place = np.full(len(work.given) + 1, len(users))
+        place[users] = np.arange(len(users))
+        new, tails = work.folded(users), work.tails(work.emitted)
+        served, kept = {}, {int(u): {} for u in users[work.chunks[users] > 0]}
+        for name, table in self._tables().items():
+            entries = _loaded(name, [work.given[u] for u in users], self.tokens.horizons)
+            entries = table.fold(entries, new, self._keys(name, new))
+            for u in kept:
+                rows = slice(int(entries.offsets[place[u]]), int(entries.offsets[place[u] + 1]))
+                kept[u] |= {f"{name}.key": entries.key[rows], f"{name}.mass": entries.mass[:, rows]}
+            # one empty table at the end, for those who have none
+            more = Entries.concat([entries, Entries.empty(1, self.tokens.horizons)], self.tokens.horizons)
+            served[name] = table.after(more.select(place[work.emitted]), tails, self._keys(name, tails))
+        return self.tokens.pack(served[ITEMS], served.get(CLUSTERS)), kept
+
+    def prefixes(
+        self, events: Events, cuts: np.ndarray, user_of: np.ndarray, exact: bool
+    ) -> dict[str, Tensor]:
+        device = self.tokens.cluster_vectors.device
+        served = {}
+        for name, table in self._tables().items():
+            served[name] = _prefixes(table, events, self._keys(name, events), cuts, user_of)
+        found = self.tokens.pack(served[ITEMS], served.get(CLUSTERS))
+        return {name: torch.from_numpy(x).to(device) for name, x in found.items()}
+
+
+def _prefixes(
+    table: Tables, events: Events, keys: np.ndarray, cuts: np.ndarray, user_of: np.ndarray
+) -> Entries:
+    """Tables after the first ``cuts[k]`` events of user ``user_of[k]``; every cut exact."""
+    # the keys travel in the place of the items, so that slices of histories carry them along
+    keyed = Events(events.offsets, **{**events.columns, "item": keys})
+    c, h = table.chunk, len(table.horizons)
+    whole = cuts // c
+    entries, at = Entries.empty(events.users, h), np.zeros(events.users, np.int64)
+    pieces, order = [], []
+    for n in np.unique(whole):
+        rows = np.flatnonzero(whole == n)
+        goal = at.copy()
+        goal[user_of[whole >= n]] = n
+        start = keyed.offsets[:-1]
+        new = keyed.slices(start + at * c, start + goal * c)
+        entries, at = table.fold(entries, new, new.item), goal
+        first = start[user_of[rows]]
+        tails = keyed.slices(first + n * c, first + cuts[rows])
+        pieces.append(table.after(entries.select(user_of[rows]), tails, tails.item))
+        order.append(rows)
+    if not pieces:
+        return Entries.empty(0, h)
+    return Entries.concat(pieces, h).select(np.argsort(np.concatenate(order)))
+
+
+def _loaded(name: str, given: list, horizons: int) -> Entries:
+    """Tables that states kept; empty where there is no state."""
+    none = np.zeros(0, np.int64)
+    key = [s.parts.get(f"{name}.key", none) if s else none for s in given]
+    if not key:
+        return Entries.empty(0, horizons)
+    empty = np.zeros((horizons, 0), np.int64)
+    mass = [s.parts.get(f"{name}.mass", empty) if s else empty for s in given]
+    offsets = np.concatenate([[0], np.cumsum([len(k) for k in key])])
+    return Entries(offsets, np.concatenate(key), np.concatenate(mass, 1))

@@ -1,0 +1,199 @@
+"""What is known of (user, candidate) without attention among tokens: readers side by side.
+
+Each reader looks in one place and gives a few numbers per candidate. They enter the candidate's token and, by a direct
+path, its logits: "has this person been here, how often, how lately" is most of what a history tells. A new kind of
+tokens that candidates read is one class here and one entry in ``Ranker.readers``.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vista.config import ModelConfig
+from vista.ops.crossing import Plan
+from vista.stage1.places import PlaceRead
+from vista.stage1.slots import SlotMemory, recency
+from vista.stage1.tokens import ExactTokens
+from vista.stage2.context_kv import ContextKV
+
+DAY_MS = 86_400_000
+_NOTHING = 1e-6
+
+
+class Reader(Protocol):
+    """One place where candidates look.
+
+    Attributes:
+        features: numbers per candidate.
+    """
+
+    features: int
+
+    def start(self, wide: Tensor) -> None:
+        """Set the weights of the direct path [A, features], zeros as given, so that training starts as matching."""
+        ...
+
+    def __call__(self, ctx: ContextKV, item: Tensor, vector: Tensor, plan: Plan) -> Tensor:
+        """Features [B, F] of candidates: item int64 [B], vector [B, D] of unit length, grouped as ``plan`` says."""
+        ...
+
+
+class SlotReader:
+    """Hashed slots: log masses under the candidate's own keys, after their minimum over hash rows (the count-min
+    estimate), and how lately each was touched."""
+
+    def __init__(self, memory: SlotMemory, rows: slice) -> None:
+        self.memory, self.rows = memory, rows
+        self.features = (2 * memory.horizons - 1) * (memory.key_count + 1)
+
+    def start(self, wide: Tensor) -> None:
+        wide[:, : self.memory.horizons] = 1.0 / self.memory.horizons  # count-min estimate per horizon
+
+    def __call__(self, ctx: ContextKV, item: Tensor, vector: Tensor, plan: Plan) -> Tensor:
+        memory = self.memory
+        mass = memory.read(ctx.slots[:, self.rows], ctx.elapsed_ms, plan.user, item)
+        mass = mass.clamp_min(0).unflatten(-1, (memory.key_count, memory.horizons))
+        mass = torch.cat([mass[:, : memory.rows].amin(1, keepdim=True), mass], 1)
+        return torch.cat([torch.log1p(mass).flatten(1), recency(mass).flatten(1)], -1)
+
+
+class PlaceReader:
+    """Seed tokens of kind ``places``: log odds of what lies near the candidate."""
+
+    def __init__(self, places: PlaceRead, rows: slice) -> None:
+        self.places, self.rows = places, rows
+        self.features = 2 * places.features
+
+    def start(self, wide: Tensor) -> None:
+        wide.fill_(1.0 / self.features)
+
+    def __call__(self, ctx: ContextKV, item: Tensor, vector: Tensor, plan: Plan) -> Tensor:
+        odds = self.places(vector, ctx.slots[:, self.rows], plan)
+        return torch.cat([0.25 * odds, F.softplus(odds)], -1)  # far from everything, and how much there is
+
+
+class EntryReader:
+    """Exact tokens, addressed: the candidate's own entry and its cluster's counter."""
+
+    def __init__(self, tokens: ExactTokens, rows: slice) -> None:
+        self.tokens, self.rows = tokens, rows
+        self.keys = 1 + (tokens.clusters > 0)
+        self.features = (2 * tokens.horizons - 1) * self.keys
+
+    def start(self, wide: Tensor) -> None:
+        h = self.tokens.horizons
+        wide[:, :h] = 1.0 / h
+        wide[:, h : self.keys * h] = 0.25 / h
+
+    def __call__(self, ctx: ContextKV, item: Tensor, vector: Tensor, plan: Plan) -> Tensor:
+        held = self.tokens.unpack(ctx.slots[:, self.rows])
+        row, at = plan.user, found_at(held.item, item, plan)
+        found = torch.where((held.item[row, at] == item)[:, None], held.mass[row, at], 0.0)
+        parts = [found]
+        if self.tokens.clusters:
+            parts.append(held.cluster[row, self.tokens.cluster(item)])
+        mass = torch.stack(parts, 1)
+        return torch.cat([torch.log1p(mass).flatten(1), recency(mass).flatten(1)], -1)
+
+
+def found_at(ids: Tensor, item: Tensor, plan: Plan) -> Tensor:
+    """Where each candidate would stand in its user's ascending ``ids`` int64 [U, K]: int64 [B] below K."""
+    outputs = []
+    for group in plan.groups:
+        asked = item.view(plan.users, group.width) if group.rows is None else item[group.rows]
+        mine = ids if group.users is None else ids[group.users]
+        outputs.append(torch.searchsorted(mine, asked).flatten())
+    at = torch.cat(outputs) if outputs else item.new_zeros(0)
+    return (at if plan.back is None else at[plan.back]).clamp_max(ids.shape[1] - 1)
+
+
+class NearTokens(nn.Module):
+    """Exact tokens as a sequence: what lies near a candidate, as log odds per sharpness and horizon.
+
+    With a sharpness b and an empty place that scores b e::
+
+        odds = sum over tokens of mass * exp(b (cosine(candidate, token) - e))
+
+    which is what softmax attention to the raw events would weigh them with, were those of a cluster all at its vector.
+    Cosines are taken after a learned map that starts as the identity.
+    """
+
+    SHARPNESS = (12.0, 30.0)
+    EMPTY = 0.8
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.match = nn.Parameter(torch.eye(config.width))
+        self.log_sharpness = nn.Parameter(torch.tensor(self.SHARPNESS).log())
+        self.empty = nn.Parameter(torch.full((len(self.SHARPNESS),), self.EMPTY))
+        self.odds = len(self.SHARPNESS) * config.tokens.horizons
+        self.features = 2 * self.odds
+
+    def start(self, wide: Tensor) -> None:
+        wide.fill_(1.0 / self.features)
+
+    def forward(self, ctx: ContextKV, item: Tensor, vector: Tensor, plan: Plan) -> Tensor:
+        x = F.normalize(vector @ self.match, dim=-1)
+        keys = F.normalize(ctx.token @ self.match, dim=-1)
+        sharpness = self.log_sharpness.exp()
+        outputs = []
+        for group in plan.groups:
+            rows = x.view(plan.users, group.width, -1) if group.rows is None else x[group.rows]
+            k, m = (
+                (keys, ctx.token_mass)
+                if group.users is None
+                else (keys[group.users], ctx.token_mass[group.users])
+            )
+            cosine = rows @ k.transpose(1, 2)  # [G, M, S]
+            each = [torch.exp(b * (cosine - e)) @ m for b, e in zip(sharpness, self.empty, strict=True)]
+            outputs.append(torch.cat(each, -1).flatten(0, 1))
+        out = torch.cat(outputs) if outputs else x.new_zeros(0, self.odds)
+        odds = torch.log((out if plan.back is None else out[plan.back]) + _NOTHING)
+        return torch.cat([0.25 * odds, F.softplus(odds)], -1)
+
+
+class RecentReader:
+    """Recent events of the candidate's own item: log count; nearness of the newest by rank, by time."""
+
+    features = 3
+
+    def start(self, wide: Tensor) -> None:
+        wide.fill_(0.5)
+
+    def __call__(self, ctx: ContextKV, item: Tensor, vector: Tensor, plan: Plan) -> Tensor:
+        user = plan.user
+        users, r = ctx.recent_item.shape
+        if r == 0:
+            return torch.zeros(len(item), 3, device=item.device)
+        there = ctx.mask[:, -1 - r : -1]
+        # One number per (user, item); candidates are then looked up among their user's sorted events.
+        code = torch.unique(torch.cat([ctx.recent_item.flatten(), item]), return_inverse=True)[1]
+        base = torch.arange(users, device=item.device) * len(code)
+        mine = torch.where(there, code[: users * r].view(users, r) + base[:, None], -1).flatten()
+        order = mine.argsort(stable=True)
+        asked = code[users * r :] + base[user]
+        first = torch.searchsorted(mine[order], asked)
+        end = torch.searchsorted(mine[order], asked, right=True)
+        count = end - first
+        newest = order[(end - 1).clamp_min(0)] % r  # equal ones keep their order: the last is the newest
+        lengths = there.sum(-1)[user]
+        found = (count > 0).float()
+        age = ctx.recent_age_ms[user, newest.clamp_min(0)].float()
+        near = 1 / (lengths - newest).clamp_min(1).float()
+        return torch.stack([torch.log1p(count.float()), found * near, found / (1 + age / DAY_MS)], -1)
+
+
+class ScoreReader:
+    """The retrieval score: the candidate beside the best of the user's queries."""
+
+    features = 1
+
+    def start(self, wide: Tensor) -> None:
+        wide.fill_(3.0)
+
+    def __call__(self, ctx: ContextKV, item: Tensor, vector: Tensor, plan: Plan) -> Tensor:
+        return (ctx.query[plan.user] * vector[:, None]).sum(-1).amax(-1, keepdim=True)
