@@ -298,7 +298,8 @@ def load(path: str | Path, device: str | torch.device = "cpu", expect: str | Non
     model = VistaModel(config)
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
-        absent = set(missing) - (set(model.state_dict()) - set(_weights(model)))
+        own = _weights(model)
+        absent = {name for name in missing if name in own and own[name].numel()}
         if absent or unexpected:
             raise RuntimeError(f"missing {sorted(absent)}, unexpected {sorted(unexpected)}")
     except RuntimeError as error:

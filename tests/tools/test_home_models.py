@@ -13,11 +13,16 @@ from cache_store import testing
 from tools import cli
 from tools.home import Home
 from vista import bundle
-from vista.config import EmbeddingConfig, ModelConfig, SlotConfig
+from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, TokenConfig
 from vista.errors import BundleError
 from vista.model import VistaModel
 
-SMALL = ModelConfig(width=8, embedding=EmbeddingConfig(rows=8), slots=SlotConfig(buckets=4, clusters=0))
+SMALL = ModelConfig(
+    width=8,
+    embedding=EmbeddingConfig(rows=8),
+    tokens=TokenConfig(items=0),
+    slots=SlotConfig(buckets=4, clusters=0),
+)
 
 
 def put(path, fingerprint: str) -> None:

@@ -14,11 +14,12 @@ from tools.studies.contexts import BASE, ExactMasses, History, variants
 from tools.studies.information import information
 from tools.studies.protocol import Data, examples, from_columns, held_out, training_batches
 from tools.studies.study import answer, build, train
-from vista.config import SlotConfig, SummarizerConfig
+from vista.config import SlotConfig, SummarizerConfig, TokenConfig
 
 SMALL = dataclasses.replace(
     BASE,
     embedding=dataclasses.replace(BASE.embedding, rows=1_024),
+    tokens=TokenConfig(items=0),
     slots=SlotConfig(rows=1, buckets=65_536, clusters=8),
     summarizer=SummarizerConfig(layers=1, heads=2, seeds=4, chunk=16),
 )

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from vista import bundle
-from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig
+from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig, TokenConfig
 from vista.errors import BundleError, FingerprintMismatch
 from vista.model import VistaModel
 
@@ -20,6 +20,7 @@ SMALL = ModelConfig(
     width=16,
     actions=("view", "buy"),
     embedding=EmbeddingConfig(rows=32, surfaces=4, content_width=3),
+    tokens=TokenConfig(items=0),
     slots=SlotConfig(buckets=8, clusters=4),
     summarizer=SummarizerConfig(layers=1, seeds=2, chunk=4),
     ranker=RankerConfig(layers=1, recent=4),

@@ -38,7 +38,12 @@ def test_missing_fields_take_their_defaults() -> None:
         ('{"summarizer": {"heads": 3}}', "summarizer.heads"),
         ('{"actions": ["a", "a"]}', "actions"),
         ('{"slots": {"half_lives_days": [0]}}', "half_lives"),
-        ('{"summarizer": {"seeds": 0}, "slots": {"buckets": 0}}', "seeds"),
+        ('{"tokens": {"items": 0}}', "tokens.items.*summarizer.seeds"),
+        ('{"tokens": {"half_lives_events": ["inf"]}}', "tokens.half_lives_events.*found"),
+        ('{"tokens": {"places": 600}}', "tokens.places.*found 600"),
+        ('{"summarizer": {"kind": "nonsense"}}', "summarizer.kind.*found 'nonsense'"),
+        ('{"summarizer": {"rows": "words"}}', "summarizer.rows.*found 'words'"),
+        ('{"summarizer": {"reconstruction_window": 1}}', "reconstruction_window.*found 1"),
     ],
 )
 def test_a_wrong_configuration_is_refused_by_the_name_of_its_field(text: str, named: str) -> None:

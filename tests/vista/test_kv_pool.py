@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig
+from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig, TokenConfig
 from vista.data.events import Events
 from vista.embedding.encoders import EventEncoder, ItemEncoder
 from vista.errors import DataError
@@ -24,6 +24,7 @@ CONFIG = ModelConfig(
     width=16,
     actions=("view", "save"),
     embedding=EmbeddingConfig(rows=97),
+    tokens=TokenConfig(items=0),
     slots=SlotConfig(rows=2, buckets=24, clusters=8),
     summarizer=SummarizerConfig(seeds=5),
     ranker=RankerConfig(recent=6, queries=2),

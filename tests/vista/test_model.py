@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import torch
 
-from vista.config import EmbeddingConfig, ModelConfig, SlotConfig
+from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, TokenConfig
 from vista.model import VistaModel
 
 CONFIG = ModelConfig(
-    width=16, embedding=EmbeddingConfig(rows=64), slots=SlotConfig(rows=1, buckets=16, clusters=4)
+    width=16,
+    embedding=EmbeddingConfig(rows=64),
+    tokens=TokenConfig(items=0),
+    slots=SlotConfig(rows=1, buckets=16, clusters=4),
 )
 
 

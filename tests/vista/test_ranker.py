@@ -10,12 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig
+from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig, TokenConfig
 from vista.data.events import Events
 from vista.embedding.encoders import EventEncoder, ItemEncoder
 from vista.errors import DataError, FingerprintMismatch
 from vista.ops import crossing
 from vista.stage1.slots import SlotMemory
+from vista.stage1.tokens import ExactTokenGroup
 from vista.stage2.naive import one_sequence
 from vista.stage2.ranker import Ranker, select_recent
 
@@ -26,6 +27,7 @@ CONFIG = ModelConfig(
     width=16,
     actions=("view", "save"),
     embedding=EmbeddingConfig(tables=2, rows=97),
+    tokens=TokenConfig(items=0),
     slots=SlotConfig(rows=2, buckets=24, clusters=8),
     summarizer=SummarizerConfig(seeds=5),
     ranker=RankerConfig(layers=2, heads=2, recent=6, queries=2),
@@ -44,7 +46,15 @@ def build(config: ModelConfig = CONFIG, seed: int = 0) -> Ranker:
 
 RANKER = build()
 PLACES = build(dataclasses.replace(CONFIG, summarizer=SummarizerConfig(seeds=5, kind="places")))
-BOTH = pytest.mark.parametrize("ranker", [RANKER, PLACES], ids=["qla", "places"])
+EXACT = build(
+    dataclasses.replace(
+        CONFIG,
+        tokens=TokenConfig(items=12, clusters=6, sequence=10, places=3),
+        slots=SlotConfig(),
+        summarizer=SummarizerConfig(),
+    )
+)
+KINDS = pytest.mark.parametrize("ranker", [RANKER, PLACES, EXACT], ids=["qla", "places", "exact"])
 
 
 def histories(lengths, rng) -> Events:
@@ -62,14 +72,18 @@ def request(lengths, rng, ranker=RANKER, **kwargs):
     """Inputs of ``context`` for users with so many recent events, summaries drawn at random."""
     u = len(lengths)
     old = histories(rng.integers(1, 50, u), rng)
-    slots = ranker.slots.serve(ranker.slots.update(ranker.slots.empty(u), old))
-    tokens = {
-        "seeds": torch.from_numpy(rng.normal(size=(u, 5, 16)).astype(np.float32)),
-        "slots": torch.from_numpy(slots),
-    }
+    tokens = {}
+    if ranker.config.summarizer.seeds:
+        tokens["seeds"] = torch.from_numpy(rng.normal(size=(u, 5, 16)).astype(np.float32))
+    if ranker.config.slots.enabled:
+        slots = ranker.slots.serve(ranker.slots.update(ranker.slots.empty(u), old))
+        tokens["slots"] = torch.from_numpy(slots)
+    if ranker.config.tokens.enabled:
+        group = ExactTokenGroup(ranker.tokens)
+        tokens |= group.prefixes(old, old.lengths, np.arange(u), True)
     return dict(
         tokens=tokens,
-        status=np.zeros(u, np.uint8),
+        usable=np.ones(u, bool),
         recent=histories(lengths, rng),
         now_ms=np.full(u, NOW),
         last_event_ms=NOW - rng.integers(0, 9 * DAY, u),
@@ -82,7 +96,7 @@ def only(inputs, users):
     return {
         **inputs,
         "tokens": {n: x[users] for n, x in inputs["tokens"].items()},
-        "status": inputs["status"][users],
+        "usable": inputs["usable"][users],
         "recent": inputs["recent"].select(users),
         "now_ms": inputs["now_ms"][users],
         "last_event_ms": inputs["last_event_ms"][users],
@@ -100,11 +114,11 @@ def close(a, b):
 SLATES = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 7)), min_size=1, max_size=4)
 
 
-@BOTH
+@KINDS
 @given(SLATES, st.integers(0, 2**16))
 def test_deduplicated_equals_one_context_per_candidate_row(ranker, shape, seed):
     rng = np.random.default_rng(seed)
-    inputs = request([r for r, _ in shape], rng)
+    inputs = request([r for r, _ in shape], rng, ranker)
     counts = np.array([b for _, b in shape])
     items = rng.integers(0, 40, counts.sum())
     with torch.no_grad():
@@ -114,11 +128,11 @@ def test_deduplicated_equals_one_context_per_candidate_row(ranker, shape, seed):
     close(shared, expanded)
 
 
-@BOTH
-@given(st.integers(0, 6), st.integers(1, 9), st.integers(0, 3), st.integers(0, 2**16))
-def test_context_and_crossing_equal_one_masked_sequence(ranker, recent, candidates, status, seed):
+@KINDS
+@given(st.integers(0, 6), st.integers(1, 9), st.booleans(), st.integers(0, 2**16))
+def test_context_and_crossing_equal_one_masked_sequence(ranker, recent, candidates, usable, seed):
     rng = np.random.default_rng(seed)
-    inputs = {**request([recent], rng), "status": np.array([status], np.uint8)}
+    inputs = {**request([recent], rng, ranker), "usable": np.array([usable])}
     items = rng.integers(0, 40, candidates)
     with torch.no_grad():
         split = ranker.rank(ranker.context(**inputs), items, [0, candidates])
@@ -243,13 +257,13 @@ def test_a_masked_action_reaches_no_output_and_an_unmasked_one_does():
         assert all(torch.equal(a, b) for a, b in zip(*outs, strict=True)) is same
 
 
-@pytest.mark.parametrize("how", ["missing", "corrupt", "zeros", "absent"])
+@pytest.mark.parametrize("how", ["missing", "zeros", "absent"])
 def test_however_a_summary_is_unavailable_the_user_is_scored_the_same(how):
     rng = np.random.default_rng(3)
     inputs = request([4, 0], rng)
     gone = {**inputs}
-    if how in ("missing", "corrupt"):
-        gone["status"] = np.array([2, 2] if how == "missing" else [3, 3], np.uint8)
+    if how == "missing":
+        gone["usable"] = np.zeros(2, bool)
     elif how == "zeros":
         gone["tokens"] = {n: torch.zeros_like(x) for n, x in inputs["tokens"].items()}
     else:
@@ -264,17 +278,21 @@ def test_however_a_summary_is_unavailable_the_user_is_scored_the_same(how):
     close(logits, RANKER.rank(plain, items, [0, 2, 4]))
 
 
-def test_a_stale_summary_is_used():
-    inputs = request([2], np.random.default_rng(4))
-    ctx = RANKER.context(**{**inputs, "status": np.array([1], np.uint8)})
-    assert ctx.summarized.all() and ctx.mask[:, :5].all()
-
-
 @pytest.mark.parametrize(
     "config",
     [
-        ModelConfig(width=16, slots=SlotConfig(buckets=0), summarizer=SummarizerConfig(seeds=3)),
-        ModelConfig(width=16, slots=SlotConfig(buckets=8, clusters=0), summarizer=SummarizerConfig(seeds=0)),
+        ModelConfig(
+            width=16,
+            tokens=TokenConfig(items=0),
+            slots=SlotConfig(buckets=0),
+            summarizer=SummarizerConfig(seeds=3),
+        ),
+        ModelConfig(
+            width=16,
+            tokens=TokenConfig(items=0),
+            slots=SlotConfig(buckets=8, clusters=0),
+            summarizer=SummarizerConfig(seeds=0),
+        ),
     ],
     ids=["seeds only", "slots only"],
 )

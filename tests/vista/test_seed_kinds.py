@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, SummarizerConfig
+from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, SummarizerConfig, TokenConfig
 from vista.data.events import Events
 from vista.embedding.encoders import EventEncoder, ItemEncoder
 from vista.model import VistaModel
@@ -27,6 +27,7 @@ C = 8
 CONFIG = ModelConfig(
     width=16,
     embedding=EmbeddingConfig(rows=256),
+    tokens=TokenConfig(items=0),
     slots=SlotConfig(buckets=0, clusters=0),
     summarizer=SummarizerConfig(layers=2, heads=2, chunk=C, seeds=3),
 )
@@ -68,7 +69,7 @@ def test_how_steps_are_filled_changes_nothing(kind):
     model, events = built(kind), histories([0, 3, 40, 8, 21], 2)
     whole = model.summarize(events).tokens["seeds"]
     for rows in (1, 30):
-        model.step_rows = rows
+        model.token_groups[0].step_rows = rows
         found = model.summarize(events).tokens["seeds"]
         np.testing.assert_allclose(found, whole, atol=1e-5 * np.abs(whole).max())
 
@@ -78,7 +79,7 @@ def test_any_number_of_cuts_may_hang_on_one_chunk(kind):
     model, events = built(kind), histories([3 * C], 2)
     cuts, user = np.arange(3 * C + 1).repeat(3), np.zeros(3 * (3 * C + 1), np.int64)
     whole = model.prefixes(events, cuts, user, exact=True)["seeds"].detach().numpy()
-    model.step_rows = 2 * C
+    model.token_groups[0].step_rows = 2 * C
     found = model.prefixes(events, cuts, user, exact=True)["seeds"].detach().numpy()
     np.testing.assert_allclose(found, whole, atol=1e-5 * np.abs(whole).max())
 
@@ -171,6 +172,7 @@ def test_training_starts_the_places_and_the_same_histories_start_the_same():
 def test_a_context_with_places_ranks_alike_from_the_pool(tmp_path):
     config = dataclasses.replace(
         CONFIG,
+        tokens=TokenConfig(items=0),
         slots=SlotConfig(buckets=24, clusters=8),
         summarizer=dataclasses.replace(CONFIG.summarizer, kind="places", seeds=5),
     )

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig
+from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig, TokenConfig
 from vista.data.events import Events
 from vista.embedding.encoders import EventEncoder, ItemEncoder
 from vista.errors import ConfigError, DataError, FingerprintMismatch
@@ -25,6 +25,7 @@ CONFIG = ModelConfig(
     width=16,
     actions=("view", "save"),
     embedding=EmbeddingConfig(rows=97),
+    tokens=TokenConfig(items=0),
     slots=SlotConfig(rows=2, buckets=24, clusters=8),
     summarizer=SummarizerConfig(seeds=5),
     ranker=RankerConfig(recent=6, queries=2),

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vista.config import ModelConfig, SlotConfig
+from vista.config import ModelConfig, SlotConfig, TokenConfig
 from vista.data.events import Events
 from vista.errors import DataError
 from vista.stage1.slots import SlotMemory, recency
@@ -14,6 +14,7 @@ from vista.stage1.slots import SlotMemory, recency
 DAY = 86_400_000
 CONFIG = ModelConfig(
     width=16,
+    tokens=TokenConfig(items=0),
     slots=SlotConfig(
         rows=2, buckets=37, clusters=5, half_lives_days=(float("inf"), 10.0), half_lives_events=(8.0,)
     ),

@@ -18,17 +18,19 @@ def made(seed: int = 0, length: int = 5) -> UserState:
         signature="ab" * 16,
         count=8,
         boundary=(-5, 1, 2, 3, 4),
-        memory=random.normal(size=(2, 2, 3, 3)).astype(np.float32),
-        slot_index=np.array([3, 70_000], np.int32),
-        slot_mass=random.random((2, 4)).astype(np.float32),
+        parts={
+            "seeds.memory": random.normal(size=(2, 2, 3, 3)).astype(np.float32),
+            "items.key": np.array([-(2**63), 3, 2**63 - 1]),
+            "items.mass": random.integers(0, 1 << 31, (3, 3)),
+            "empty": np.zeros((3, 0), np.int64),
+        },
         tail=Events.of([length], **columns),
     )
 
 
 def same(a: UserState, b: UserState) -> bool:
-    arrays = all(
-        x is y or (x.dtype == y.dtype and np.array_equal(x, y))
-        for x, y in [(a.memory, b.memory), (a.slot_index, b.slot_index), (a.slot_mass, b.slot_mass)]
+    arrays = a.parts.keys() == b.parts.keys() and all(
+        x.dtype == b.parts[name].dtype and np.array_equal(x, b.parts[name]) for name, x in a.parts.items()
     )
     tails = all(np.array_equal(a.tail.columns[n], b.tail.columns[n]) for n in COLUMNS)
     return arrays and tails and (a.signature, a.count, a.boundary) == (b.signature, b.count, b.boundary)
@@ -62,7 +64,7 @@ def test_a_truncated_state_and_another_version_are_refused():
     for size in (0, 5, len(raw) - 1):
         with pytest.raises(StateError):
             UserState.from_bytes(raw[:size])
-    for fields in ({"v": 2}, {"v": 1}, 7):
+    for fields in ({"v": 3}, {"v": 2}, {"v": 1}, 7):
         body = msgpack.packb(fields)
         with pytest.raises(StateError):
             UserState.from_bytes(xxhash.xxh3_64_digest(body) + body)

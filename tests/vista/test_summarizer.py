@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, SummarizerConfig
+from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, SummarizerConfig, TokenConfig
 from vista.data.events import Events
 from vista.embedding.encoders import EventEncoder, ItemEncoder
 from vista.errors import ConfigError, DataError
@@ -19,8 +19,11 @@ C = 8
 CONFIG = ModelConfig(
     width=16,
     embedding=EmbeddingConfig(rows=256),
+    tokens=TokenConfig(items=0),
     slots=SlotConfig(rows=2, buckets=40, clusters=8),
-    summarizer=SummarizerConfig(layers=2, heads=2, chunk=C, seeds=3, half_lives_events=(float("inf"), 20.0)),
+    summarizer=SummarizerConfig(
+        layers=2, heads=2, chunk=C, seeds=3, rows="events", half_lives_events=(float("inf"), 20.0)
+    ),
 )
 LENGTH = st.one_of(st.sampled_from([0, 1, C - 1, C, C + 1, 2 * C, 9 * C + 3]), st.integers(0, 60))
 
@@ -84,7 +87,7 @@ def test_resume_equals_recompute_for_any_split(lengths, seed, data):
 def test_a_users_tokens_do_not_depend_on_the_others_or_on_how_steps_are_filled(lengths, seed, rows):
     events, model = histories(lengths, seed), built()
     whole = model.summarize(events)
-    model.step_rows = rows
+    model.token_groups[0].step_rows = rows
     assert_same_tokens(model.summarize(events).tokens, whole.tokens)
     for u in range(len(lengths)):
         alone = model.summarize(events.user(u))
@@ -162,15 +165,17 @@ def test_events_out_of_order_are_refused():
         MODEL.summarize(events)
 
 
-def test_an_unknown_kind_is_refused():
-    with pytest.raises(ConfigError, match="summarizer.kind"):
-        built(varied(kind="none"))
+def test_an_unknown_kind_is_refused_by_the_configuration():
+    with pytest.raises(ConfigError, match="summarizer.kind.*found 'none'"):
+        varied(kind="none")
 
 
 def test_slots_alone_and_seeds_alone_are_models_too():
     events = histories([3, 30], 8)
     slots = built(varied(seeds=0))
-    seeds = built(dataclasses.replace(CONFIG, slots=SlotConfig(buckets=0, clusters=0)))
+    seeds = built(
+        dataclasses.replace(CONFIG, tokens=TokenConfig(items=0), slots=SlotConfig(buckets=0, clusters=0))
+    )
     whole = MODEL.summarize(events).tokens
     for model, name in ((slots, "slots"), (seeds, "seeds")):
         older, newer = cut_at(events, np.array([2, 19]))

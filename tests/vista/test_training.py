@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from vista import bundle
-from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig
+from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig, TokenConfig
 from vista.data.events import Events
 from vista.errors import BundleError, ConfigError, DataError
 from vista.model import VistaModel
@@ -34,6 +34,7 @@ MODEL = ModelConfig(
     width=16,
     actions=("view", "buy"),
     embedding=EmbeddingConfig(rows=64, surfaces=4),
+    tokens=TokenConfig(items=0),
     slots=SlotConfig(buckets=32, clusters=0),
     summarizer=SummarizerConfig(layers=1, seeds=4, chunk=8),
     ranker=RankerConfig(layers=1, recent=4),
@@ -298,7 +299,10 @@ def test_a_damaged_checkpoint_is_told_with_the_remedy_and_left_where_it_is(tmp_p
 
 def test_content_width_without_vectors_is_refused_and_vectors_reach_encoder_and_clusters(tmp_path):
     model = dataclasses.replace(
-        MODEL, embedding=EmbeddingConfig(rows=64, content_width=3), slots=SlotConfig(buckets=32, clusters=5)
+        MODEL,
+        embedding=EmbeddingConfig(rows=64, content_width=3),
+        tokens=TokenConfig(items=0),
+        slots=SlotConfig(buckets=32, clusters=5),
     )
     config = dataclasses.replace(CONFIG, model=model, max_steps=2)
     with pytest.raises(ConfigError, match="content_width.*none"):
@@ -369,7 +373,7 @@ def test_negatives_come_from_the_training_period_only():
 
 def test_clusters_are_fitted_before_the_requests_that_training_asks_about(tmp_path):
     source = loyal(users=120)
-    model = dataclasses.replace(MODEL, slots=SlotConfig(buckets=32, clusters=8))
+    model = dataclasses.replace(MODEL, tokens=TokenConfig(items=0), slots=SlotConfig(buckets=32, clusters=8))
     catalogue = survey(source, 0.1, fit_share=0.5)
     made = VistaModel(model)
     assert catalogue.fit(made)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, SummarizerConfig
+from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, SummarizerConfig, TokenConfig
 from vista.data.events import Events
 from vista.embedding.encoders import EventEncoder, ItemEncoder
 from vista.stage1.state import UserState
@@ -19,6 +19,7 @@ from vista.stage1.summarizer import Summarizer, summarize_stream
 CONFIG = ModelConfig(
     width=8,
     embedding=EmbeddingConfig(rows=64),
+    tokens=TokenConfig(items=0),
     slots=SlotConfig(rows=1, buckets=20, clusters=4),
     summarizer=SummarizerConfig(layers=2, heads=2, chunk=8, seeds=2),
 )

@@ -38,6 +38,7 @@ from vista.config import (
     RankerConfig,
     SlotConfig,
     SummarizerConfig,
+    TokenConfig,
     fingerprint,
 )
 from vista.model import VistaModel
@@ -131,6 +132,7 @@ def configuration(found: Data, objective: ObjectiveConfig, steps: int, seed: int
         model=ModelConfig(
             actions=found.actions,
             embedding=EmbeddingConfig(rows=32_768, content_width=found.content.shape[1]),
+            tokens=TokenConfig(items=0),
             slots=SlotConfig(buckets=1_024, clusters=256),
             summarizer=SummarizerConfig(layers=1, seeds=16, chunk=128),
             ranker=RankerConfig(recent=32),

@@ -36,7 +36,15 @@ import pyarrow.csv as pa_csv
 import torch
 
 from tools.bench.harness import Figure, Result
-from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig, fingerprint
+from vista.config import (
+    EmbeddingConfig,
+    ModelConfig,
+    RankerConfig,
+    SlotConfig,
+    SummarizerConfig,
+    TokenConfig,
+    fingerprint,
+)
 from vista.data.events import Events
 from vista.errors import DataError
 from vista.model import VistaModel
@@ -121,7 +129,7 @@ def configuration(length: int, seconds: float, seed: int) -> TrainingConfig:
             actions=("rated",),
             seed=seed,
             embedding=EmbeddingConfig(rows=4_096, surfaces=1),
-            slots=SlotConfig(
+            tokens=TokenConfig(items=0), slots=SlotConfig(
                 buckets=512, clusters=64, half_lives_days=(float("inf"), 30.0), half_lives_events=(2_048.0, 128.0)
             ),
             summarizer=SummarizerConfig(seeds=16, chunk=64),

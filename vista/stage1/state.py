@@ -130,7 +130,8 @@ def _parts_1(f: dict[str, Any]) -> dict[str, np.ndarray]:
 def _pack(array: np.ndarray) -> tuple[list[int], Any]:
     """Shape, then bytes of float32, or what :func:`_pack_column` makes of each row of int64."""
     if array.dtype == np.int64:
-        return list(array.shape), [_pack_column(row) for row in array.reshape(-1, array.shape[-1])]
+        rows = array.reshape(int(np.prod(array.shape[:-1])), array.shape[-1])
+        return list(array.shape), [_pack_column(row) for row in rows]
     return list(array.shape), _little(array, "<f4")
 
 

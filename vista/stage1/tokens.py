@@ -186,7 +186,7 @@ class ExactTokens(nn.Module):
         order = weight.sort(dim=1, descending=True, stable=True)[1][:, : self.sequence_items]
         item = held.item.gather(1, order)
         mass = held.mass.gather(1, order[..., None].expand(-1, -1, self.horizons))
-        there = mass[..., :1] > 0
+        there = mass.amax(-1, keepdim=True) > 0
         vector = encoder.vector(torch.where(there[..., 0], item, 0)) * there
         if not self.sequence_clusters:
             return Sequence(vector, mass)

@@ -93,12 +93,12 @@ class Ranker(nn.Module):
         items: ItemEncoder,
         events: EventEncoder,
         slots: SlotMemory,
-        tokens: ExactTokens,
+        tokens: ExactTokens | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         # in a tuple: the model owns them, and saves them once
-        self._borrowed = (items, events, slots, tokens)
+        self._borrowed = (items, events, slots, ExactTokens(config) if tokens is None else tokens)
         d, q, actions = config.width, config.ranker.queries, len(config.actions)
         self.places = (
             PlaceRead(config) if config.summarizer.kind == "places" and config.summarizer.seeds else None
