@@ -76,7 +76,7 @@ class Codec:
                 ("codes", "u1", (blocks, GROUP // 2)),
             ],
             "log8": [("codes", "u1", (t, w))],
-            "int64": [("values", "<i8", (t * w // 2,))],
+            "int64": [("values", "<i8", ((t * w + 1) // 2,))],
         }[self.name]
 
     def refused(self, tokens: np.ndarray) -> np.ndarray:
@@ -115,11 +115,15 @@ class Codec:
         out[...] = record["values"]
 
     def _encode_int64(self, tokens: np.ndarray, into: np.ndarray) -> None:
-        into["values"] = tokens.reshape(len(tokens), -1).view(np.int64)
+        bits = np.zeros((len(tokens), 2 * into["values"].shape[1]), np.int32)
+        places = self.tokens * self.width
+        bits[:, :places] = tokens.reshape(len(tokens), places).view(np.int32)
+        into["values"] = bits.view(np.int64)
 
     def _decode_int64(self, record: np.ndarray, out: np.ndarray) -> None:
         # as integers all the way: bits of some numbers are signalling NaNs
-        out.view(np.int32)[...] = record["values"].view(np.int32).reshape(out.shape)
+        bits = record["values"].view(np.int32)[:, : self.tokens * self.width]
+        out.view(np.int32)[...] = bits.reshape(out.shape)
 
     def _encode_float16(self, tokens: np.ndarray, into: np.ndarray) -> None:
         into["values"] = tokens

@@ -80,8 +80,6 @@ class Group:
         for size in (self.tokens, self.width):
             if type(size) is not int or not 1 <= size <= MAX_RECORD_BYTES:
                 raise SchemaError(f"group {self.name}: expected tokens and width of at least 1, found {self}")
-        if self.codec == "int64" and self.width % 2:
-            raise SchemaError(f"group {self.name}: expected an even width for int64, found {self.width}")
 
 
 @dataclass(frozen=True)

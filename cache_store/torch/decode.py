@@ -68,13 +68,13 @@ class RecordDecoder(torch.nn.Module):
         return out
 
     def numbers(self, rows: Tensor, group: str) -> Tensor:
-        """The whole numbers of a group of codec ``int64``, int64 [B, T * W / 2]."""
+        """The whole numbers of a group of codec ``int64``, int64 [B, ceil(T * W / 2)]."""
         return self._field(rows, group, "values")
 
     def _int64(self, rows: Tensor, group: str, out: Tensor) -> None:
         if out.dtype == torch.float32:
             bits = self.numbers(rows, group).contiguous().view(torch.int32)
-            out.view(torch.int32).copy_(bits.view(out.shape))
+            out.view(torch.int32).copy_(bits[:, : out[0].numel()].view(out.shape))
         else:
             out.zero_()
 

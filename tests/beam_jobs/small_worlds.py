@@ -13,7 +13,7 @@ from beam_jobs.generation.summarize import SummarizeOptions
 from cache_store.format.keys import bucket_of
 from cache_store.store import Store
 from vista import bundle
-from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig
+from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig, TokenConfig
 from vista.data.events import Events
 from vista.data.tables.appending import append
 from vista.data.tables.reading import read_bucket
@@ -34,6 +34,7 @@ LOST_STREAMS = (
 CONFIG = ModelConfig(
     width=16,
     embedding=EmbeddingConfig(rows=509, surfaces=4),
+    tokens=TokenConfig(items=0),
     slots=SlotConfig(buckets=16, clusters=0),
     summarizer=SummarizerConfig(layers=1, heads=2, chunk=16, seeds=4),
     ranker=RankerConfig(layers=1, heads=2, recent=4),

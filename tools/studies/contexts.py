@@ -90,7 +90,9 @@ def model_config(
     seed: int = 0,
 ) -> ModelConfig:
     """``base`` with the parts the variant uses; the ranker's width, layers and heads stay."""
-    slots = replace(base.slots, buckets=HASHED if variant.slots or variant.counts else 0)
+    slots = replace(
+        base.slots, buckets=(base.slots.buckets or HASHED) if variant.slots or variant.counts else 0
+    )
     tokens = base.tokens if variant.tokens else replace(base.tokens, items=0)
     summarizer = replace(base.summarizer, **variant.summarizer)
     if not variant.seeds:
