@@ -61,6 +61,7 @@ setup(
         "faiss-cpu>=1.9",
         "pyarrow>=18",
         "pyiceberg[sql-sqlite]>=0.10",
+        "fastavro>=1.9",
         "safetensors>=0.5",
         "xxhash>=3.4",
         "typer>=0.12",

@@ -16,6 +16,7 @@ is published, promoted or rolled back, every other verb follows. Nothing has to 
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,13 +110,9 @@ class Home:
         return dict(found)
 
     def new_run(self, verb: str) -> Path:
-        """A run directory that does not exist yet: ``runs/VERB-YYYYmmdd-HHMMSS`` (UTC)."""
-        stem = f"{verb}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-        for n in range(1, 1_000):
-            path = self.runs / (stem if n == 1 else f"{stem}-{n}")
-            if not path.exists():
-                return path
-        raise FileExistsError(f"{self.runs / stem}: a thousand runs began in one second")
+        """A run directory of its own: ``runs/VERB-YYYYmmdd-HHMMSS-XXXX`` (UTC; hex digits that no other run of the
+        second has)."""
+        return self.runs / f"{verb}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
 
 
 def _fingerprint(bundle: Path) -> str | None:

@@ -98,13 +98,15 @@ def _write_table(
     kind = KINDS[tag]
     file = f"{settings.commit:08d}-{settings.run}-{bucket:05d}.parquet"
     uri = posixpath.join(settings.roots[kind.name], "data", f"bucket={bucket:05d}", file)
-    counts = dict.fromkeys(("written", "repeated", "in_table", "late", "users"), 0)
+    counts = dict.fromkeys(("written", "repeated", "in_table", "forgotten", "late", "users"), 0)
     tally = ItemTally()
     last_user = None
     writer = None
     try:
         for rows, repeated in _sorted_rows(bucket, pieces, kind, settings, fill):
             counts["repeated"] += repeated
+            rows, gone = settings.forgotten.leave_out(rows)
+            counts["forgotten"] += gone
             known, late = _in_table(rows, old, kind, settings.max_rows)
             counts["late"] += late
             counts["in_table"] += int(known.sum())

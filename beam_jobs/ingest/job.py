@@ -22,9 +22,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from beam_jobs.errors import ExitCode, IncompleteRun
 from beam_jobs.ingest import pipeline as steps
-from beam_jobs.ingest.plan import IngestOptions, Plan, make_plan, read_tasks
+from beam_jobs.ingest.plan import LOG_KINDS, IngestOptions, Plan, make_plan, read_tasks
 from beam_jobs.ingest.read import read_items
 from beam_jobs.ingest.units import OldFile, Settings
 from beam_jobs.run import job as jobs
@@ -33,14 +35,18 @@ from beam_jobs.run.limits import check_disk
 from beam_jobs.run.record import DeadLetter, RunDirectory, RunRecord, write_atomically
 from vista.data import paths
 from vista.data.logs.importer import Rules
-from vista.data.tables.commits import Addition, commit, recover
+from vista.data.tables.commits import Addition, TableChanged, alone, commit, recover
+from vista.data.tables.ledger import LedgerRow
+from vista.data.tables.remembering import forgotten_users
 from vista.data.tables.rows import HISTORY, IMPRESSIONS
-from vista.data.tables.warehouse import Warehouse
+from vista.data.tables.warehouse import TableExists, Warehouse
 
 JOB = "ingest"
 ITEM_SHARD_ROWS = 20_000_000
 SPILLED_BYTES, STORED_BYTES = 40, 4
 """Of a row on its way between readers and buckets, and at least of a row in the tables."""
+TRIES = 4
+"""How often a run builds for tables that others change meanwhile, before it gives up (exit code 4)."""
 
 
 def run(
@@ -74,17 +80,16 @@ def run(
 
 def _ingest(run: Run, options: IngestOptions) -> RunRecord:
     run_dir, warehouse = run.directory, Warehouse(options.warehouse)
-    plan = make_plan(options, warehouse, run_dir, run.record, run.job.args)
-    committed = warehouse.exists() and warehouse.has_commit(plan.run)
-    if not committed:
-        plan = _prepare(options, warehouse, run_dir, plan)
-        _write_bad_files(run_dir, plan)
-        if plan.rows or plan.items:
-            _check_room(options, run_dir, plan)
-            _work(run, warehouse, plan, _settings(options, warehouse, run_dir, plan))
-    counts = _counts(run_dir, plan)
-    if not committed and (plan.rows or plan.items):
-        _commit(warehouse, run_dir, plan)
+    for attempt in range(1, TRIES + 1):
+        plan = make_plan(options, warehouse, run_dir, run.record, run.job.args)
+        try:
+            counts = _built_and_committed(run, options, warehouse, plan)
+            break
+        except TableChanged:
+            # Another ingest, or vista forget, came in between: number, vocabularies, known rows are of other tables.
+            _begin_again(run_dir)
+            if attempt == TRIES:
+                raise
     shutil.rmtree(run_dir.path / "spill", ignore_errors=True)
     warehouse.refresh()
     lost = counts["dead_rows"] + len(plan.bad_files)
@@ -92,23 +97,66 @@ def _ingest(run: Run, options: IngestOptions) -> RunRecord:
         run_dir.receipts(),
         table_snapshot=warehouse.snapshot() if warehouse.exists() else None,
         counts=counts,
-        notes=_notes(plan, warehouse),
+        notes=_notes(plan, warehouse, counts),
         exit_code=int(ExitCode.DEAD_LETTERS if lost else ExitCode.DONE),
     )
 
 
-def _prepare(options: IngestOptions, warehouse: Warehouse, run_dir: RunDirectory, plan: Plan) -> Plan:
-    """Make the tables where there are none; renumber the commit where another one came in between."""
-    if not warehouse.exists():
-        warehouse.create(user_kind=plan.user_kind, num_buckets=plan.num_buckets)
-    warehouse.open()
-    recover(warehouse)
-    commit = warehouse.commit_number + 1
-    if commit == plan.commit:
-        return plan
-    plan = dataclasses.replace(plan, commit=commit)
-    write_atomically(run_dir.path / "plan.json", plan.to_json())
+def _built_and_committed(
+    run: Run, options: IngestOptions, warehouse: Warehouse, plan: Plan
+) -> dict[str, int]:
+    """Counts of the run, which is in the tables afterwards.
+
+    Raises:
+        TableChanged: the tables are not those of the plan any more.
+    """
+    if warehouse.exists():
+        recover(warehouse)
+        if warehouse.has_commit(plan.run):
+            return _counts(run.directory, plan)
+    plan = _prepare(warehouse, run.directory, plan)
+    _write_bad_files(run.directory, plan)
+    if plan.rows or plan.items:
+        _check_room(options, run.directory, plan)
+        _work(run, warehouse, plan, _settings(options, warehouse, run.directory, plan))
+    counts = _counts(run.directory, plan)
+    if plan.rows or plan.items:
+        _commit(warehouse, run.directory, plan, counts)
+    return counts
+
+
+def _prepare(warehouse: Warehouse, run_dir: RunDirectory, plan: Plan) -> Plan:
+    """Make the tables where there are none.
+
+    Raises:
+        TableChanged: there are others than the plan was made for.
+    """
+    with alone(warehouse):
+        made = not plan.basis and not warehouse.exists()
+        if made:
+            try:
+                warehouse.create(user_kind=plan.user_kind, num_buckets=plan.num_buckets)
+            except TableExists as error:
+                raise TableChanged(f"{error}") from error
+    basis = warehouse.refresh().basis()
+    if made:
+        plan = dataclasses.replace(plan, basis=basis)
+        write_atomically(run_dir.path / "plan.json", plan.to_json())
+    if basis != plan.basis:
+        raise TableChanged(
+            f"{warehouse.name}: expected the tables that {run_dir.path} began with, found that another commit came in "
+            f"between; run the same vista ingest with the same --run-dir again"
+        )
     return plan
+
+
+def _begin_again(run_dir: RunDirectory) -> None:
+    """Forget what was planned and built; the plan last, so that an interrupted run sees what is left of it."""
+    for receipt in run_dir.receipts().values():
+        paths.remove(receipt.get("table_files", ()))
+    for name in ("receipts", "dead", "failures", "progress", "spill"):
+        shutil.rmtree(run_dir.path / name, ignore_errors=True)
+    (run_dir.path / "plan.json").unlink(missing_ok=True)
 
 
 def _settings(options: IngestOptions, warehouse: Warehouse, run_dir: RunDirectory, plan: Plan) -> Settings:
@@ -124,6 +172,7 @@ def _settings(options: IngestOptions, warehouse: Warehouse, run_dir: RunDirector
         chunk_rows=min(options.chunk_rows, options.max_rows),
         max_rows=options.max_rows,
         skip_bad_files=options.skip_bad_files,
+        forgotten=forgotten_users(warehouse),
     )
 
 
@@ -181,10 +230,13 @@ def _counts(run_dir: RunDirectory, plan: Plan) -> dict[str, int]:
     for tag, sources in (("events", plan.events), ("impressions", plan.impressions)):
         rows = sum(s.rows for s in sources)
         read = f"read-{tag}-"
-        found = {k: total(f"{tag}_{k}", "bucket-") for k in ("written", "repeated", "in_table", "late")}
+        found = {
+            k: total(f"{tag}_{k}", "bucket-")
+            for k in ("written", "repeated", "in_table", "forgotten", "late")
+        }
         dead = total("dead", read) + (total("impressions_dead", "bucket-") if tag == "impressions" else 0)
         counts |= {f"{tag}_read": rows, f"{tag}_dead": dead, **{f"{tag}_{k}": v for k, v in found.items()}}
-        accounted = found["written"] + found["repeated"] + found["in_table"] + dead
+        accounted = sum(found.values()) - found["late"] + dead
         if rows != total("rows", read) or rows != accounted:
             wrong.append(
                 f"{tag}: {rows} rows in the files, {total('rows', read)} read, {accounted} accounted for"
@@ -204,7 +256,7 @@ def _counts(run_dir: RunDirectory, plan: Plan) -> dict[str, int]:
     return counts
 
 
-def _commit(warehouse: Warehouse, run_dir: RunDirectory, plan: Plan) -> None:
+def _commit(warehouse: Warehouse, run_dir: RunDirectory, plan: Plan, counts: dict[str, int]) -> None:
     files: dict[str, list[str]] = {"history": [], "impressions": [], "items": []}
     for receipt in run_dir.receipts().values():
         for uri in receipt.get("table_files", ()):
@@ -217,20 +269,39 @@ def _commit(warehouse: Warehouse, run_dir: RunDirectory, plan: Plan) -> None:
             history=sorted(files["history"]),
             impressions=sorted(files["impressions"]),
             items=sorted(files["items"]),
-            sources=[
-                (s.path, s.bytes, s.digest, s.rows) for s in (*plan.events, *plan.impressions, *plan.items)
-            ],
+            sources=_ledger_rows(run_dir, plan, counts["events_in_table"] + counts["impressions_in_table"]),
             actions=plan.actions,
             surfaces=plan.surfaces,
             properties={f"kind-{k}": v for k, v in plan.kinds.items() if k != "user_id"},
+            basis=plan.basis,
         ),
     )
 
 
-def _notes(plan: Plan, warehouse: Warehouse) -> list[str]:
-    notes = []
+def _ledger_rows(run_dir: RunDirectory, plan: Plan, in_table: int) -> list[LedgerRow]:
+    dead: dict[str, int] = {}
+    for path in sorted((run_dir.path / "dead").glob("read-*.parquet")):
+        letters = pq.read_table(path, columns=["source", "rows"])
+        for source, rows in zip(letters["source"].to_pylist(), letters["rows"].to_pylist(), strict=True):
+            dead[source] = dead.get(source, 0) + rows
+    return [
+        LedgerRow(s.path, s.bytes, s.digest, s.rows, kind, plan.readings[kind], dead.get(s.path, 0), in_table)
+        for kind, sources in zip(LOG_KINDS, (plan.events, plan.impressions, plan.items), strict=True)
+        for s in sources
+    ]
+
+
+def _notes(plan: Plan, warehouse: Warehouse, counts: dict[str, int]) -> list[str]:
+    notes = list(plan.remarks)
     if plan.known:
-        notes.append(f"{plan.known} files were ingested before and left out")
+        notes.append(
+            f"{plan.known} files were ingested before and left out; vista ingest --again reads them again"
+        )
+    gone = counts["events_forgotten"] + counts["impressions_forgotten"]
+    if gone:
+        notes.append(
+            f"{gone} rows of users that were forgotten were left out: what is dated up to then does not come back"
+        )
     if not warehouse.exists() or warehouse.impressions.current_snapshot() is None:
         notes.append(
             "no impressions: training draws candidates that were not engaged by popularity in the surface"

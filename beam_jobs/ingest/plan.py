@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,9 +20,13 @@ from beam_jobs.run.record import RunDirectory, RunRecord, write_atomically
 from vista.data import paths
 from vista.data.logs import schema
 from vista.data.logs.schema import Source, UnreadableFile, WrongType
+from vista.data.tables import ledger
 from vista.data.tables.commits import recover
 from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
+
+LOG_KINDS = ("events", "impressions", "items")
+"""Kinds of logs, as the ledger names them."""
 
 FLAGS = {"max_rows": "--memory-rows", "num_buckets": "--buckets", "actions": "--action"}
 """Options whose flag of ``vista ingest`` is not their own name."""
@@ -93,6 +97,22 @@ class IngestOptions:
                 f"see vista ingest --help"
             )
 
+    def reading(self, kind: str) -> str:
+        """How the logs of a kind (:data:`LOG_KINDS`) are read, as far as it was asked for: JSON, "" for nothing."""
+        if kind == "items":
+            return ""
+        columns = self.columns if kind == "events" else self.impression_columns
+        asked = {
+            "columns": dict(columns),
+            "time_unit": "" if self.time_unit == "ms" else self.time_unit,
+            "min_time_ms": None if self.min_time_ms == schema.MIN_TIME_MS else self.min_time_ms,
+            "max_time_ms": self.max_time_ms,
+            "actions": self.actions,
+            "surfaces": self.surfaces,
+        }
+        said = {name: value for name, value in asked.items() if value}
+        return json.dumps(said, sort_keys=True) if said else ""
+
     def identity(self) -> dict[str, Any]:
         """What decides the result."""
         values = dataclasses.asdict(self)
@@ -112,6 +132,9 @@ class Plan:
         commit: number of its commit.
         events, impressions, items: files to read.
         known: how many were in the ledger already.
+        basis: ``Warehouse.basis`` of the tables that it was made for.
+        readings: kind of logs to how they are read, as the ledger keeps it.
+        remarks: about files that are in the ledger, for the run's notes.
         bad_files: (path, why) of files that were skipped.
     """
 
@@ -129,6 +152,9 @@ class Plan:
     bad_files: tuple[tuple[str, str], ...]
     actions: tuple[str, ...] = ()
     surfaces: tuple[str, ...] = ()
+    basis: str = ""
+    readings: dict[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -143,7 +169,8 @@ class Plan:
         for name in ("events", "impressions", "items"):
             values[name] = tuple(Source(**{**s, "groups": tuple(s["groups"])}) for s in values[name])
         values["bad_files"] = tuple((a, b) for a, b in values["bad_files"])
-        values["actions"], values["surfaces"] = tuple(values["actions"]), tuple(values["surfaces"])
+        for name in ("actions", "surfaces", "remarks"):
+            values[name] = tuple(values.get(name, ()))
         return Plan(**values)
 
 
@@ -154,6 +181,7 @@ class _Logs:
     files: list[str]
     columns: tuple[schema.Column, ...]
     mapping: Mapping[str, str]
+    seen: set[tuple[int, str]] = field(default_factory=set)
     good: list[Source] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
 
@@ -161,9 +189,9 @@ class _Logs:
     def texts(self) -> list[str]:
         return [path for path in self.files if paths.text_ending(path)]
 
-    def leave_out(self, seen: Collection[tuple[int, str]]) -> int:
+    def leave_out(self) -> int:
         """Forget text logs that were ingested before, so that they need not be converted; how many."""
-        known = {path for path in self.texts if schema.identity(path) in seen} if seen else set()
+        known = {path for path in self.texts if schema.identity(path) in self.seen} if self.seen else set()
         self.files = [path for path in self.files if path not in known]
         return len(known)
 
@@ -320,18 +348,18 @@ def make_plan(
                 f"{warehouse.name}: expected --buckets {warehouse.num_buckets} (fixed when the tables were made), "
                 f"found {options.num_buckets}; leave the option out of vista ingest"
             )
-    seen: set[tuple[int, str]] = set()
-    if there and not options.again:
-        ledger = warehouse.read_sources()
-        seen = set(zip(ledger["bytes"].to_pylist(), ledger["digest"].to_pylist(), strict=True))
-    known = sum(group.leave_out(seen) for group in groups)
+    basis, lines = (warehouse.basis(), ledger.entries(warehouse)) if there else ("", [])
+    readings = {kind: options.reading(kind) for kind in LOG_KINDS}
+    for kind, group in zip(LOG_KINDS, groups, strict=True):
+        group.seen = set() if options.again else ledger.known(lines, kind, readings[kind])
+    known = sum(group.leave_out() for group in groups)
     kinds = inspect_all(groups, fixed, options, bounds, run_dir, beam_args)
     bad = [letter for group in groups for letter in group.bad]
     if "user_id" not in kinds:
         raise UnreadableFile(
             f"{len(bad)} files, none of which can be read; nothing was written. See {', '.join(options.events)}"
         )
-    events, shown, items = ([s for s in g.good if (s.bytes, s.digest) not in seen] for g in groups)
+    events, shown, items = ([s for s in g.good if (s.bytes, s.digest) not in g.seen] for g in groups)
     known += sum(len(g.good) for g in groups) - len(events) - len(shown) - len(items)
     plan = Plan(
         run=record.run_id,
@@ -346,6 +374,9 @@ def make_plan(
         items=tuple(items),
         known=known,
         bad_files=tuple(bad),
+        basis=basis,
+        readings=readings,
+        remarks=_remarks(groups, lines, readings),
     )
     scan = ScanColumns(str(run_dir.path), options.skip_bad_files)
     actions, surfaces = vocabularies(
@@ -359,6 +390,25 @@ def make_plan(
     plan = dataclasses.replace(plan, actions=actions, surfaces=surfaces)
     write_atomically(path, plan.to_json())
     return plan
+
+
+def _remarks(
+    groups: Sequence[_Logs], lines: Sequence[tuple[str, ledger.LedgerRow]], readings: Mapping[str, str]
+) -> tuple[str, ...]:
+    """What the ledger says of the files that are read: they were before, as something else or another way."""
+    found: dict[str, int] = {}
+    for kind, group in zip(LOG_KINDS, groups, strict=True):
+        for source in group.good:
+            same = [(run, row) for run, row in lines if row.key[:2] == (source.bytes, source.digest)]
+            before = [(run, row) for run, row in same if row.taken and row.kind]
+            for run, row in before[-1:]:
+                if (row.kind, row.reading) != (kind, readings[kind]):
+                    found[run] = found.get(run, 0) + 1
+    return tuple(
+        f"{n} files were read before, as another kind of log or another way, by {run}: what they brought then is still "
+        f"there; vista ingest --undo {run} takes it back"
+        for run, n in found.items()
+    )
 
 
 def _unchanged(plan: Plan, run_dir: RunDirectory) -> Plan:

@@ -20,6 +20,7 @@ from beam_jobs.run.record import RunDirectory, peak_memory_bytes
 from vista.data import paths
 from vista.data.logs.importer import Rules
 from vista.data.logs.schema import Source
+from vista.data.tables.forgotten import ForgottenUsers
 from vista.data.tables.reading import DataFile
 from vista.data.tables.rows import HISTORY, IMPRESSIONS
 
@@ -41,6 +42,7 @@ class Settings:
     chunk_rows: int
     max_rows: int
     skip_bad_files: bool
+    forgotten: ForgottenUsers = ForgottenUsers()
 
     @property
     def directory(self) -> RunDirectory:

@@ -413,7 +413,7 @@ def test_units_that_are_done_are_not_done_again_and_lost_ones_are(tmp_path):
     )
     warehouse = Warehouse(again.warehouse)
     plan = ingest.make_plan(again, warehouse, run_dir, record, LOCAL)
-    plan = ingest._prepare(again, warehouse, run_dir, plan)
+    plan = ingest._prepare(warehouse, run_dir, plan)
     settings = ingest._settings(again, warehouse, run_dir, plan)
     ingest._work(held(again, run_dir, record), warehouse, plan, settings)
     lost, receipt = next((n, r) for n, r in run_dir.receipts().items() if n.startswith("bucket-"))
@@ -431,9 +431,7 @@ def test_rows_that_are_not_accounted_for_stop_the_commit(tmp_path):
         asked.run_dir, job="ingest", identity=asked.identity(), started_ms=T0 + 10**9
     )
     warehouse = Warehouse(asked.warehouse)
-    plan = ingest._prepare(
-        asked, warehouse, run_dir, ingest.make_plan(asked, warehouse, run_dir, record, LOCAL)
-    )
+    plan = ingest._prepare(warehouse, run_dir, ingest.make_plan(asked, warehouse, run_dir, record, LOCAL))
     settings = ingest._settings(asked, warehouse, run_dir, plan)
     ingest._work(held(asked, run_dir, record), warehouse, plan, settings)
     (run_dir.path / "receipts" / "bucket-00002.json").unlink()

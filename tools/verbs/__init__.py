@@ -19,6 +19,7 @@ VERBS: dict[str, str] = {
     "rollback": "Store",
     "promote": "Store",
     "forget": "Store",
+    "relocate": "Store",
     "push": "Store",
     "pull": "Store",
     "lookup": "Serve",

@@ -43,6 +43,8 @@ def command(
     at = Home(home)
     tables = at.tables(warehouse)
     stored = store or at.store
+    if not isinstance(tables, dict):
+        _settled(tables)
     has_tables, has_store = Warehouse(tables).exists(), (stored / "FORMAT").exists()
     if not has_tables and not has_store:
         raise typer.BadParameter(f"no tables at {tables} and no store at {stored}; name them, or --home")
@@ -74,6 +76,20 @@ def command(
         rows |= {f"{name}: records": removed, f"{name}: states": done.states}
     rows["dead letters"] = sum(record.letters.values())
     console.fields("forgotten", rows)
+
+
+def _settled(tables: str) -> None:
+    """A copied or moved home is made its own first: its files are to lose the users, and those of no other home."""
+    from vista.data.tables.folder import WarehouseMoved, check_at_home
+    from vista.data.tables.relocating import relocate
+
+    try:
+        check_at_home(tables)
+    except WarehouseMoved:
+        done = relocate(tables)
+        console.note(
+            f"{tables} was copied or moved from {done.old}; it now stands on its own, that place is not touched"
+        )
 
 
 def _preview(ids: list[Any], tables: Warehouse | None, store: Path | None, json: bool) -> None:

@@ -48,7 +48,11 @@ def command(
     if there:
         before_ms = int(time.time() * 1000 - staging_hours * 3_600_000)
         pruned = prune(tables.open(), kept, before_ms, dry_run)
-        found["tables"] = {"snapshots": len(pruned.snapshots), "files": len(pruned.files)}
+        found["tables"] = {
+            "snapshots": len(pruned.snapshots),
+            "files": len(pruned.files),
+            "metadata": len(pruned.metadata),
+        }
     if json:
         return console.json_line(found)
     rows: dict[str, object] = {}

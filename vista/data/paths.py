@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from fsspec.core import url_to_fs
 from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.implementations.local import LocalFileSystem
 
 from vista.errors import DataError
 
@@ -54,6 +55,8 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     Raises:
         DataError: neither library has a filesystem for the scheme.
     """
+    if is_local(uri):
+        return LocalFileSystem(), local_path(uri)  # as it is: names may hold what URLs give a meaning
     try:
         return url_to_fs(uri)
     except (ImportError, ValueError) as missing:

@@ -94,7 +94,7 @@ def test_a_bucket_whose_users_are_all_forgotten_is_gone(tmp_path):
     warehouse, users = warehouse_of(tmp_path / "w", commits=1)
     forget_users(warehouse, users)
     assert warehouse.bucket_files() == {} and all_users(warehouse) == set()
-    append(warehouse, users[:1], Events.of([1], item=[1], time=[1]), bucket_of(users[:1], 3), "later")
+    append(warehouse, users[:1], Events.of([1], item=[1], time=[2**42]), bucket_of(users[:1], 3), "later")
     assert all_users(warehouse) == {users[0]}
 
 

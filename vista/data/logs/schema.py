@@ -25,7 +25,6 @@ MIN_TIME_MS = 631_152_000_000
 CLOCK_SKEW_MS = 86_400_000
 """Events may be this much later than the clock of the run (one day)."""
 
-FOOTER_BYTES = 65_536
 DIGEST_BYTES = 1 << 24
 
 LINE, BROKEN = "__line", "__broken"
@@ -177,13 +176,10 @@ def open_source(path: str) -> pq.ParquetFile:
 
 
 def identity(path: str) -> tuple[int, str]:
-    """(bytes, XXH3-128 hex of size and content). Of Parquet the last 64 KiB will do: a footer holds size, place and
-    bounds of every column chunk, so files of different content practically never share it."""
+    """(bytes, XXH3-128 hex of size and content), all of it: what a footer tells may be the same for other rows."""
     size = paths.size(path)
     digest = xxhash.xxh3_128(size.to_bytes(8, "big"))
     with paths.open_input(path) as file:
-        if not paths.text_ending(path):
-            file.seek(max(0, size - FOOTER_BYTES))
         while block := file.read(DIGEST_BYTES):
             digest.update(block)
     return size, digest.hexdigest()

@@ -11,25 +11,20 @@ import contextlib
 import fcntl
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import pyarrow as pa
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.io.pyarrow import parquet_files_to_data_files
 from pyiceberg.table import Table, Transaction
 
 from vista.data import paths
-from vista.data.tables.manifests import PREFIX, entries, summary_of
+from vista.data.tables import ledger
+from vista.data.tables.ledger import LedgerRow
+from vista.data.tables.manifests import PREFIX, TableChanged, entries, summary_of
 from vista.data.tables.schemas import check_vocabulary
 from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
-
-
-class TableChanged(DataError):
-    """Another writer committed in between; nothing of this commit is visible."""
-
-    exit_code = 4
 
 
 @dataclass(frozen=True)
@@ -39,17 +34,19 @@ class Addition:
     Attributes:
         run: name of the run, kept in the snapshots' summaries.
         history, impressions, items: URIs of files in the tables' data folders.
-        sources: rows of the ledger: path, bytes, digest, rows.
+        sources: rows of the ledger.
+        basis: ``Warehouse.basis`` of the tables that it was built for; None takes those of now.
     """
 
     run: str
     history: Sequence[str] = ()
     impressions: Sequence[str] = ()
     items: Sequence[str] = ()
-    sources: Sequence[tuple[str, int, str, int]] = ()
+    sources: Sequence[LedgerRow] = ()
     actions: tuple[str, ...] | None = None
     surfaces: tuple[str, ...] | None = None
     properties: Mapping[str, str] = field(default_factory=dict)
+    basis: str | None = None
 
 
 @contextlib.contextmanager
@@ -62,7 +59,9 @@ def alone(warehouse: Warehouse) -> Iterator[None]:
     if warehouse.path is None:
         yield
         return
-    with open(Path(paths.local_path(warehouse.path), "write.lock"), "w") as lock:
+    folder = Path(paths.local_path(warehouse.path))
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "write.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -110,7 +109,7 @@ def commit(warehouse: Warehouse, addition: Addition) -> int | None:
         The history snapshot after it.
 
     Raises:
-        TableChanged: another writer committed since this object last read the tables.
+        TableChanged: another writer committed, or users were forgotten, since the addition was built.
         DataError: vocabularies that do not extend the present ones, or a file that does not fit the table.
     """
     with alone(warehouse):
@@ -118,6 +117,11 @@ def commit(warehouse: Warehouse, addition: Addition) -> int | None:
 
 
 def _commit(warehouse: Warehouse, addition: Addition) -> int | None:
+    if addition.basis is not None and warehouse.refresh().basis() != addition.basis:
+        raise TableChanged(
+            f"{warehouse.name}: another commit, or vista forget, came in between; nothing was added. Run the "
+            f"same vista ingest with the same --run-dir again"
+        )
     actions = warehouse.actions if addition.actions is None else tuple(addition.actions)
     surfaces = warehouse.surfaces if addition.surfaces is None else tuple(addition.surfaces)
     check_vocabulary(actions, surfaces)
@@ -134,8 +138,14 @@ def _commit(warehouse: Warehouse, addition: Addition) -> int | None:
     summary = {PREFIX + "commit": str(number), PREFIX + "run": addition.run}
     try:
         if addition.sources:
+            ledger.settle(warehouse.sources)
             with warehouse.sources.transaction() as tx:
-                tx.append(_source_rows(addition, number), snapshot_properties=summary)
+                tx.append(
+                    ledger.as_arrow(
+                        [(addition.run, replace(row, commit=number)) for row in addition.sources]
+                    ),
+                    snapshot_properties=summary,
+                )
         for name, files in (("items", addition.items), ("impressions", addition.impressions)):
             if files:
                 with warehouse.table(name).transaction() as tx:
@@ -161,18 +171,27 @@ def _commit(warehouse: Warehouse, addition: Addition) -> int | None:
 
 
 def replace_files(
-    table: Table, removed: Collection[str], added: Sequence[str], summary: dict[str, str]
+    table: Table,
+    removed: Collection[str],
+    added: Sequence[str],
+    summary: dict[str, str],
+    properties: Mapping[str, str] | None = None,
 ) -> None:
-    """One snapshot in which the files ``added`` (URIs, already written) stand for ``removed``: same rows, or fewer.
+    """One snapshot in which the files ``added`` (URIs, already written) stand for ``removed``: same rows, or fewer;
+    ``properties`` of the table change with it.
 
     Raises:
         TableChanged: another writer committed in between; nothing was replaced.
     """
     current = table.current_snapshot()
-    if current is None or not removed:
+    if (current is None or not removed) and not properties:
         return
     try:
         with table.transaction() as tx:
+            if properties:
+                tx.set_properties(dict(properties))
+            if current is None or not removed:
+                return
             new_files = list(parquet_files_to_data_files(table.io, tx.table_metadata, iter(added)))
             with tx.update_snapshot(snapshot_properties=summary).overwrite() as update:
                 for entry in entries(table, current.snapshot_id):
@@ -190,19 +209,3 @@ def replace_files(
 
 def _add(tx: Transaction, files: Sequence[str], summary: dict[str, str]) -> None:
     tx.add_files(list(files), snapshot_properties=summary, check_duplicate_files=False)
-
-
-def _source_rows(addition: Addition, commit: int) -> pa.Table:
-    schema = pa.schema(
-        [
-            pa.field("path", pa.string(), False),
-            pa.field("bytes", pa.int64(), False),
-            pa.field("digest", pa.string(), False),
-            pa.field("rows", pa.int64(), False),
-            pa.field("run", pa.string(), False),
-        ]
-    )
-    rows = [(*source, addition.run) for source in addition.sources]
-    return pa.table(
-        [pa.array(c, f.type) for c, f in zip(zip(*rows, strict=True), schema, strict=True)], schema=schema
-    )

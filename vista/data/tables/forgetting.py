@@ -1,8 +1,9 @@
 """Users out of the tables, to the last byte: files rewritten, snapshots expired, old files deleted.
 
-Order of events, so that a crash at any point is repaired by the same call again:
-rewritten files appear under new names → one snapshot per table swaps them in → older snapshots are expired → files
-that no snapshot needs are deleted. A rewritten file keeps the commit number in its name, so readers that ask for
+Order of events, so that a crash at any point is repaired by the same call again: the users are remembered as forgotten
+(``forgotten``), which keeps them out of every later commit → rewritten files appear under new names → one snapshot per
+table swaps them in → older snapshots are expired → files that no snapshot needs are deleted, those of metadata too, for
+they hold bounds of items and times. A rewritten file keeps the commit number in its name, so readers that ask for
 "what was added since" do not take it for new.
 
 What stays: counts of events per item (sums over all users), and names of log files in the ledger. The logs
@@ -12,18 +13,20 @@ themselves are their owner's to delete.
 from __future__ import annotations
 
 import posixpath
+import time
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pyiceberg.table import Table
 
 from vista.data.tables.commits import alone, recover, replace_files
 from vista.data.tables.manifests import PREFIX, files_of
-from vista.data.tables.pruning import sweep
+from vista.data.tables.pruning import sweep, sweep_metadata
 from vista.data.tables.reading import DataFile, sorted_users
+from vista.data.tables.remembering import NAME as FORGOTTEN_TABLE
+from vista.data.tables.remembering import remember
 from vista.data.tables.rows import (
     HISTORY,
     IMPRESSIONS,
@@ -42,7 +45,7 @@ BATCH_ROWS = 262_144
 
 @dataclass(frozen=True)
 class RowsForgotten:
-    """What :func:`forget_in` did to one table."""
+    """What :func:`forget_users` did to one table."""
 
     table: str
     rows: int
@@ -54,12 +57,15 @@ def forget_users(
     warehouse: Warehouse,
     users: Sequence[Any] | np.ndarray,
     buckets: Sequence[int] | np.ndarray | None = None,
+    *,
+    now_ms: int | None = None,
 ) -> dict[str, RowsForgotten]:
-    """Take users out of history and impressions, rows and bytes.
+    """Take users out of history and impressions, rows and bytes, and remember that they are not to come back.
 
     Args:
         users: ids of this warehouse's kind.
         buckets: their buckets, so that no other file is looked at.
+        now_ms: the moment of forgetting; now by default, and never before the newest of the rows that go.
 
     Returns:
         What was done, by table.
@@ -75,35 +81,37 @@ def forget_users(
     recover(warehouse)
     with alone(warehouse):
         warehouse.refresh()
-        done = {}
-        for kind in (HISTORY, IMPRESSIONS):
-            table = warehouse.table(kind.name)
-            done[kind.name] = forget_in(
-                table, kind, warehouse.user_kind, users, buckets, warehouse.commit_number
-            )
+        todo = {kind: files_with(warehouse, kind, users, buckets) for kind in (HISTORY, IMPRESSIONS)}
+        newest = max((found.newest for some in todo.values() for found in some), default=0)
+        now_ms = int(time.time() * 1000) if now_ms is None else now_ms
+        # First of all: from now on no commit brings their rows, whatever becomes of this process.
+        remember(warehouse, users, max(now_ms, newest))
+        done = {kind.name: _forget_in(warehouse, kind, users, found) for kind, found in todo.items()}
+        for name in ("items", "sources", FORGOTTEN_TABLE):
+            if warehouse.has_table(name):
+                sweep_metadata(warehouse.table(name))
         warehouse.refresh()
     return done
 
 
-def forget_in(
-    table: Table,
-    kind: Kind,
-    user_kind: str,
-    users: Sequence[Any] | np.ndarray,
-    buckets: Iterable[int] | None,
-    whole: int,
-) -> RowsForgotten:
-    """Take users out of one table; see the module.
+@dataclass(frozen=True)
+class _Found:
+    """A file with rows of the users: how many, and the time of the newest."""
 
-    Args:
-        users: ids.
-        buckets: where their rows lie; None looks in all (row groups are skipped by their bounds).
-        whole: number of the last whole commit.
+    file: DataFile
+    rows: int
+    newest: int
+
+
+def files_with(
+    warehouse: Warehouse, kind: Kind, users: Sequence[Any] | np.ndarray, buckets: Iterable[int] | None
+) -> list[_Found]:
+    """Files of a table that have rows of these users.
 
     Raises:
-        DataError: tags or branches keep old snapshots, or another writer committed in between.
+        DataError: tags or branches keep old snapshots.
     """
-    wanted = sorted_users(users)
+    table, wanted = warehouse.table(kind.name), sorted_users(users)
     assert wanted is not None
     held = [name for name in table.metadata.refs if name != "main"]
     if held:
@@ -112,31 +120,43 @@ def forget_in(
             f"snapshots and with them the rows; remove them, then run vista forget again"
         )
     current = table.current_snapshot()
+    within = None if buckets is None else {int(b) for b in buckets}
+    found = []
+    for file in [] if current is None else files_of(table, current.snapshot_id):
+        if within is None or file.bucket in within:
+            rows, newest = _rows_of(file, kind, wanted)
+            if rows:
+                found.append(_Found(file, rows, newest))
+    return found
+
+
+def _forget_in(
+    warehouse: Warehouse, kind: Kind, users: Sequence[Any] | np.ndarray, found: Sequence[_Found]
+) -> RowsForgotten:
+    table, wanted, whole = warehouse.table(kind.name), sorted_users(users), warehouse.commit_number
+    current = table.current_snapshot()
     if current is None:
         return RowsForgotten(kind.name, 0, 0, 0)
-    within = None if buckets is None else {int(b) for b in buckets}
-    replaced: dict[str, str | None] = {}
-    gone = 0
-    for file in files_of(table, current.snapshot_id):
-        if within is not None and file.bucket not in within:
-            continue
-        rows = _rows_of(file, kind, wanted)
-        if rows:
-            replaced[file.path] = _rewrite(file, kind, user_kind, wanted, left=file.rows - rows)
-            gone += rows
+    replaced: dict[str, str | None] = {
+        f.file.path: _rewrite(f.file, kind, warehouse.user_kind, wanted, left=f.file.rows - f.rows)
+        for f in found
+    }
     added = [uri for uri in replaced.values() if uri is not None]
     replace_files(table, replaced, added, {PREFIX + "commit": str(whole), PREFIX + "run": "forget"})
-    older = [
-        s.snapshot_id for s in table.snapshots() if s.snapshot_id != table.current_snapshot().snapshot_id
-    ]
-    return RowsForgotten(kind.name, gone, len(replaced), len(sweep(table, whole, expire=older)))
+    newest = table.current_snapshot().snapshot_id
+    older = [s.snapshot_id for s in table.snapshots() if s.snapshot_id != newest]
+    # Under the lock of a folder, what a run under way has written is for a commit that is refused from now on.
+    gone = sweep(table, None if warehouse.path is not None else whole, expire=older)
+    sweep_metadata(table)
+    return RowsForgotten(kind.name, sum(f.rows for f in found), len(replaced), len(gone))
 
 
-def _rows_of(file: DataFile, kind: Kind, users: np.ndarray) -> int:
+def _rows_of(file: DataFile, kind: Kind, users: np.ndarray) -> tuple[int, int]:
     with open_sorted(file.path) as parquet:
         if not wanted_groups(parquet, users):
-            return 0
-    return sum(len(rows) for rows in batches_of(file.path, kind, BATCH_ROWS, users, ("time",)))
+            return 0, 0
+    times = [rows.columns["time"] for rows in batches_of(file.path, kind, BATCH_ROWS, users, ("time",))]
+    return sum(map(len, times)), max((int(t.max()) for t in times if len(t)), default=0)
 
 
 def _rewrite(file: DataFile, kind: Kind, user_kind: str, users: np.ndarray, left: int) -> str | None:

@@ -16,8 +16,18 @@ from pyiceberg.types import LongType
 from vista.data.tables.reading import DataFile
 from vista.errors import DataError
 
+
+class TableChanged(DataError):
+    """Another writer committed in between; nothing of this commit is visible."""
+
+    exit_code = 4
+
+
 PREFIX = "vista."
 """Of our keys in table properties and snapshot summaries."""
+
+UNDONE = "undone"
+"""Property of history: run to the first commit whose rows were taken back, and the commit that did (``undoing``)."""
 
 
 def summary_of(snapshot: Any) -> dict[str, str]:
@@ -32,8 +42,14 @@ def entries(table: Table, snapshot_id: int) -> Iterator[Any]:
             f"{'.'.join(table.name())}: expected snapshot {snapshot_id}, found none (expired?); "
             f"start from a full run of vista summarize"
         )
-    for manifest in snapshot.manifests(table.io):
-        yield from manifest.fetch_manifest_entry(table.io, discard_deleted=True)
+    try:
+        for manifest in snapshot.manifests(table.io):
+            yield from manifest.fetch_manifest_entry(table.io, discard_deleted=True)
+    except FileNotFoundError as error:
+        raise TableChanged(
+            f"{'.'.join(table.name())}: snapshot {snapshot_id} went away while it was read ({error}): vista forget or "
+            f"vista prune ran meanwhile. Run the same command again"
+        ) from error
 
 
 def files_of(table: Table, snapshot_id: int) -> list[DataFile]:

@@ -25,10 +25,16 @@ KEPT_SNAPSHOTS = 4_096
 
 @dataclass(frozen=True)
 class Pruned:
-    """What pruning took out of the tables: ids of snapshots, URIs of files."""
+    """What pruning took out of the tables.
+
+    Attributes:
+        snapshots: their ids.
+        files, metadata: URIs of files of data, and of manifests and their lists.
+    """
 
     snapshots: list[int]
     files: list[str]
+    metadata: list[str]
 
 
 def prune(warehouse: Warehouse, keep: Collection[int], before_ms: int, dry_run: bool = False) -> Pruned:
@@ -42,16 +48,25 @@ def prune(warehouse: Warehouse, keep: Collection[int], before_ms: int, dry_run: 
     recover(warehouse)
     with alone(warehouse):
         warehouse.refresh()
-        snapshots, files = [], []
-        for name in ("history", "impressions", "items"):
+        gone = Pruned([], [], [])
+        for name in ("history", "impressions", "items", "sources", "forgotten"):
+            if not warehouse.has_table(name):
+                continue
             table = warehouse.table(name)
             expired = old_snapshots(table, keep, before_ms)
-            snapshots += expired
-            files += sweep(
-                table, warehouse.commit_number, expire=expired, untouched_since_ms=before_ms, dry_run=dry_run
+            gone.snapshots.extend(expired)
+            # PyIceberg names the files of the small tables, and nobody writes one without the lock.
+            named, whole = name not in ("sources", "forgotten"), warehouse.commit_number
+            gone.files.extend(
+                sweep(
+                    table, whole, named=named, expire=expired, untouched_since_ms=before_ms, dry_run=dry_run
+                )
+            )
+            gone.metadata.extend(
+                sweep_metadata(table, without=expired, untouched_since_ms=before_ms, dry_run=dry_run)
             )
         warehouse.refresh()
-    return Pruned(snapshots, files)
+    return gone
 
 
 def old_snapshots(table: Table, keep: Collection[int], before_ms: int) -> list[int]:
@@ -65,8 +80,9 @@ def old_snapshots(table: Table, keep: Collection[int], before_ms: int) -> list[i
 
 def sweep(
     table: Table,
-    whole: int,
+    whole: int | None,
     *,
+    named: bool = True,
     expire: Collection[int] = (),
     untouched_since_ms: int | None = None,
     dry_run: bool = False,
@@ -74,7 +90,9 @@ def sweep(
     """Delete data files that no snapshot needs: those of forgotten or merged rows, and of runs that never committed.
 
     Args:
-        whole: number of the last whole commit; files of a later one may belong to a run under way and are left.
+        whole: number of the last whole commit; files of a later one may belong to a run under way and are left. None
+            takes those too.
+        named: files say their commit; others are not ours and are left.
         expire: snapshots to expire first; the commit number of each is remembered. The current one always stays.
         untouched_since_ms: leave files that were written later than this.
         dry_run: change nothing.
@@ -112,9 +130,50 @@ def sweep(
     unneeded = []
     for found in fs.find(root):
         head = posixpath.basename(found).split("-", 1)[0]
-        ours = len(head) == 8 and head.isdigit() and int(head) <= whole
+        numbered = len(head) == 8 and head.isdigit()
+        ours = (numbered and (whole is None or int(head) <= whole)) or not named
         uri = paths.as_uri(fs.unstrip_protocol(found))
         if not ours or uri in needed:
+            continue
+        if untouched_since_ms is None or fs.modified(found).timestamp() * 1000 <= untouched_since_ms:
+            unneeded.append(uri)
+    if not dry_run:
+        paths.remove(unneeded)
+    return unneeded
+
+
+def sweep_metadata(
+    table: Table,
+    *,
+    without: Collection[int] = (),
+    untouched_since_ms: int | None = None,
+    dry_run: bool = False,
+) -> list[str]:
+    """Delete files of metadata that no snapshot needs: manifests and lists of expired ones, and what crashes left.
+
+    Hold ``commits.alone``: what a writer under way has written looks the same.
+
+    Args:
+        without: snapshots that are about to be expired (``dry_run``).
+        untouched_since_ms: leave files that were written later than this.
+        dry_run: change nothing.
+
+    Returns:
+        URIs of the files deleted.
+    """
+    metadata = table.metadata
+    needed = {table.metadata_location, *(entry.metadata_file for entry in metadata.metadata_log)}
+    needed |= {s.statistics_path for s in metadata.statistics}
+    for snapshot in table.snapshots():
+        if snapshot.snapshot_id not in without:
+            needed |= {snapshot.manifest_list, *(m.manifest_path for m in snapshot.manifests(table.io))}
+    kept = {paths.as_uri(uri) for uri in needed if uri is not None}
+    fs, root = paths.filesystem(posixpath.join(table.location(), "metadata"))
+    unneeded = []
+    for found in fs.find(root) if fs.exists(root) else ():
+        uri = paths.as_uri(fs.unstrip_protocol(found))
+        ours = found.endswith((".avro", ".metadata.json"))
+        if not ours or uri in kept:
             continue
         if untouched_since_ms is None or fs.modified(found).timestamp() * 1000 <= untouched_since_ms:
             unneeded.append(uri)

@@ -21,6 +21,8 @@ TABLE_PROPERTIES = {
     "write.metadata.previous-versions-max": "16",
     "commit.manifest-merge.enabled": "true",
     "write.metadata.metrics.column.user_id": "none",
+    # A conflict is ours to judge: what was built for other tables must not be committed to these (``commits``).
+    "commit.retry.num-retries": "0",
 }
 
 
@@ -30,7 +32,19 @@ SOURCES = Schema(
     NestedField(3, "digest", StringType(), required=True),
     NestedField(4, "rows", LongType(), required=True),
     NestedField(5, "run", StringType(), required=True),
+    NestedField(6, "kind", StringType(), required=False),
+    NestedField(7, "reading", StringType(), required=False),
+    NestedField(8, "set_aside", LongType(), required=False),
+    NestedField(9, "in_table", LongType(), required=False),
+    NestedField(10, "commit", LongType(), required=False),
 )
+"""The ledger (``ledger``); what is not required is missing in tables of version 0.1."""
+
+FORGOTTEN = Schema(
+    NestedField(1, "user_hash", StringType(), required=True),
+    NestedField(2, "time", LongType(), required=True),
+)
+"""Who was forgotten when (``forgotten``)."""
 
 
 def item_schema() -> Schema:

@@ -11,27 +11,33 @@ that number when it rewrites a file, so "what was added since" survives it.
 
 A commit touches several tables and is whole once history has it (vista/data/tables/commits.py).
 
-Iceberg metadata holds absolute paths: move a warehouse only with a tool that rewrites them. Bounds of ``user_id`` are
+Iceberg metadata holds absolute paths: a folder that was copied or moved is refused until ``vista relocate`` has
+rewritten them (``relocating``). Bounds of ``user_id`` are
 kept out of the metadata, so that no user id outlives the data files.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import posixpath
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pyiceberg.catalog import Catalog, load_catalog
-from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError
+from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError, TableAlreadyExistsError
+from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.table import Table
 from pyiceberg.table.sorting import UNSORTED_SORT_ORDER
+from sqlalchemy.exc import OperationalError
 
 from vista.data import paths
+from vista.data.tables.folder import check_at_home, folder_properties
 from vista.data.tables.items import ItemCounts
-from vista.data.tables.manifests import PREFIX, commit_of, files_of, summary_of
+from vista.data.tables.manifests import PREFIX, UNDONE, commit_of, files_of, summary_of
 from vista.data.tables.reading import DataFile
 from vista.data.tables.rows import HISTORY, IMPRESSIONS, Kind
 from vista.data.tables.schemas import (
@@ -70,15 +76,14 @@ class Warehouse:
             self.namespace = properties.pop("namespace", namespace)
             self.path: str | None = None
         else:
-            uri = paths.as_uri(where)
             self.namespace, self.path = namespace, str(where)
-            database = f"sqlite:///{paths.local_path(uri)}/catalog.db"
-            properties = {"type": "sql", "uri": database, "warehouse": uri}
-            if not paths.is_local(uri):
+            if not paths.is_local(self.path):
                 raise DataError(
                     f"{where}: an SQLite catalog needs a local folder; give catalog properties instead "
                     f"(uri of a shared catalog and warehouse={where}), see vista ingest --help"
                 )
+            root = os.path.abspath(paths.local_path(self.path))
+            properties = {"type": "sql", **folder_properties(root)}
         self._properties = properties
         self._catalog: Catalog | None = None
         self._tables: dict[str, Table] = {}
@@ -94,9 +99,17 @@ class Warehouse:
         if self._catalog is None:
             if self.path is not None:
                 Path(paths.local_path(self.path)).mkdir(parents=True, exist_ok=True)
-            properties = dict(self._properties)
-            self._catalog = load_catalog(properties.pop("name", NAMESPACE), **properties)
+                check_at_home(paths.local_path(self.path))
+            self._catalog = self._connect()
         return self._catalog
+
+    def _connect(self) -> Catalog:
+        properties = dict(self._properties)
+        name = properties.pop("name", NAMESPACE)
+        try:
+            return load_catalog(name, **properties)
+        except OperationalError:  # two processes made the tables of one SQLite catalog at the same moment
+            return load_catalog(name, **properties)
 
     def create(
         self,
@@ -144,13 +157,18 @@ class Warehouse:
         # History last: it is what says that the warehouse exists.
         self.create_others(user_kind)
         schema = table_schema(HISTORY, user_kind)
-        self.catalog.create_table(
-            (self.namespace, "history"),
-            schema,
-            partition_spec=bucket_spec(schema),
-            sort_order=sort_order(HISTORY, schema),
-            properties={**TABLE_PROPERTIES, **{PREFIX + k: v for k, v in facts.items()}},
-        )
+        try:
+            self.catalog.create_table(
+                (self.namespace, "history"),
+                schema,
+                partition_spec=bucket_spec(schema),
+                sort_order=sort_order(HISTORY, schema),
+                properties={**TABLE_PROPERTIES, **{PREFIX + k: v for k, v in facts.items()}},
+            )
+        except TableAlreadyExistsError as error:
+            raise TableExists(
+                f"{self.name}: tables were made meanwhile; add to them with vista ingest"
+            ) from error
         return self
 
     def create_others(self, user_kind: str) -> None:
@@ -220,6 +238,9 @@ class Warehouse:
                 ) from error
         return self._tables[name]
 
+    def has_table(self, name: str) -> bool:
+        return name in self._tables or self.catalog.table_exists((self.namespace, name))
+
     @property
     def history(self) -> Table:
         return self.table("history")
@@ -265,6 +286,15 @@ class Warehouse:
         """How many commits the tables have seen."""
         return int(self.fact("commit", "0"))
 
+    def basis(self) -> str:
+        """What a run builds on: identity of the history table, its commits, and who was forgotten; empty where there
+        are no tables. A commit that was built for another is refused (``commits``)."""
+        if not self.exists():
+            return ""
+        forgotten = self.table("forgotten").current_snapshot() if self.has_table("forgotten") else None
+        snapshot = 0 if forgotten is None else forgotten.snapshot_id
+        return f"{self.history.metadata.table_uuid}:{self.commit_number}:{snapshot}"
+
     def snapshot(self) -> int | None:
         """Current snapshot id of the history table, None while it is empty."""
         current = self.history.current_snapshot()
@@ -282,9 +312,12 @@ class Warehouse:
         return posixpath.join(self.items.location(), "data", f"{commit:08d}-{run}-{shard:05d}.parquet")
 
     def has_commit(self, run: str) -> bool:
-        """Whether the commit of a run is whole: history says so last."""
-        return any(summary_of(s).get(PREFIX + "run") == run for s in self.history.snapshots()) or (
+        """Whether the commit of a run is whole: history says so last. Call ``commits.recover`` first: then the ledger
+        holds whole commits alone, and remembers them when their snapshots are gone."""
+        return (
             self.fact("run") == run
+            or any(summary_of(s).get(PREFIX + "run") == run for s in self.history.snapshots())
+            or run in self.read_sources()["run"].to_pylist()
         )
 
     # Reading ------------------------------------------------------------------------------------------------
@@ -315,6 +348,7 @@ class Warehouse:
             files = [f for f in files if f.commit <= until]
         if since is not None:
             before, still_there = commit_of(self.history, since)
+            self._taken_back(before)
             known = {f.path for f in files_of(table, since)} if still_there and kind is HISTORY else set()
             # A file rewritten by forget has a new path, and the commit number of the rows it had before.
             files = [f for f in files if f.path not in known and not 0 < f.commit <= before]
@@ -323,6 +357,15 @@ class Warehouse:
         for f in sorted(files, key=lambda f: f.path):
             found.setdefault(f.bucket, []).append(f)
         return dict(sorted(found.items()))
+
+    def _taken_back(self, commit: int) -> None:
+        """Raises DataError where rows that were there at a commit have been taken back since."""
+        for run, (first, number) in json.loads(self.fact(UNDONE, "{}")).items():
+            if first <= commit < number:
+                raise DataError(
+                    f"{self.name}: expected rows of commit {commit} in the tables, found those of {run} taken back by "
+                    f"vista ingest --undo; run vista summarize"
+                )
 
     def _apart(self, files: Sequence[DataFile], commit: int) -> None:
         """Raises DataError where a merged file has rows of before and after a commit."""
@@ -342,4 +385,15 @@ class Warehouse:
 
     def read_sources(self) -> pa.Table:
         """The ledger of input files: path, bytes, digest, rows, run."""
-        return self.sources.scan().to_arrow()
+        return self.read_rows("sources")
+
+    def read_rows(self, name: str) -> pa.Table:
+        """All rows of a table without buckets; columns that came later are null in older files."""
+        table = self.table(name)
+        schema = schema_to_pyarrow(table.schema(), include_field_ids=False)
+        current = table.current_snapshot()
+        found = [schema.empty_table()]
+        for file in [] if current is None else files_of(table, current.snapshot_id):
+            with paths.open_input(file.path) as source:
+                found.append(pq.read_table(source).replace_schema_metadata(None))
+        return pa.concat_tables(found, promote_options="permissive").select(schema.names)

@@ -1,0 +1,25 @@
+"""``vista relocate``: a copied or moved home stands on its own."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from tools import console
+from tools.home import Home
+from tools.options import HOME, HomeOption, JsonOption
+
+
+def command(home: HomeOption = HOME, json: JsonOption = False) -> None:
+    """Rewrite the paths in the metadata of HOME's tables, after HOME was copied or moved.
+
+    Nothing outside HOME is read or written. Runs that were under way are begun anew with another run directory.
+    """
+    from vista.data.tables.relocating import relocate
+
+    done = relocate(Home(home).warehouse)
+    if json:
+        return console.json_line(asdict(done))
+    console.fields(
+        "relocated" if done.files else "at home already",
+        {"from": done.old, "to": done.new, "files": done.files},
+    )

@@ -1,0 +1,135 @@
+"""An ingest taken back: its files out of history, impressions and items, its lines out of the ledger, in one commit.
+
+Rows that later ingests dropped because this one had brought them are not in their files: those ingests leave the
+ledger too, so that ingesting their logs again brings the rows. Names of actions and surfaces stay, for vocabularies
+only grow. Summaries that saw the rows are not changed: ``bucket_files(since=...)`` refuses to go on from before and
+says to summarise anew.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from vista.data.tables import ledger
+from vista.data.tables.commits import alone, recover, replace_files
+from vista.data.tables.items import ItemCounts, ItemTally
+from vista.data.tables.manifests import PREFIX, UNDONE, files_of
+from vista.data.tables.rows import HISTORY, batches_of
+from vista.data.tables.warehouse import Warehouse
+from vista.errors import DataError
+
+
+@dataclass(frozen=True)
+class Undone:
+    """What :func:`undo` did.
+
+    Attributes:
+        rows: taken out of history and impressions. files: of the tables that went.
+        logs: inputs of the run. again: inputs of later runs that must be ingested again, for they shared rows with it.
+    """
+
+    run: str
+    rows: int
+    files: int
+    logs: tuple[str, ...]
+    again: tuple[str, ...]
+
+
+def undo(warehouse: Warehouse, run: str) -> Undone:
+    """Take back what one run brought; doing it twice does nothing more.
+
+    Args:
+        run: as the ledger and ``vista ingest --json`` name it, or the name of its run directory.
+
+    Raises:
+        DataError: no such run, or ``vista compact`` has merged its rows with others'.
+        TableChanged: another writer without the lock committed in between.
+    """
+    recover(warehouse)
+    with alone(warehouse):
+        lines = ledger.entries(warehouse.refresh())
+        runs = list(dict.fromkeys(name for name, _ in lines))
+        mine = [name for name in runs if name == run or name.rsplit("-", 1)[0] == run]
+        number = warehouse.commit_number + 1
+        undone = json.loads(warehouse.fact("undone", "{}"))
+        if not mine and run in undone:
+            mine = [run]
+        if len(mine) != 1:
+            known = ", ".join(runs[-5:]) or "none"
+            raise DataError(
+                f"{warehouse.name}: expected one ingest called {run!r}, found {len(mine)}; the last of {len(runs)} are "
+                f"{known}. `vista status` lists them"
+            )
+        name = mine[0]
+        commits = {line.commit for r, line in lines if r == name and line.commit}
+        found = {kind: _files(warehouse, kind, name, commits) for kind in ("items", "impressions", "history")}
+        later = runs[runs.index(name) + 1 :] if name in runs else []
+        sharing = {r for r, line in lines if r in later and line.in_table}
+        commits |= {int(posixpath.basename(uri).split("-", 1)[0]) for some in found.values() for uri in some}
+        first = min(commits, default=number)
+        summary = {PREFIX + "commit": str(number), PREFIX + "run": f"undo-{name}"}
+        left = [(r, line) for r, line in lines if r != name and r not in sharing]
+        if len(left) < len(lines):
+            ledger.settle(warehouse.sources)
+            with warehouse.sources.transaction() as tx:
+                tx.overwrite(ledger.as_arrow(left), snapshot_properties=summary)
+        if found["history"] and not found["items"]:  # added up with others: what it counted is taken off
+            uri = _less(warehouse, found["history"], number)
+            with warehouse.items.transaction() as tx:
+                tx.add_files([uri], snapshot_properties=summary, check_duplicate_files=False)
+        for kind in ("items", "impressions"):
+            replace_files(warehouse.table(kind), set(found[kind]), [], summary)
+        facts = {"commit": str(number), UNDONE: json.dumps({**undone, name: [first, number]})}
+        properties = {PREFIX + key: value for key, value in facts.items()}
+        replace_files(warehouse.history, set(found["history"]), [], summary, properties)
+        warehouse.refresh()
+    rows = sum(found["history"].values()) + sum(found["impressions"].values())
+    return Undone(
+        name,
+        rows,
+        sum(map(len, found.values())),
+        tuple(line.path for r, line in lines if r == name),
+        tuple(dict.fromkeys(line.path for r, line in lines if r in sharing)),
+    )
+
+
+def _files(warehouse: Warehouse, kind: str, run: str, commits: set[int]) -> dict[str, int]:
+    """Files of a run in one table with their rows.
+
+    Raises:
+        DataError: its rows were merged with others'.
+    """
+    table = warehouse.table(kind)
+    current = table.current_snapshot()
+    files = [] if current is None else files_of(table, current.snapshot_id)
+    mine = {f.path: f.rows for f in files if f.first_commit == f.commit and run_of(f.path) == run}
+    mixed = [
+        f.path
+        for f in files
+        if any(f.first_commit <= c <= f.commit for c in commits) and f.first_commit < f.commit
+    ]
+    if mixed:
+        raise DataError(
+            f"{warehouse.name}: expected the rows of {run} in files of their own, found them merged with others' by "
+            f"vista compact ({mixed[0]}); rebuild the tables with vista ingest, without its logs, in another --home"
+        )
+    return mine
+
+
+def _less(warehouse: Warehouse, history: Collection[str], number: int) -> str:
+    """A file of the items table that takes off what the rows of some history files count."""
+    tally = ItemTally()
+    for uri in history:
+        for rows in batches_of(uri, HISTORY, 1 << 20, columns=("item", "surface")):
+            tally.add(rows.columns["item"], rows.columns["surface"])
+    item, surface, events = tally.total()
+    return ItemCounts.of(item, surface, -events).write(warehouse.item_uri(number, "undo", 0))
+
+
+def run_of(path: str) -> str:
+    """The run in the name of a file of one commit: ``COMMIT-RUN-NUMBER[-without-HEX].parquet``."""
+    stem = posixpath.basename(path).removesuffix(".parquet").split("-without-")[0]
+    return stem.split("-", 1)[-1].rsplit("-", 1)[0]
