@@ -1,3 +1,3 @@
-"""The store as torch modules and datasets: ``feature`` (ids in, tokens out), ``decode`` (its arithmetic), ``rows``
-(as-of training rows).
+"""The store as torch modules and datasets: ``feature`` (ids in, tokens out), ``decode`` (its arithmetic; on a device by
+``decode_triton``), ``rows`` (as-of training rows).
 """

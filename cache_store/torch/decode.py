@@ -6,7 +6,11 @@ and the product and sum of int4, and those are separate operations, each correct
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import os
 from collections.abc import Sequence
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -56,16 +60,37 @@ class RecordDecoder(torch.nn.Module):
         self.tokens, self.width = start, schema.width
         self.register_buffer("log8", torch.from_numpy(_log8_values()), persistent=False)
 
-    def forward(self, rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Tokens ``[B, S, D]`` of rows ``uint8 [B, row_bytes]``, computed in float32 and then cast.
+    def forward(
+        self, rows: Tensor, dtype: torch.dtype = torch.float32, inverse: Tensor | None = None
+    ) -> Tensor:
+        """Tokens ``[B, S, D]``, computed in float32 and then cast.
 
         Rows of zeros decode to zeros, in every codec. Whole numbers (codec ``int64``) are bits of two places each in
         float32, and zeros in any other type: :meth:`numbers` gives them as they are.
+
+        Args:
+            rows: uint8 [U, row_bytes].
+            dtype: of the tokens.
+            inverse: int64 [B], the row of each result; None where all are wanted once, in order.
         """
+        many = len(rows) if inverse is None else len(inverse)
+        kernel = _kernel(rows)
+        if kernel and many:
+            out = torch.empty((many, self.tokens, self.width), dtype=dtype, device=rows.device)
+            for g in self.groups:
+                if g.codec not in kernel.KIND:
+                    part = torch.empty((len(rows), g.tokens, g.width), dtype=dtype, device=rows.device)
+                    getattr(self, f"_{g.codec}")(rows, g.name, part)
+                    out[:, self.slices[g.name]] = part if inverse is None else part[inverse]
+                    continue
+                names = self.schema.dtype.fields[g.name][0].names  # type: ignore[index]
+                fields = {name: self._field(rows, g.name, name) for name in names}
+                kernel.decode_group(fields, g.codec, self.log8, inverse, out[:, self.slices[g.name]])
+            return out
         out = _empty((len(rows), self.tokens, self.width), dtype, rows.device)
         for g in self.groups if len(rows) else ():  # an empty tensor may have no strides to view by
             getattr(self, f"_{g.codec}")(rows, g.name, out[:, self.slices[g.name]])
-        return out
+        return out if inverse is None else out[inverse]
 
     def numbers(self, rows: Tensor, group: str) -> Tensor:
         """The whole numbers of a group of codec ``int64``, int64 [B, ceil(T * W / 2)]."""
@@ -79,7 +104,7 @@ class RecordDecoder(torch.nn.Module):
             out.zero_()
 
     def _field(self, rows: Tensor, group: str, name: str) -> Tensor:
-        """One field of every record as a view, ``[B, *shape]``."""
+        """One field of every record as a view, ``[U, *shape]``."""
         sub, offset = self.schema.dtype.fields[group][:2]  # type: ignore[index]
         dtype, at = sub.fields[name][:2]
         base, shape = dtype.subdtype
@@ -109,6 +134,14 @@ class RecordDecoder(torch.nn.Module):
 
     def _log8(self, rows: Tensor, group: str, out: Tensor) -> None:
         out.copy_(self.log8[self._field(rows, group, "codes").int()])
+
+
+def _kernel(rows: Tensor) -> ModuleType | None:
+    """The kernel where it runs: on CUDA, or where Triton's interpreter was asked for; None where there is no Triton."""
+    if rows.is_cuda or os.environ.get("TRITON_INTERPRET") == "1":
+        with contextlib.suppress(ImportError):
+            return importlib.import_module("cache_store.torch.decode_triton")
+    return None
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

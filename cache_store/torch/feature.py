@@ -7,8 +7,8 @@
         ...
 
 The way of a batch to another device: a user given twice is read once; records are gathered as stored, quantised,
-into pinned memory; one copy on a stream of its own takes records, status and times across; there they are decoded
-(``decode``) and, last, spread to the B rows. On the CPU the store decodes straight into the tensor.
+into pinned memory; one copy on a stream of its own takes records, status and times across; there one kernel
+decodes them into the B rows (``decode``). On the CPU the store decodes straight into the tensor.
 """
 
 from __future__ import annotations
@@ -238,11 +238,10 @@ class SummaryFeature(nn.Module):
         with torch.no_grad():
             if fetched.rows is None:
                 tokens = fetched.tokens.to(self.dtype)  # type: ignore[union-attr]
+                tokens = tokens if fetched.inverse is None else tokens[fetched.inverse]
             else:
-                tokens = self.decoder(fetched.rows, self.dtype)
-            facts = fetched.facts
-            if fetched.inverse is not None:
-                tokens, facts = tokens[fetched.inverse], facts[:, fetched.inverse]
+                tokens = self.decoder(fetched.rows, self.dtype, fetched.inverse)
+            facts = fetched.facts if fetched.inverse is None else fetched.facts[:, fetched.inverse]
             status = facts[0].to(torch.uint8)
             mask = status < int(Status.MISSING)
             ages = self._ages(facts, mask, now_ms, fetched.manifest) if self.ages else None

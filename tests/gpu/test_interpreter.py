@@ -40,6 +40,10 @@ def test_kernels_equal_their_definitions_under_the_interpreter():
     assert "passed" in interpreted(str(HERE / "test_kernels.py"))
 
 
+def test_decoding_of_records_equals_numpys_under_the_interpreter():
+    assert "passed" in interpreted(str(HERE / "test_decode.py"))
+
+
 def test_the_packed_form_of_qla_holds_with_the_kernels_in_its_place():
     chosen = "packed_form and (one-step or carried or tails) or target_row or own_chunk or bfloat16"
     (path,) = (HERE.parent / "vista").rglob("test_qla.py")
