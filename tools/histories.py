@@ -15,9 +15,15 @@ if TYPE_CHECKING:
 MAX_ROWS = 262_144
 
 
-def newest(warehouse: Warehouse, users: Sequence[int] | Sequence[str] | np.ndarray, limit: int) -> Events:
+def newest(
+    warehouse: Warehouse,
+    users: Sequence[int] | Sequence[str] | np.ndarray,
+    limit: int,
+    until: int | None = None,
+) -> Events:
     """The newest ``limit`` events of each user, U histories in the order asked; empty where unknown.
 
+    With ``until`` (ms), of those that are not after it.
     Reads only the buckets of these users, and of those only the row groups that hold them.
     """
     from cache_store.format.keys import as_users
@@ -28,6 +34,8 @@ def newest(warehouse: Warehouse, users: Sequence[int] | Sequence[str] | np.ndarr
     for batch in _batches(warehouse, asked):
         for u, user in enumerate(batch.users.tolist()):
             part = batch.events.user(u)
+            if until is not None:
+                part = part.rows(0, int(np.searchsorted(part.time, until, side="right")))
             if user in tails:
                 part = Events.append(tails[user], part)
             tails[user] = part.rows(max(len(part) - limit, 0), len(part))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -19,12 +20,22 @@ from typing import IO, Any
 
 from cache_store.change import forgotten, publish
 from cache_store.change.forget import without_forgotten
-from cache_store.errors import Damaged, FingerprintMismatch, GenerationUnknown, SchemaError, StoreError
+from cache_store.change.prune import size_of
+from cache_store.errors import (
+    Damaged,
+    FingerprintMismatch,
+    GenerationUnknown,
+    SchemaError,
+    StorageFull,
+    StoreError,
+)
 from cache_store.format import lines
 from cache_store.format import manifest as manifests
+from cache_store.format.keys import bucket_of, from_keys
 from cache_store.format.layout import MAIN, Layout, digest_file, exclusive, fsync_folder, storage_errors
 from cache_store.format.manifest import Manifest
 from cache_store.format.receipt import FileFact
+from cache_store.read.generation import Generation
 from cache_store.read.leases import Lease
 from cache_store.remote.files import RemoteError, RemoteFiles
 from cache_store.remote.store import NO_PARENT, RemoteGeneration, RemoteStore, identity
@@ -158,11 +169,13 @@ def pull(
             f"the line of that model, or run `vista promote` for the model itself first"
         )
     report = CopyReport(folder=tip, chain=[g.folder for g in chain])
+    _room(layout, [g for g in chain if _local(layout, g) is None])
     with storage_errors(f"pulling {url}"):
         for _ in range(_ATTEMPTS):
             for g in chain:
                 if _local(layout, g) is None:
                     _download(layout, remote.files, g, report, jobs)
+                    _opens(layout.run(g.run_id), g)
             with exclusive(layout, f"pulling {url}"):
                 name = _enter_chain(layout, chain, line, report)
                 if name is None:
@@ -218,7 +231,7 @@ def _push_one(
     text = manifest.text()
     folder = identity(manifest.generation, text, parent)
     base, ready = f"generations/{folder}", manifests.seal(text)
-    if remote.read(f"{base}/READY") == ready:
+    if remote.read(f"{base}/READY", 1 << 10) == ready:
         report.found += len(manifest.files)
         return folder
     source = layout.generation(manifest.generation)
@@ -270,6 +283,50 @@ def _download(
         fsync_folder(staging)
 
 
+def _room(layout: Layout, chain: Sequence[RemoteGeneration]) -> None:
+    """Ask whether what is to be copied fits, before anything is.
+
+    Raises:
+        StorageFull
+    """
+    needed = 0
+    for g in chain:
+        staged = layout.run(g.run_id)
+        needed += g.manifest.bytes - (size_of(staged) if staged.is_dir() else 0)
+    free = shutil.disk_usage(layout.root).free
+    if needed > free:
+        raise StorageFull(
+            f"{layout.root}: expected room for {needed} bytes, found {free} free; nothing was copied; free space "
+            f"(`vista prune` removes what no reader needs) and run the same command again"
+        )
+
+
+def _opens(staging: Path, g: RemoteGeneration) -> None:
+    """Open what was copied as a reader would, before it goes live.
+
+    Raises:
+        Damaged: the files are what the manifest states, but not a generation.
+    """
+    if not staging.is_dir():
+        return  # another pull has entered it
+    try:
+        generation = Generation(staging, g.manifest, verify=True)
+        if generation.states is not None:
+            for k in range(g.manifest.num_shards):
+                generation.keys(k, states=True)
+        for k in range(g.manifest.num_shards):
+            users = from_keys(generation.keys(k).keys, g.manifest.schema.user_kind)
+            if (bucket_of(users, g.manifest.num_shards) != k).any():
+                raise Damaged(
+                    f"{generation.folder / generation.table.names[k]}: holds users of another bucket"
+                )
+    except Damaged as error:
+        if all((staging / file).is_file() for file in g.manifest.files):
+            raise Damaged(
+                f"{g.folder}: {error}; nothing went live; run `vista push` again where it came from"
+            ) from error
+
+
 def _enter_chain(
     layout: Layout, chain: Sequence[RemoteGeneration], line: str, report: CopyReport
 ) -> str | None:
@@ -283,10 +340,7 @@ def _enter_chain(
         name = _local(layout, g)
         if name is None:
             staging = layout.run(g.run_id)
-            facts = g.manifest.files
-            if not all(
-                (staging / f).is_file() and (staging / f).stat().st_size == facts[f].bytes for f in facts
-            ):
+            if not all(_is(staging / file, fact) for file, fact in g.manifest.files.items()):
                 return None
             kept, left_out = without_forgotten(staging, g.manifest, gone)
             report.left_out += left_out

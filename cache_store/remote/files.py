@@ -53,13 +53,27 @@ class RemoteFiles:
         """Full URL of an object, for texts."""
         return f"{self.url}/{path}"
 
-    def read(self, path: str) -> bytes | None:
-        """A small object, or None where there is none."""
+    def read(self, path: str, limit: int) -> bytes | None:
+        """A small object, or None where there is none.
+
+        Raises:
+            Damaged: it has more than ``limit`` bytes; no more than these are read.
+        """
         with self._typed(path):
             try:
-                return self.fs.cat_file(self._at(path))
-            except (FileNotFoundError, NotADirectoryError):
+                with self.fs.open(self._at(path), "rb", block_size=64 << 10) as source:
+                    parts, size = [], 0
+                    while size <= limit and (block := source.read(min(CHUNK, limit + 1 - size))):
+                        parts.append(block)
+                        size += len(block)
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 return None
+        if size > limit:
+            raise Damaged(
+                f"{self.name(path)}: expected at most {limit} bytes, found more; run `vista push` again where it came "
+                f"from"
+            )
+        return b"".join(parts)
 
     def write(self, path: str, data: bytes) -> None:
         """Replace a small object as a whole."""
@@ -149,9 +163,9 @@ class RemoteFiles:
                 if had:
                     with self._typed(path):
                         source.seek(had)
-                while True:
+                while part.tell() <= fact.bytes:  # one byte more than stated is enough to know
                     with self._typed(path):
-                        block = source.read(CHUNK)
+                        block = source.read(min(CHUNK, fact.bytes + 1 - part.tell()))
                     if not block:
                         break
                     digest.update(block)

@@ -24,6 +24,7 @@ import xxhash
 
 from cache_store.errors import Damaged, GenerationUnknown, SchemaError
 from cache_store.format import manifest as manifests
+from cache_store.format.checked import KIB
 from cache_store.format.layout import MAIN, Layout, StoreFormat, check_name
 from cache_store.format.manifest import Manifest
 from cache_store.remote.files import RemoteError, RemoteFiles
@@ -91,7 +92,7 @@ class RemoteStore:
         self.match(layout)
 
     def _format(self) -> bytes:
-        raw = self.files.read("FORMAT")
+        raw = self.files.read("FORMAT", 64 * KIB)
         if raw is None:
             raise RemoteError(
                 f"{self.files.name('FORMAT')}: not there; nothing was pushed to this URL; run `vista push`"
@@ -110,7 +111,7 @@ class RemoteStore:
             RemoteError: the line was never pushed. Damaged
         """
         path = _pointer_path(line)
-        raw = self.files.read(path)
+        raw = self.files.read(path, 64 * KIB)
         if raw is None:
             raise RemoteError(f"{self.files.name(path)}: line {line!r} was never pushed; run `vista push`")
         folder = raw.split(b"\n")[0].decode(errors="replace")
@@ -149,10 +150,11 @@ class RemoteStore:
         """
         base = f"generations/{check_name(folder, 'remote generation')}"
         where = self.files.name(base)
-        ready = self.files.read(f"{base}/READY")
+        ready = self.files.read(f"{base}/READY", KIB)
         if ready is None:
             raise RemoteError(f"{where}: no READY, the push was not finished; {_AGAIN}")
-        raw = [self.files.read(f"{base}/{name}") or b"" for name in ("manifest.json", "PARENT")]
+        wanted = (("manifest.json", manifests.MOST_TEXT), ("PARENT", KIB))
+        raw = [self.files.read(f"{base}/{name}", limit) or b"" for name, limit in wanted]
         try:
             text, parent = raw[0].decode(), raw[1].decode().strip()
         except UnicodeDecodeError as error:
@@ -162,10 +164,8 @@ class RemoteStore:
         manifest = Manifest.parse(text, Path(folder))
         if (manifest.parent is None) != (parent == NO_PARENT):
             raise Damaged(f"{where}: PARENT and the manifest disagree; {_AGAIN}")
-        for name in manifest.files:
-            check_name(name, "file of a remote generation")  # never a path that leads elsewhere
-        if {"manifest.json", "READY"} & set(manifest.files):
-            raise Damaged(f"{where}: lists its own manifest as data; {_AGAIN}")
+        if manifest.generation != folder.partition("-")[0]:
+            raise Damaged(f"{where}: states generation {manifest.generation}; {_AGAIN}")
         return RemoteGeneration(folder, text, manifest, None if parent == NO_PARENT else parent)
 
     def chain(self, tip: str) -> Iterator[RemoteGeneration]:
@@ -174,6 +174,7 @@ class RemoteStore:
         Raises:
             As :meth:`read`.
         """
+        store, above = self.format(), None
         seen: set[str] = set()
         folder: str | None = tip
         while folder is not None:
@@ -181,7 +182,11 @@ class RemoteStore:
                 raise Damaged(f"{self.files.name(folder)}: lies on itself; {_AGAIN} where it came from")
             seen.add(folder)
             found = self.read(folder)
+            manifests.check_of_store(found.manifest, store, Path(self.files.name(folder)))
+            if above is not None:
+                manifests.check_lies_on(above.manifest, found.manifest, Path(self.files.name(above.folder)))
             yield found
+            above = found
             folder = found.parent
 
 

@@ -206,14 +206,18 @@ def test_slots_are_reused_in_turn_and_an_old_ticket_is_a_miss(pool):
     assert pool.counts == {"overwritten": 3, "hit": 4}
 
 
-def test_a_ticket_of_a_pool_made_anew_is_a_miss_in_the_old_one_that_a_reader_still_maps(tmp_path):
+def test_a_reader_goes_on_with_a_pool_made_anew_which_the_old_writers_end_leaves_alone(tmp_path):
     old = KVPool.create(tmp_path / "pool", MODEL, 2)
     old.put(context(np.array([1]), 2))
     reader = KVPool.attach(old.path)
     new = KVPool.create(tmp_path / "pool", MODEL, 2)  # the retrieving process was started again
     (ticket,) = new.put(context(np.array([1]), 3))
-    assert reader.get(ticket, 1) is None and reader.counts == {"overwritten": 1}
+    old.close()
+    assert new.path.exists()
+    assert reader.get(ticket, 1) is not None and reader.counts == {"hit": 1, "reattached": 1}
     assert KVPool.attach(new.path).get(ticket, 1) is not None
+    new.close()
+    assert not new.path.exists()
 
 
 def test_a_writer_that_died_in_the_middle_of_a_write_leaves_a_miss_until_the_slots_turn(pool):
@@ -261,10 +265,14 @@ def test_wrong_uses_are_refused(pool, tmp_path):
     with pytest.raises(PoolError, match="start that process first"):
         KVPool.attach(tmp_path / "absent")
     (tmp_path / "other").write_bytes(b"something else" * 400)
+    with pytest.raises(PoolError, match="mode 600"):
+        KVPool.attach(tmp_path / "other")
+    (tmp_path / "other").chmod(0o600)
     with pytest.raises(PoolError, match="magic"):
         KVPool.attach(tmp_path / "other")
     for size in (24, 5_000, 8_000):  # a pool that was cut short
         (tmp_path / "cut").write_bytes(pool.path.read_bytes()[:size])
+        (tmp_path / "cut").chmod(0o600)
         with pytest.raises(PoolError, match="cut short"):
             KVPool.attach(tmp_path / "cut")
 

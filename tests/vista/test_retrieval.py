@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vista.errors import DataError, FingerprintMismatch
-from vista.serving.index import KINDS, IndexDamaged, ItemIndex
+from vista.serving.index import KINDS, IndexDamaged, ItemIndex, _seal
 
 
 def unit(rng, *shape):
@@ -177,8 +177,44 @@ def test_an_index_whose_ids_are_damaged_does_not_open(ids, tmp_path):
         file.write_bytes(b"")
     else:
         np.save(file, items.astype(np.float32) if ids == "float" else np.full(20, items[0]))
-    with pytest.raises(IndexDamaged, match="items.npy"):
+    for _ in range(2):
+        with pytest.raises(IndexDamaged, match="items.npy"):
+            ItemIndex.load(tmp_path / "index")
+        seal_anew(tmp_path / "index")  # a file that was made so, not altered
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"kind": "hnsw"}, {"kind": ["exact"]}, {"kind": "flat"}, {"count": 19}, {"count": -1}, {"width": 9}, {"seal": 3},
+     {"search_effort": "all"}, {"search_effort": -(10**30)}, {"fingerprint": 7}, {"width": True}],
+)  # fmt: skip
+def test_no_field_of_an_index_is_believed(facts, tmp_path):
+    ItemIndex.of_vectors(*catalogue(np.random.default_rng(4), 20)).save(tmp_path / "index")
+    seal_anew(tmp_path / "index", **facts)
+    with pytest.raises(IndexDamaged, match="build the index again"):
         ItemIndex.load(tmp_path / "index")
+
+
+def test_an_index_of_a_model_opens_for_that_model_alone_and_another_file_in_it_does_not(tmp_path):
+    items, vectors = catalogue(np.random.default_rng(6), 20)
+    ItemIndex.of_vectors(items, vectors, fingerprint="model-a").save(tmp_path / "index")
+    for other in (None, "model-b"):
+        with pytest.raises(FingerprintMismatch, match="model-a"):
+            ItemIndex.load(tmp_path / "index", other)
+    ItemIndex.of_vectors(items, vectors[::-1], fingerprint="model-a").save(tmp_path / "other")
+    (tmp_path / "other/index.faiss").replace(tmp_path / "index/index.faiss")
+    with pytest.raises(IndexDamaged, match="sealed"):
+        ItemIndex.load(tmp_path / "index", "model-a")
+
+
+def seal_anew(path, **changes):
+    """Change facts of an index and seal it again, as a forger would who knows the fingerprint."""
+    facts = {**json.loads((path / "index.json").read_text()), **changes}
+    if "seal" not in changes:
+        facts.pop("seal")
+        mark = facts["fingerprint"]
+        facts["seal"] = _seal(path, facts, mark if isinstance(mark, str) else None)
+    (path / "index.json").write_text(json.dumps(facts))
 
 
 def test_an_index_is_not_written_over_something_else(tmp_path):

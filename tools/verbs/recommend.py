@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Annotated
 
@@ -55,13 +56,14 @@ def command(
     bundle = bundles.load(model or at.model)
     tables = Warehouse(at.tables(warehouse)).open()
     ids = parse_users(users, tables.user_kind)
-    recent = histories.newest(tables, ids, MAX_RECENT)
+    recent = histories.newest(tables, ids, MAX_RECENT, until=now)
     ends = recent.offsets[1:] - 1
     last = np.where(recent.lengths > 0, recent.time[np.maximum(ends, 0)] + 1 if len(recent) else 0, 0)
     at_ms = np.where(last > 0, last, int(time.time() * 1000)) if now is None else np.full(len(ids), now)
     with Store.open(store or at.store, line=line, fingerprint=bundle.fingerprint) as opened:
         serve = Recommender(
-            opened.lookup,
+            # A request of the past knows what was served then.
+            opened.lookup if now is None else functools.partial(opened.lookup, as_of=now),
             bundle.model,
             open_index(bundle, at.index, index),
             fingerprint=bundle.fingerprint,

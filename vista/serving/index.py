@@ -5,7 +5,11 @@ On disk, built under a temporary name; the last step gives it its name, or excha
     INDEX/
       index.faiss   the FAISS index over item vectors (row r is item items[r])
       items.npy     int64 [M], item id of every row
-      index.json    format, kind, fingerprint of the model that made the vectors, width, count, options
+      index.json    format, kind, fingerprint of the model that made the vectors, width, count, options, seal
+
+The seal is a BLAKE2b of the facts and of both other files, keyed with the model's fingerprint: FAISS reads what it is
+given without asking, so nothing is given to it that this bundle's index was not. It tells a wrong or altered file, not
+a forger who knows the fingerprint: take indexes only from whom you take bundles.
 
 Vectors are ``ItemEncoder.vector``: L2-normalised, so inner product is cosine. What the index returns goes to
 ``Ranker.rank(..., vectors=...)`` unchanged; nothing is embedded twice (UniPinRec, arXiv 2606.00422, serving).
@@ -25,6 +29,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import json
 import math
 import os
@@ -39,13 +44,16 @@ import torch
 from torch import Tensor
 
 from vista.errors import DataError, FingerprintMismatch, VistaError
+from vista.serving.forked import settle
 
 if TYPE_CHECKING:
     from vista.model import VistaModel
 
-FORMAT = "vista-index 1"
+FORMAT = "vista-index 2"
 KINDS = ("exact", "hnsw", "ivf")
 FILES = ("index.faiss", "items.npy", "index.json")
+_AGAIN = "build the index again (`vista recommend`)"
+_CLASSES = {"exact": faiss.IndexFlat, "hnsw": faiss.IndexHNSW, "ivf": faiss.IndexIVF}
 _BATCH = 65_536
 _HNSW_LINKS, _HNSW_BUILD = 32, 80
 _IVF_TRAIN_PER_LIST = 39  # fewer points per list and FAISS warns that its k-means is starved
@@ -181,6 +189,7 @@ class ItemIndex:
             DataError: queries of another width, or ``k`` below 0.
         """
         self.expect(fingerprint)
+        settle()
         if isinstance(query, Tensor):
             query = query.detach().float().cpu().numpy()
         query = np.ascontiguousarray(query, np.float32)
@@ -270,6 +279,7 @@ class ItemIndex:
                 "count": len(self),
                 "search_effort": self.search_effort,
             }
+            facts["seal"] = _seal(building, facts, self.fingerprint)
             (building / "index.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             for name in FILES:
                 with open(building / name, "rb") as file:
@@ -287,17 +297,17 @@ class ItemIndex:
 
         Args:
             path: directory written by :meth:`save`.
-            fingerprint: of the model that will query it; None accepts any.
+            fingerprint: of the model that will query it; None only opens an index that was saved without one.
 
         Raises:
-            IndexDamaged: a file is missing, unreadable, or disagrees with the others.
+            IndexDamaged: a file is missing, unreadable, not what the seal states, or disagrees with the others.
             FingerprintMismatch: made by another model.
         """
         path = Path(path)
         while True:
             before = _identity(path)
             try:
-                result = ItemIndex._read(path)
+                result = ItemIndex._read(path, fingerprint)
             except IndexDamaged:
                 if _identity(path) == before:
                     raise
@@ -307,38 +317,89 @@ class ItemIndex:
                 return result
 
     @staticmethod
-    def _read(path: Path) -> ItemIndex:
+    def _read(path: Path, fingerprint: str | None) -> ItemIndex:
+        facts = _facts(path)
+        mark = facts["fingerprint"]
+        if mark is not None and mark != fingerprint:
+            found = "none was given" if fingerprint is None else f"found {fingerprint}"
+            raise FingerprintMismatch(
+                f"{path}: expected to be asked for by model {mark}, which made it, {found}; name the bundle's "
+                "fingerprint, or build the index again with this model (`vista recommend`)"
+            )
         try:
-            facts = json.loads((path / "index.json").read_text(encoding="utf-8"))
-            found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
-            if found != FORMAT:
-                raise IndexDamaged(f"{path}/index.json, field format: expected {FORMAT!r}, found {found!r}")
+            if facts["seal"] != _seal(path, {n: v for n, v in facts.items() if n != "seal"}, mark):
+                raise IndexDamaged(
+                    f"{path}: index.faiss, items.npy or index.json is not what was sealed; {_AGAIN}"
+                )
             result = ItemIndex(
                 faiss.read_index(str(path / "index.faiss")),
                 np.load(path / "items.npy", allow_pickle=False),
                 facts["kind"],
-                facts["fingerprint"],
+                mark,
                 facts["search_effort"],
             )
             expected, rows = (facts["count"], facts["width"]), (len(result.items), result._index.d)
-        except (OSError, EOFError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, EOFError, ValueError, RuntimeError, MemoryError, TypeError) as error:
+            raise IndexDamaged(f"{path}: expected {', '.join(FILES)}, found {error!r}; {_AGAIN}") from error
+        if not isinstance(result._index, _CLASSES[result.kind]):
             raise IndexDamaged(
-                f"{path}: expected {', '.join(FILES)}, found {error!r}; "
-                "build the index again (`vista recommend`)"
-            ) from error
+                f"{path}: expected an index of kind {result.kind}, found {type(result._index).__name__}; {_AGAIN}"
+            )
         items = result.items
         if items.dtype != np.int64 or items.ndim != 1 or len(np.unique(items)) != len(items):
             raise IndexDamaged(
                 f"{path}/items.npy: expected distinct int64 ids, found {items.dtype} {items.shape} with "
                 f"{len(np.unique(items))} different ones; build the index again (`vista recommend`)"
             )
-        if expected != rows or result._index.ntotal != expected[0] or result.kind not in KINDS:
+        if expected != rows or result._index.ntotal != expected[0]:
             raise IndexDamaged(
                 f"{path}: expected {expected[0]} items of width {expected[1]}, found {rows[0]} ids and "
                 f"{result._index.ntotal} vectors of width {rows[1]}; build the index again "
                 "(`vista recommend`)"
             )
         return result
+
+
+def _facts(path: Path) -> dict:
+    """What index.json says, every field of its type and range.
+
+    Raises:
+        IndexDamaged
+    """
+    file = path / "index.json"
+    try:
+        if file.stat().st_size > 1 << 20:
+            raise ValueError("more than 1 MiB")
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise IndexDamaged(f"{file}: expected a JSON object, found {error!r}; {_AGAIN}") from error
+    found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
+    if found != FORMAT:
+        raise IndexDamaged(f"{file}, field format: expected {FORMAT!r}, found {str(found)[:60]!r}; {_AGAIN}")
+    right = {
+        "kind": facts.get("kind") in KINDS if isinstance(facts.get("kind"), str) else False,
+        "fingerprint": facts.get("fingerprint", 0) is None or isinstance(facts.get("fingerprint", 0), str),
+        "seal": isinstance(facts.get("seal"), str),
+        **{
+            n: type(facts.get(n)) is int and 0 <= facts[n] < 1 << 40
+            for n in ("width", "count", "search_effort")
+        },
+    }
+    for name, fine in right.items():
+        if not fine:
+            raise IndexDamaged(f"{file}, field {name}: found {str(facts.get(name))[:60]!r}; {_AGAIN}")
+    return facts
+
+
+def _seal(path: Path, facts: dict, fingerprint: str | None) -> str:
+    key = hashlib.blake2b((fingerprint or "").encode(), digest_size=32).digest()
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=32, key=key)
+    for name in FILES[:2]:
+        with open(path / name, "rb") as file:
+            digest.update(
+                hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32, key=key)).digest()
+            )
+    return digest.hexdigest()
 
 
 def _best_of(

@@ -4,11 +4,14 @@ The pool is one memory-mapped file, best on a memory file system (``/dev/shm``);
 processes share. A plain mapped file rather than ``multiprocessing.shared_memory``, whose tracker unlinks the
 memory of a living writer when a reader started elsewhere exits (CPython before 3.13). The file::
 
-    magic    24 bytes  "vista-kvpool 3", zero padded
+    magic    24 bytes  "vista-kvpool 4", zero padded
     layout   4,072 bytes  JSON, zero padded: slots, slot_bytes, device, and the shapes of a context
     headers  one HEADER record per slot
     payload  slots x slot_bytes; on a GPU pool absent: the payload lies in device memory there, and the
-             file ``PATH.cuda`` carries its CUDA IPC handle
+             file ``PATH.cuda`` carries its CUDA IPC handle, as numbers in JSON
+
+Files have random names until they are whole, mode 600, and are taken only from one's own user. All numbers of the
+layout are compared with the file's size and the range that they may have before anything is mapped.
 
 A slot holds the context of one user. The one writer takes slots round-robin (UniPinRec, arXiv 2606.00422,
 serving: [L, S, H, n, D] slots, round-robin, the reader copies). That work says nothing about a slot that is
@@ -30,7 +33,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import pickle
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -41,38 +43,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vista.errors import DataError, VistaError
-from vista.stage2.context_kv import FIELDS, LAYERED, TENSORS, ContextKV
+from vista.errors import DataError
+from vista.serving import pool_files
+from vista.serving.pool_files import PoolError
+from vista.serving.pool_layout import (
+    AGAIN,
+    DTYPES,
+    HEADER,
+    LAYOUT_BYTES,
+    MAGIC,
+    MAGIC_BYTES,
+    NAME_BYTES,
+    OWNER_BYTES,
+    check_layout,
+    dtypes_of,
+    file_size,
+    handle_of,
+    open_handle,
+    shapes_of,
+    sizes_of,
+    view_of,
+)
+from vista.stage2.context_kv import LAYERED, TENSORS, ContextKV
 
 if TYPE_CHECKING:
     from vista.model import VistaModel
-
-MAGIC = b"vista-kvpool 3"
-_MAGIC_BYTES, _LAYOUT_BYTES, _NAME_BYTES, _OWNER_BYTES = 24, 4_072, 64, 512
-
-HEADER = np.dtype(
-    [
-        ("sequence", "<u8"),
-        ("number", "<u8"),
-        ("used", "<i8"),
-        ("sum", "<i8"),
-        ("length", "<i8"),
-        ("recent", "<i8"),
-        ("owner_bytes", "<i8"),
-        ("generation_bytes", "<i8"),
-        ("fingerprint_bytes", "<i8"),
-        ("owner", "u1", (_OWNER_BYTES,)),
-        ("generation", "u1", (_NAME_BYTES,)),
-        ("fingerprint", "u1", (_NAME_BYTES,)),
-    ]
-)
-"""What is known of a slot; names are UTF-8 with their length beside them, -1 for none."""
-
-DTYPES = {name: field.dtype for name, field in FIELDS.items()}
-
-
-class PoolError(VistaError):
-    """A pool file is missing, of another version, or made for another model's shapes."""
 
 
 class Ticket(NamedTuple):
@@ -85,18 +80,28 @@ class Ticket(NamedTuple):
 class KVPool:
     """Create it in the retrieving process, attach to it in the ranking ones.
 
+    A reader whose pool was made anew by another process, at the same path, goes on with the new one.
+
     Attributes:
         counts: what :meth:`get` answered: ``hit``, or why not: ``overwritten`` (the slot was reused before
             or while it was read), ``torn`` (a writer died, or is writing), ``owner``, ``generation``,
-            ``fingerprint`` (not what was asked for); and ``recomputed``.
+            ``fingerprint`` (not what was asked for); and ``recomputed``, ``reattached``.
     """
 
-    def __init__(self, path: Path, layout: dict, mapped: mmap.mmap, payload: Tensor, writer: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        layout: dict,
+        opened: tuple[mmap.mmap, os.stat_result],
+        payload: Tensor,
+        writer: bool,
+    ):
         self.path, self.layout, self.writer = path, layout, writer
         self.counts: Counter[str] = Counter()
-        self._mapped, self._payload = mapped, payload
-        start = _MAGIC_BYTES + _LAYOUT_BYTES
-        self._headers = np.frombuffer(mapped, HEADER, layout["slots"], start)
+        self._mapped, self._payload = opened[0], payload
+        self._file = opened[1].st_dev, opened[1].st_ino
+        start = MAGIC_BYTES + LAYOUT_BYTES
+        self._headers = np.frombuffer(self._mapped, HEADER, layout["slots"], start)
         self._written, self._first = 0, int.from_bytes(os.urandom(7), "big")
         self._lock = threading.Lock()
 
@@ -149,68 +154,65 @@ class KVPool:
             "recent": recent,
             "half": dtype == torch.float16,
         }
-        layout["slot_bytes"] = sum(_sizes(layout, seeds + recent + 1, recent).values())
+        layout["slot_bytes"] = sum(sizes_of(layout, seeds + recent + 1, recent).values())
         text = json.dumps(layout).encode()
+        check_layout(layout, path)
         on_cpu = torch.device(device).type == "cpu"
-        fixed = _MAGIC_BYTES + _LAYOUT_BYTES + slots * HEADER.itemsize
-        building = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(building, "wb", opener=_private) as file:
-            file.write(MAGIC.ljust(_MAGIC_BYTES, b"\0") + text.ljust(_LAYOUT_BYTES, b"\0"))
-            file.truncate(fixed + (slots * layout["slot_bytes"] if on_cpu else 0))
+        begin = MAGIC.ljust(MAGIC_BYTES, b"\0") + text.ljust(LAYOUT_BYTES, b"\0")
+        size = file_size(layout, on_cpu)
         if not on_cpu:
             payload = torch.zeros(slots, layout["slot_bytes"], dtype=torch.uint8, device=device)
-            with open(path.with_name(path.name + ".cuda"), "wb", opener=_private) as file:
-                file.write(_share(payload))
-        os.replace(building, path)
-        mapped = _map(path)
+            handle = handle_of(payload)
+            pool_files.make(path.with_name(path.name + ".cuda"), handle, len(handle))
+        pool_files.make(path, begin, size)
+        opened = pool_files.map_own(path)
         if on_cpu:
-            payload = _view(mapped, layout, fixed)
-        return KVPool(path, layout, mapped, payload, writer=True)
+            payload = view_of(opened[0], layout)
+        return KVPool(path, layout, opened, payload, writer=True)
 
     @staticmethod
     def attach(path: str | os.PathLike[str]) -> KVPool:
         """The pool that another process created at ``path``, to read from.
 
         Raises:
-            PoolError: no pool there, one of another version, or one that was cut short.
+            PoolError: no pool there, one of another version or another user, or one that was cut short.
         """
         path = Path(path)
-        try:
-            mapped = _map(path)
-        except (OSError, ValueError) as error:
-            raise PoolError(
-                f"{path}: expected a pool made by a retrieving process, found {error}; "
-                "start that process first (`vista recommend`)"
-            ) from error
-        found = bytes(mapped[:_MAGIC_BYTES]).rstrip(b"\0")
-        if found != MAGIC:
-            raise PoolError(
-                f"{path}, magic: expected {MAGIC!r}, found {found!r}; start both sides from one version"
-            )
-        try:
-            layout = json.loads(bytes(mapped[_MAGIC_BYTES : _MAGIC_BYTES + _LAYOUT_BYTES]).rstrip(b"\0"))
-            fixed = _MAGIC_BYTES + _LAYOUT_BYTES + layout["slots"] * HEADER.itemsize
-            if torch.device(layout["device"]).type == "cpu":
-                payload = _view(mapped, layout, fixed)
-            else:
-                payload = _open_shared(path.with_name(path.name + ".cuda").read_bytes())
-            return KVPool(path, layout, mapped, payload, writer=False)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise PoolError(
-                f"{path}: expected layout, headers and slots, found {error}; the file was cut short or its "
-                "device memory is gone: start the retrieving process again"
-            ) from error
+        layout, opened, payload = _attach(path)
+        return KVPool(path, layout, opened, payload, writer=False)
 
     def close(self, unlink: bool | None = None) -> None:
-        """Let go of the memory; the writer also removes the file (``unlink`` overrides)."""
+        """Let go of the memory; the writer also removes the file (``unlink`` overrides), if it is still its own."""
         del self._headers, self._payload
         try:
             self._mapped.close()
         except BufferError:
             pass  # a view is still held somewhere; the mapping goes with it
-        if self.writer if unlink is None else unlink:
+        if (self.writer if unlink is None else unlink) and pool_files.identity(self.path) == self._file:
             self.path.unlink(missing_ok=True)
             self.path.with_name(self.path.name + ".cuda").unlink(missing_ok=True)
+
+    def _moved(self) -> bool:
+        """Whether another pool has taken the place of this one, which is then read instead.
+
+        Raises:
+            PoolError: what is there now is for another model's shapes.
+        """
+        now = pool_files.identity(self.path)
+        if self.writer or now is None or now == self._file:
+            return False
+        layout, opened, payload = _attach(self.path)
+        if layout != self.layout:
+            raise PoolError(
+                f"{self.path}: expected the shapes {self.layout}, found a pool made anew with {layout}; attach again "
+                f"with the model that makes its contexts"
+            )
+        fresh = KVPool(self.path, layout, opened, payload, writer=False)
+        self._mapped, self._headers, self._payload, self._file = (
+            fresh._mapped, fresh._headers, fresh._payload, fresh._file,
+        )  # fmt: skip
+        self.counts["reattached"] += 1
+        return True
 
     # --- write -----------------------------------------------------------------------------------------
 
@@ -231,7 +233,7 @@ class KVPool:
                 f"found {ctx.users} users, owner {'given' if ctx.owner is not None else 'None'}"
             )
         recent = ctx.recent_item.shape[1]
-        sizes = _sizes(self.layout, ctx.length, recent)
+        sizes = sizes_of(self.layout, ctx.length, recent)
         used = sum(sizes.values())
         if used > self.layout["slot_bytes"]:
             raise DataError(
@@ -239,7 +241,7 @@ class KVPool:
                 "create the pool with a larger `recent`"
             )
         tensors = ctx.tensors()
-        expected = _shapes(self.layout, ctx.length, recent)
+        expected = shapes_of(self.layout, ctx.length, recent)
         for name, x in tensors.items():
             shape = x[:, 0].shape if name in LAYERED else x[0].shape
             if tuple(shape) != expected[name]:
@@ -247,7 +249,7 @@ class KVPool:
                     f"{self.path}, {name}: expected {expected[name]} per user, found {tuple(shape)}; create "
                     "the pool with the model that makes the contexts"
                 )
-        names = [_name(ctx.generation, _NAME_BYTES), _name(ctx.fingerprint, _NAME_BYTES)]
+        names = [_name(ctx.generation, NAME_BYTES), _name(ctx.fingerprint, NAME_BYTES)]
         with self._lock:
             return [self._put_one(ctx, tensors, sizes, names, u) for u in range(ctx.users)]
 
@@ -265,7 +267,7 @@ class KVPool:
         header, place = self._headers[slot], self._payload[slot]
         owner = _owner(ctx.owner[u])
         header["sequence"] += np.uint64(1 if header["sequence"] % 2 == 0 else 2)  # odd, also after a crash
-        at, dtypes = 0, _dtypes(self.layout)
+        at, dtypes = 0, dtypes_of(self.layout)
         for name in TENSORS:
             x = tensors[name][:, u] if name in LAYERED else tensors[name][u]
             raw = x.detach().to(dtypes[name]).contiguous().view(-1).view(torch.uint8)
@@ -299,6 +301,8 @@ class KVPool:
             generation, fingerprint: what it must have been made from; None asks nothing.
         """
         ctx, answer = self._read(ticket, owner, generation, fingerprint)
+        if ctx is None and self._moved():
+            ctx, answer = self._read(ticket, owner, generation, fingerprint)
         self.counts[answer] += 1
         return ctx
 
@@ -311,10 +315,12 @@ class KVPool:
         header = self._headers[slot : slot + 1].copy()[0]
         if header["sequence"] % 2:
             return None, "torn"
-        used = int(header["used"])
         if header["number"] != number:
             return None, "overwritten"
-        if not 0 < used <= self.layout["slot_bytes"]:
+        used, length, recent = (int(header[name]) for name in ("used", "length", "recent"))
+        if not (0 <= recent <= self.layout["recent"] and recent < length <= self.layout["slot_bytes"]):
+            return None, "torn"
+        if used != sum(sizes_of(self.layout, length, recent).values()) or used > self.layout["slot_bytes"]:
             return None, "torn"
         copy = self._payload[slot, :used].clone()
         total = int(copy.view(torch.int64).sum())  # waits for the device, where there is one
@@ -329,16 +335,23 @@ class KVPool:
         for name, asked in (("generation", generation), ("fingerprint", fingerprint)):
             if asked is not None and texts[name] != asked.encode():
                 return None, name
-        length, recent = int(header["length"]), int(header["recent"])
-        shapes, sizes = _shapes(self.layout, length, recent), _sizes(self.layout, length, recent)
-        tensors, at, dtypes = {}, 0, _dtypes(self.layout)
+        plain = {
+            n: None if t is None else t.decode("utf-8", "replace") for n, t in texts.items() if n != "owner"
+        }
+        return ContextKV(**self._tensors(copy, length, recent), owner=np.array([owner]), **plain), "hit"
+
+    def _tensors(self, copy: Tensor, length: int, recent: int) -> dict[str, Tensor]:
+        """Tensors of one user's context out of the bytes of its slot."""
+        shapes, sizes = shapes_of(self.layout, length, recent), sizes_of(self.layout, length, recent)
+        tensors, at, dtypes = {}, 0, dtypes_of(self.layout)
         for name in TENSORS:
             count = int(np.prod(shapes[name], dtype=np.int64)) * dtypes[name].itemsize
-            x = copy[at : at + count].view(dtypes[name]).view(shapes[name]).to(DTYPES[name])
-            tensors[name] = x.unsqueeze(1 if name in LAYERED else 0)
+            raw = copy[at : at + count]
+            # A byte of a mask is 0 or 1, whatever the file holds.
+            x = raw != 0 if dtypes[name] == torch.bool else raw.view(dtypes[name])
+            tensors[name] = x.view(shapes[name]).to(DTYPES[name]).unsqueeze(1 if name in LAYERED else 0)
             at += sizes[name]
-        plain = {n: None if t is None else t.decode() for n, t in texts.items() if n != "owner"}
-        return ContextKV(**tensors, owner=np.array([owner]), **plain), "hit"
+        return tensors
 
     def get_or_compute(
         self,
@@ -360,6 +373,8 @@ class KVPool:
         Raises:
             DataError: ``compute`` answered for other users than it was asked for.
         """
+        if isinstance(owners, (str, bytes)):
+            raise DataError(f"owners: expected a list or an array of ids, found one {type(owners).__name__}")
         found = [
             None
             if ticket is None
@@ -383,37 +398,9 @@ class KVPool:
         return joined if (np.diff(order) > 0).all() else joined.select(np.argsort(order))
 
 
-def _shapes(layout: dict, length: int, recent: int) -> dict[str, tuple[int, ...]]:
-    """Shape per user of every tensor of a context with ``length`` tokens, ``recent`` of them events."""
-    letters = {
-        "L": layout["layers"],
-        "T": length,
-        "H": layout["heads"],
-        "E": layout["head_width"],
-        "Q": layout["queries"],
-        "D": layout["width"],
-        "A": layout["slot_tokens"],
-        "S": layout["sequence"],
-        "M": layout["horizons"],
-        "R": recent,
-    }
-    return {name: tuple(letters[axis] for axis in field.axes) for name, field in FIELDS.items()}
-
-
-def _sizes(layout: dict, length: int, recent: int) -> dict[str, int]:
-    """Bytes of every tensor in a slot, each padded to 8."""
-    shapes, dtypes = _shapes(layout, length, recent), _dtypes(layout)
-    return {n: -(-int(np.prod(s, dtype=np.int64)) * dtypes[n].itemsize // 8) * 8 for n, s in shapes.items()}
-
-
-def _dtypes(layout: dict) -> dict[str, torch.dtype]:
-    """As stored; readers get :data:`DTYPES`."""
-    return {**DTYPES, **(dict.fromkeys(LAYERED, torch.float16) if layout["half"] else {})}
-
-
 def _owner(user: int | str) -> bytes:
     text = f"s{user}" if isinstance(user, str) else f"i{int(user)}"
-    return _name(text, _OWNER_BYTES) or b""
+    return _name(text, OWNER_BYTES) or b""
 
 
 def _name(text: str | None, limit: int) -> bytes | None:
@@ -430,27 +417,28 @@ def _text(header: np.void, name: str) -> bytes | None:
     return None if size < 0 else header[name][:size].tobytes()
 
 
-def _private(name: str, flags: int) -> int:
-    return os.open(name, flags, 0o600)
-
-
-def _map(path: Path) -> mmap.mmap:
-    with open(path, "r+b") as file:
-        return mmap.mmap(file.fileno(), 0)
-
-
-def _view(mapped: mmap.mmap, layout: dict, start: int) -> Tensor:
-    flat = torch.frombuffer(mapped, dtype=torch.uint8, offset=start)
-    return flat.view(layout["slots"], layout["slot_bytes"])
-
-
-def _share(payload: Tensor) -> bytes:
-    """CUDA IPC handle of a device tensor, pickled; the reader maps the same memory."""
-    from torch.multiprocessing.reductions import reduce_tensor
-
-    return pickle.dumps(reduce_tensor(payload))
-
-
-def _open_shared(raw: bytes) -> Tensor:
-    rebuild, arguments = pickle.loads(raw)
-    return rebuild(*arguments)
+def _attach(path: Path) -> tuple[dict, tuple[mmap.mmap, os.stat_result], Tensor]:
+    opened = pool_files.map_own(path)
+    mapped = opened[0]
+    if len(mapped) < MAGIC_BYTES + LAYOUT_BYTES:
+        raise PoolError(
+            f"{path}, magic: expected a pool, found {len(mapped)} bytes, so it was cut short; {AGAIN}"
+        )
+    found = bytes(mapped[:MAGIC_BYTES]).rstrip(b"\0")
+    if found != MAGIC:
+        raise PoolError(
+            f"{path}, magic: expected {MAGIC!r}, found {found!r}; start both sides from one version"
+        )
+    try:
+        layout = json.loads(bytes(mapped[MAGIC_BYTES : MAGIC_BYTES + LAYOUT_BYTES]).rstrip(b"\0"))
+    except (ValueError, RecursionError) as error:
+        raise PoolError(f"{path}, layout: expected JSON, found {error}; {AGAIN}") from error
+    layout = check_layout(layout, path)
+    on_cpu = torch.device(layout["device"]).type == "cpu"
+    if len(mapped) != file_size(layout, on_cpu):
+        raise PoolError(
+            f"{path}: expected {file_size(layout, on_cpu)} bytes, found {len(mapped)}, so it was cut short; {AGAIN}"
+        )
+    if on_cpu:
+        return layout, opened, view_of(mapped, layout)
+    return layout, opened, open_handle(path.with_name(path.name + ".cuda"), layout)

@@ -22,6 +22,7 @@ from vista.data.events import Events
 from vista.data.recent import select_recent
 from vista.errors import ConfigError, DataError
 from vista.jagged import offsets_of, owners_of, places_of
+from vista.serving.forked import settle
 from vista.serving.index import ItemIndex
 from vista.stage2.context_kv import ContextKV
 
@@ -169,7 +170,8 @@ class Recommender:
         Args:
             users: int64 [U] or U strings.
             recent: their newest events, U histories in contract order; any length, may be empty.
-            now_ms: time of the request, one for all or int64 [U].
+            now_ms: time of the request, one for all or int64 [U]. Events after it are left out: the request
+                cannot know them.
             k: items per user; fewer come back where fewer candidates were found.
             candidates: retrieved per user and ranked.
             exclude_seen: leave out every item among the user's ``recent`` events as passed.
@@ -184,6 +186,8 @@ class Recommender:
     @torch.inference_mode()
     def context(self, users: Users, recent: Events, now_ms: int | np.ndarray) -> tuple[ContextKV, np.ndarray]:
         """Context of U users, and the status of their summaries (uint8 [U])."""
+        settle()
+        expect_users(users)
         if recent.users != len(users):
             raise DataError(f"recent: expected one history per user ({len(users)}), found {recent.users}")
         if np.shape(now_ms) not in ((), (len(users),)):
@@ -202,7 +206,7 @@ class Recommender:
         ctx = self.model.ranker.context(
             tokens,
             status < MISSING,
-            self._recent(recent),
+            self._recent(_known_at(recent, now)),
             now,
             last,
             owner=users,
@@ -239,6 +243,7 @@ class Recommender:
     ) -> Retrieved:
         """First half of :meth:`recommend`: the context, and at most ``candidates`` items per user."""
         ctx, status = self.context(users, recent, now_ms)
+        recent = _known_at(recent, now_ms)
         more = 0
         if exclude_seen:
             more = int(max((len(np.unique(recent.user(u).item)) for u in range(len(users))), default=0))
@@ -264,6 +269,8 @@ class Recommender:
             FingerprintMismatch: the context was made by another model.
             DataError: ``k`` is negative, or ``found`` is not of these users.
         """
+        settle()
+        expect_users(users)
         found.ctx.expect(self.fingerprint)
         if k < 0:
             raise DataError(f"k: expected 0 or more items per user, found {k}")
@@ -291,3 +298,27 @@ class Recommender:
             found.status,
             found.ctx.generation,
         )
+
+
+def expect_users(users: object) -> None:
+    """Refuse one text where a list of users is expected: its letters are no users.
+
+    Raises:
+        DataError
+    """
+    if isinstance(users, (str, bytes, bytearray)) or not hasattr(users, "__len__"):
+        raise DataError(
+            f"users: expected a list or an array of ids, found one {type(users).__name__}; put a single user into a "
+            f"list"
+        )
+
+
+def _known_at(events: Events, now_ms: int | np.ndarray) -> Events:
+    """Events that are not after their user's request."""
+    times = np.broadcast_to(np.asarray(now_ms, np.int64), events.users)
+    known = events.time <= np.repeat(times, events.lengths)
+    if known.all():
+        return events
+    before = np.concatenate([[0], np.cumsum(known)])  # histories are in order of time
+    starts = events.offsets[:-1]
+    return events.slices(starts, starts + before[events.offsets[1:]] - before[starts])
