@@ -51,7 +51,8 @@ setup(
             optional=True,
         )
     ],
-    package_data={"vista": ["py.typed"], "cache_store": ["py.typed"], "beam_jobs": ["py.typed"]},
+    package_data={"vista": ["py.typed"], "cache_store": ["py.typed"], "beam_jobs": ["py.typed"],
+                  "tools.report": ["pages/*.j2"]},
     install_requires=[
         "torch>=2.8",
         "numpy>=1.26",
@@ -67,6 +68,8 @@ setup(
         "typer>=0.12",
         "rich>=13",
         "fsspec>=2024.6",
+        "matplotlib>=3.9",
+        "jinja2>=3.1",
     ],
     extras_require={
         "gpu": ["triton>=3.2; sys_platform=='linux'"],

@@ -98,7 +98,7 @@ def number(cell: Any) -> str:
     if isinstance(cell, int):
         return f"{cell:,}"
     if isinstance(cell, float):
-        return f"{cell:.4g}"
+        return f"{cell:,.0f}" if 1_000 <= abs(cell) < 1e15 else f"{cell:.4g}"
     if isinstance(cell, (list, tuple)):
         return ", ".join(map(str, cell)) or "none"
     return str(cell)

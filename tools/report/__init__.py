@@ -1,4 +1,5 @@
-"""What there is to look at: for a screen.
+"""What there is to look at: for a screen (`vista status`, `vista runs`) and for a page
+(`vista report`).
 
 Read in this order: ``run_history`` (runs), ``tables_seen`` (tables and what the store lacks of them), ``store_seen``
 (lines, generations, clocks, damage), ``health`` (what of it is wrong, and the next command); then ``difference`` and

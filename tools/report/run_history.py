@@ -129,7 +129,7 @@ def _lock(path: Path) -> tuple[int, int] | None:
 
 def _held() -> set[tuple[int, int]]:
     """(device, inode) of every file that a process of this host holds by ``flock``; looked up, never tried."""
-    found = set()
+    found: set[tuple[int, int]] = set()
     try:
         rows = Path("/proc/locks").read_text().splitlines()
     except OSError:

@@ -94,7 +94,7 @@ def _new_users(files: list[Any], store: Store) -> int:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from vista.data.tables.reading import open_sorted
+    from vista.data.tables.rows import open_sorted
 
     missing = 0
     by_bucket: dict[int, list[Any]] = {}

@@ -26,6 +26,7 @@ VERBS: dict[str, str] = {
     "recommend": "Serve",
     "status": "Look",
     "runs": "Look",
+    "report": "Look",
     "verify": "Look",
     "doctor": "Look",
     "config": "Look",

@@ -51,6 +51,7 @@ def command(
         return console.json_line({"figures": dict(story.rows), "seconds": dict(story.seconds)})
     console.table("vista demo", ("", ""), story.rows)
     console.note(f"Everything is in {folder}/. Look around:")
+    console.note(f"    {folder / 'report.html'} in a browser")
     for words in (("status",), ("lookup", story.example), ("recommend", story.example)):
         console.note("    " + invocation.command(*words, "--home", folder))
 
@@ -74,6 +75,7 @@ class Demo:
             self.look_up,
             self.recommend,
             self.refresh,
+            self.report,
         )
         for number, step in enumerate(steps, 1):
             with self._timed(number, len(steps), step.__name__.replace("_", " ")):
@@ -246,3 +248,22 @@ class Demo:
              f"{delta.counts['events'] / max(whole.counts['events'], 1):.1%} of the events of a full run"),
             ("resumed against recomputed", f"largest difference {most:.1e} of a user's token size, as stored{apart}"),
         ]  # fmt: skip
+
+    def report(self) -> None:
+        import torch
+
+        from tools import evaluations
+        from tools.report.assemble import assemble
+        from tools.report.page import render
+        from tools.verbs.report import write
+        from vista.data.tables.warehouse import Warehouse
+        from vista.training.evaluate import evaluate
+
+        torch.set_num_threads(1)
+        tables = Warehouse(self.home.warehouse).open()
+        evaluations.keep(self.home.model, evaluate(self.home.model, tables, slates=600, draws=200))
+        page = assemble(
+            self.home, warehouse=str(self.home.warehouse), model=self.home.model, store=self.home.store
+        )
+        write(self.home.root / "report.html", render(page))
+        self.rows.append(("report", f"{self.home.root / 'report.html'}: open it in a browser"))

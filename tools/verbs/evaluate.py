@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tools import console
+from tools import console, evaluations
 from tools.home import Home
 from tools.options import HOME, HomeOption, JsonOption, ModelOption, WarehouseOption
 
@@ -23,7 +23,10 @@ def command(
     seed: Annotated[int, typer.Option(help="Of the sample and the intervals.")] = 0,
     json: JsonOption = False,
 ) -> None:
-    """Ranking, retrieval and calibration metrics with 95 % intervals over users; split by time."""
+    """Ranking, retrieval and calibration metrics with 95 % intervals over users; split by time.
+
+    The last result is kept beside the bundle, in MODEL.training/evaluation.json, for `vista report`.
+    """
     import torch
 
     from vista.data.tables.warehouse import Warehouse
@@ -34,6 +37,7 @@ def command(
     tables = Warehouse(at.tables(warehouse)).open()
     with console.status("evaluating"):
         found = evaluate(model or at.model, tables, after_ms=after, slates=slates, seed=seed)
+    evaluations.keep(model or at.model, found)
     if json:
         return console.json_line(found)
     rows = [(name, m["value"], m["low"], m["high"]) for name, m in found["measures"].items()]

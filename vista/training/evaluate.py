@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from vista.training import metrics
 from vista.training.examples import Batch, ExampleConfig, PopularItems, Visit, collate
 from vista.training.loader import Source, Tables, grouped, visit_stream
 from vista.training.losses import action_labels
+from vista.training.slices import Facts, sliced
 from vista.training.survey import Catalogue, survey
 from vista.training.verdict import verdict
 
@@ -58,6 +59,7 @@ class Evaluation:
             ``ranking.gain``, AUC less the better baseline's; ``ranking.candidates``, per slate.
         slates, users, candidates, items: how much of what.
         sampled: candidates were partly drawn, because no impressions were logged.
+        slices: AUC by history length, age of the summary and of the last touch (``vista.training.slices``).
     """
 
     measures: dict[str, Measure]
@@ -66,6 +68,7 @@ class Evaluation:
     candidates: int
     items: int
     sampled: bool
+    slices: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def flat(self) -> dict[str, float]:
         """Name to value alone; with ``ranking.gain`` also its ``.low`` and ``.high``."""
@@ -86,7 +89,7 @@ class Evaluation:
             for name, m in self.measures.items()
         }
         counts = {n: getattr(self, n) for n in ("slates", "users", "candidates", "items", "sampled")}
-        return {"verdict": verdict(self.flat()), "measures": found, **counts}
+        return {"verdict": verdict(self.flat()), "measures": found, **counts, "slices": self.slices}
 
 
 @dataclass(frozen=True)
@@ -319,7 +322,8 @@ def evaluate_model(
     judged = dataclasses.replace(examples, negatives=max(examples.negatives, NEGATIVES))
     visits = held_out(source, judged, recent, catalogue.popular(), after, slates, per_user, seed)
     batches = (collate(group, recent, judged.recent_pool) for group in grouped(visits, 256, 131_072))
-    scored = score(model, batches, catalogue.item, judged.keep_unengaged)
+    facts = Facts()
+    scored = score(model, facts.noting(batches), catalogue.item, judged.keep_unengaged)
     if not len(scored.owner):
         raise DataError(
             f"evaluation: expected slates at or after {after} ms of users with {examples.min_history} "
@@ -333,6 +337,9 @@ def evaluate_model(
         len(scored.action),
         len(catalogue.item),
         bool((~scored.shown).any()),
+        sliced(
+            facts, scored.probability.sum(1), scored.action != 0, scored.offsets, scored.owner, draws, seed
+        ),
     )
 
 
