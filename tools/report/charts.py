@@ -92,7 +92,7 @@ def lines(name: str, title: str, says: str, series: Mapping[str, tuple[Sequence[
 
 def intervals(name: str, title: str, says: str, rows: Sequence[Sequence[Any]],
               x: str, at: float | None = None) -> str:  # fmt: skip
-    """A value with its interval on each row (name, value, low, high), first on top; ``at`` is a line to compare with."""
+    """A value with its interval on each row (name, value, low, high), first on top; ``at``: a line to compare."""
 
     def draw(axes: Any) -> None:
         places = range(len(rows), 0, -1)
