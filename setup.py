@@ -51,8 +51,12 @@ setup(
             optional=True,
         )
     ],
-    package_data={"vista": ["py.typed"], "cache_store": ["py.typed"], "beam_jobs": ["py.typed"],
-                  "tools.report": ["pages/*.j2"]},
+    package_data={
+        "vista": ["py.typed"],
+        "cache_store": ["py.typed"],
+        "beam_jobs": ["py.typed"],
+        "tools.report": ["pages/*.j2"],
+    },
     install_requires=[
         "torch>=2.8",
         "numpy>=1.26",
