@@ -38,5 +38,7 @@ class WeightedAttention(nn.Module):
         score = (q @ k.transpose(1, 2))[:, None] * sharp + log_mass[:, None, None]  # [U, H, C, S]
         empty = (sharp * self.empty[:, None, None]).expand(*score.shape[:-1], 1)
         share = torch.cat([score, empty], -1).softmax(-1)[..., :-1]
-        odds = score.logsumexp(-1).clamp_min(-60.0) - empty[..., 0]
+        # With a floor beside them: of no token at all, log(0) has no gradient.
+        mass = torch.cat([score, torch.full_like(empty, -60.0)], -1).logsumexp(-1)
+        odds = mass - empty[..., 0]
         return (share @ tokens[:, None]).transpose(1, 2), odds.transpose(1, 2)
