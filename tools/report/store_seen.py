@@ -136,7 +136,7 @@ def readers(store: Store) -> int:
     """Processes that hold a lease now."""
     from cache_store.read.leases import held
 
-    return len(held(store.layout, int(time.time() * 1000)))
+    return len(held(store.layout, int(time.time() * 1000)).names)
 
 
 def full_bytes(store: Store, manifest: Manifest) -> int:
