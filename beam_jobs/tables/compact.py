@@ -27,6 +27,7 @@ from vista.data.tables.compaction import (
     MAX_FILES,
     Merge,
     merge_items,
+    merge_lists,
     merges,
     publish_merges,
     write_merged,
@@ -131,7 +132,9 @@ def _work(run: Run, options: CompactOptions) -> RunRecord:
     run.do("compact tables", tasks, merge)
     receipts = run.directory.receipts()  # also of merges that were done, but not published, before a kill
     published = publish_merges(warehouse, [merge_of(r["merge"]) for r in receipts.values()], name)
-    items = merge_items(warehouse, name, 1 if options.everything else options.most)
+    most = 1 if options.everything else options.most
+    items = merge_items(warehouse, name, most)
+    merge_lists(warehouse, name, most)
     counts = {
         "buckets": len(published),
         "files": sum(len(m.files) for m in published),

@@ -1,10 +1,11 @@
 """``forget``: users out of everything that is kept: tables, generations, states, dead letters (law 11).
 
-    history and impressions ──▶ stores (records, states, staging) ──▶ dead letters of runs
+    history and impressions ──▶ stores (records, states, staging) ──▶ runs (dead letters, working files, records)
 
-The tables come first, so that no job that starts meanwhile can bring a user back. A job that is under way when a user
-is forgotten finds its files or its staged shards gone and fails; run again, it works on what is left. Doing it twice
-does nothing more. Logs that ``ingest`` read are not touched: they are the caller's.
+The tables come first, and there the note that these users are not to come back, so that no job that starts meanwhile
+can bring them. An ingest that is under way when a user is forgotten is refused at its commit and builds again without
+him; another job finds its files or its staged shards gone and fails; run again, it works on what is left. Doing it
+twice does nothing more. Logs that ``ingest`` read are not touched: they are the caller's.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from beam_jobs.errors import OptionsError
+from beam_jobs.run.leftovers import Cleaned, without_users
 from cache_store import Store, as_users, bucket_of
 from cache_store.change.forget import ForgetReport
 from vista.data.tables.forgetting import RowsForgotten, forget_users
@@ -57,12 +59,14 @@ class ForgetRecord:
     tables: dict[str, RowsForgotten] = field(default_factory=dict)
     stores: dict[str, ForgetReport] = field(default_factory=dict)
     letters: dict[str, int] = field(default_factory=dict)
+    runs: dict[str, Cleaned] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "tables": {name: vars(done) for name, done in self.tables.items()},
             "stores": {name: vars(done) for name, done in self.stores.items()},
             "dead_letters": self.letters,
+            "runs": {name: vars(done) for name, done in self.runs.items()},
         }
 
 
@@ -84,6 +88,7 @@ def run(options: ForgetOptions) -> ForgetRecord:
         record.stores[str(path)] = Store(path).forget(users)
     names = pa.array([str(user) for user in users], pa.string())
     for folder in options.runs:
+        record.runs[str(folder)] = without_users(folder, users.tolist())
         for path in sorted(Path(folder).rglob("*.parquet")):
             if path.parent.name == "dead" or path.name == "dead-letters.parquet":
                 removed = _without(path, names)

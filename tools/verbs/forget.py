@@ -75,6 +75,10 @@ def command(
         removed = ", ".join(f"{n} in {g}" for g, n in done.generations.items()) or "none"
         rows |= {f"{name}: records": removed, f"{name}: states": done.states}
     rows["dead letters"] = sum(record.letters.values())
+    for name, cleaned in record.runs.items():
+        rows[f"{name}: working files of"] = ", ".join(cleaned.spills) or "none"
+        if cleaned.under_way:
+            rows["under way"] = f"{', '.join(cleaned.under_way)}: forget again when they have ended"
     console.fields("forgotten", rows)
 
 

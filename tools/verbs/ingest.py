@@ -105,6 +105,13 @@ def command(
             "--warehouse; needs --buckets and --action.",
         ),
     ] = False,
+    undo: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Instead of reading files, take back what the ingest RUN brought (name of its run or run directory).",
+        ),
+    ] = None,
     memory_rows: Annotated[
         int,
         typer.Option("--memory-rows", min=1, help="Rows a worker holds while sorting, about 200 bytes each."),
@@ -120,6 +127,8 @@ def command(
     at = Home(home)
     if adopt:
         return _adopt(at.tables(warehouse), buckets, action or (), surface or (), json)
+    if undo is not None:
+        return _undo(at.tables(warehouse), undo, json)
     events, beam = split_beam(files)
     optional = {"min_time_ms": min_time} if min_time is not None else {}
     options = ingest.IngestOptions(
@@ -142,6 +151,31 @@ def command(
         **optional,
     )
     return runs.report(ingest.run(options, beam_arguments(beam, mode, workers)), json)
+
+
+def _undo(where: str | dict[str, str], run: str, json: bool) -> int:
+    from vista.data.tables.undoing import undo
+    from vista.data.tables.warehouse import Warehouse
+
+    done = undo(Warehouse(where).open(), run)
+    found = {
+        "run": done.run,
+        "rows": done.rows,
+        "files": done.files,
+        "logs": len(done.logs),
+        "again": list(done.again),
+    }
+    if json:
+        console.json_line(found)
+        return 0
+    console.fields("taken back", {**found, "again": ", ".join(done.again) or "none"})
+    if done.again:
+        console.note(
+            "rows of these logs were left out as known: run vista ingest on them again, then vista summarize"
+        )
+    else:
+        console.note("run vista summarize: summaries still know what was taken back")
+    return 0
 
 
 def _adopt(

@@ -30,6 +30,7 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Delete generations that no line keeps and no reader has in use, then what only they needed of the tables."""
+    from beam_jobs.run.leftovers import prune_runs
     from cache_store import Store
     from vista.data.tables.pruning import prune
     from vista.data.tables.warehouse import Warehouse
@@ -53,6 +54,7 @@ def command(
             "files": len(pruned.files),
             "metadata": len(pruned.metadata),
         }
+    found["runs"] = prune_runs(at.runs, int(time.time() * 1000 - staging_hours * 3_600_000), dry_run)
     if json:
         return console.json_line(found)
     rows: dict[str, object] = {}
@@ -64,6 +66,7 @@ def command(
             "bytes": found["bytes"],
         }
     rows |= {f"tables: {name}": n for name, n in found.get("tables", {}).items()}
+    rows["runs"] = len(found["runs"])
     console.fields("would prune" if dry_run else "pruned", rows)
     if "kept" in found:
         console.table("kept", ("generation", "why"), list(found["kept"].items()))

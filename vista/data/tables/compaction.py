@@ -15,8 +15,12 @@ from. A merge is published as one snapshot per table in which the new files stan
 from __future__ import annotations
 
 import contextlib
+import posixpath
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import pyarrow.parquet as pq
 
 from vista.data import paths
 from vista.data.tables.commits import alone, recover, replace_files
@@ -183,6 +187,31 @@ def merge_items(warehouse: Warehouse, run: str, most: int = MAX_FILES) -> int:
         replace_files(warehouse.items, set(files), [target], summary)
         warehouse.refresh()
     return len(files)
+
+
+def merge_lists(warehouse: Warehouse, run: str, most: int = MAX_FILES) -> int:
+    """Write the ledger, and the list of who was forgotten, as one file each where they are more than ``most``: every
+    ingest and every forgetting adds one. How many there were, or 0."""
+    recover(warehouse)
+    merged = 0
+    with alone(warehouse):
+        for name in ("sources", "forgotten"):
+            if not warehouse.refresh().has_table(name):
+                continue
+            table, whole = warehouse.table(name), warehouse.commit_number
+            current = table.current_snapshot()
+            files = [] if current is None else [f.path for f in files_of(table, current.snapshot_id)]
+            if len(files) <= most:
+                continue
+            target = posixpath.join(
+                table.location(), "data", f"{whole:08d}-{run}-{uuid.uuid4().hex[:8]}.parquet"
+            )
+            with paths.open_output(target) as file:
+                pq.write_table(warehouse.read_rows(name), file, compression="zstd", store_schema=False)
+            replace_files(table, set(files), [target], {PREFIX + "commit": str(whole), PREFIX + "run": run})
+            merged += len(files)
+        warehouse.refresh()
+    return merged
 
 
 def most_files(warehouse: Warehouse, until: int | None = None) -> tuple[int, int]:

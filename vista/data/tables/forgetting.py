@@ -87,6 +87,8 @@ def forget_users(
         # First of all: from now on no commit brings their rows, whatever becomes of this process.
         remember(warehouse, users, max(now_ms, newest))
         done = {kind.name: _forget_in(warehouse, kind, users, found) for kind, found in todo.items()}
+        if warehouse.path is not None:
+            sweep(warehouse.items, None)
         for name in ("items", "sources", FORGOTTEN_TABLE):
             if warehouse.has_table(name):
                 sweep_metadata(warehouse.table(name))

@@ -61,13 +61,14 @@ def known(lines: Iterable[tuple[str, LedgerRow]], kind: str, reading: str) -> se
 
 
 def entries(warehouse: Warehouse) -> list[tuple[str, LedgerRow]]:
-    """(run, row) of every file, oldest table version included."""
+    """(run, row) of every file in order of commit; tables of version 0.1 too."""
     table = warehouse.read_sources()
     names = [f.name for f in fields(LedgerRow) if f.name in table.column_names]
-    return [
+    found = [
         (row["run"], LedgerRow(**{n: row[n] for n in names if row[n] is not None}))
         for row in table.to_pylist()
     ]
+    return sorted(found, key=lambda line: line[1].commit)
 
 
 def as_arrow(rows: list[tuple[str, LedgerRow]]) -> pa.Table:

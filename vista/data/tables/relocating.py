@@ -77,10 +77,10 @@ def relocate(folder: str | Path) -> Relocated:
 
 def _place(root: Path, name: str, location: str) -> str:
     """Where the metadata file of a table lies below the folder."""
-    parts = location.split("/")
+    parts = paths.local_path(location).strip("/").split("/")
     for i in range(1, len(parts)):
-        place = "/".join(parts[i:])
-        if place and (root / place).is_file():
+        place = "/".join(parts[i:])  # never absolute: what lies outside the folder is not looked at
+        if (root / place).is_file():
             return place
     raise DataError(
         f"{root}: expected the metadata of {name} ({location}) somewhere below, found none; copy the home again, "

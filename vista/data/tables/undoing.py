@@ -52,11 +52,8 @@ def undo(warehouse: Warehouse, run: str) -> Undone:
     with alone(warehouse):
         lines = ledger.entries(warehouse.refresh())
         runs = list(dict.fromkeys(name for name, _ in lines))
-        mine = [name for name in runs if name == run or name.rsplit("-", 1)[0] == run]
-        number = warehouse.commit_number + 1
-        undone = json.loads(warehouse.fact("undone", "{}"))
-        if not mine and run in undone:
-            mine = [run]
+        number, undone = warehouse.commit_number + 1, json.loads(warehouse.fact(UNDONE, "{}"))
+        mine = [n for n in dict.fromkeys([*runs, *undone]) if n == run or n.rsplit("-", 1)[0] == run]
         if len(mine) != 1:
             known = ", ".join(runs[-5:]) or "none"
             raise DataError(
@@ -66,8 +63,8 @@ def undo(warehouse: Warehouse, run: str) -> Undone:
         name = mine[0]
         commits = {line.commit for r, line in lines if r == name and line.commit}
         found = {kind: _files(warehouse, kind, name, commits) for kind in ("items", "impressions", "history")}
-        later = runs[runs.index(name) + 1 :] if name in runs else []
-        sharing = {r for r, line in lines if r in later and line.in_table}
+        last = max((line.commit for r, line in lines if r == name), default=number)
+        sharing = {r for r, line in lines if line.commit > last and line.in_table}
         commits |= {int(posixpath.basename(uri).split("-", 1)[0]) for some in found.values() for uri in some}
         first = min(commits, default=number)
         summary = {PREFIX + "commit": str(number), PREFIX + "run": f"undo-{name}"}
