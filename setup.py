@@ -52,7 +52,7 @@ setup(
         )
     ],
     package_data={
-        "vista": ["py.typed"],
+        "vista": ["py.typed", "data/logs/layouts/*.toml"],
         "cache_store": ["py.typed"],
         "beam_jobs": ["py.typed"],
         "tools.report": ["pages/*.j2"],

@@ -7,7 +7,7 @@
     max-depth = 4
     codec = ["slots=int8"]
 
-    [columns]                      # names of the logs' columns, and [actions], their weights: of `vista ingest`
+    [log.columns]                  # how logs are read, as `vista init` guesses it (vista/data/logs/reading.py)
     item_id = "sku"
 
 What is given on the command line has its say over a verb's table, that over the lines above the tables, those over
@@ -27,7 +27,7 @@ from tools.home import HOME
 from tools.verbs import VERBS
 
 FILE = "vista.toml"
-INGEST_TABLES = ("columns", "actions", "impression-columns")
+INGEST_TABLES = ("log",)
 """Tables that are no verbs: ``vista ingest`` reads them."""
 
 

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import posixpath
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
 from beam_jobs.ingest.spill import Piece, groups_of, read_pieces, write_chunk
 from beam_jobs.ingest.units import (
@@ -38,6 +40,7 @@ from vista.data.tables.items import ItemCounts, ItemTally
 from vista.data.tables.merge import joined, merged
 from vista.data.tables.reading import DataFile
 from vista.data.tables.rows import DTYPES, HISTORY, Kind, Rows, SortedWriter, batches_of
+from vista.errors import DataError
 
 
 def build_bucket(bucket: int, values: Iterable[Piece | OldFile], settings: Settings) -> list[Routed]:
@@ -103,7 +106,8 @@ def _write_table(
     last_user = None
     writer = None
     try:
-        for rows, repeated in _sorted_rows(bucket, pieces, kind, settings, fill):
+        copies: Counter[str] = Counter()
+        for rows, repeated in _sorted_rows(bucket, pieces, kind, settings, fill, copies):
             counts["repeated"] += repeated
             rows, gone = settings.forgotten.leave_out(rows)
             counts["forgotten"] += gone
@@ -127,24 +131,41 @@ def _write_table(
             writer.__exit__(type(error))
         raise
     if writer is None:
-        return _Written([], counts, None)
+        return _Written([], counts | copies, None)
     writer.close()
+    counts |= copies
     return _Written([uri], counts, tally.total() if kind is HISTORY else None)
 
 
 def _sorted_rows(
-    bucket: int, pieces: Sequence[Piece], kind: Kind, settings: Settings, fill: Callable[[Rows], Rows] | None
+    bucket: int,
+    pieces: Sequence[Piece],
+    kind: Kind,
+    settings: Settings,
+    fill: Callable[[Rows], Rows] | None,
+    copies: Counter[str],
 ) -> Iterator[tuple[Rows, int]]:
-    """The rows of all pieces in order without repeats, and how many repeats were dropped, block by block."""
+    """The rows of all pieces in order without repeats, and how many repeats were dropped, block by block.
+
+    Args:
+        copies: takes, by ``copies-FILE``, how many were copies of another row of the same file.
+    """
     groups = groups_of(pieces, settings.max_rows)
+    keep = kind is HISTORY and settings.rules.reading.keep_repeats
+    if keep and len(groups) > 1:
+        raise DataError(
+            f"--keep-repeats: expected a bucket's rows to fit into --memory-rows {settings.max_rows}, found "
+            f"{sum(p.rows for p in pieces)} in bucket {bucket}; run vista ingest with more --memory-rows, or more "
+            f"--buckets for new tables"
+        )
     if len(groups) <= 1:
         for group in groups:
-            yield _sort_group(group, kind, fill)
+            yield _sort_group(group, kind, fill, copies, keep)
         return
     # Larger than the knob: sort parts of it, then merge them.
     parts = []
     for g, group in enumerate(groups):
-        rows, repeated = _sort_group(group, kind, fill)
+        rows, repeated = _sort_group(group, kind, fill, copies, False)
         uri = str(settings.spill("sorted", kind.name, f"{bucket:05d}-{g:05d}.parquet"))
         with SortedWriter(uri, kind, settings.user_kind, bucket) as writer:
             writer.write(rows)
@@ -155,7 +176,13 @@ def _sorted_rows(
     paths.remove(parts)
 
 
-def _sort_group(pieces: Sequence[Piece], kind: Kind, fill: Callable[[Rows], Rows] | None) -> tuple[Rows, int]:
+def _sort_group(
+    pieces: Sequence[Piece],
+    kind: Kind,
+    fill: Callable[[Rows], Rows] | None,
+    copies: Counter[str],
+    keep_repeats: bool,
+) -> tuple[Rows, int]:
     table = pa.Table.from_batches(list(read_pieces(pieces)))
     # Users by number: hashing is several times faster than sorting them.
     encoded = table["user"].combine_chunks().dictionary_encode()
@@ -173,14 +200,57 @@ def _sort_group(pieces: Sequence[Piece], kind: Kind, fill: Callable[[Rows], Rows
         lengths = np.bincount(rank, minlength=len(users)).astype(np.int64)
         rows = fill(Rows(users[order], lengths, {n: c[by_user] for n, c in columns.items()}))
         return joined([rows], kind, presorted=False) if len(rows) else (Rows.empty(kind, users), 0)
-    index = sorting.order(rank, columns, names=kind.order)
-    if index is not None:
-        rank, columns = rank[index], {n: c[index] for n, c in columns.items()}
-    again = sorting.repeats(rank, columns, kind.order)
+    columns["file"] = table["file"].to_numpy()
+    rank, columns, again = _in_order(rank, columns, kind)
+    if again.any():
+        copy = _copies(again, columns["file"])
+        if keep_repeats and copy.any():
+            columns["request"] = _numbered(columns, copy)
+            rank, columns, again = _in_order(rank, columns, kind)
+            copy = np.zeros(0, np.int64)
+        for file, n in zip(*np.unique(columns["file"][copy > 0], return_counts=True), strict=True):
+            copies[f"copies-{file}"] += int(n)
+    del columns["file"]
     repeated = int(again.sum())
     if repeated:
         rank, columns = rank[~again], {n: c[~again] for n, c in columns.items()}
     return Rows(users[order], np.bincount(rank, minlength=len(users)).astype(np.int64), columns), repeated
+
+
+def _in_order(
+    rank: np.ndarray, columns: dict[str, np.ndarray], kind: Kind
+) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    """Rows sorted, and bool [N]: the row equals the one before it."""
+    index = sorting.order(rank, columns, names=kind.order)
+    if index is not None:
+        rank, columns = rank[index], {n: c[index] for n, c in columns.items()}
+    return rank, columns, sorting.repeats(rank, columns, kind.order)
+
+
+def _copies(again: np.ndarray, file: np.ndarray) -> np.ndarray:
+    """int64 [N]: how many rows of the same file equal a row and stand before it."""
+    member = again.copy()
+    member[:-1] |= again[1:]
+    rows = np.flatnonzero(member)
+    run = np.cumsum(~again)[rows]
+    order = np.lexsort((file[rows], run))
+    ordered_run, ordered_file = run[order], file[rows][order]
+    first = np.ones(len(rows), bool)
+    first[1:] = (ordered_run[1:] != ordered_run[:-1]) | (ordered_file[1:] != ordered_file[:-1])
+    starts = np.flatnonzero(first)
+    place = np.arange(len(rows)) - starts[np.cumsum(first) - 1]
+    copy = np.zeros(len(again), np.int64)
+    copy[rows[order]] = place
+    return copy
+
+
+def _numbered(columns: dict[str, np.ndarray], copy: np.ndarray) -> np.ndarray:
+    """int64 [N]: a request of its own for the k-th of equal rows, the same in every file that has as many."""
+    rows = np.flatnonzero(copy)
+    keys = np.stack([columns[n][rows] for n in ("request", "time", "item")] + [copy[rows]], axis=1)
+    request = columns["request"].copy()
+    request[rows] = [xxhash.xxh64_intdigest(key.tobytes()) - (1 << 63) for key in keys]
+    return request
 
 
 def _in_table(rows: Rows, old: Sequence[DataFile], kind: Kind, max_rows: int) -> tuple[np.ndarray, int]:

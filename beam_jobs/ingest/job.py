@@ -18,6 +18,7 @@ import functools
 import math
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import pyarrow.parquet as pq
 
 from beam_jobs.errors import ExitCode, IncompleteRun
 from beam_jobs.ingest import pipeline as steps
-from beam_jobs.ingest.plan import LOG_KINDS, IngestOptions, Plan, make_plan, read_tasks
+from beam_jobs.ingest.plan import LOG_KINDS, IngestOptions, Plan, holds_users, make_plan, read_tasks, rules_of
 from beam_jobs.ingest.read import read_items
 from beam_jobs.ingest.units import OldFile, Settings
 from beam_jobs.run import job as jobs
@@ -34,9 +35,9 @@ from beam_jobs.run.job import Job, Run
 from beam_jobs.run.limits import check_disk
 from beam_jobs.run.record import DeadLetter, RunDirectory, RunRecord, write_atomically
 from vista.data import paths
-from vista.data.logs.importer import Rules
 from vista.data.tables.commits import Addition, TableChanged, alone, commit, recover
 from vista.data.tables.ledger import LedgerRow
+from vista.data.tables.manifests import PREFIX
 from vista.data.tables.remembering import forgotten_users
 from vista.data.tables.rows import HISTORY, IMPRESSIONS
 from vista.data.tables.warehouse import TableExists, Warehouse
@@ -97,7 +98,7 @@ def _ingest(run: Run, options: IngestOptions) -> RunRecord:
         run_dir.receipts(),
         table_snapshot=warehouse.snapshot() if warehouse.exists() else None,
         counts=counts,
-        notes=_notes(plan, warehouse, counts),
+        notes=_notes(plan, warehouse, counts, _copies(run_dir, plan)),
         exit_code=int(ExitCode.DEAD_LETTERS if lost else ExitCode.DONE),
     )
 
@@ -114,13 +115,16 @@ def _built_and_committed(
         recover(warehouse)
         if warehouse.has_commit(plan.run):
             return _counts(run.directory, plan)
-    plan = _prepare(warehouse, run.directory, plan)
+    if warehouse.exists() or "user_id" in plan.kinds or plan.items:  # else nothing says what ids are
+        plan = _prepare(warehouse, run.directory, plan)
     _write_bad_files(run.directory, plan)
     if plan.rows or plan.items:
         _check_room(options, run.directory, plan)
         _work(run, warehouse, plan, _settings(options, warehouse, run.directory, plan))
     counts = _counts(run.directory, plan)
-    if plan.rows or plan.items:
+    # A first run none of whose rows was taken says nothing: not what ids are, nor that its files are known.
+    taken = counts["events_written"] + counts["impressions_written"] + counts["items"]
+    if warehouse.exists() and (plan.rows or plan.items) and (taken or warehouse.commit_number):
         _commit(warehouse, run.directory, plan, counts)
     return counts
 
@@ -138,6 +142,10 @@ def _prepare(warehouse: Warehouse, run_dir: RunDirectory, plan: Plan) -> Plan:
                 warehouse.create(user_kind=plan.user_kind, num_buckets=plan.num_buckets)
             except TableExists as error:
                 raise TableChanged(f"{error}") from error
+        elif plan.kinds.get("user_id") and not holds_users(warehouse.refresh()):
+            made = plan.user_kind != warehouse.user_kind and warehouse.basis() == plan.basis
+            if made:
+                _make_again(warehouse, plan.user_kind)
     basis = warehouse.refresh().basis()
     if made:
         plan = dataclasses.replace(plan, basis=basis)
@@ -159,6 +167,19 @@ def _begin_again(run_dir: RunDirectory) -> None:
     (run_dir.path / "plan.json").unlink(missing_ok=True)
 
 
+def _make_again(warehouse: Warehouse, user_kind: str) -> None:
+    """Tables of users of another kind, in place of those that never held one (items alone came before)."""
+    facts = {
+        k.removeprefix(PREFIX): v for k, v in warehouse.history.properties.items() if k.startswith(PREFIX)
+    }
+    buckets = warehouse.num_buckets
+    for name in ("impressions", "history"):
+        warehouse.catalog.drop_table((warehouse.namespace, name))
+    warehouse.refresh()
+    warehouse.create(user_kind=user_kind, num_buckets=buckets, properties={**facts, "user-kind": user_kind})
+    warehouse.open()
+
+
 def _settings(options: IngestOptions, warehouse: Warehouse, run_dir: RunDirectory, plan: Plan) -> Settings:
     return Settings(
         run_dir=str(run_dir.path),
@@ -167,8 +188,11 @@ def _settings(options: IngestOptions, warehouse: Warehouse, run_dir: RunDirector
         user_kind=plan.user_kind,
         num_buckets=plan.num_buckets,
         item_shards=max(1, math.ceil(plan.rows / ITEM_SHARD_ROWS)),
-        roots={name: warehouse.table(name).location() for name in ("history", "impressions", "items")},
-        rules=Rules(plan.min_time_ms, plan.max_time_ms, plan.actions, plan.surfaces, options.time_unit),
+        roots={n: warehouse.table(n).location() for n in ("history", "impressions", "items")}
+        if warehouse.exists()
+        else {},
+        rules=rules_of(plan, options.log),
+        shown_rules=rules_of(plan, options.impression_log()),
         chunk_rows=min(options.chunk_rows, options.max_rows),
         max_rows=options.max_rows,
         skip_bad_files=options.skip_bad_files,
@@ -186,7 +210,7 @@ def _work(run: Run, warehouse: Warehouse, plan: Plan, settings: Settings) -> Non
     read = run.do("ingest: read", tasks, functools.partial(steps.read, settings=settings))
     values: dict[int, list[Any]] = steps.grouped(steps.handed_on(read.values()), "bucket")
     for tag, kind in (("events", HISTORY), ("impressions", IMPRESSIONS)):
-        for bucket, files in warehouse.bucket_files(kind=kind).items():
+        for bucket, files in (warehouse.bucket_files(kind=kind) if values else {}).items():
             if bucket in values:
                 values[bucket] += [OldFile(tag, file) for file in files]
     buckets = [steps.Bucket(number, tuple(found)) for number, found in values.items()]
@@ -237,10 +261,17 @@ def _counts(run_dir: RunDirectory, plan: Plan) -> dict[str, int]:
         dead = total("dead", read) + (total("impressions_dead", "bucket-") if tag == "impressions" else 0)
         counts |= {f"{tag}_read": rows, f"{tag}_dead": dead, **{f"{tag}_{k}": v for k, v in found.items()}}
         accounted = sum(found.values()) - found["late"] + dead
+        # Rows of events that are impressions: some are no event, and all are impressions beside those of files.
+        if tag == "events":
+            accounted += total("unengaged", read)
+        else:
+            accounted -= total("shown", "read-events-")
         if rows != total("rows", read) or rows != accounted:
             wrong.append(
                 f"{tag}: {rows} rows in the files, {total('rows', read)} read, {accounted} accounted for"
             )
+    counts["unengaged"] = total("unengaged", "read-events-")
+    counts["copies"] = sum(n for _, n in _copies(run_dir, plan))
     counts["events"] = counts["events_written"]
     counts["items"] = total("items", "items-")
     if total("item_events", "items-") != counts["events_written"]:
@@ -254,6 +285,16 @@ def _counts(run_dir: RunDirectory, plan: Plan) -> dict[str, int]:
             f"--run-dir again to continue"
         )
     return counts
+
+
+def _copies(run_dir: RunDirectory, plan: Plan) -> list[tuple[str, int]]:
+    """(file, how many of its rows were dropped as copies of others of it), most first."""
+    receipts = run_dir.receipts().values()
+    found: Counter[str] = Counter()
+    for source in plan.events:
+        key = f"events_copies-{source.number}"
+        found[source.path] += sum(r["counts"].get(key, 0) for r in receipts)
+    return [(path, n) for path, n in found.most_common() if n]
 
 
 def _commit(warehouse: Warehouse, run_dir: RunDirectory, plan: Plan, counts: dict[str, int]) -> None:
@@ -291,8 +332,18 @@ def _ledger_rows(run_dir: RunDirectory, plan: Plan, in_table: int) -> list[Ledge
     ]
 
 
-def _notes(plan: Plan, warehouse: Warehouse, counts: dict[str, int]) -> list[str]:
+def _notes(
+    plan: Plan, warehouse: Warehouse, counts: dict[str, int], copies: Sequence[tuple[str, int]]
+) -> list[str]:
     notes = list(plan.remarks)
+    if copies:
+        listed = ", ".join(f"{n:,} of {path}" for path, n in copies[:5])
+        notes.append(
+            f"rows dropped as copies of another row of the same file: {listed}; where times are coarse such rows are "
+            f"events of their own, which --keep-repeats keeps"
+        )
+    if plan.left_out:
+        notes.append(f"{plan.left_out} files below folders are no logs by their names and were left out")
     if plan.known:
         notes.append(
             f"{plan.known} files were ingested before and left out; vista ingest --again reads them again"

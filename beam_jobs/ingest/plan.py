@@ -13,12 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from beam_jobs.errors import OptionsError
-from beam_jobs.ingest.text import TextLog, as_parquet
+from beam_jobs.ingest.text import Converted, Log, as_parquet, convert_others
 from beam_jobs.ingest.units import ReadTask
 from beam_jobs.ingest.vocabulary import ScanColumns, vocabularies
 from beam_jobs.run.record import RunDirectory, RunRecord, write_atomically
 from vista.data import paths
 from vista.data.logs import schema
+from vista.data.logs.columnar import is_columnar
+from vista.data.logs.importer import Rules
+from vista.data.logs.inspecting import inspect
+from vista.data.logs.reading import Reading
 from vista.data.logs.schema import Source, UnreadableFile, WrongType
 from vista.data.tables import ledger
 from vista.data.tables.commits import recover
@@ -27,6 +31,8 @@ from vista.errors import DataError
 
 LOG_KINDS = ("events", "impressions", "items")
 """Kinds of logs, as the ledger names them."""
+FIRST_ORDER_MS = 946_684_800_000
+"""2000-01-01: the first row's time, where order is time."""
 
 FLAGS = {"max_rows": "--memory-rows", "num_buckets": "--buckets", "actions": "--action"}
 """Options whose flag of ``vista ingest`` is not their own name."""
@@ -43,11 +49,11 @@ class IngestOptions:
             event has touched.
         warehouse: folder of the tables, or properties of a PyIceberg catalog.
         run_dir: where the run keeps its record, and its chunks while it works; all workers see it.
-        columns, impression_columns: meaning to column name, where they differ.
+        log: how the files of events are read. impression_columns, item_columns: meaning to column name in the other
+            files, where they differ.
         num_buckets: of a new warehouse; an existing one keeps its own (0 takes it, or 16).
         actions, surfaces: the whole vocabulary, in order; None finds them in the logs. A value that is not in a
             given vocabulary is a dead letter.
-        time_unit: of times that are numbers; one of :data:`vista.data.logs.schema.TIME_UNITS`.
         min_time_ms, max_time_ms: bounds on times; by default 1990 and a day after the start of the run.
         skip_bad_files: go on without files that cannot be read; they are counted and listed.
         again: read files that are in the ledger already; their rows are dropped one by one.
@@ -62,12 +68,12 @@ class IngestOptions:
     run_dir: str
     impressions: tuple[str, ...] = ()
     items: tuple[str, ...] = ()
-    columns: Mapping[str, str] = field(default_factory=dict)
+    log: Reading = field(default_factory=Reading)
     impression_columns: Mapping[str, str] = field(default_factory=dict)
+    item_columns: Mapping[str, str] = field(default_factory=dict)
     num_buckets: int = 0
     actions: tuple[str, ...] | None = None
     surfaces: tuple[str, ...] | None = None
-    time_unit: str = "ms"
     min_time_ms: int = schema.MIN_TIME_MS
     max_time_ms: int | None = None
     skip_bad_files: bool = False
@@ -84,13 +90,15 @@ class IngestOptions:
                     f"{FLAGS.get(name, name)}: expected at least {low}, found {getattr(self, name)}; "
                     f"see vista ingest --help"
                 )
-        if self.time_unit not in schema.TIME_UNITS:
+        if self.min_time_ms < 0:
             raise OptionsError(
-                f"--time-unit: expected one of {', '.join(schema.TIME_UNITS)}, found {self.time_unit!r}; "
-                f"see vista ingest --help"
+                f"--min-time: expected 0 or more (1970), as times before 1970 cannot be kept, found "
+                f"{self.min_time_ms}; for example --min-time 0"
             )
-        if not self.events and not self.impressions:
-            raise OptionsError("expected files of events or impressions, found none; see vista ingest --help")
+        if not self.events and not self.impressions and not self.items:
+            raise OptionsError(
+                "expected files of events, impressions or items, found none; see vista ingest --help"
+            )
         if self.max_time_ms is not None and self.max_time_ms <= self.min_time_ms:
             raise OptionsError(
                 f"--max-time: expected more than --min-time {self.min_time_ms}, found {self.max_time_ms}; "
@@ -101,13 +109,12 @@ class IngestOptions:
         """How the logs of a kind (:data:`LOG_KINDS`) are read, as far as it was asked for: JSON, "" for nothing."""
         if kind == "items":
             return ""
-        columns = self.columns if kind == "events" else self.impression_columns
+        log = self.log if kind == "events" else self.impression_log()
         asked = {
-            "columns": dict(columns),
-            "time_unit": "" if self.time_unit == "ms" else self.time_unit,
+            **{k: v for k, v in log.to_json().items() if k not in ("weights", "about")},
             "min_time_ms": None if self.min_time_ms == schema.MIN_TIME_MS else self.min_time_ms,
             "max_time_ms": self.max_time_ms,
-            "actions": self.actions,
+            "actions": self.actions or log.to_json().get("actions"),
             "surfaces": self.surfaces,
         }
         said = {name: value for name, value in asked.items() if value}
@@ -116,11 +123,23 @@ class IngestOptions:
     def identity(self) -> dict[str, Any]:
         """What decides the result."""
         values = dataclasses.asdict(self)
+        values["log"] = self.log.to_json()
         return {
             k: v
             for k, v in values.items()
             if k not in ("run_dir", "max_rows", "chunk_rows", "attempts", "max_bytes")
         }
+
+    def impression_log(self) -> Reading:
+        """How the files of impressions are read: as those of events, but for their columns."""
+        return dataclasses.replace(
+            self.log,
+            columns=self.impression_columns,
+            actions=(),
+            action_is="",
+            unengaged="events",
+            explode=(),
+        )
 
 
 @dataclass(frozen=True)
@@ -136,6 +155,8 @@ class Plan:
         readings: kind of logs to how they are read, as the ledger keeps it.
         remarks: about files that are in the ledger, for the run's notes.
         bad_files: (path, why) of files that were skipped.
+        log: how the events are read (``Reading.to_json``). first_time_ms: of the first row, where order is time.
+        left_out: files below folders that are no logs by their names.
     """
 
     run: str
@@ -155,6 +176,9 @@ class Plan:
     basis: str = ""
     readings: dict[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    log: dict[str, Any] = field(default_factory=dict)
+    first_time_ms: int = 0
+    left_out: int = 0
 
     @property
     def rows(self) -> int:
@@ -180,36 +204,38 @@ class _Logs:
 
     files: list[str]
     columns: tuple[schema.Column, ...]
-    mapping: Mapping[str, str]
+    reading: Reading
     seen: set[tuple[int, str]] = field(default_factory=set)
     good: list[Source] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
 
-    @property
-    def texts(self) -> list[str]:
-        return [path for path in self.files if paths.text_ending(path)]
+    def to_convert(self, folder: str, bounds: tuple[int, int]) -> list[Log]:
+        """Files that are not read as they are."""
+        asked = [p for p in self.files if paths.text_ending(p) or is_columnar(p, self.reading)]
+        return [Log(path, folder, self.columns, self.reading, bounds) for path in asked]
 
-    def leave_out(self) -> int:
-        """Forget text logs that were ingested before, so that they need not be converted; how many."""
-        known = {path for path in self.texts if schema.identity(path) in self.seen} if self.seen else set()
+    def leave_out(self, logs: Sequence[Log]) -> list[Log]:
+        """Forget logs that were ingested before, so that they need not be converted; the others."""
+        known = {log.path for log in logs if schema.identity(log.path) in self.seen} if self.seen else set()
         self.files = [path for path in self.files if path not in known]
-        return len(known)
+        return [log for log in logs if log.path not in known]
 
-    def inspect(self, rows_at: Mapping[str, str], bounds: tuple[int, int], time_unit: str) -> None:
-        """Check the footers of the Parquet files, or with ``rows_at`` those of converted text logs.
+    def inspect(self, files: Sequence[str], converted: Converted, bounds: tuple[int, int]) -> None:
+        """Check the footers of files, or of what they were converted to.
 
         Raises:
             DataError: the first fault of a column.
         """
-        files = [path for path in self.files if (path in rows_at if rows_at else not paths.text_ending(path))]
 
         def look(path: str) -> Source | UnreadableFile:
             try:
-                return schema.inspect(
-                    path, self.columns, self.mapping, bounds, time_unit, rows_at.get(path, "")
-                )
+                found = inspect(
+                    path, self.columns, self.reading, bounds,
+                    converted.rows_at.get(path, ""), converted.names.get(path, ()),
+                )  # fmt: skip
             except UnreadableFile as error:
                 return error
+            return dataclasses.replace(found, decides=found.rows > 0 and path not in converted.undecided)
 
         with ThreadPoolExecutor(8) as pool:
             for path, found in zip(files, pool.map(look, files), strict=True):
@@ -226,22 +252,32 @@ def inspect_all(
     bounds: tuple[int, int],
     run_dir: RunDirectory,
     beam_args: Sequence[str],
-) -> dict[str, str]:
-    """Check all files, converting text logs first; the kinds of the columns.
+) -> tuple[dict[str, str], int]:
+    """Check all files, converting first those that are no Parquet with a row per event; the kinds of the columns, and
+    how many files were ingested before.
 
     Raises:
         UnreadableFile: names all of those, unless they are skipped. DataError: the first fault of a column.
     """
-    for group in groups:
-        group.inspect({}, bounds, options.time_unit)
-    kinds = _agreed(groups, fixed)
     folder = str(run_dir.path / "spill" / "text")
-    logs = [TextLog(path, folder, g.columns, dict(g.mapping)) for g in groups for path in g.texts]
-    rows_at, bad = as_parquet(logs, kinds, beam_args)
+    all_files = sum(len(g.files) for g in groups)
+    logs = [g.leave_out(g.to_convert(folder, bounds)) for g in groups]
+    known = all_files - sum(len(g.files) for g in groups)
+    flat = [log for some in logs for log in some]
+    converted = convert_others(flat, beam_args)
+    texts = {log.path for log in flat if log.is_text}
     for group in groups:
-        group.bad += [(path, bad[path]) for path in group.texts if path in bad]
-        if rows_at:
-            group.inspect(rows_at, bounds, options.time_unit)
+        group.bad += [(p, converted.bad[p]) for p in group.files if p in converted.bad]
+        group.inspect(
+            [p for p in group.files if p not in texts and p not in converted.bad], converted, bounds
+        )
+    kinds = _agreed(groups, fixed)
+    converted = as_parquet(flat, converted, kinds, beam_args)
+    for group in groups:
+        mine = [p for p in group.files if p in texts and p not in converted.bad]
+        group.inspect(mine, converted, bounds)
+        order = {path: i for i, path in enumerate(group.files)}
+        group.good.sort(key=lambda s: order[s.path])
     why = [text for group in groups for _, text in sorted(group.bad)]
     if why and not options.skip_bad_files:
         listed = "\n  ".join(why[:20])
@@ -250,34 +286,41 @@ def inspect_all(
             f"{len(why)} of {sum(len(g.files) for g in groups)} files cannot be read; nothing was written:\n  "
             f"{listed}{more}"
         )
-    return _agreed(groups, fixed)
+    return _agreed(groups, fixed), known
 
 
 def _agreed(groups: Sequence[_Logs], fixed: Mapping[str, str]) -> dict[str, str]:
     events, shown, items = (group.good for group in groups)
     kinds = common_kinds([*events, *shown], fixed)
-    common_kinds(items, {k: v for k, v in kinds.items() if k == "item_id"})
-    return kinds
+    named = common_kinds(items, {k: v for k, v in kinds.items() if k == "item_id"})
+    return {**named, **kinds}
 
 
 def common_kinds(sources: Iterable[Source], fixed: Mapping[str, str]) -> dict[str, str]:
-    """The kind of each meaning (user, item, action, surface) over all files, equal to what the table has.
+    """The kind of each meaning (user, item, action, surface) over all files, equal to what the table has. Files without
+    a row that will be taken, and columns of nulls, say nothing.
 
     Raises:
         WrongType: two files, or a file and the table, differ.
     """
+    sources = list(sources)
+    for meaning in {m for s in sources for m in s.constants}:  # 1 and home beside each other are names
+        mine = [s for s in sources if meaning in s.constants]
+        if fixed.get(meaning) == "string" or any(s.kinds[meaning] == "string" for s in mine):
+            for source in mine:
+                source.kinds[meaning] = "string"
     kinds = dict(fixed)
     where = {meaning: "the table" for meaning in kinds}
     for source in sources:
-        for name, kind in source.kinds.items():
+        for name, kind in source.kinds.items() if source.decides else ():
             meaning = "action" if name == "actions" else name
-            if meaning not in ("user_id", "item_id", "action", "surface"):
-                continue
             kind = kind.removeprefix("list of ")
+            if meaning not in ("user_id", "item_id", "action", "surface") or kind == "null":
+                continue
             if kinds.setdefault(meaning, kind) != kind:
                 raise WrongType(
-                    f"{source.path}: column {source.names[name]!r} ({meaning}): expected {kinds[meaning]} as in "
-                    f"{where[meaning]}, found {kind}; cast the column and run vista ingest again"
+                    f"{source.path}: column {source.names.get(name, name)!r} ({meaning}): expected {kinds[meaning]} "
+                    f"as in {where[meaning]}, found {kind}; cast the column and run vista ingest again"
                 )
             where.setdefault(meaning, source.path)
     return kinds
@@ -313,6 +356,27 @@ def read_tasks(sources: Sequence[Source], tag: str, chunk_rows: int) -> list[Rea
     return tasks
 
 
+def time_bounds(options: IngestOptions, now_ms: int) -> tuple[int, int]:
+    """Least and largest time that is taken. Where order or a start of its own tells the time, any from 1970 is."""
+    latest = now_ms + schema.CLOCK_SKEW_MS if options.max_time_ms is None else options.max_time_ms
+    own = bool(options.log.time_from)
+    earliest = 0 if own and options.min_time_ms == schema.MIN_TIME_MS else options.min_time_ms
+    return earliest, latest
+
+
+def logs_asked(options: IngestOptions, left_out: list[str]) -> list[_Logs]:
+    """Files of events, impressions and items; ``left_out`` takes those below folders that are no logs."""
+    asked = (
+        (options.events, schema.EVENTS, options.log),
+        (options.impressions, schema.IMPRESSIONS, options.impression_log()),
+        (options.items, schema.ITEMS, Reading(columns=options.item_columns)),
+    )
+    return [
+        _Logs(paths.expand(names, left_out) if names else [], columns, reading)
+        for names, columns, reading in asked
+    ]
+
+
 def make_plan(
     options: IngestOptions,
     warehouse: Warehouse,
@@ -324,25 +388,17 @@ def make_plan(
     path = run_dir.path / "plan.json"
     if path.exists():
         return _unchanged(Plan.from_json(path.read_text()), run_dir)
-    latest = record.started_ms + schema.CLOCK_SKEW_MS if options.max_time_ms is None else options.max_time_ms
-    bounds = (options.min_time_ms, latest)
-    asked = (
-        (options.events, schema.EVENTS, options.columns),
-        (options.impressions, schema.IMPRESSIONS, options.impression_columns),
-        (options.items, schema.ITEMS, {}),
-    )
-    for _, columns, mapping in asked:
-        schema.check_mapping(mapping, columns)
-    groups = [
-        _Logs(paths.expand(names) if names else [], columns, mapping) for names, columns, mapping in asked
-    ]
+    bounds = time_bounds(options, record.started_ms)
+    left_out: list[str] = []
+    groups = logs_asked(options, left_out)
     there = warehouse.exists()
     fixed: dict[str, str] = {}
     if there:
         warehouse.open()
         recover(warehouse)
         fixed = {k: v for k in ("item_id", "action", "surface") if (v := warehouse.fact(f"kind-{k}"))}
-        fixed["user_id"] = "int" if warehouse.user_kind == "int64" else "string"
+        if holds_users(warehouse):
+            fixed["user_id"] = "int" if warehouse.user_kind == "int64" else "string"
         if options.num_buckets not in (0, warehouse.num_buckets):
             raise OptionsError(
                 f"{warehouse.name}: expected --buckets {warehouse.num_buckets} (fixed when the tables were made), "
@@ -352,10 +408,9 @@ def make_plan(
     readings = {kind: options.reading(kind) for kind in LOG_KINDS}
     for kind, group in zip(LOG_KINDS, groups, strict=True):
         group.seen = set() if options.again else ledger.known(lines, kind, readings[kind])
-    known = sum(group.leave_out() for group in groups)
-    kinds = inspect_all(groups, fixed, options, bounds, run_dir, beam_args)
+    kinds, known = inspect_all(groups, fixed, options, bounds, run_dir, beam_args)
     bad = [letter for group in groups for letter in group.bad]
-    if "user_id" not in kinds:
+    if bad and not any(group.good for group in groups) and not known:
         raise UnreadableFile(
             f"{len(bad)} files, none of which can be read; nothing was written. See {', '.join(options.events)}"
         )
@@ -366,10 +421,10 @@ def make_plan(
         commit=warehouse.commit_number + 1 if there else 1,
         min_time_ms=bounds[0],
         max_time_ms=bounds[1],
-        user_kind="int64" if kinds["user_id"] == "int" else "string",
+        user_kind=_user_kind(kinds, warehouse if there else None),
         num_buckets=warehouse.num_buckets if there else options.num_buckets or 16,
         kinds=kinds,
-        events=tuple(events),
+        events=_numbered(events),
         impressions=tuple(shown),
         items=tuple(items),
         known=known,
@@ -377,13 +432,22 @@ def make_plan(
         basis=basis,
         readings=readings,
         remarks=_remarks(groups, lines, readings),
+        log=options.log.to_json(),
+        first_time_ms=_first_time(options, warehouse if there else None),
+        left_out=len(left_out),
     )
-    scan = ScanColumns(str(run_dir.path), options.skip_bad_files)
+    scan = ScanColumns(
+        str(run_dir.path),
+        options.skip_bad_files,
+        rules_of(plan, options.log),
+        rules_of(plan, options.impression_log()),
+    )
     actions, surfaces = vocabularies(
         plan.events,
         plan.impressions,
         (warehouse.actions, warehouse.surfaces) if there else ((), ()),
         (options.actions, options.surfaces),
+        options.log.named_actions(),
         scan,
         beam_args,
     )
@@ -409,6 +473,41 @@ def _remarks(
         f"there; vista ingest --undo {run} takes it back"
         for run, n in found.items()
     )
+
+
+def holds_users(warehouse: Warehouse) -> bool:
+    """Whether the tables ever held a row of a user, so that the kind of users is fixed."""
+    return any(warehouse.table(n).current_snapshot() is not None for n in ("history", "impressions"))
+
+
+def _user_kind(kinds: Mapping[str, str], warehouse: Warehouse | None) -> str:
+    if "user_id" in kinds or warehouse is None:
+        return "string" if kinds.get("user_id") == "string" else "int64"
+    return warehouse.user_kind
+
+
+def rules_of(plan: Plan, reading: Reading) -> Rules:
+    """What the rows of a plan's files must satisfy."""
+    return Rules(plan.min_time_ms, plan.max_time_ms, plan.actions, plan.surfaces, reading, plan.first_time_ms)
+
+
+def _numbered(sources: Sequence[Source]) -> tuple[Source, ...]:
+    """The files with their numbers, and the number of each one's first row."""
+    found: list[Source] = []
+    first = 0
+    for number, source in enumerate(sources):
+        found.append(dataclasses.replace(source, number=number, first=first))
+        first += source.rows
+    return tuple(found)
+
+
+def _first_time(options: IngestOptions, warehouse: Warehouse | None) -> int:
+    """Where order is time: the moment behind the newest event of the tables, or 2000-01-01."""
+    if not options.log.by_order:
+        return 0
+    files = [] if warehouse is None else [f for some in warehouse.bucket_files().values() for f in some]
+    times = [f.max_time for f in files if f.max_time is not None]
+    return max(times) + 1 if times else FIRST_ORDER_MS
 
 
 def _unchanged(plan: Plan, run_dir: RunDirectory) -> Plan:

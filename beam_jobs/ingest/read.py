@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from beam_jobs.ingest.spill import write_chunk
 from beam_jobs.ingest.units import ReadTask, Routed, Settings, finished, inputs_digest, item_shard, write_unit
+from beam_jobs.ingest.vocabulary import batch_rows, text_columns
 from beam_jobs.run.record import DEAD_LETTER_SCHEMA, DeadLetter
 from cache_store.format.keys import bucket_of
 from vista.data.logs.importer import Checked, Letter, check, check_items
@@ -30,6 +31,7 @@ def read_logs(task: ReadTask, settings: Settings) -> list[Routed]:
         return done
     start = time.monotonic()
     chunks = _Chunks(task, settings)
+    rules = (settings.shown_rules if task.tag == "impressions" else None) or settings.rules
     letters: list[pa.Table] = []
     rows = 0
     for source, groups, first_row in task.parts:
@@ -38,14 +40,13 @@ def read_logs(task: ReadTask, settings: Settings) -> list[Routed]:
             expected = sum(source.groups[g] for g in some)
             seen = 0
             try:
-                with open_source(source.data) as file:
+                with open_source(source.data, text_columns(source)) as file:
                     wanted = list(dict.fromkeys(source.names.values()))
-                    for batch in file.iter_batches(
-                        settings.chunk_rows, list(some), wanted, use_threads=False
-                    ):
-                        checked = check(batch, source, settings.rules, first_row + seen)
+                    most = batch_rows(file, settings.chunk_rows)
+                    for batch in file.iter_batches(most, list(some), wanted, use_threads=False):
+                        checked = check(batch, source, rules, first_row + seen)
                         seen += batch.num_rows
-                        chunks.add(checked)
+                        chunks.add(checked, source.number)
                         letters.append(_letters(checked.letters, source.path))
             except (UnreadableFile, OSError, ValueError, pa.ArrowException) as error:
                 if is_full(error):
@@ -72,6 +73,7 @@ def read_logs(task: ReadTask, settings: Settings) -> list[Routed]:
     settings.directory.write_dead_letters(task.name, dead)
     lost_rows = int(pa.compute.sum(dead["rows"]).as_py() or 0)
     counts = {"rows": rows, "dead": lost_rows, "kept": chunks.rows, "events": rows}
+    counts |= {"shown": chunks.shown, "unengaged": chunks.unengaged}
     write_unit(settings, task.name, inputs, routed, counts, start)
     return routed
 
@@ -92,9 +94,9 @@ def read_items(sources: Sequence[Source], settings: Settings) -> list[Routed]:
     for i, source in enumerate(sources):
         row = 0
         try:
-            with open_source(source.data) as file:
-                wanted = list(source.names.values())
-                for batch in file.iter_batches(settings.chunk_rows, columns=wanted):
+            with open_source(source.data, text_columns(source)) as file:
+                wanted = [n for m, n in source.names.items() if m != "vector"]
+                for batch in file.iter_batches(batch_rows(file, settings.chunk_rows), columns=wanted):
                     item, names, bad = check_items(batch, source, row)
                     letters.append(_letters(bad, source.path))
                     routed += spill_names(item, names, f"file-{i:05d}-{row:012d}.arrow", settings)
@@ -128,19 +130,23 @@ def _letters(letters: Sequence[Letter], path: str) -> pa.Table:
 
 
 class _Chunks:
-    """Checked batches gathered to chunks of about ``chunk_rows`` rows, then written by bucket."""
+    """Checked batches gathered to chunks of about ``chunk_rows`` rows, then written by bucket.
+
+    Attributes:
+        rows: that were kept. shown: of them, those that are impressions; unengaged: those that are nothing else.
+    """
 
     def __init__(self, task: ReadTask, settings: Settings):
         self._task, self._settings = task, settings
-        self._held: list[Checked] = []
+        self._held: dict[str, list[tuple[pa.Array, dict[str, np.ndarray]]]] = {}
         self._held_rows = 0
         self._written = 0
         self._routed: list[Routed] = []
         self._names: list[tuple[np.ndarray, pa.Array]] = []
         self._name_rows = 0
-        self.rows = 0
+        self.rows = self.shown = self.unengaged = 0
 
-    def add(self, checked: Checked) -> None:
+    def add(self, checked: Checked, file: int) -> None:
         if len(checked.names[0]):
             self._names.append(checked.names)
             self._name_rows += len(checked.names[0])
@@ -149,25 +155,42 @@ class _Chunks:
                 self._name_rows = len(self._names[0][0])
         if not len(checked):
             return
-        self._held.append(checked)
+        columns, engaged = dict(checked.columns), checked.engaged
+        if engaged is None:
+            self._hold(self._task.tag, checked.user, columns, file)
+        else:
+            position, surface = columns.pop("position"), columns.pop("surface")
+            self._hold("impressions", checked.user, {**columns, "position": position}, file)
+            some = {**columns, "surface": surface}
+            user = checked.user.filter(pa.array(engaged))
+            self._hold("events", user, {n: c[engaged] for n, c in some.items()}, file)
+            self.shown += len(checked)
+            self.unengaged += len(checked) - int(engaged.sum())
         self._held_rows += len(checked)
         self.rows += len(checked)
         if self._held_rows >= self._settings.chunk_rows:
             self._write()
 
+    def _hold(self, tag: str, user: pa.Array, columns: dict[str, np.ndarray], file: int) -> None:
+        if not len(user):
+            return
+        columns["file"] = np.full(len(user), file, np.int32)
+        self._held.setdefault(tag, []).append((user, columns))
+
     def _write(self) -> None:
         s, task = self._settings, self._task
-        user = pa.concat_arrays([c.user for c in self._held])
-        columns = {n: np.concatenate([c.columns[n] for c in self._held]) for n in self._held[0].columns}
-        if s.user_kind == "int64":
-            part = bucket_of(user.to_numpy(), s.num_buckets)
-        else:
-            encoded = user.dictionary_encode()
-            part = bucket_of(encoded.dictionary.to_pylist(), s.num_buckets)[encoded.indices.to_numpy()]
-        path = s.spill(task.tag, f"{task.number:06d}-{self._written:04d}.arrow")
-        pieces = write_chunk(path, task.tag, part, {"user": user, **columns})
-        self._routed += [("bucket", bucket, piece) for bucket, piece in pieces.items()]
-        self._held, self._held_rows = [], 0
+        for tag, held in self._held.items():
+            user = pa.concat_arrays([u for u, _ in held])
+            columns = {n: np.concatenate([c[n] for _, c in held]) for n in held[0][1]}
+            if s.user_kind == "int64":
+                part = bucket_of(user.to_numpy(), s.num_buckets)
+            else:
+                encoded = user.dictionary_encode()
+                part = bucket_of(encoded.dictionary.to_pylist(), s.num_buckets)[encoded.indices.to_numpy()]
+            path = s.spill(tag, f"{task.tag}-{task.number:06d}-{self._written:04d}.arrow")
+            pieces = write_chunk(path, tag, part, {"user": user, **columns})
+            self._routed += [("bucket", bucket, piece) for bucket, piece in pieces.items()]
+        self._held, self._held_rows = {}, 0
         self._written += 1
 
     def finish(self) -> list[Routed]:

@@ -1,13 +1,15 @@
-"""Text logs to Parquet under the run's directory, one task per file, before ``ingest`` looks at their columns.
+"""Logs that are no Parquet with a row per event to that, under the run's directory, one task per file, before
+``ingest`` looks at their columns.
 
-    every text log ──draft──▶ what its values are ──(together)──▶ kinds ──typed──▶ RUN/spill/text/KEY.parquet
+    text logs  ──draft──▶ what their values are ──(together)──▶ kinds ──typed──▶ RUN/spill/text/KEY.parquet
+    other files (Feather, Arrow IPC, ORC, lists to take apart) ────────────────▶ RUN/spill/text/KEY.parquet
 
 The kind of a column is one for all text logs of a run (vista/data/logs/text.py makes it so):
 
-- times are numbers (``--time-unit``) where half of the values are, else ISO 8601; positions are integers;
-- any other column has the kind that the tables, or the run's Parquet files, give it already (if that is int and most
+- times are numbers (``--time-unit``) where half of the values are, else text of times; positions are integers;
+- any other column has the kind that the tables, or the run's other files, give it already (if that is int and most
   values are not, the file is refused); else it is int where every value in every file of events and impressions is
-  an integer, else string. Files of items follow.
+  an integer, else string. Files of items follow. Rows that will be refused have no say.
 """
 
 from __future__ import annotations
@@ -22,58 +24,83 @@ import xxhash
 
 from beam_jobs.run.engines import run_tasks
 from beam_jobs.run.record import RunDirectory, write_atomically
+from vista.data import paths
 from vista.data.logs import schema
-from vista.data.logs.schema import Column, UnreadableFile
+from vista.data.logs.columnar import as_rows
+from vista.data.logs.inspecting import refuse_text
+from vista.data.logs.reading import Reading
+from vista.data.logs.schema import SECOND, TOLD, Column, UnreadableFile
 from vista.data.logs.text import Facts, draft, typed
 
 Columns = tuple[Column, ...]
 
 
 @dataclass(frozen=True)
-class TextLog:
-    """One text log on its way.
+class Log:
+    """One log on its way to Parquet.
 
     Attributes:
-        folder: where its Parquet files go.
-        columns, mapping: as in :func:`vista.data.logs.schema.inspect`.
+        folder: where its Parquet files go. columns, reading: as in :func:`vista.data.logs.inspecting.inspect`.
+        bounds: least and largest time that is taken.
     """
 
     path: str
     folder: str
     columns: Columns
-    mapping: dict[str, str]
+    reading: Reading
+    bounds: tuple[int, int]
+
+    @property
+    def is_text(self) -> bool:
+        return bool(paths.text_ending(self.path))
 
     @cached_property
     def key(self) -> str:
         size, digest = schema.identity(self.path)
-        return xxhash.xxh3_64_hexdigest(f"{self.path}|{size}|{digest}".encode())
+        how = json.dumps(self.reading.to_json(), sort_keys=True) + ",".join(c.name for c in self.columns)
+        return xxhash.xxh3_64_hexdigest(f"{self.path}|{size}|{digest}|{how}".encode())
 
     def file(self, end: str) -> Path:
         return Path(self.folder, self.key + end)
-
-    def wanted(self) -> set[str]:
-        """Every name that a column may have."""
-        names = {schema.column_name(c, self.mapping, ())[0] for c in self.columns}
-        return names | {schema.ALIASES[c.name] for c in self.columns if c.name in schema.ALIASES}
 
     def facts(self) -> Facts:
         return Facts(**json.loads(self.file(".json").read_text()))
 
     def write_draft(self) -> None:
-        """Raises UnreadableFile."""
-        if not self.file(".json").exists():
-            self.file("").parent.mkdir(parents=True, exist_ok=True)
-            found = draft(self.path, str(self.file(".draft")), self.wanted())
+        """Of a text log its draft, of any other file all that there is to do.
+
+        Raises:
+            UnreadableFile.
+        """
+        self.file("").parent.mkdir(parents=True, exist_ok=True)
+        if self.is_text and not self.file(".json").exists():
+            found = draft(self.path, str(self.file(".draft")), self.columns, self.reading, self.bounds)
             write_atomically(self.file(".json"), json.dumps(asdict(found)).encode())
+        elif not self.is_text and not self.file(".parquet").exists():
+            as_rows(self.path, str(self.file(".parquet")), self.columns, self.reading)
 
     def write_typed(self, kinds: Mapping[str, str]) -> None:
         """``kinds``: by column name."""
         if not self.file(".parquet").exists():
-            typed(str(self.file(".draft")), str(self.file(".parquet")), self.facts(), kinds)
+            typed(str(self.file(".draft")), str(self.file(".parquet")), kinds, self.reading)
             self.file(".draft").unlink()
 
+    def named(self, facts: Facts) -> dict[str, str]:
+        """Column name by meaning, for the columns that are there."""
+        there = facts.names
+        found: dict[str, str] = {}
+        for column in schema.needed(self.columns, self.reading):
+            name = schema.column_name(column, self.reading.columns, there)[0]
+            parts = [name] if name in facts.values else schema.parts_of(name)
+            if all(p in facts.values for p in parts):
+                found[column.name] = parts[0]
+                if len(parts) > 1:
+                    found[SECOND] = parts[1]
+        told = {TOLD + a.name: a.column for a in self.reading.actions if a.column in facts.values}
+        return found | told
 
-def _draft(log: TextLog) -> dict[str, int]:
+
+def _draft(log: Log) -> dict[str, int]:
     """Keeps the text of an unreadable file's error where the driver finds it."""
     try:
         log.write_draft()
@@ -82,63 +109,118 @@ def _draft(log: TextLog) -> dict[str, int]:
     return {}
 
 
-def _typed(task: tuple[TextLog, dict[str, str]]) -> dict[str, int]:
+def _typed(task: tuple[Log, dict[str, str]]) -> dict[str, int]:
     task[0].write_typed(task[1])
     return {}
 
 
-def as_parquet(
-    logs: Sequence[TextLog], fixed: Mapping[str, str], beam_args: Sequence[str]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Convert text logs: (path to Parquet file, path to error of those that cannot be read).
+@dataclass(frozen=True)
+class Converted:
+    """Logs as Parquet.
 
-    Args:
-        fixed: kind by meaning (actions: ``action``) where the tables or other files have settled it.
+    Attributes:
+        rows_at: path to Parquet file. bad: path to the error of those that cannot be read.
+        names: path to all columns of a text log. undecided: text logs none of whose rows says what an id is.
     """
+
+    rows_at: dict[str, str]
+    bad: dict[str, str]
+    names: dict[str, list[str]]
+    undecided: frozenset[str]
+
+
+def convert_others(logs: Sequence[Log], beam_args: Sequence[str]) -> Converted:
+    """Draft text logs, and convert what is neither text nor Parquet with a row per event."""
     if not logs:
-        return {}, {}
+        return Converted({}, {}, {}, frozenset())
     run = RunDirectory(Path(logs[0].folder).parents[1])
     run_tasks("ingest: text", logs, _draft, beam_args)
     failures = {name: fact["text"] for name, fact in run.failures().items()}
     bad = {log.path: failures[f"text-{log.key}"] for log in logs if f"text-{log.key}" in failures}
-    good = [log for log in logs if log.path not in bad]
-    kinds = _kinds([(log, log.facts()) for log in good], dict(fixed))
+    done = {log.path: str(log.file(".parquet")) for log in logs if not log.is_text and log.path not in bad}
+    return Converted(done, bad, {}, frozenset())
+
+
+def as_parquet(
+    logs: Sequence[Log], drafted: Converted, fixed: Mapping[str, str], beam_args: Sequence[str]
+) -> Converted:
+    """Convert the text logs among ``logs``.
+
+    Args:
+        fixed: kind by meaning (actions: ``action``) where the tables or other files have settled it.
+
+    Raises:
+        WrongTime: most of a log's times are none.
+    """
+    good = [log for log in logs if log.is_text and log.path not in drafted.bad]
+    if not good:
+        return drafted
+    found = [(log, log.facts()) for log in good]
+    for log, facts in found:
+        _check_times(log, facts)
+    kinds = _kinds(found, dict(fixed))
     run_tasks("ingest: types", list(zip(good, kinds, strict=True)), _typed, beam_args)
-    return {log.path: str(log.file(".parquet")) for log in good}, bad
+    return Converted(
+        {**drafted.rows_at, **{log.path: str(log.file(".parquet")) for log in good}},
+        drafted.bad,
+        {log.path: facts.names for log, facts in found},
+        frozenset(log.path for log, facts in found if not facts.taken),
+    )
 
 
-def _kinds(logs: Sequence[tuple[TextLog, Facts]], fixed: Mapping[str, str]) -> list[dict[str, str]]:
-    """Per log, the kind of each column that is not to stay text."""
-    named: list[dict[str, str]] = []
-    for log, facts in logs:
-        found = {c.name: schema.column_name(c, log.mapping, facts.values)[0] for c in log.columns}
-        named.append({meaning: name for meaning, name in found.items() if name in facts.values})
+def _check_times(log: Log, facts: Facts) -> None:
+    values, _, _, read = facts.times
+    if facts.samples and 2 * read < values:
+        names = log.named(facts)
+        refuse_text(log.path, names.get("timestamp_ms", "timestamp_ms"), facts.samples, log.reading)
+
+
+def _kinds(logs: Sequence[tuple[Log, Facts]], fixed: Mapping[str, str]) -> list[dict[str, str]]:
+    """Per log, the kind of each column that is to stay."""
+    named = [log.named(facts) for log, facts in logs]
     texts = set()
     for (log, facts), names in zip(logs, named, strict=True):
         if log.columns == schema.ITEMS:
             continue
         for meaning, name in names.items():
             listed = facts.lists.get(name)
-            if "string" in listed if listed is not None else facts.integers[name] < facts.values[name]:
+            if "string" in listed if listed is not None else _is_text(name, facts):
                 texts.add("action" if meaning == "actions" else meaning)
     fixed = {**dict.fromkeys(texts, "string"), **fixed}
-    kinds = (
-        {name: _kind(meaning, name, facts, fixed) for meaning, name in names.items()}
-        for (_, facts), names in zip(logs, named, strict=True)
+    found = []
+    for (log, facts), names in zip(logs, named, strict=True):
+        kinds: dict[str, str] = {}
+        for meaning, name in names.items():
+            kind = _kind(meaning, name, facts, fixed, log.reading)
+            kinds[name] = kind if kinds.get(name, kind) == kind else "string"
+        found.append(kinds)
+    return found
+
+
+def _is_text(name: str, facts: Facts) -> bool:
+    return facts.integers.get(name, 0) < facts.values[name] or (
+        name in facts.texts and facts.values[name] > 0
     )
-    return [{name: kind for name, kind in found.items() if kind != "string"} for found in kinds]
 
 
-def _kind(meaning: str, name: str, facts: Facts, fixed: Mapping[str, str]) -> str:
+def _kind(meaning: str, name: str, facts: Facts, fixed: Mapping[str, str], reading: Reading) -> str:
     values = facts.values[name]
-    if meaning in ("position", "name"):
+    if meaning.startswith(TOLD):
+        listed = facts.lists.get(name)
+        return "string" if listed is None else f"list of {listed[0] if len(listed) == 1 else 'string'}"
+    if meaning in ("position", "name", SECOND):
         return "int" if meaning == "position" else "string"
     if meaning == "timestamp_ms":
-        if 2 * facts.integers[name] >= values:
+        count, integers, numbers, _ = facts.times
+        if reading.time_format or "+" in reading.columns.get(meaning, ""):
+            return "string" if "+" in reading.columns.get(meaning, "") else "time"
+        if 2 * integers >= count:
             return "int"
-        return "float" if 2 * facts.numbers[name] >= values else "time"
+        return "float" if 2 * numbers >= count else "time"
     kind = fixed.get("action" if meaning == "actions" else meaning, "int")
     if name in facts.lists:
         return f"list of {kind}"
+    if not values:
+        return "string"
     # Names where numbers are wanted are no stray values: as text the file is refused for what it is.
     return "string" if 2 * facts.integers[name] < values else kind

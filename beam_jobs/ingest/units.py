@@ -29,7 +29,11 @@ KINDS = {"events": HISTORY, "impressions": IMPRESSIONS}
 
 @dataclass(frozen=True)
 class Settings:
-    """What all tasks of a run share; plain values."""
+    """What all tasks of a run share; plain values.
+
+    Attributes:
+        rules, shown_rules: of events, and of files of impressions (by default the same).
+    """
 
     run_dir: str
     run: str
@@ -43,6 +47,7 @@ class Settings:
     max_rows: int
     skip_bad_files: bool
     forgotten: ForgottenUsers = ForgottenUsers()
+    shown_rules: Rules | None = None
 
     @property
     def directory(self) -> RunDirectory:
@@ -107,8 +112,13 @@ def write_unit(
 
 def inputs_digest(values: Sequence[dict[str, Any]], settings: Settings) -> str:
     """What a unit's receipt stands for: the same inputs, read by the same rules, for the same commit."""
-    facts = [settings.commit, asdict(settings.rules), sorted(json.dumps(v, sort_keys=True) for v in values)]
+    rules = [_plain(r) for r in (settings.rules, settings.shown_rules) if r is not None]
+    facts = [settings.commit, rules, sorted(json.dumps(v, sort_keys=True) for v in values)]
     return xxhash.xxh3_128_hexdigest(json.dumps(facts).encode())
+
+
+def _plain(rules: Rules) -> dict[str, Any]:
+    return {**asdict(rules), "reading": rules.reading.to_json()}
 
 
 def finished(settings: Settings, name: str, inputs: str) -> list[Routed] | None:

@@ -1,43 +1,54 @@
 """Names of actions and surfaces: given, or found in the logs; they only ever grow at the end.
 
-Numbered actions need no look at the rows: the footer has the largest number. Strings are found by reading their
-columns alone, one task per file, before the rows are read.
+Rows that will be refused name nothing. So rows are looked at, one task per file, before they are read, but where all
+that the footer knows is named already.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import xxhash
 
 from beam_jobs.run.engines import run_tasks
 from beam_jobs.run.record import write_atomically
-from vista.data.logs.importer import MAX_ACTION
-from vista.data.logs.schema import Source, UnreadableFile, column_bounds, open_source
+from vista.data.logs.importer import MAX_ACTION, Rules, accepted
+from vista.data.logs.inspecting import column_bounds
+from vista.data.logs.schema import BROKEN, LINE, SECOND, Source, UnreadableFile, open_source
 from vista.errors import DataError
 
 MAX_SURFACES = 1_000_000
+BATCH_BYTES = 1 << 28
 Names = tuple[str, ...]
+
+
+MAX_VALUES = 100_000
+"""Different values of a column of a file that are looked at: far more than any vocabulary has."""
 
 
 @dataclass(frozen=True)
 class ScanColumns:
-    """Finds the distinct values of columns of one file; the answer lies under ``RUN/vocabulary/``."""
+    """Finds the distinct values of columns of one file's good rows; the answer lies under ``RUN/vocabulary/``."""
 
     run_dir: str
     skip_bad_files: bool
+    events: Rules
+    impressions: Rules
 
     def __call__(self, task: tuple[Source, Names]) -> dict[str, int]:
         self.scan(*task)
         return {}
 
     def path(self, source: Source) -> Path:
-        name = xxhash.xxh3_64_hexdigest(f"{source.path}|{source.bytes}|{source.digest}".encode())
+        name = xxhash.xxh3_64_hexdigest(
+            f"{source.path}|{source.bytes}|{source.digest}|{source.shows}".encode()
+        )
         return Path(self.run_dir, "vocabulary", f"{name}.json")
 
     def scan(self, source: Source, meanings: Sequence[str]) -> None:
@@ -45,27 +56,49 @@ class ScanColumns:
         if self.path(source).exists():
             return
         found: dict[str, set[str | int]] = {m: set() for m in meanings}
-        try:
-            with open_source(source.data) as file:
-                for batch in file.iter_batches(1 << 20, columns=[source.names[m] for m in meanings]):
-                    for m in meanings:
-                        column = batch.column(source.names[m])
-                        if pa.types.is_dictionary(column.type):
-                            column = column.cast(column.type.value_type)
-                        if source.kinds[m].startswith("list"):
-                            column = column.flatten()
-                        found[m].update(pc.unique(column).drop_null().to_pylist())
-        except (OSError, ValueError, pa.ArrowException) as error:
-            if not self.skip_bad_files:
-                raise UnreadableFile(
-                    f"{source.path}: expected readable columns {', '.join(meanings)}, found: {error}; replace the "
-                    f"file, or run vista ingest --skip-bad-files"
-                ) from error
-        values = {m: sorted(v) for m, v in found.items()}
+        rules = self.impressions if source.shows else self.events
+        needed = {"user_id", "item_id", "timestamp_ms", SECOND, LINE, BROKEN, *meanings}
+        some = dataclasses.replace(source, names={m: n for m, n in source.names.items() if m in needed})
+        first = 0
+        # Where bad pages are skipped, a bad row group hides no other.
+        for group, rows in enumerate(source.groups):
+            try:
+                self._scan_group(some, rules, group, first, found)
+            except (OSError, ValueError, pa.ArrowException) as error:
+                if not self.skip_bad_files:
+                    raise UnreadableFile(
+                        f"{source.path}: expected readable rows, found ({', '.join(meanings)}): "
+                        f"{str(error).splitlines()[0]}; replace the file, or run vista ingest --skip-bad-files"
+                    ) from error
+            first += rows
+        values = {m: sorted(v)[: MAX_VALUES + 1] for m, v in found.items()}
         write_atomically(self.path(source), json.dumps(values).encode())
+
+    def _scan_group(
+        self, source: Source, rules: Rules, group: int, row: int, found: dict[str, set[str | int]]
+    ) -> None:
+        with open_source(source.data, text_columns(source)) as file:
+            columns = list(dict.fromkeys(source.names.values()))
+            for batch in file.iter_batches(batch_rows(file, 1 << 20), [group], columns, use_threads=False):
+                for m, values in accepted(batch, source, rules, row, list(found)).items():
+                    if len(found[m]) <= MAX_VALUES:
+                        found[m].update(values)
+                row += batch.num_rows
 
     def values(self, source: Source, meaning: str) -> list[str | int]:
         return json.loads(self.path(source).read_text()).get(meaning, [])
+
+
+def text_columns(source: Source) -> list[str]:
+    """Columns to read as dictionaries: a text that stands in a million rows is held once."""
+    return [n for m, n in source.names.items() if source.kinds.get(m) == "string" or m == BROKEN]
+
+
+def batch_rows(file: pq.ParquetFile, most: int) -> int:
+    """Rows to read at a time: ``most``, or fewer where rows are large by the footer."""
+    metadata = file.metadata
+    held = sum(metadata.row_group(g).total_byte_size for g in range(metadata.num_row_groups))
+    return max(1, min(most, BATCH_BYTES * max(metadata.num_rows, 1) // max(held, 1)))
 
 
 def vocabularies(
@@ -73,14 +106,15 @@ def vocabularies(
     impressions: Sequence[Source],
     present: tuple[Names, Names],
     given: tuple[Names | None, Names | None],
+    named: Names,
     scan: ScanColumns,
     beam_args: Sequence[str],
 ) -> tuple[Names, Names]:
     """(actions, surfaces) after this run: those present, then new ones in order.
 
     Args:
-        present: of the tables.
-        given: by option; a given vocabulary is the whole.
+        present: of the tables. given: by option; a given vocabulary is the whole.
+        named: actions that the way of reading names, in order.
 
     Raises:
         DataError: too many, or a given one that does not continue the present one.
@@ -91,39 +125,44 @@ def vocabularies(
                 f"{name}: expected a continuation of {', '.join(old)} (names only grow at the end), found "
                 f"{', '.join(new)}; run vista ingest without naming them (--action), or with new names appended"
             )
-    largest = -1
+    there = (*present[0], *(n for n in named if n not in present[0]))
     wanted: list[tuple[Source, tuple[str, ...]]] = []
     for source in (*events, *impressions):
         meanings = []
         for key in ("action", "actions"):
-            if key in source.kinds and given[0] is None:
+            if key in source.names and source.kinds[key] != "null" and given[0] is None:
                 bounds = _int_bounds(source, key) if source.kinds[key].endswith("int") else None
-                if bounds is None:
+                if bounds is None or bounds[1] >= len(there):
                     meanings.append(key)
-                else:
-                    largest = max(largest, bounds[1])
-        if source.kinds.get("surface") == "string" and given[1] is None:
+        if source.kinds.get("surface") == "string" and "surface" in source.names and given[1] is None:
             meanings.append("surface")
         if meanings and source.rows:
             wanted.append((source, tuple(meanings)))
     if wanted:
         run_tasks("ingest: vocabularies", wanted, scan, beam_args)
     strings: dict[str, set[str]] = {"action": set(), "surface": set()}
+    largest = -1
+    for source in (*events, *impressions):
+        for meaning in ("action", "surface"):
+            value = source.constants.get(meaning)
+            if value and source.kinds.get(meaning) == "string" and source.decides:
+                strings[meaning].add(value)
     for source, meanings in wanted:
         for m in meanings:
             for value in scan.values(source, m):
                 if isinstance(value, int):
-                    largest = max(largest, value)
+                    largest = max(largest, value if value <= MAX_ACTION else -1)
                 else:
                     strings["surface" if m == "surface" else "action"].add(value)
-    actions = given[0] or (*present[0], *sorted(strings["action"] - set(present[0])))
+    actions = given[0] or (*there, *sorted(strings["action"] - set(there)))
     # A number beyond the mask is a dead letter, not a name.
-    actions = (*actions, *(str(a) for a in range(len(actions), min(largest, MAX_ACTION) + 1)))
+    actions = (*actions, *(str(a) for a in range(len(actions), largest + 1)))
     surfaces = given[1] or (*present[1], *sorted(strings["surface"] - set(present[1])))
     for name, values, limit in (("action", actions, MAX_ACTION + 1), ("surface", surfaces, MAX_SURFACES)):
         if len(values) > limit:
             raise DataError(
-                f"{name}: expected at most {limit} different values, found {len(values)}: {', '.join(values[:40])}...; "
+                f"{name}: expected at most {limit} different values, found {len(values)}: "
+                f"{', '.join(v[:40] for v in values[:40])}...; "
                 f"is this the right column (vista ingest --column {name}=NAME)? Or name those to keep with "
                 f"vista ingest --action A --action B (surfaces: --surface); the rest will be dead letters"
             )

@@ -48,6 +48,7 @@ def spilled(folder: Path, rows: int, users: int) -> list:
             "request": rng.integers(0, 10**6, n),
             "action": np.ones(n, np.int32),
             "surface": np.zeros(n, np.int32),
+            "file": np.zeros(n, np.int32),
         }
         pieces += write_chunk(folder / f"{i}.arrow", "events", np.zeros(n, np.int32), columns).values()
     return pieces

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs.ingest import job as ingest
+from vista.data.logs.reading import Reading
 from vista.data.logs.schema import MissingColumn, UnreadableFile, WrongType
 from vista.data.tables.reading import read_bucket
 from vista.data.tables.warehouse import Warehouse
@@ -123,7 +124,7 @@ def test_a_value_that_is_no_text_and_a_stray_name_among_numbers_cost_their_rows_
     run(tmp_path, "a.csv")
     before = len(history(tmp_path))
     (tmp_path / "b.csv").write_bytes(
-        b"user_id,item_id,action,timestamp_ms\n7,8,1,1700000000001\nNaN,8,1,1700000000002\n"
+        b"user_id,item_id,action,timestamp_ms\n7,8,1,1700000000001\nx7,8,1,1700000000002\n"
         b"99999999999999999999,1,1,1700000000003\n007,1,1,1700000000004\n,1,1,1700000000005\n"
         b"7,8,1,1700000000006\n7,8,1,1700000000007\n9223372036854775807,8,1,1700000000008\n"
     )
@@ -168,7 +169,7 @@ def test_times_may_be_iso_or_numbers_of_a_unit(tmp_path, spelled):
     }[spelled]
     other = "2023-11-14T23:13:20+01:00" if spelled == "mixed" else value
     (tmp_path / "a.csv").write_text(f"user_id,item_id,action,timestamp_ms\n1,2,0,{value}\n2,2,0,{other}\n")
-    record = run(tmp_path, "a.csv", time_unit="s" if spelled == "seconds" else "ms")
+    record = run(tmp_path, "a.csv", log=Reading(time_unit="s" if spelled == "seconds" else "ms"))
     assert record.exit_code == 0 and {row[1] for row in history(tmp_path)} == {T0}
 
 
@@ -250,7 +251,7 @@ def test_impressions_and_items_may_be_text_too(tmp_path):
         ("plain.jsonl.gz", b'{"user_id": 1}\n', UnreadableFile, "header"),
         ("no.csv", b"user,item_id,action,timestamp_ms\n1,2,3,4\n", MissingColumn, "found .'user', 'item_id'"),
         ("no.jsonl", b'{"user": 1}\n', MissingColumn, "'user_id'"),
-        ("log.txt", b"1,2,3\n", UnreadableFile, r"text log by its name \(.csv"),
+        ("log.dat", b"1,2,3\n", UnreadableFile, r"log by its name \(.csv"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

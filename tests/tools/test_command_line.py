@@ -217,8 +217,8 @@ def test_a_wrong_line_of_the_file_is_told_with_its_name(tmp_path, capsys, text, 
 
 
 def test_tables_of_ingest_are_handed_on(tmp_path):
-    home = write(tmp_path / "h", '[columns]\nitem_id = "sku"\n[actions]\nbuy = 5\n')
-    assert settings.read(home).tables == {"columns": {"item_id": "sku"}, "actions": {"buy": 5}}
+    home = write(tmp_path / "h", '[log.columns]\nitem_id = "sku"\n[log.weights]\nbuy = 5\n')
+    assert settings.read(home).tables == {"log": {"columns": {"item_id": "sku"}, "weights": {"buy": 5}}}
 
 
 # -p KEY=VALUE

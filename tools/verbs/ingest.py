@@ -9,6 +9,7 @@ import typer
 
 from tools import console, runs
 from tools.home import Home
+from tools.log_options import WeightOption, git_history, given_reading, show_dry_run, weights
 from tools.options import (
     HOME,
     HomeOption,
@@ -30,14 +31,27 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="EVENTS... [-- BEAM OPTIONS]",
-            help="Files, folders or globs of events, as Parquet, CSV, TSV or JSON lines (also .gz, .bz2, .zst), with "
-            "columns user_id, item_id, action, timestamp_ms and, if there, "
-            "surface, request_id.",
+            help="Files, folders or globs of events: Parquet, CSV, TSV, .inter or JSON lines (also .gz, .bz2, .zst), "
+            "Feather, Arrow IPC, ORC; with columns user_id, item_id, action, timestamp_ms and, if there, surface, "
+            "request_id. `git PATH` takes the history of a repository.",
         ),
     ] = None,
     home: HomeOption = HOME,
     warehouse: WarehouseOption = None,
     run_dir: RunOption = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="How the files are laid out: one of `vista layouts`, or a file of one's own.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Show the columns found, how each would be read and ten events; change nothing."
+        ),
+    ] = False,
     impressions: Annotated[
         list[str] | None,
         typer.Option(
@@ -55,9 +69,60 @@ def command(
             help="A column under another name, e.g. timestamp_ms=event_time. May be repeated.",
         ),
     ] = None,
+    action_column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=COLUMN[>=N]",
+            help="A column that tells one action: 0/1 or true/false, a number and a bound (long_view=play_ms>=18000), "
+            "or a list of the items with it. May be repeated: a row may have several actions.",
+        ),
+    ] = None,
+    action_is: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="An action that every row has, where no column tells one."),
+    ] = None,
+    unengaged: Annotated[
+        str | None,
+        typer.Option(
+            help="What a row is in which no --action-column tells an action: events (one without action), impressions "
+            "(rows with an action are impressions too), or refused (a dead letter).  [default: events]",
+            show_default=False,
+        ),
+    ] = None,
+    weight: WeightOption = None,
+    header: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME,-", help="Names of the columns of CSV and TSV without a header; - is none."
+        ),
+    ] = None,
+    quotes: Annotated[
+        bool | None,
+        typer.Option(
+            "--quotes/--no-quotes", help="Whether quotes enclose fields of CSV and TSV.  [default: look]"
+        ),
+    ] = None,
+    explode: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN[:FIELD-FIELD]",
+            help="A list (of a user, a session, a slate) of which each element is a row; of nested events the fields "
+            "become columns; N1-0 is taken apart by :item_id-clicked. May be repeated for lists side by side.",
+        ),
+    ] = None,
+    constant: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MEANING=VALUE", help="A value that all rows have, e.g. surface=web. May be repeated."
+        ),
+    ] = None,
     impression_column: Annotated[
         list[str] | None,
         typer.Option(metavar="MEANING=NAME", help="The same for the files of --impressions."),
+    ] = None,
+    item_column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MEANING=NAME", help="The same for the files of --items: item_id, name."),
     ] = None,
     buckets: Annotated[
         int,
@@ -79,8 +144,28 @@ def command(
         typer.Option(help="The vocabulary of string surfaces, likewise.  [default: found in the logs]"),
     ] = None,
     time_unit: Annotated[
-        str, typer.Option("--time-unit", help="Unit of times that are numbers: s, ms, us or ns.")
-    ] = "ms",
+        str | None,
+        typer.Option(
+            "--time-unit",
+            help="Unit of times that are numbers: s, ms, us or ns.  [default: ms]",
+            show_default=False,
+        ),
+    ] = None,
+    time_format: Annotated[
+        str | None,
+        typer.Option(metavar="FORMAT", help="Of times that are text and not ISO 8601, as strptime has it."),
+    ] = None,
+    time_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="order|DATE",
+            help="order: no times, rows and files are in order. A date: times count from it.",
+        ),
+    ] = None,
+    keep_repeats: Annotated[
+        bool,
+        typer.Option("--keep-repeats", help="Equal rows of one file are different events, not copies."),
+    ] = False,
     skip_bad_files: Annotated[
         bool, typer.Option("--skip-bad-files", help="Go on without unreadable files; exit code 3.")
     ] = False,
@@ -130,19 +215,39 @@ def command(
     if undo is not None:
         return _undo(at.tables(warehouse), undo, json)
     events, beam = split_beam(files)
+    log = given_reading(
+        at,
+        layout,
+        columns=pairs(column, "--column"),
+        actions=action_column,
+        constants=pairs(constant, "--constant"),
+        weights=weights(weight),
+        action_is=action_is,
+        unengaged=unengaged,
+        header=tuple(header.split(",")) if header else None,
+        quotes=quotes,
+        explode=tuple(explode) if explode else None,
+        time_unit=time_unit,
+        time_format=time_format,
+        time_from=time_from,
+        keep_repeats=keep_repeats or None,
+    )
     optional = {"min_time_ms": min_time} if min_time is not None else {}
+    run_dir = run_dir or at.new_run("ingest")
+    if events[:1] == ["git"] and len(events) > 1:
+        events = [git_history(events[1:], at)]
     options = ingest.IngestOptions(
         events=tuple(events),
         impressions=tuple(impressions or ()),
         items=tuple(items or ()),
         warehouse=at.tables(warehouse),
-        run_dir=str(run_dir or at.new_run("ingest")),
-        columns=pairs(column, "--column"),
+        run_dir=str(run_dir),
+        log=log,
         impression_columns=pairs(impression_column, "--impression-column"),
+        item_columns=pairs(item_column, "--item-column"),
         num_buckets=buckets,
         actions=tuple(action) if action else None,
         surfaces=tuple(surface) if surface else None,
-        time_unit=time_unit,
         skip_bad_files=skip_bad_files,
         max_time_ms=max_time,
         again=again,
@@ -150,6 +255,8 @@ def command(
         max_bytes=as_bytes(max_bytes),
         **optional,
     )
+    if dry_run:
+        return show_dry_run(options, json)
     return runs.report(ingest.run(options, beam_arguments(beam, mode, workers)), json)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import glob as local_glob
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import fsspec
 import pyarrow as pa
@@ -109,7 +111,8 @@ def size(uri: str) -> int:
     )
 
 
-TEXT_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
+TEXT_ENDINGS = (".csv", ".tsv", ".inter", ".jsonl", ".ndjson", ".txt")
+TABLE_ENDINGS = (".parquet", ".pq", ".parq", ".feather", ".arrow", ".ipc", ".orc")
 COMPRESSED = (".gz", ".bz2", ".zst")
 
 
@@ -120,38 +123,107 @@ def text_ending(path: str) -> str:
     return found if found in TEXT_ENDINGS else ""
 
 
-def expand(patterns: Iterable[str]) -> list[str]:
-    """Files named by paths, folders (every Parquet file and text log below) or globs, sorted, each once.
+def table_ending(path: str) -> str:
+    """One of :data:`TABLE_ENDINGS`, else empty."""
+    found = os.path.splitext(path.lower())[1]
+    return found if found in TABLE_ENDINGS else ""
+
+
+def expand(patterns: Iterable[str], left_out: list[str] | None = None) -> list[str]:
+    """Files named by paths, folders (every log below) or globs (files, and the logs below their folders).
+
+    What each pattern names is in order of name, numbers by size (``part-10`` behind ``part-9``); patterns stay in the
+    order given, each file once. Names below a folder that begin with ``_`` or ``.`` are no logs (``_temporary``,
+    ``_delta_log``); a name that exists is never taken for a glob.
+
+    Args:
+        left_out: takes the files below folders that are no logs by their endings.
 
     Raises:
         DataError: a pattern that names no file.
     """
-    found: set[str] = set()
+    found: dict[str, None] = {}
     for pattern in patterns:
-        if is_local(pattern):
-            path = local_path(pattern)
-            if os.path.isdir(path):
-                names = [
-                    n for n in local_glob.glob(os.path.join(path, "**", "*"), recursive=True) if _is_log(n)
-                ]
-            else:
-                names = local_glob.glob(path, recursive=True) or [path]
-            names = [os.path.abspath(n) for n in names if os.path.isfile(n)]
-        else:
-            fs, path = filesystem(pattern)
-            if not local_glob.has_magic(path) and fs.isdir(path):
-                names = [n for n in fs.find(path) if _is_log(n)]
-            else:
-                names = [n for n in fs.glob(path) if fs.isfile(n)]
-            names = [fs.unstrip_protocol(n) for n in names]
+        names: list[str] = []
+        for name, is_folder in _named(pattern):
+            below = _files_below(name) if is_folder else [name]
+            names += [n for n in below if not is_folder or is_log(n)]
+            if left_out is not None:
+                left_out += [n for n in below if is_folder and not is_log(n)]
         if not names:
             raise DataError(
                 f"{pattern}: expected at least one file, found none; check the path or the glob, then run "
                 f"vista ingest again"
             )
-        found.update(names)
-    return sorted(found)
+        found.update(dict.fromkeys(sorted(names, key=natural)))
+    return list(found)
 
 
-def _is_log(path: str) -> bool:
-    return path.endswith(".parquet") or bool(text_ending(path))
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """A key that sorts names as people do: runs of digits by their number."""
+    parts = re.split(r"(\d+)", name)
+    return [(1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts]
+
+
+def partitions(uri: str) -> dict[str, str | None]:
+    """Columns that stand in the folders of a path (``.../surface=home/part-0.parquet``), as Hive and Spark write
+    them."""
+    found: dict[str, str | None] = {}
+    for part in uri.split("/")[:-1]:
+        name, equals, value = part.partition("=")
+        if equals and name:
+            value = unquote(value)
+            found[unquote(name)] = None if value == "__HIVE_DEFAULT_PARTITION__" else value
+    return found
+
+
+def _named(pattern: str) -> list[tuple[str, bool]]:
+    """(file or folder, is it a folder) that a path or glob names."""
+    if is_local(pattern):
+        path = local_path(pattern)
+        names = [path] if os.path.exists(path) else _globbed(path)
+        if "**" in path:  # its folders' files are named by themselves
+            names = [n for n in names if not os.path.isdir(n)]
+        found = [(os.path.abspath(n), os.path.isdir(n)) for n in names]
+        return [(n, folder) for n, folder in found if folder or os.path.isfile(n)]
+    fs, path = filesystem(pattern)
+    names = [path] if not local_glob.has_magic(path) or fs.exists(path) else fs.glob(path)
+    return [(fs.unstrip_protocol(n), fs.isdir(n)) for n in names if fs.exists(n)]
+
+
+def _globbed(pattern: str) -> list[str]:
+    """Names of a glob; folders that exist as they are written are no pattern, and ``*`` finds no hidden name."""
+    fixed, rest = "", pattern.split("/")
+    while rest and (not local_glob.has_magic(rest[0]) or os.path.exists(fixed + rest[0])):
+        fixed += rest.pop(0) + ("/" if rest else "")
+    names = local_glob.glob(local_glob.escape(fixed) + "/".join(rest), recursive=True)
+
+    def hidden(name: str) -> bool:
+        return any(p.startswith(("_", ".")) and p not in rest for p in name[len(fixed) :].split("/"))
+
+    spelled = any(part.startswith(("_", ".")) for part in rest)
+    return names if spelled else [n for n in names if not hidden(n)]
+
+
+def _files_below(folder: str) -> list[str]:
+    if is_local(folder):
+        found: list[str] = []
+        seen: set[str] = set()
+        for root, folders, files in os.walk(folder, followlinks=True):
+            real = os.path.realpath(root)
+            if real in seen:  # a link that leads back
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = [f for f in folders if not f.startswith(("_", "."))]
+            found += [os.path.join(root, f) for f in files if not f.startswith(("_", "."))]
+        return found
+    fs, path = filesystem(folder)
+    below = [n for n in fs.find(path)]
+    hidden = [any(p.startswith(("_", ".")) for p in n[len(path) :].split("/") if p) for n in below]
+    return [fs.unstrip_protocol(n) for n, h in zip(below, hidden, strict=True) if not h]
+
+
+def is_log(path: str) -> bool:
+    """Whether a file below a folder is a log, by its ending."""
+    return bool(table_ending(path) or (text_ending(path) and text_ending(path) != ".txt"))

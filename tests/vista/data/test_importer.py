@@ -9,7 +9,9 @@ import pytest
 
 from vista.data.logs import schema
 from vista.data.logs.importer import Rules, check, hash_strings
-from vista.data.logs.schema import EVENTS, IMPRESSIONS, MIN_TIME_MS, WrongTime, WrongType, inspect
+from vista.data.logs.inspecting import inspect
+from vista.data.logs.reading import Reading
+from vista.data.logs.schema import EVENTS, IMPRESSIONS, MIN_TIME_MS, WrongTime, WrongType
 
 T0 = 1_700_000_000_000
 RULES = Rules(schema.MIN_TIME_MS, T0 + 10**9, ("a", "b", "c"), ("home", "shop"))
@@ -26,7 +28,7 @@ BASE = {
 def checked(tmp_path, **columns):
     path = str(tmp_path / "log.parquet")
     pq.write_table(pa.table({**BASE, **columns}), path)
-    source = inspect(path, EVENTS, {})
+    source = inspect(path, EVENTS)
     return check(pq.read_table(path).combine_chunks().to_batches()[0], source, RULES, 100)
 
 
@@ -80,11 +82,11 @@ def test_timestamps_of_any_unit_become_milliseconds(tmp_path, unit):
 @pytest.mark.parametrize(
     ("name", "column"),
     [
-        ("user_id", pa.array([1, 2, 3], pa.uint64())),
-        ("item_id", pa.array([1.0, 2.0, 3.0])),
-        ("action", pa.array([True, False, True])),
-        ("timestamp_ms", pa.array(["2024", "2025", "2026"])),
-        ("request_id", pa.array([b"a", b"b", b"c"])),
+        ("user_id", pa.array([True, False, True])),
+        ("item_id", pa.array([[1], [2], [3]])),
+        ("action", pa.array([1, 2, 3], pa.duration("s"))),
+        ("timestamp_ms", pa.array([True, False, True])),
+        ("request_id", pa.array([{"a": 1}, {"a": 2}, {"a": 3}])),
     ],
 )
 def test_types_that_do_not_fit_are_refused_by_file_column_and_type(tmp_path, name, column):
@@ -92,6 +94,59 @@ def test_types_that_do_not_fit_are_refused_by_file_column_and_type(tmp_path, nam
         WrongType, match=rf"log\.parquet: column '{name}': expected .*, found .*--column {name}=NAME"
     ):
         checked(tmp_path, **{name: column})
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "becomes"),
+    [
+        ("user_id", pa.array([1, 2, 3], pa.uint64()), [1, 2, 3]),
+        ("user_id", pa.array([1, 2, 2**64 - 1], pa.uint64()), ["1", "2", "18446744073709551615"]),
+        ("user_id", pa.array([1.0, 2.0, 3.0]), [1, 2, 3]),
+        ("user_id", pa.array([1, 2, 3], pa.decimal128(20, 2)), [1, 2, 3]),
+        ("user_id", pa.array([10**30, 2, 3], pa.decimal128(38, 0)), [str(10**30), "2", "3"]),
+        ("user_id", pa.array([b"a", b"b", b"c"]), ["a", "b", "c"]),
+        ("user_id", pa.array(["a", "b", "c"], pa.large_string()), ["a", "b", "c"]),
+        ("user_id", pa.array(["a", None, "a"]).dictionary_encode(), ["a", "a"]),
+        ("item_id", pa.array([7.0, 8.5, float("nan")]), [7]),
+        ("item_id", pa.array([7.0, float("inf"), 2.0**70]), [7]),
+        ("action", pa.array([True, False, True]), [2, 1, 2]),
+        ("action", pa.array([1.0, 0.0, 2.0]), [2, 1, 4]),
+        ("surface", pa.array([True, False, True]), [1, 0, 1]),
+        ("surface", pa.nulls(3), [0, 0, 0]),
+        ("request_id", pa.nulls(3), [0, 0, 0]),
+        ("timestamp_ms", pa.array(["2023-11-14T22:13:20Z"] * 3), [T0] * 3),
+        ("timestamp_ms", pa.array([19_675] * 3, pa.date32()), [19_675 * 86_400_000] * 3),
+        ("timestamp_ms", pa.array([T0, 2**62, -(2**62)], pa.timestamp("ms")), [T0]),
+        ("timestamp_ms", pa.array([T0 * 1000, 2**62, None], pa.timestamp("us")), [T0]),
+        ("timestamp_ms", pa.array([float(T0), float("inf"), float("nan")]), [T0]),
+        ("timestamp_ms", pa.array([T0, 2**64 - 1, 0], pa.uint64()), [T0]),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)
+def test_types_that_surprise_are_read_and_their_odd_values_cost_their_rows_alone(
+    tmp_path, name, column, becomes
+):
+    found = checked(tmp_path, **{name: column})
+    column_of = {"item_id": "item", "action": "action", "surface": "surface", "request_id": "request"}
+    values = (
+        found.user.to_pylist() if name == "user_id" else found.columns[column_of.get(name, "time")].tolist()
+    )
+    assert values == becomes and len(found.letters) == 3 - len(becomes)
+
+
+def test_times_whose_digits_float32_lost_are_refused_and_durations_ask_for_their_start(tmp_path):
+    seconds = pa.array([float(T0 // 1000 + i) for i in range(3)], pa.float32())
+    with pytest.raises(WrongTime, match="float, which holds whole numbers to 16777216 alone"):
+        checked(tmp_path, timestamp_ms=seconds)
+    with pytest.raises(WrongType, match="duration.*--time-from 2020-01-01"):
+        checked(tmp_path, timestamp_ms=pa.array([1, 2, 3], pa.duration("s")))
+
+
+def test_one_text_of_a_megabyte_in_many_rows_is_held_once_and_cut_in_the_letters(tmp_path):
+    users = pa.DictionaryArray.from_arrays(pa.array([0, 1, 1]), pa.array(["a", "x" * 2**20]))
+    found = checked(tmp_path, user_id=users)
+    assert found.user.to_pylist() == ["a"] and [x.reason for x in found.letters] == ["user_length"] * 2
+    assert max(len(x.values) for x in found.letters) < 2_000
 
 
 def test_a_row_with_several_faults_is_one_letter_with_the_first(tmp_path):
@@ -118,7 +173,7 @@ def test_empty_and_null_action_lists_mean_not_engaged_for_impressions_only(tmp_p
     shown = {name: BASE[name] for name in ("request_id", "user_id", "item_id", "timestamp_ms")}
     actions = pa.array([[], None, [1]], pa.list_(pa.int64()))
     pq.write_table(pa.table({**shown, "position": pa.array([0, 1, 2]), "actions": actions}), path)
-    source = inspect(path, IMPRESSIONS, {})
+    source = inspect(path, IMPRESSIONS)
     found = check(pq.read_table(path).to_batches()[0], source, RULES, 0)
     assert found.columns["action"].tolist() == [0, 0, 2] and found.letters == []
     events = checked(tmp_path, action=actions)
@@ -140,7 +195,7 @@ def test_a_file_on_any_fsspec_filesystem_can_be_read():
         == ["memory:///logs/a.parquet"]
         == paths.expand(["memory://logs"])
     )
-    source = inspect(paths.expand(["memory://logs"])[0], EVENTS, {})
+    source = inspect(paths.expand(["memory://logs"])[0], EVENTS)
     assert source.rows == 3 and source.kinds["user_id"] == "int"
     assert np.array_equal(schema.open_source(source.path).read()["item_id"].to_numpy(), [7, 8, 9])
 
@@ -168,11 +223,18 @@ def test_times_that_are_numbers_are_read_in_their_unit(tmp_path, unit, factor, t
     pq.write_table(
         pa.table({**{n: [1] * 5 for n in ("user_id", "item_id", "action")}, "timestamp_ms": times}), path
     )
-    source = inspect(str(path), EVENTS, {}, (MIN_TIME_MS, 2 * 10**12), unit)
-    found = check(pq.read_table(path), source, Rules(MIN_TIME_MS, 2 * 10**12, ("0", "1"), (), unit), 0)
+    source = inspect(str(path), EVENTS, Reading(time_unit=unit), (MIN_TIME_MS, 2 * 10**12))
+    found = check(
+        pq.read_table(path),
+        source,
+        Rules(MIN_TIME_MS, 2 * 10**12, ("0", "1"), (), Reading(time_unit=unit)),
+        0,
+    )
     assert found.columns["time"].tolist() == wanted
     assert [x.reason for x in found.letters] == ["null_time", "negative_time", "time_too_late"]
     for other in {"s", "ms", "us", "ns"} - {unit}:
         pq.write_table(pq.read_table(path).slice(0, 2), tmp_path / "two.parquet")
         with pytest.raises(WrongTime, match=f"--time-unit {unit}"):
-            inspect(str(tmp_path / "two.parquet"), EVENTS, {}, (MIN_TIME_MS, 2 * 10**12), other)
+            inspect(
+                str(tmp_path / "two.parquet"), EVENTS, Reading(time_unit=other), (MIN_TIME_MS, 2 * 10**12)
+            )

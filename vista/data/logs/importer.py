@@ -7,20 +7,25 @@ probability about n^2 / 2^65: 3e-8 for a million, 3 % for a billion.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from vista.data.logs.schema import BROKEN, LINE, TIME_UNITS, Source, kind_of
+from vista.data.logs import actions, times
+from vista.data.logs.letters import Letter, letters
+from vista.data.logs.reading import Reading
+from vista.data.logs.schema import BROKEN, LINE, SECOND, TOLD, Source, kind_of
 from vista.jagged import owners_of
 
 MAX_USER_BYTES = 511
-MAX_ACTION = 30
+MAX_TEXT_BYTES = 65_535
+"""Of an item, request, action or surface, and of an item's name."""
+
+MAX_ACTION = actions.MAX_ACTION
 
 
 @dataclass(frozen=True)
@@ -31,25 +36,16 @@ class Rules:
         min_time_ms, max_time_ms: bounds, inclusive.
         actions: names of the bits; an action that is not among them is refused.
         surfaces: names of string surfaces.
-        time_unit: of times that are numbers (``vista.data.logs.schema.TIME_UNITS``).
+        reading: how the log is read; that of impression files differs by its columns.
+        first_time_ms: of the run's first row, where times are the order of rows.
     """
 
     min_time_ms: int
     max_time_ms: int
     actions: tuple[str, ...]
     surfaces: tuple[str, ...]
-    time_unit: str = "ms"
-
-
-@dataclass(frozen=True)
-class Letter:
-    """One row set aside: its number in the file (from 0; in a text log its line, from 1), a short stable reason, its
-    user, all its values as JSON."""
-
-    row: int
-    reason: str
-    user: str
-    values: str
+    reading: Reading = field(default_factory=Reading)
+    first_time_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,12 +58,15 @@ class Checked:
             a time of -1 stands for none (impressions without times).
         names: (item int64 [M], name Arrow string [M]) of string items, distinct.
         letters: the other rows.
+        engaged: bool [N]: of a log whose rows are all impressions (``Reading.unengaged``), those that are events too;
+            None where all are events.
     """
 
     user: pa.Array
     columns: dict[str, np.ndarray]
     names: tuple[np.ndarray, pa.Array]
     letters: list[Letter]
+    engaged: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.user)
@@ -86,52 +85,94 @@ def hash_strings(values: Sequence[str] | pa.Array) -> np.ndarray:
 
 
 def check(batch: pa.RecordBatch | pa.Table, source: Source, rules: Rules, first_row: int) -> Checked:
-    """Check a batch of a file whose footer was checked by ``vista.data.logs.schema.inspect``.
+    """Check a batch of a file whose footer was checked by ``vista.data.logs.inspecting.inspect``.
 
     Args:
         batch: rows of ``source`` with its columns ``source.names``.
         first_row: number of the first row in the file.
     """
-    n = batch.num_rows
     columns, line, bad = _columns(batch, source, first_row)
-    user = columns["user_id"]
-    bad.where(user.is_null(), "null_user")
-    if source.kinds["user_id"] == "int":
-        user = user.cast(pa.int64())
-    else:
-        user = user.cast(pa.string())
-        width = pc.binary_length(user)
-        bad.where(pc.or_kleene(pc.equal(width, 0), pc.greater(width, MAX_USER_BYTES)), "user_length")
-    bad.where(columns["item_id"].is_null(), "null_item")
-    item, names = _ids(columns["item_id"], source.kinds["item_id"])
-    out = {"item": item}
-    if "timestamp_ms" in columns:
-        out["time"] = _times(columns["timestamp_ms"], rules, bad)
-    else:
-        out["time"] = np.full(n, -1, np.int64)
+    reading = rules.reading
+    user, time = _checked_rows(columns, source, rules, first_row, bad)
+    item, names, item_text = _ids(columns["item_id"], source.kinds["item_id"], "item", bad)
+    out = {"item": item, "time": time}
     out["request"] = (
-        _ids(columns["request_id"], source.kinds["request_id"])[0] if "request_id" in columns else _zeros(n)
+        _ids(columns["request_id"], source.kinds["request_id"], "request", bad)[0]
+        if "request_id" in columns
+        else _zeros(len(user))
     )
-    impressions = "position" in columns
-    key = "actions" if impressions else "action"
-    out["action"] = _actions(columns[key], source.kinds[key], rules, bad, null_is_none=impressions)
-    if impressions:
+    shown_file = source.shows
+    mask = _masks(columns, source, rules, bad, item_text, null_is_none=shown_file)
+    out["action"] = mask
+    if shown_file:
         bad.where(columns["request_id"].is_null(), "null_request")
         out["position"] = _small(columns["position"], 2**31 - 1, "position", bad)
     else:
         out["surface"] = _surfaces(columns, source, rules, bad)
+    as_shown = reading.unengaged == "impressions" and not shown_file
+    if as_shown:
+        if "position" in columns:
+            out["position"] = _small(columns["position"], 2**31 - 1, "position", bad)
+        else:
+            out["position"] = np.zeros(len(user), np.int32)
+        if "request_id" not in columns:
+            out["request"] = np.where(time == 0, 1, time)  # what a user was shown at one time is one request
+    elif reading.unengaged == "refused" and not shown_file:
+        bad.where(mask == 0, "no_action")
     keep = ~bad.mask
+    engaged = (mask != 0)[keep] if as_shown else None
     if keep.all():
-        return Checked(user, out, names, [])
-    rows = np.flatnonzero(bad.mask)
-    found = zip(rows.tolist(), _values(batch, source, rows), strict=True)
-    letters = [Letter(int(line[i]), bad.reason(i), *values) for i, values in found]
+        return Checked(user, out, names, [], engaged)
+    found = letters(batch, source, np.flatnonzero(bad.mask), line, bad.reason)
     kept = user.filter(pa.array(keep))
     out = {name: c[keep] for name, c in out.items()}
     if len(names[0]):
         used = np.isin(names[0], out["item"])
         names = (names[0][used], names[1].filter(pa.array(used)))
-    return Checked(kept, out, names, letters)
+    return Checked(kept, out, names, found, engaged)
+
+
+def _checked_rows(
+    columns: dict[str, pa.Array], source: Source, rules: Rules, first_row: int, bad: _Bad
+) -> tuple[pa.Array, np.ndarray]:
+    """(user, time int64 [N]) of the rows; those without user, item or a time within the bounds are bad."""
+    user = columns["user_id"]
+    bad.where(user.is_null(), "null_user")
+    if source.kinds["user_id"] == "int":
+        user = pa.array(_ints(user, "user", bad))
+    else:
+        user = _user_text(user, bad)
+    bad.where(columns["item_id"].is_null(), "null_item")
+    n = len(user)
+    if rules.reading.by_order:
+        time = rules.first_time_ms + source.first + first_row + np.arange(n, dtype=np.int64)
+    elif "timestamp_ms" in columns:
+        time = _times(columns["timestamp_ms"], columns.get(SECOND), rules, bad)
+    else:
+        time = np.full(n, -1, np.int64)
+    return user, time
+
+
+def accepted(
+    batch: pa.RecordBatch | pa.Table, source: Source, rules: Rules, first_row: int, meanings: Sequence[str]
+) -> dict[str, list[str | int]]:
+    """The distinct values of columns of actions and surfaces in the rows that :func:`check` would take, whatever the
+    vocabularies."""
+    columns, _, bad = _columns(batch, source, first_row)
+    _checked_rows(columns, source, rules, first_row, bad)
+    keep = ~bad.mask
+    found = {}
+    for meaning in meanings:
+        column = columns[meaning].filter(pa.array(keep))
+        kind = source.kinds[meaning]
+        if kind.startswith("list"):
+            column = _plain(column.flatten())
+        if kind.endswith("int"):
+            found[meaning] = np.unique(_ints(column.drop_null(), meaning, _Bad(len(column)))).tolist()
+        else:
+            _, values, _ = _texts(column, "", MAX_TEXT_BYTES, _Bad(len(column)))
+            found[meaning] = [v for v in values.to_pylist() if v]
+    return found
 
 
 def check_items(
@@ -144,23 +185,26 @@ def check_items(
     name = columns.get("name", item)
     bad.where(item.is_null(), "null_item")
     bad.where(name.is_null(), "null_name")
-    keep = pa.array(~bad.mask)
-    ids, _ = _ids(item.filter(keep), source.kinds["item_id"])
-    rows = np.flatnonzero(bad.mask)
-    found = zip(rows.tolist(), _values(batch, source, rows), strict=True)
-    letters = [Letter(int(line[i]), bad.reason(i), *values) for i, values in found]
-    return ids, name.filter(keep).cast(pa.string()), letters
+    ids, _, _ = _ids(item, source.kinds["item_id"], "item", bad)
+    codes, values, _ = _texts(_as_text(name), "name", MAX_TEXT_BYTES, bad)
+    keep = ~bad.mask
+    found = letters(batch, source, np.flatnonzero(bad.mask), line, bad.reason)
+    return ids[keep], values.take(pa.array(codes[keep])), found
 
 
 def _columns(
     batch: pa.RecordBatch | pa.Table, source: Source, first_row: int
 ) -> tuple[dict[str, pa.Array], np.ndarray, _Bad]:
     """Columns by meaning, the line or row of the file that each row is of, and the rows that are broken already."""
-    bad = _Bad(batch.num_rows)
-    columns = {meaning: _valid(_plain(batch.column(name)), bad) for meaning, name in source.names.items()}
-    line = (
-        columns.pop(LINE).to_numpy() if LINE in columns else np.arange(first_row, first_row + batch.num_rows)
-    )
+    n = batch.num_rows
+    bad = _Bad(n)
+    columns = {meaning: _plain(batch.column(name)) for meaning, name in source.names.items()}
+    for meaning, value in source.constants.items():
+        if meaning not in columns:
+            as_int = source.kinds.get(meaning) == "int" and value is not None
+            type_ = pa.int64() if source.kinds.get(meaning) == "int" else pa.string()
+            columns[meaning] = pa.repeat(pa.scalar(int(value or 0) if as_int else value, type_), n)
+    line = columns.pop(LINE).to_numpy() if LINE in columns else np.arange(first_row, first_row + n)
     if BROKEN in columns:
         bad.where(columns.pop(BROKEN).is_valid(), "broken_line")
     return columns, line, bad
@@ -187,34 +231,65 @@ class _Bad:
     def reason(self, row: int) -> str:
         return self._reasons[self._code[row]]
 
+    @property
+    def reasons(self) -> list[str]:
+        return self._reasons[1:]
+
+    def of(self, reason: str) -> np.ndarray:
+        return self._code == self._reasons.index(reason)
+
 
 def _zeros(n: int) -> np.ndarray:
     return np.zeros(n, np.int64)
 
 
 def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """One array, dictionaries decoded."""
+    """One array; of dictionaries those of text stay, text is string, and a column without a type is of nulls."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
-    if pa.types.is_dictionary(column.type):
+        if isinstance(column, pa.ChunkedArray):
+            column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
+    if pa.types.is_run_end_encoded(column.type):
+        column = pc.run_end_decode(column)
+    if pa.types.is_dictionary(column.type) and kind_of(column.type) != "string":
         column = column.cast(column.type.value_type)
     return column
 
 
-def _valid(column: pa.Array, bad: _Bad) -> pa.Array:
-    """The column without strings that are not UTF-8 (null in their place, the row set aside)."""
-    if kind_of(column.type) != "string":
-        return column
+def _as_text(column: pa.Array) -> pa.Array:
+    """A column of any simple type as text, dictionaries of text as they are."""
+    return column if kind_of(column.type) == "string" else column.cast(pa.string())
+
+
+def _texts(column: pa.Array, name: str, most: int, bad: _Bad) -> tuple[np.ndarray, pa.Array, np.ndarray]:
+    """(code int64 [N], the distinct texts, bool [N]: null) of a column of text; rows that are no UTF-8 or longer than
+    ``most`` bytes are bad, and their text is empty. Looks at distinct values alone, however often each stands there."""
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    values, codes = encoded.dictionary, encoded.indices
+    if values.null_count:  # a dictionary may hold a null of its own
+        codes = pc.if_else(encoded.is_null(), pa.scalar(None, codes.type), codes)
+    null = codes.is_null().to_numpy(zero_copy_only=False)
+    place = pc.fill_null(codes.cast(pa.int64()), len(values)).to_numpy(zero_copy_only=False)
+    used = np.bincount(place, minlength=len(values))[: len(values)] > 0
+    if not used.all():  # dictionaries are of more rows than these
+        values = values.filter(pa.array(used))
+        place = np.append(np.cumsum(used) - 1, len(values))[place]
+    raw = values.cast(pa.large_binary())
+    flawed = pc.fill_null(pc.greater(pc.binary_length(raw), most), False).to_numpy(zero_copy_only=False)
+    empty = pa.scalar(b"", pa.large_binary())
+    if flawed.any():
+        bad.where(np.append(flawed, False)[place], f"{name}_length")
+        raw = pc.if_else(pa.array(flawed), empty, raw)
     try:
-        column.validate(full=True)
-        return column
+        text = raw.cast(pa.string())
     except pa.ArrowInvalid:
-        raw = column.cast(pa.binary()).to_pylist()
-    wrong = np.array([v is not None and not _is_utf8(v) for v in raw])
-    bad.where(wrong, "not_utf8")
-    return pa.array([None if w else v for v, w in zip(raw, wrong, strict=True)], pa.binary()).cast(
-        pa.string()
-    )
+        wrong = np.array([v is not None and not _is_utf8(v) for v in raw.to_pylist()])
+        bad.where(np.append(wrong, False)[place], "not_utf8")
+        text = pc.if_else(pa.array(wrong), empty, raw).cast(pa.string())
+    text = pc.fill_null(text, "")
+    if null.any():
+        text = pa.concat_arrays([text, pa.array([""])])
+    return place, text, null
 
 
 def _is_utf8(value: bytes) -> bool:
@@ -225,83 +300,162 @@ def _is_utf8(value: bytes) -> bool:
     return True
 
 
-def _ints(column: pa.Array) -> np.ndarray:
-    """int64 [N], nulls as 0."""
-    column = column.cast(pa.int64())
-    if column.null_count:
-        column = pc.fill_null(column, 0)
-    return column.to_numpy(zero_copy_only=False)
+def _user_text(column: pa.Array, bad: _Bad) -> pa.Array:
+    codes, values, null = _texts(_as_text(column), "user", MAX_USER_BYTES, bad)
+    empty = pc.equal(pc.binary_length(values), 0).to_numpy(zero_copy_only=False)
+    bad.where(empty[codes] & ~null, "user_length")
+    return values.take(pa.array(codes))
 
 
-def _codes(column: pa.Array) -> tuple[np.ndarray, pa.Array]:
-    """(code int64 [N], distinct strings); nulls have code -1."""
-    encoded = column.cast(pa.string()).dictionary_encode()
-    codes = encoded.indices
-    if codes.null_count:
-        codes = pc.fill_null(codes, -1)
-    return codes.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary
+def _ints(column: pa.Array, name: str, bad: _Bad) -> np.ndarray:
+    """int64 [N], nulls as 0; rows whose number is not whole or does not fit are bad."""
+    if pa.types.is_null(column.type):
+        return _zeros(len(column))
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    if kind_of(column.type) == "string":  # constants of a path
+        column = pc.if_else(column.is_null(), "0", _as_text(column))
+    filled = pc.fill_null(column, 0) if column.null_count else column
+    try:
+        return filled.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid:
+        pass
+    if pa.types.is_floating(filled.type):
+        values = filled.to_numpy(zero_copy_only=False).astype(np.float64)
+        nothing = np.isnan(values)
+        bad.where(nothing, f"null_{name}")
+        with np.errstate(invalid="ignore"):
+            wrong = ~nothing & ((values != np.rint(values)) | (np.abs(values) >= 2**63))
+        bad.where(wrong, f"{name}_not_whole")
+        return np.where(nothing | wrong, 0, values).astype(np.int64)
+    found = [_int64(v) for v in filled.to_pylist()]
+    bad.where(np.array([v is None for v in found]), f"{name}_out_of_range")
+    return np.array([v or 0 for v in found], np.int64)
 
 
-def _ids(column: pa.Array, kind: str) -> tuple[np.ndarray, tuple[np.ndarray, pa.Array]]:
-    """(int64 [N], names): ints as they are, strings hashed, nulls 0."""
-    if kind == "int":
-        return _ints(column), NO_NAMES
-    codes, values = _codes(column)
-    ids = np.append(hash_strings(values), 0)
-    return ids[codes], (ids[:-1], values)
+def _int64(value: object) -> int | None:
+    try:
+        number = int(value)  # type: ignore[call-overload]
+    except (ValueError, OverflowError, ArithmeticError):
+        return None
+    return number if number == value and -(2**63) <= number < 2**63 else None
 
 
-def _times(column: pa.Array, rules: Rules, bad: _Bad) -> np.ndarray:
+def _ids(
+    column: pa.Array, kind: str, name: str, bad: _Bad
+) -> tuple[np.ndarray, tuple[np.ndarray, pa.Array], pa.Array]:
+    """(int64 [N], names, the ids as the log has them): ints as they are, strings hashed, nulls 0."""
+    if kind in ("int", "null"):
+        values = _ints(column, name, bad)
+        return values, NO_NAMES, pa.array(values)
+    codes, values, null = _texts(_as_text(column), name, MAX_TEXT_BYTES, bad)
+    ids = hash_strings(values)
+    used = pa.array(ids), values
+    if null.any():
+        ids[-1] = 0
+        used = pa.array(ids[:-1]), values[:-1]
+    return ids[codes], (used[0].to_numpy(), used[1]), pa.DictionaryArray.from_arrays(codes, values)
+
+
+def _times(column: pa.Array, second: pa.Array | None, rules: Rules, bad: _Bad) -> np.ndarray:
     """int64 [N], milliseconds."""
-    if pa.types.is_timestamp(column.type):
-        column = column.cast(pa.timestamp("ms"), safe=False).cast(pa.int64())
-        factor = 1.0
-    else:
-        factor = TIME_UNITS[rules.time_unit]
-    missing = column.is_null(nan_is_null=True)
+    if kind_of(column.type) == "string":
+        codes, values, null = _texts(column, "time", 1_000, bad)
+        text = values.take(pa.array(codes))
+        column = pc.if_else(pa.array(null | (codes_empty(values)[codes])), pa.scalar(None, pa.string()), text)
+    if second is not None and kind_of(second.type) == "string":
+        codes, values, null = _texts(second, "time", 1_000, bad)
+        second = pc.if_else(pa.array(null), pa.scalar(None, pa.string()), values.take(pa.array(codes)))
+    if pa.types.is_null(column.type):
+        bad.where(np.ones(len(column), bool), "null_time")
+        return _zeros(len(column))
+    time, missing, unread = times.milliseconds(column, rules.reading, second)
     bad.where(missing, "null_time")
-    values = pc.if_else(missing, 0, column).to_numpy(zero_copy_only=False)
-    if values.dtype.kind == "f" or factor > 1:
-        # Exact below 2^53; what is beyond lies outside any bounds, also once it is cut.
-        time = np.clip(np.rint(values * factor), -(2**62), 2**62).astype(np.int64)
-    else:
-        time = values.astype(np.int64) // round(1 / factor)
+    bad.where(unread, "no_time_format" if rules.reading.time_format else "unreadable_time")
     bad.where(time < 0, "negative_time")
     bad.where(time < rules.min_time_ms, "time_too_early")
     bad.where(time > rules.max_time_ms, "time_too_late")
     return time
 
 
+def codes_empty(values: pa.Array) -> np.ndarray:
+    """bool: which texts are empty."""
+    return pc.equal(pc.binary_length(values), 0).to_numpy(zero_copy_only=False)
+
+
 def _small(column: pa.Array, largest: int, name: str, bad: _Bad) -> np.ndarray:
     bad.where(column.is_null(), f"null_{name}")
-    values = _ints(column)
+    values = _ints(column, name, bad)
     bad.where((values < 0) | (values > largest), f"{name}_out_of_range")
     return np.where((values < 0) | (values > largest), 0, values).astype(np.int32)
 
 
 def _surfaces(columns: dict[str, pa.Array], source: Source, rules: Rules, bad: _Bad) -> np.ndarray:
-    if "surface" not in columns:
+    kind = source.kinds.get("surface", "null") if "surface" in columns else "null"
+    if kind == "null":
         return np.zeros(len(columns["user_id"]), np.int32)
     column = columns["surface"]
-    if source.kinds["surface"] == "int":
+    if kind == "int":
         return _small(column, 2**31 - 1, "surface", bad)
     bad.where(column.is_null(), "null_surface")
-    values, unknown = _named(column, rules.surfaces)
+    values, unknown = _named(column, rules.surfaces, "surface", bad)
     bad.where(unknown, "unknown_surface")
     return values.astype(np.int32)
 
 
-def _named(column: pa.Array, vocabulary: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _named(
+    column: pa.Array, vocabulary: tuple[str, ...], name: str, bad: _Bad
+) -> tuple[np.ndarray, np.ndarray]:
     """(place in the vocabulary int64 [N], 0 where there is none; bool [N]: not null and not in it)."""
-    codes, values = _codes(column)
-    place = {name: i for i, name in enumerate(vocabulary)}
-    known = np.array([place.get(v, -1) for v in values.to_pylist()] + [-2], np.int64)[codes]
-    return np.maximum(known, 0), known == -1
+    codes, values, null = _texts(_as_text(column), name, MAX_TEXT_BYTES, bad)
+    place = {text: i for i, text in enumerate(vocabulary)}
+    known = np.array([place.get(v, -1) for v in values.to_pylist()], np.int64)
+    if not len(known):
+        return np.zeros(len(column), np.int64), np.zeros(len(column), bool)
+    known = known[codes]
+    return np.maximum(known, 0), (known == -1) & ~null
+
+
+def _masks(
+    columns: dict[str, pa.Array], source: Source, rules: Rules, bad: _Bad, item: pa.Array, null_is_none: bool
+) -> np.ndarray:
+    """int32 [N]: the bits of a row's actions, from every column that tells some."""
+    n = len(item)
+    mask = np.zeros(n, np.int32)
+    reading = rules.reading
+    key = "actions" if "actions" in columns else "action"
+    if key in columns:
+        none = null_is_none or bool(reading.actions)
+        mask = _actions(columns[key], source.kinds[key], rules, bad, null_is_none=none)
+    bits = actions.bits(rules.reading.named_actions(), rules.actions)
+    for action in reading.actions:
+        if TOLD + action.name not in columns:
+            continue
+        column = columns[TOLD + action.name]
+        if kind_of(column.type) == "string":
+            codes, values, null = _texts(column, "action", MAX_TEXT_BYTES, bad)
+            column = pc.if_else(pa.array(null), pa.scalar(None, pa.string()), values.take(pa.array(codes)))
+        has, wrong = actions.told(column, action, item)
+        bad.where(wrong, "unreadable_action")
+        if action.name in bits:
+            mask[has] |= bits[action.name]
+        else:
+            bad.where(has, "unknown_action")
+    if reading.action_is:
+        if reading.action_is in bits:
+            mask |= bits[reading.action_is]
+        else:
+            bad.where(np.ones(n, bool), "unknown_action")
+    return mask
 
 
 def _actions(column: pa.Array, kind: str, rules: Rules, bad: _Bad, null_is_none: bool) -> np.ndarray:
-    """int32 [N]: bit masks."""
+    """int32 [N]: bit masks of a column of actions."""
     n = len(column)
+    if kind == "null":
+        if not null_is_none:
+            bad.where(np.ones(n, bool), "null_action")
+        return np.zeros(n, np.int32)
     nulls = column.is_null().to_numpy(zero_copy_only=False)
     if not null_is_none:
         bad.where(nulls, "null_action")
@@ -311,18 +465,19 @@ def _actions(column: pa.Array, kind: str, rules: Rules, bad: _Bad, null_is_none:
         row = owners_of(lengths)
     else:
         flat, row = column.drop_null(), np.flatnonzero(~nulls)
+    inner = _Bad(len(flat))
+    inner.where(flat.is_null(), "null_action")
     if kind.endswith("int"):
-        values = _ints(flat)
+        values = _ints(flat, "action", inner)
         unknown = (values < 0) | (values >= len(rules.actions))
         values = np.where(unknown, 0, values)
     else:
-        values, unknown = _named(flat, rules.actions)
-    inner_null = flat.is_null().to_numpy(zero_copy_only=False)
-    for which, reason in ((inner_null, "null_action"), (unknown & ~inner_null, "unknown_action")):
-        if which.any():
-            rows = np.zeros(n, bool)
-            rows[row[which]] = True
-            bad.where(rows, reason)
+        values, unknown = _named(flat, rules.actions, "action", inner)
+    inner.where(unknown, "unknown_action")
+    for reason in inner.reasons:
+        rows = np.zeros(n, bool)
+        rows[row[inner.of(reason)]] = True
+        bad.where(rows, reason)
     bits = np.left_shift(np.int32(1), values.astype(np.int32))
     mask = np.zeros(n, np.int32)
     if kind.startswith("list"):
@@ -330,23 +485,3 @@ def _actions(column: pa.Array, kind: str, rules: Rules, bad: _Bad, null_is_none:
     else:
         mask[row] = bits
     return mask
-
-
-def _values(batch: pa.RecordBatch | pa.Table, source: Source, rows: np.ndarray) -> Iterator[tuple[str, str]]:
-    """Per row: (its user, its raw values by meaning as JSON)."""
-    columns = {}
-    for meaning, name in source.names.items():
-        if meaning == LINE:
-            continue
-        column = _plain(batch.column(name)).take(pa.array(rows))
-        try:
-            columns[meaning] = column.to_pylist()
-        except UnicodeDecodeError:
-            raw = column.cast(pa.binary()).to_pylist()
-            columns[meaning] = [None if v is None else v.decode() if _is_utf8(v) else repr(v) for v in raw]
-    broken = columns.pop(BROKEN, [None] * len(rows))
-    for i in range(len(rows)):
-        values = {"broken": broken[i]} if broken[i] else {}
-        values |= {meaning: column[i] for meaning, column in columns.items()}
-        user = values.get("user_id")
-        yield "" if user is None else str(user), json.dumps(values, default=str, ensure_ascii=False)

@@ -4,80 +4,120 @@
 
 Two passes, since nobody knows before the last line whether a column is numbers all through. A broken line (too many or
 too few fields, no JSON object, a value that does not fit its column's kind) stays a row: the columns ``LINE`` and
-``BROKEN`` say which line and why, and the importer sets it aside like any other bad row.
+``BROKEN`` say which line and why, and the importer sets it aside like any other bad row. What a column is, only rows
+say that will be taken: those with a user, an item and a time within the bounds.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import os
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
 from vista.data import paths
-from vista.data.logs.schema import BROKEN, LINE, UnreadableFile
-
-SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}
-"""What may stand between the fields of a file by its name's ending; the one that its header has most of does."""
+from vista.data.logs import times
+from vista.data.logs.csv_rows import QuotesAreText, csv_rows
+from vista.data.logs.exploding import explode_all
+from vista.data.logs.json_rows import json_rows
+from vista.data.logs.reading import TIME_UNITS, Reading
+from vista.data.logs.schema import (
+    BROKEN,
+    LINE,
+    Column,
+    UnreadableFile,
+    column_name,
+    needed,
+    parts_of,
+    wanted_names,
+)
 
 BATCH_ROWS = 65_536
-KEPT = 1_000
-"""Characters of a broken line or value that are kept."""
+KEPT = 500
+"""Characters of a broken value that are kept."""
+
+SAMPLES = 100
 
 INTEGER = r"^(0|-?[1-9][0-9]{0,18})(\.0)?$"
 """As a program writes an integer: ``007`` and ``+7`` are names. ``7.0`` is how pandas writes one in a column where
 some are missing."""
-NUMBER = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
+NUMBER = times.NUMBER
 
 
 @dataclass
 class Facts:
-    """What the values of a text log's columns are: by column, how many there are, and how many of them are integers,
-    numbers (integers too), and lists of integers or of strings."""
+    """What the values of a text log's columns are in the rows that will be taken: by column, how many there are, and
+    how many of them are integers, numbers (integers too), and lists of integers or of strings.
+
+    Attributes:
+        texts: columns of JSON in which a text looks like an integer, which makes all of it text.
+        names: all columns of the file, or keys of its objects.
+        times: of all rows' times, how many there are, are integers, numbers, and times as text; samples: some of
+            those that are none of it.
+        taken: rows that decided.
+    """
 
     values: dict[str, int] = field(default_factory=dict)
     integers: dict[str, int] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
     lists: dict[str, list[str]] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    times: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+    samples: list[str] = field(default_factory=list)
+    taken: int = 0
 
-    def count(self, name: str, values: int, integers: int, numbers: int) -> None:
-        """Add to a column."""
-        for counts, n in ((self.values, values), (self.integers, integers), (self.numbers, numbers)):
-            counts[name] = counts.get(name, 0) + n
 
-
-def draft(path: str, target: str, wanted: Collection[str]) -> Facts:
-    """Write a text log as Parquet with every column as text (which need not be UTF-8), ``LINE`` and ``BROKEN``.
+def draft(
+    path: str,
+    target: str,
+    columns: Sequence[Column],
+    reading: Reading | None = None,
+    bounds: tuple[int, int] | None = None,
+) -> Facts:
+    """Write a text log as Parquet with every column that may be needed as text (which need not be UTF-8), ``LINE`` and
+    ``BROKEN``.
 
     Args:
-        wanted: columns to keep of JSON objects, which may hold anything; a CSV keeps all.
+        columns: what the rows hold. bounds: least and largest time of rows that will be taken, in milliseconds.
 
     Raises:
         UnreadableFile: it cannot be opened or decompressed, or has no header.
     """
+    reading = reading or Reading()
     facts = Facts()
-    separators = SEPARATORS.get(paths.text_ending(path))
+    ending = paths.text_ending(path)
     compression = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}.get(os.path.splitext(path.lower())[1])
+    wanted = wanted_names(columns, reading)
+    count = partial(_count, facts, needed(columns, reading), reading, bounds)
     try:
-        with pa.input_stream(paths.open_input(path), compression=compression) as stream:
-            rows = (
-                _json_rows(stream, sorted(wanted), facts)
-                if separators is None
-                else _csv_rows(stream, separators, wanted, facts)
-            )
-            _write(target, rows)
-    except (OSError, EOFError, ValueError, pa.ArrowException) as error:
+        if not paths.size(path):
+            raise ValueError("nothing, not even a header")
+        if ending in (".jsonl", ".ndjson"):
+            with pa.input_stream(paths.open_input(path), compression=compression) as stream:
+                _write(target, map(count, json_rows(stream, sorted(wanted), facts, reading)))
+            facts.values = {n: v for n, v in facts.values.items() if n in facts.names}
+        else:
+            quotes = reading.quotes
+            for attempt in (quotes, False):
+                facts.__init__()  # type: ignore[misc]
+                with pa.input_stream(paths.open_input(path), compression=compression) as stream:
+                    rows = csv_rows(stream, ending, wanted, facts.names, reading, attempt)
+                    try:
+                        _write(target, map(count, explode_all(rows, reading)))
+                        break
+                    except QuotesAreText:
+                        continue
+    except (OSError, EOFError, ValueError, RecursionError, pa.ArrowException) as error:
         if paths.is_full(error):
             raise
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -88,19 +128,19 @@ def draft(path: str, target: str, wanted: Collection[str]) -> Facts:
     return facts
 
 
-def typed(source: str, target: str, facts: Facts, kinds: Mapping[str, str]) -> None:
+def typed(source: str, target: str, kinds: Mapping[str, str], reading: Reading | None = None) -> None:
     """Write a draft with its columns in their kinds; a value that does not fit breaks its line.
 
     Args:
-        facts: of the draft; a column without values that no header names is left out.
-        kinds: by column ``int``, ``float``, ``time`` (ISO 8601), ``list of int`` or ``list of string``; all others
-            stay text.
+        kinds: by column of the draft that is to stay: ``int``, ``float``, ``time``, ``list of int``, ``list of
+            string`` or ``string``.
     """
+    reading = reading or Reading()
     with pq.ParquetFile(source) as file:
-        names = [*facts.values, LINE, BROKEN]
+        names = [*kinds, LINE, BROKEN]
         empty = pa.RecordBatch.from_pylist([], file.schema_arrow).select(names)
-        batches = (_cast(batch, kinds) for batch in file.iter_batches(BATCH_ROWS, columns=names))
-        _write(target, itertools.chain([_cast(empty, kinds)], batches))
+        batches = (_cast(batch, kinds, reading) for batch in file.iter_batches(BATCH_ROWS, columns=names))
+        _write(target, itertools.chain([_cast(empty, kinds, reading)], batches))
 
 
 def _write(path: str, batches: Iterator[pa.RecordBatch]) -> None:
@@ -114,179 +154,130 @@ def _write(path: str, batches: Iterator[pa.RecordBatch]) -> None:
     os.replace(temporary, path)
 
 
-# Drafts ------------------------------------------------------------------------------------------------------
+# What values are -------------------------------------------------------------------------------------------------
 
 
-def _csv_rows(
-    stream: Any, separators: str, wanted: Collection[str], facts: Facts
-) -> Iterator[pa.RecordBatch]:
-    broken: dict[int, str] = {}
-    open_quotes: list[str] = []
-
-    def keep(row: csv.InvalidRow) -> str:
-        if "\n" in row.text and row.text.count('"') % 2:
-            open_quotes.append(f"a quote without its end in record {row.number - 1}: {row.text[:80]!r}")
-        why = f"expected {row.expected_columns} fields, found {row.actual_columns}: {row.text[:KEPT]}"
-        broken[row.number - 1] = why  # to Arrow the header is number 1
-        return "skip"
-
-    names, separator, stream = _header(stream, separators)
-    twice = sorted({name for name in names if names.count(name) > 1 and name in wanted})
-    if twice:
-        raise ValueError(f"column {twice[0]!r} twice in the header {names}")
-    # others of one name (spreadsheets write columns without any) are told apart by their place
-    called = [name if names.count(name) == 1 else f"{name}#{i}" for i, name in enumerate(names)]
-    reader = csv.open_csv(
-        stream,
-        read_options=csv.ReadOptions(use_threads=False),
-        parse_options=csv.ParseOptions(
-            delimiter=separator, newlines_in_values=True, invalid_row_handler=keep
-        ),
-        convert_options=csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.binary()),
-            null_values=[""],
-            strings_can_be_null=True,
-            quoted_strings_can_be_null=True,
-        ),
-    )
-    schema = _draft_schema(called)
-    for name in called:
-        facts.count(name, 0, 0, 0)
-    done = 0
-    for batch in _whole_records(reader):
-        if open_quotes:  # the lines behind it are no record's: which they were, nobody can tell
-            raise ValueError(open_quotes[0])
-        n = batch.num_rows
-        lines = np.arange(done + 1, done + 1 + n + len(broken))
-        lines = lines[~np.isin(lines, list(broken))][:n]
-        done = int(lines[-1]) if n else done
-        for name, column in zip(called, batch.columns, strict=True):
-            facts.count(name, n - column.null_count, _matching(column, INTEGER), _matching(column, NUMBER))
-        text = [column.view(pa.string()) for column in batch.columns]
-        yield pa.record_batch([*text, pa.array(lines), pa.nulls(n, pa.string())], schema=schema)
-    if open_quotes:
-        raise ValueError(open_quotes[0])
-    nothing = [pa.nulls(len(broken), pa.string()) for _ in names]
-    yield pa.record_batch([*nothing, pa.array(list(broken), pa.int64()), pa.array(list(broken.values()), pa.string())],
-                          schema=schema)  # fmt: skip
+def _count(
+    facts: Facts,
+    columns: Sequence[Column],
+    reading: Reading,
+    bounds: tuple[int, int] | None,
+    batch: pa.RecordBatch,
+) -> pa.RecordBatch:
+    """Add a batch of text to the facts."""
+    present = [n for n in batch.schema.names if n not in (LINE, BROKEN)]
+    there = facts.names or present
+    names = {c.name: column_name(c, reading.columns, there)[0] for c in columns}
+    taken = _taken(facts, batch, names, present, reading, bounds)
+    facts.taken += int(taken.sum())
+    for name in present:
+        column = batch.column(name)
+        if not taken.all():
+            column = column.filter(pa.array(taken))
+        values = len(column) - column.null_count
+        integers = matching(column, INTEGER) if values else 0
+        numbers = integers if integers == values else matching(column, NUMBER)
+        if integers == values and values and pc.max(pc.binary_length(column)).as_py() >= 19:
+            integers = _within_int64(column)
+        for counts, n in ((facts.values, values), (facts.integers, integers), (facts.numbers, numbers)):
+            counts[name] = counts.get(name, 0) + n
+    return batch
 
 
-def _header(stream: Any, separators: str) -> tuple[list[str], str, Any]:
-    """The names of the columns, what separates them, and a stream that begins with them again."""
-    head = stream.read(1 << 20)
-    if not head.strip():
-        raise ValueError("nothing, not even a header")
-    first = head.splitlines()[0] + b"\n"
-    separator = max(separators, key=lambda s: first.count(s.encode()))  # the first of those that are as many
-    block = csv.ReadOptions(block_size=len(first))
-    names = csv.read_csv(pa.BufferReader(first), block, csv.ParseOptions(delimiter=separator)).column_names
-    return names, separator, pa.PythonFile(_Rejoined(head, stream), mode="r")
+def _within_int64(column: pa.Array) -> int:
+    values = column.drop_null()
+    try:
+        pc.replace_substring_regex(values, r"\.0$", "").cast(pa.int64())
+        return len(values)
+    except pa.ArrowInvalid:
+        return sum(abs(int(v.removesuffix(".0"))) < 2**63 for v in values.to_pylist())
 
 
-def _whole_records(reader: Any) -> Iterator[pa.RecordBatch]:
-    rows = 0
-    while True:
+def _taken(
+    facts: Facts,
+    batch: pa.RecordBatch,
+    names: Mapping[str, str],
+    present: Collection[str],
+    reading: Reading,
+    bounds: tuple[int, int] | None,
+) -> np.ndarray:
+    """bool [N]: rows with a user, an item and a time that can be meant."""
+    taken = batch.column(BROKEN).is_null().to_numpy(zero_copy_only=False)
+    for meaning in ("user_id", "item_id"):
+        if (name := names.get(meaning)) in present and batch.column(name).null_count:
+            taken = taken & batch.column(name).is_valid().to_numpy(zero_copy_only=False)
+    parts = [] if reading.by_order else parts_of(names.get("timestamp_ms", ""))
+    if not parts or any(p not in present for p in parts):
+        return taken
+    column = batch.column(parts[0])
+    if column.null_count == len(column) and parts[0] not in facts.names:
+        return taken  # a column of JSON that may be there, and is not
+    values = len(column) - column.null_count
+    integers = matching(column, INTEGER) if values and not reading.time_format else 0
+    numbers = matching(column, NUMBER) if integers < values and not reading.time_format else integers
+    read = numbers
+    valid = column.is_valid().to_numpy(zero_copy_only=False)
+    if numbers == values and len(parts) == 1 and values:
         try:
-            batch = reader.read_next_batch()
-        except StopIteration:
-            return
-        except pa.ArrowInvalid as error:
-            if "straddling" not in str(error):
-                raise
-            raise ValueError(
-                f"a record of more than 1 MB behind {rows} others; a quote without its end?"
-            ) from error
-        rows += batch.num_rows
-        yield batch
+            raw = pc.fill_null(column.cast(pa.float64()), 0).to_numpy()
+        except pa.ArrowInvalid:
+            raw = np.array([float(v or 0) for v in column.to_pylist()])
+        ms = raw * TIME_UNITS[reading.time_unit] + reading.start_ms
+    else:
+        second = _text(batch.column(parts[1])) if len(parts) > 1 else None
+        ms, _, unread = times.milliseconds(_text(column), reading, second)
+        valid &= ~unread
+        read = int(valid.sum())
+        if unread.any() and len(facts.samples) < SAMPLES:
+            some = batch.column(parts[0]).filter(pa.array(unread)).slice(0, SAMPLES)
+            facts.samples += [v[:KEPT] for v in _text(some).to_pylist() if v]
+    for i, n in enumerate((values, integers, numbers, read)):
+        facts.times[i] += n
+    if bounds is not None:
+        valid = valid & (ms >= bounds[0]) & (ms <= bounds[1])
+    return taken & valid
 
 
-class _Rejoined:
-    """A stream of which the first bytes were read already."""
-
-    closed = False
-
-    def __init__(self, head: bytes, rest: Any):
-        self._head, self._rest = head, rest
-
-    def read(self, size: int = -1) -> bytes:
-        if not self._head:
-            return self._rest.read() if size < 0 else self._rest.read(size)
-        part, self._head = (self._head, b"") if size < 0 else (self._head[:size], self._head[size:])
-        return part
-
-    def close(self) -> None:
-        self.closed = True
+def _text(column: pa.Array) -> pa.Array:
+    """The column as valid text: bytes that are none are replaced."""
+    try:
+        column.validate(full=True)
+        return column
+    except pa.ArrowInvalid:
+        raw = column.view(pa.binary()).to_pylist()
+        return pa.array([None if v is None else v.decode(errors="replace") for v in raw], pa.string())
 
 
-def _draft_schema(names: Collection[str]) -> pa.Schema:
-    return pa.schema([*((name, pa.string()) for name in names), (LINE, pa.int64()), (BROKEN, pa.string())])
-
-
-def _matching(column: pa.Array, pattern: str) -> int:
+def matching(column: pa.Array, pattern: str) -> int:
+    """How many values of a column of text match."""
     return pc.sum(pc.match_substring_regex(column, pattern)).as_py() or 0
-
-
-def _json_rows(stream: Any, names: list[str], facts: Facts) -> Iterator[pa.RecordBatch]:
-    schema = _draft_schema(names)
-    rows: list[tuple[Any, ...]] = []
-
-    def batch() -> pa.RecordBatch:
-        columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in schema]
-        rows.clear()
-        columns[:-2] = [_json_texts(name, c, facts) for name, c in zip(names, columns[:-2], strict=True)]
-        return pa.record_batch(
-            [pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)], schema=schema
-        )
-
-    for number, line in enumerate(io.BufferedReader(stream, 1 << 20), start=1):
-        if not line.strip():
-            continue
-        try:
-            found, why = json.loads(line), None
-            if not isinstance(found, dict):
-                raise ValueError(type(found).__name__)
-        except ValueError as error:
-            found, why = (
-                {},
-                f"expected a JSON object, found {line[:KEPT].decode(errors='replace').strip()!r} ({error})",
-            )
-        rows.append((*map(found.get, names), number, why))
-        if len(rows) == BATCH_ROWS:
-            yield batch()
-    yield batch()
-
-
-def _json_texts(name: str, values: list[Any], facts: Facts) -> list[str | None]:
-    """The values of a column as text; counts their kinds. JSON tells text from numbers: "7" is a name."""
-    kinds = Counter(map(type, values))
-    if kinds[float]:  # pandas writes integers as floats where some are missing
-        values = [int(v) if type(v) is float and v.is_integer() and abs(v) < 2**53 else v for v in values]
-        kinds = Counter(map(type, values))
-    present = len(values) - kinds[type(None)]
-    if not present:
-        return values
-    if kinds[list]:
-        inner = {type(v) for row in values if type(row) is list for v in row} - {type(None)}
-        listed = {"int" if kind is int else "string" for kind in inner}
-        facts.lists[name] = sorted(listed.union(facts.lists.get(name, ())))
-    facts.count(name, present, kinds[int], kinds[int] + kinds[float])
-    return [v if type(v) is str or v is None else json.dumps(v, ensure_ascii=False) for v in values]
 
 
 # Kinds -------------------------------------------------------------------------------------------------------
 
 
-def _cast(batch: pa.RecordBatch, kinds: Mapping[str, str]) -> pa.RecordBatch:
+def _cast(batch: pa.RecordBatch, kinds: Mapping[str, str], reading: Reading) -> pa.RecordBatch:
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-    broken = columns[BROKEN].to_pylist()
+    broken: list[str | None] | None = None
     for name, kind in kinds.items():
-        convert, says = CASTS[kind]
+        if kind == "string":
+            continue
         column = columns[name]
-        columns[name], wrong = convert(column)
+        if kind == "time":
+            text = _text(column)
+            columns[name], wrong = times.parsed(text, reading.time_format, reading.time_unit)
+            says = f"a time as {reading.time_format!r}" if reading.time_format else "an ISO 8601 time"
+        else:
+            convert, says = CASTS[kind]
+            columns[name], wrong = convert(column)
+        if not wrong.any():
+            continue
+        broken = columns[BROKEN].to_pylist() if broken is None else broken
         for i in np.flatnonzero(wrong).tolist():
-            value = column.view(pa.binary())[i].as_py()[:KEPT].decode(errors="replace")
+            value = column.view(pa.binary())[i].as_py()[: 4 * KEPT].decode(errors="replace")[:KEPT]
             broken[i] = broken[i] or f"{name}: expected {says}, found {value!r}"
-    columns[BROKEN] = pa.array(broken, pa.string())
+    if broken is not None:
+        columns[BROKEN] = pa.array(broken, pa.string())
     return pa.record_batch(columns)
 
 
@@ -309,12 +300,14 @@ def _by_value(
     return convert
 
 
-def _cast_by(pattern: str | None, types: tuple[pa.DataType, ...], slow: Callable[[bytes], Any]) -> Any:
+def _cast_by(pattern: str, types: tuple[pa.DataType, ...], slow: Callable[[bytes], Any]) -> Any:
     """A cast of whole columns, and value by value where one does not fit."""
 
     def convert(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
         values = column.drop_null().view(pa.binary())
-        if pattern is None or _matching(values, pattern) == len(values):
+        if matching(values, pattern) == len(values) and not (
+            pattern == NUMBER and matching(values, times.CUT)
+        ):
             if pattern == INTEGER and pc.any(pc.ends_with(column, ".0")).as_py():
                 column = pc.replace_substring_regex(column, r"\.0$", "")
             for type_ in types:
@@ -334,11 +327,10 @@ def _integer(value: bytes) -> int:
     return int(text)
 
 
-def _time(value: bytes) -> datetime:
-    text = value.decode()
-    # "2024-01-31 12:00:00 UTC" is how BigQuery writes it
-    found = datetime.fromisoformat(text[:-4] + "Z" if text.endswith((" UTC", " GMT")) else text)
-    return found.astimezone(UTC).replace(tzinfo=None) if found.tzinfo else found
+def _float(value: bytes) -> float:
+    if re.match(times.CUT, value.decode()):
+        raise ValueError("a number cut to its first digits")
+    return float(value)
 
 
 def _list(value: bytes) -> list[Any]:
@@ -354,8 +346,7 @@ def _list_of_text(value: bytes) -> list[str | None]:
 
 CASTS: dict[str, tuple[Callable[[pa.Array], tuple[pa.Array, np.ndarray]], str]] = {
     "int": (_cast_by(INTEGER, (pa.int64(),), _integer), "an integer"),
-    "float": (_cast_by(NUMBER, (pa.float64(),), float), "a number"),
-    "time": (_cast_by(None, (pa.timestamp("ms", "UTC"), pa.timestamp("ms")), _time), "an ISO 8601 time"),
+    "float": (_cast_by(NUMBER, (pa.float64(),), _float), "a number"),
     "list of int": (_by_value(_list, pa.list_(pa.int64())), "a list of integers"),
     "list of string": (_by_value(_list_of_text, pa.list_(pa.string())), "a list"),
 }

@@ -1,0 +1,216 @@
+"""What ``vista ingest --dry-run`` shows: of one file of each kind, its columns, how each is read, some rows as events.
+
+Looks at the first rows of a file, in a folder that is gone afterwards; nothing else is touched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from beam_jobs.ingest.plan import IngestOptions, inspect_all, logs_asked, time_bounds
+from beam_jobs.ingest.vocabulary import text_columns
+from beam_jobs.run.record import RunDirectory
+from beam_jobs.run.runner import local_args
+from vista.data import paths
+from vista.data.logs.importer import Rules, accepted, check
+from vista.data.logs.letters import Letter
+from vista.data.logs.reading import Reading
+from vista.data.logs.schema import BROKEN, LINE, SECOND, TOLD, Source, open_source
+
+ROWS = 1_000
+HEAD_BYTES = 1 << 20
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was found in one file.
+
+    Attributes:
+        of: what the file is of. rows: looked at.
+        columns: (meaning, column, type, how it is read). unused: columns that no meaning has.
+        names: of the columns of ``events``, the first rows as they would be ingested. letters: rows set aside.
+    """
+
+    path: str
+    of: str
+    rows: int
+    columns: list[tuple[str, str, str, str]]
+    unused: list[str]
+    names: tuple[str, ...] = ()
+    events: list[tuple[Any, ...]] = field(default_factory=list)
+    letters: list[Letter] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def preview(options: IngestOptions) -> list[Look]:
+    """Look at the first file of each option.
+
+    Raises:
+        DataError: as ingesting would.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        heads: dict[str, str] = {}
+        asked = dataclasses.replace(
+            options,
+            **{
+                name: _heads(getattr(options, name), folder, heads)
+                for name in ("events", "impressions", "items")
+            },
+        )
+        run_dir = RunDirectory(Path(folder, "run"))
+        run_dir.path.mkdir()
+        groups = logs_asked(asked, [])
+        bounds = time_bounds(asked, _now_ms())
+        inspect_all(groups, {}, asked, bounds, run_dir, local_args())
+        looks = []
+        for name, group in zip(("events", "impressions", "items"), groups, strict=True):
+            for source in group.good:
+                looks.append(_look(source, heads[source.path], name, group.reading, bounds))
+        return looks
+
+
+def _now_ms() -> int:
+    import time
+
+    return int(time.time() * 1000)
+
+
+def _heads(patterns: Sequence[str], folder: str, heads: dict[str, str]) -> tuple[str, ...]:
+    """The first rows of the first file, in the folder; ``heads`` takes where each is from."""
+    if not patterns:
+        return ()
+    path = paths.expand(patterns)[0]
+    below = Path(folder, str(len(heads)), *(f"{k}={v}" for k, v in paths.partitions(path).items()))
+    below.mkdir(parents=True)
+    target = below / os.path.basename(path)
+    if paths.text_ending(path):
+        _text_head(path, target)
+    elif paths.table_ending(path) in (".parquet", ".pq", ".parq"):
+        with open_source(path) as file:
+            batch = next(file.iter_batches(ROWS), pa.RecordBatch.from_pylist([], file.schema_arrow))
+            pq.write_table(pa.Table.from_batches([batch]), target)
+    else:
+        shutil.copyfile(paths.local_path(path), target)
+    heads[str(target)] = path
+    return (str(target),)
+
+
+def _text_head(path: str, target: Path) -> None:
+    compression = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}.get(os.path.splitext(path.lower())[1])
+    with pa.input_stream(paths.open_input(path), compression=compression) as stream:
+        head = b""
+        while len(head) < HEAD_BYTES and (block := stream.read(HEAD_BYTES - len(head))):
+            head += block
+    lines = head.splitlines(keepends=True)
+    whole = lines if len(head) < HEAD_BYTES else lines[:-1] or lines
+    with pa.output_stream(str(target), compression=compression) as out:
+        out.write(b"".join(whole[: ROWS + 1]))
+
+
+def _look(source: Source, path: str, of: str, reading: Reading, bounds: tuple[int, int]) -> Look:
+    with open_source(source.data, text_columns(source)) as file:
+        schema = file.schema_arrow
+        wanted = list(dict.fromkeys(source.names.values()))
+        batch = next(file.iter_batches(ROWS, columns=wanted), None)
+    types = {
+        n: _type(schema.field(n).type) if not paths.text_ending(source.path) else "text" for n in schema.names
+    }
+    columns = [
+        (m.removeprefix(TOLD), name, types[name], _how(m, source, reading))
+        for m, name in source.names.items()
+        if m not in (LINE, BROKEN)
+    ]
+    columns += [
+        (m, "(path)" if m not in reading.constants else "(constant)", "text", f"{v!r} in all rows")
+        for m, v in source.constants.items()
+    ]
+    if reading.action_is:
+        columns.append(("action", "(constant)", "text", f"{reading.action_is!r} in all rows"))
+    if reading.by_order:
+        columns.append(("timestamp_ms", "(order)", "", "a millisecond for each row, in order"))
+    used = set(source.names.values())
+    unused = [n for n in schema.names if n not in used and n not in (LINE, BROKEN)]
+    rows = 0 if batch is None else batch.num_rows
+    look = Look(path, of, rows, columns, unused)
+    return look if batch is None or of == "items" else _as_events(look, batch, source, reading, bounds)
+
+
+def _how(meaning: str, source: Source, reading: Reading) -> str:
+    kind = source.kinds.get(meaning, "text")
+    if meaning.startswith(TOLD):
+        action = next(a for a in reading.actions if TOLD + a.name == meaning)
+        if kind.startswith("list"):
+            return "action where the item is in the list"
+        return f"action where {action}" if action.operator else "action where it is not 0"
+    if meaning == "timestamp_ms":
+        since = f" since {reading.time_from}" if reading.time_from else ""
+        if kind in ("int", "float", "uint", "decimal") and not reading.time_format:
+            return f"number in {reading.time_unit}{since}"
+        return f"time as {reading.time_format}" if reading.time_format else f"time{since}"
+    if meaning == SECOND:
+        return "time of the day"
+    names = {"int": "number", "string": "name", "null": "nothing in it", "list of int": "list of numbers"}
+    return names.get(kind, kind)
+
+
+def _as_events(
+    look: Look, batch: pa.RecordBatch, source: Source, reading: Reading, bounds: tuple[int, int]
+) -> Look:
+    open_rules = Rules(*bounds, (), (), reading)
+    asked = [
+        m
+        for m in ("action", "actions", "surface")
+        if m in source.names
+        and (source.kinds[m] != "null")
+        and not (m == "surface" and source.kinds[m] == "int")
+    ]
+    found = accepted(batch, source, open_rules, 0, asked)
+    actions: list[str] = list(reading.named_actions())
+    for key in ("action", "actions"):
+        values = found.get(key, [])
+        if values and isinstance(values[0], int):
+            actions += [str(a) for a in range(len(actions), min(max(int(v) for v in values), 30) + 1)]
+        else:
+            actions += sorted({str(v) for v in values} - set(actions))
+    surfaces = tuple(sorted(str(v) for v in found.get("surface", [])))
+    fixed = source.constants.get("surface")
+    rules = Rules(*bounds, tuple(actions[:31]), surfaces or ((fixed,) if fixed else ()), reading)
+    checked = check(batch, source, rules, 0)
+    names = dict(zip(checked.names[0].tolist(), checked.names[1].to_pylist(), strict=True))
+    events = []
+    for i in range(min(SHOWN, len(checked))):
+        c = {name: column[i] for name, column in checked.columns.items()}
+        item = int(c["item"])
+        did = [a for k, a in enumerate(rules.actions) if int(c["action"]) >> k & 1]
+        surface = int(c.get("surface", 0))
+        kind = "event" if checked.engaged is None or checked.engaged[i] else "impression"
+        when = np.datetime64(int(c["time"]), "ms") if c["time"] >= 0 else "of its request"
+        where = rules.surfaces[surface] if rules.surfaces else surface
+        row = (
+            str(checked.user[i].as_py()),
+            str(names.get(item, item)),
+            "+".join(did) or "-",
+            str(when),
+            str(where),
+        )
+        events.append((*row, "impression" if source.shows else kind))
+    head = ("user", "item", "actions", "time (UTC)", "surface", "becomes")
+    return dataclasses.replace(look, names=head, events=events, letters=checked.letters[:SHOWN])
+
+
+def _type(type_: pa.DataType) -> str:
+    return str(type_.value_type if pa.types.is_dictionary(type_) else type_)

@@ -1,0 +1,292 @@
+"""Rows of CSV and TSV as batches of text: with or without a header or quotes, with lines that are none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as csv
+
+from vista.data.logs.reading import Reading
+from vista.data.logs.schema import BROKEN, LINE
+
+SEPARATORS = {".csv": ",;\t|", ".txt": ",;\t|", ".tsv": "\t", ".inter": "\t"}
+"""What may stand between the fields of a file by its name's ending; the one that its first line has most of does."""
+
+NULLS = (
+    "", "\\N", "NULL", "Null", "null", "(null)", "<null>", "NA", "N/A", "n/a", "#N/A", "<NA>", "nan", "NaN", "NAN",
+    "None", "nil", "undefined", "-",
+)  # fmt: skip
+"""How programs write that there is no value."""
+
+HEAD = 1 << 20
+MAX_COLUMNS = 10_000
+KEPT = 500
+"""Characters of a broken line that are kept."""
+
+
+class QuotesAreText(Exception):
+    """A quote in a field that no quotes enclose: the file is to be read again without quotes."""
+
+
+def csv_rows(
+    stream: Any,
+    ending: str,
+    wanted: Collection[str],
+    found_names: list[str],
+    reading: Reading,
+    quotes: bool | None,
+) -> Iterator[pa.RecordBatch]:
+    """Batches of the wanted columns as text, with ``LINE`` and ``BROKEN``.
+
+    Args:
+        found_names: takes the names of all columns.
+        quotes: whether quotes enclose fields; None looks.
+
+    Raises:
+        ValueError: no header, a column twice in it, a record without its end.
+        QuotesAreText: found on the way (``quotes`` None).
+    """
+    head = stream.read(HEAD)
+    while len(head) < HEAD and (more := stream.read(HEAD - len(head))):
+        head += more
+    names, separator, head = _header(head, ending, reading)
+    found_names[:] = names
+    tabs = separator == "\t"
+    guessed = quotes is None and tabs
+    if quotes is None:
+        quotes = ending != ".inter" and not (tabs and _quotes_are_text(head))
+    called, chosen = _called(names, wanted, reading)
+    schema = pa.schema(
+        [*((n, pa.string()) for n in chosen.values()), (LINE, pa.int64()), (BROKEN, pa.string())]
+    )
+    lines = _Lines(len(names), reading.sections)
+    reader = _reader(_Rejoined(head, stream), separator, quotes, called, list(chosen), lines) if head else ()
+    done = 0
+    for batch in _whole_records(reader, guessed and quotes):
+        if lines.open_quotes:  # the lines behind it are no record's: which they were, nobody can tell
+            if guessed and quotes:
+                raise QuotesAreText
+            raise ValueError(lines.open_quotes[0])
+        if guessed and quotes and _has_newline(batch) and not _spans(head):
+            raise QuotesAreText
+        n = batch.num_rows
+        number = np.arange(done + 1, done + 1 + n + len(lines.other))
+        number = number[~np.isin(number, lines.numbers())][:n]
+        done = int(number[-1]) if n else done
+        columns = [column.view(pa.string()) for column in batch.columns]
+        if reading.sections:
+            columns.append(lines.values_at(number))
+        yield pa.record_batch(
+            [*columns, pa.array(number), _again(columns, list(chosen), names)], schema=schema
+        )
+    if lines.open_quotes:
+        if guessed and quotes:
+            raise QuotesAreText
+        raise ValueError(lines.open_quotes[0])
+    broken = lines.broken
+    nothing = [pa.nulls(len(broken), pa.string()) for _ in chosen]
+    yield pa.record_batch([*nothing, pa.array(list(broken), pa.int64()), pa.array(list(broken.values()), pa.string())],
+                          schema=schema)  # fmt: skip
+
+
+class _Lines:
+    """Records that are no rows: broken ones (number to why), and ``VALUE:`` lines that begin a section."""
+
+    def __init__(self, fields: int, sections: str):
+        self.fields, self.sections = fields, sections
+        self.broken: dict[int, str] = {}
+        self.starts: list[int] = []
+        self.values: list[str] = []
+        self.open_quotes: list[str] = []
+
+    @property
+    def other(self) -> Sequence[int]:
+        return [*self.broken, *self.starts]
+
+    def numbers(self) -> np.ndarray:
+        return np.array(self.other, np.int64)
+
+    def take(self, row: csv.InvalidRow) -> str:
+        if self.sections and row.actual_columns == 1 and row.text.rstrip().endswith(":"):
+            self.starts.append(row.number)
+            self.values.append(row.text.rstrip()[:-1])
+            return "skip"
+        if "\n" in row.text and row.text.count('"') % 2:
+            self.open_quotes.append(
+                f"a quote without its end in record {row.number}: {row.text[:80]!r} (where quotes enclose nothing, say "
+                f"--no-quotes)"
+            )
+        why = f"expected {row.expected_columns} fields, found {row.actual_columns}: {row.text[:KEPT]}"
+        self.broken[row.number] = why
+        return "skip"
+
+    def values_at(self, number: np.ndarray) -> pa.Array:
+        at = np.searchsorted(np.array(self.starts, np.int64), number) - 1
+        index = pa.array(np.where(at < 0, len(self.values), at))
+        return pa.array([*self.values, None], pa.string()).take(index)
+
+
+def _called(
+    names: Sequence[str], wanted: Collection[str], reading: Reading
+) -> tuple[list[str], dict[str, str]]:
+    """(a name of its own for each column, those that are wanted: to the name they have)."""
+    twice = sorted({name for name in names if names.count(name) > 1 and name in wanted}) if len(
+        set(names)) < len(names) else []  # fmt: skip
+    if twice:
+        raise ValueError(f"column {twice[0]!r} twice in the header {names[:40]}")
+    # others of one name (spreadsheets write columns without any) are told apart by their place
+    seen = set()
+    called = []
+    for i, name in enumerate(names):
+        called.append(f"{name}#{i}" if name in seen or name in ("", "-") else name)
+        seen.add(name)
+    lists = {spec.partition(":")[0] for spec in reading.explode}
+    chosen = {c: c for c in called if c in wanted or c in lists}
+    if not chosen:
+        chosen = {called[0]: called[0]}
+    if reading.sections:
+        chosen[reading.sections] = reading.sections
+    return called, chosen
+
+
+def _reader(
+    stream: Any, separator: str, quotes: bool, called: list[str], chosen: list[str], lines: _Lines
+) -> Any:
+    try:
+        return csv.open_csv(
+            pa.PythonFile(stream, mode="r"),
+            read_options=csv.ReadOptions(use_threads=False, column_names=called),
+            parse_options=csv.ParseOptions(
+                delimiter=separator,
+                quote_char='"' if quotes else False,
+                newlines_in_values=quotes,
+                invalid_row_handler=lines.take,
+            ),
+            convert_options=csv.ConvertOptions(
+                include_columns=[c for c in chosen if c in called],
+                column_types=dict.fromkeys(called, pa.binary()),
+                null_values=list(NULLS),
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=True,
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        if "Empty CSV" in str(error):
+            return ()
+        if "straddling" in str(error):
+            raise ValueError(
+                "a record of more than 1 MB behind 0 others; a quote without its end?"
+            ) from error
+        raise
+
+
+def _again(columns: Sequence[pa.Array], chosen: Sequence[str], names: Sequence[str]) -> pa.Array:
+    """``BROKEN`` of a batch: rows that are the header again (files put one behind the other)."""
+    n = len(columns[0])
+    again = None
+    for column, name in zip(columns, chosen, strict=True):
+        same = pc.fill_null(pc.equal(column.view(pa.binary()), name.encode()), False)
+        again = same if again is None else pc.and_(again, same)
+        if not pc.any(again).as_py():
+            return pa.nulls(n, pa.string())
+    why = pa.scalar("the header again", pa.string())
+    return pc.if_else(again, why, pa.scalar(None, pa.string()))
+
+
+def _header(head: bytes, ending: str, reading: Reading) -> tuple[list[str], str, bytes]:
+    """(names of the columns, what separates them, the head behind the line with the names)."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError("UTF-16 text; write it as UTF-8")
+    head = head.removeprefix(b"\xef\xbb\xbf")
+    separators = reading.separator or SEPARATORS[ending]
+    while True:
+        line = re.match(rb"[^\r\n]*(\r\n|\r|\n|$)", head)
+        first = line.group() if line else b""
+        if not first.strip() and first and not first.strip(b"\r\n\v\f "):
+            head = head[len(first) :]  # blank lines before the header
+        elif (told := re.match(rb"sep=(.)\r?\n?$", first)) is not None:  # Excel's line
+            separators = told.group(1).decode()
+            head = head[len(first) :]
+        else:
+            break
+    if not head.strip():
+        raise ValueError("nothing, not even a header")
+    if len(first) >= HEAD:
+        raise ValueError(f"a first line of more than {HEAD >> 20} MB")
+    separator = max(separators, key=lambda s: first.count(s.encode()))  # the first of those that are as many
+    if first.count(separator.encode()) >= MAX_COLUMNS:
+        raise ValueError(
+            f"a header of {first.count(separator.encode()) + 1} columns; at most {MAX_COLUMNS} are read"
+        )
+    if reading.header:
+        if ending == ".inter":
+            raise ValueError("a file that ends in .inter has a header; leave --header out")
+        return list(reading.header), separator, head
+    block = csv.ReadOptions(block_size=max(len(first), 64))
+    line = first.rstrip(b"\r\n") + b"\n"
+    options = csv.ParseOptions(delimiter=separator, quote_char=False if ending == ".inter" else '"')
+    names = csv.read_csv(pa.BufferReader(line), block, options).column_names
+    if ending == ".inter":
+        names = [name.split(":")[0] for name in names]
+    return [name.strip() for name in names], separator, head[len(first) :]
+
+
+def _quotes_are_text(head: bytes) -> bool:
+    """Whether the fields of a TSV begin with quotes that enclose nothing, while all lines have as many fields."""
+    lines = head.split(b"\n")[:-1] or [head]
+    if not re.search(rb'(^|[\t\n])"', head) or len({line.count(b"\t") for line in lines if line.strip()}) > 1:
+        return False
+    fields = re.findall(rb'(?:^|[\t\n])("[^\t\n]*)', head)
+    return any(not re.fullmatch(rb'"([^"]|"")*"\r?', f) for f in fields)
+
+
+def _spans(head: bytes) -> bool:
+    """Whether quotes of the head enclose line ends."""
+    return re.search(rb'(^|[\t\n])"([^"\t\n]|"")*\n', head) is not None
+
+
+def _has_newline(batch: pa.RecordBatch) -> bool:
+    return any(pc.any(pc.match_substring(c.view(pa.string()), "\n")).as_py() for c in batch.columns)
+
+
+def _whole_records(reader: Any, guessed: bool) -> Iterator[pa.RecordBatch]:
+    rows = 0
+    batches = iter(reader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except pa.ArrowInvalid as error:
+            if "straddling" not in str(error):
+                raise
+            if guessed:
+                raise QuotesAreText from error
+            raise ValueError(
+                f"a record of more than 1 MB behind {rows} others; a quote without its end?"
+            ) from error
+        rows += batch.num_rows
+        yield batch
+
+
+class _Rejoined:
+    """A stream of which the first bytes were read already."""
+
+    closed = False
+
+    def __init__(self, head: bytes, rest: Any):
+        self._head, self._rest = head, rest
+
+    def read(self, size: int = -1) -> bytes:
+        if not self._head:
+            return self._rest.read() if size < 0 else self._rest.read(size)
+        part, self._head = (self._head, b"") if size < 0 else (self._head[:size], self._head[size:])
+        return part
+
+    def close(self) -> None:
+        self.closed = True
