@@ -36,6 +36,7 @@ from beam_jobs.run.limits import check_disk
 from beam_jobs.run.record import DeadLetter, RunDirectory, RunRecord, write_atomically
 from vista.data import paths
 from vista.data.tables.commits import Addition, TableChanged, alone, commit, recover
+from vista.data.tables.forgotten import ForgottenUsers
 from vista.data.tables.ledger import LedgerRow
 from vista.data.tables.manifests import PREFIX
 from vista.data.tables.remembering import forgotten_users
@@ -196,7 +197,7 @@ def _settings(options: IngestOptions, warehouse: Warehouse, run_dir: RunDirector
         chunk_rows=min(options.chunk_rows, options.max_rows),
         max_rows=options.max_rows,
         skip_bad_files=options.skip_bad_files,
-        forgotten=forgotten_users(warehouse),
+        forgotten=forgotten_users(warehouse) if warehouse.exists() else ForgottenUsers(),
     )
 
 
