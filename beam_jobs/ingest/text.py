@@ -27,10 +27,11 @@ from beam_jobs.run.record import RunDirectory, write_atomically
 from vista.data import paths
 from vista.data.logs import schema
 from vista.data.logs.columnar import as_rows
+from vista.data.logs.facts import Facts
 from vista.data.logs.inspecting import refuse_text
 from vista.data.logs.reading import Reading
 from vista.data.logs.schema import SECOND, TOLD, Column, UnreadableFile
-from vista.data.logs.text import Facts, draft, typed
+from vista.data.logs.text import draft, typed
 
 Columns = tuple[Column, ...]
 

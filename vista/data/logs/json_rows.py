@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from vista.data.logs.csv_rows import NULLS
 from vista.data.logs.exploding import explode_object
+from vista.data.logs.facts import Facts
 from vista.data.logs.reading import Reading
 from vista.data.logs.schema import BROKEN, LINE
-
-if TYPE_CHECKING:
-    from vista.data.logs.text import Facts
 
 MAX_LINE = 16 << 20
 """Bytes of a line that is read; a longer one is broken."""

@@ -15,7 +15,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -28,6 +27,7 @@ from vista.data import paths
 from vista.data.logs import times
 from vista.data.logs.csv_rows import QuotesAreText, csv_rows
 from vista.data.logs.exploding import explode_all
+from vista.data.logs.facts import Facts
 from vista.data.logs.json_rows import json_rows
 from vista.data.logs.reading import TIME_UNITS, Reading
 from vista.data.logs.schema import (
@@ -51,30 +51,6 @@ INTEGER = r"^(0|-?[1-9][0-9]{0,18})(\.0)?$"
 """As a program writes an integer: ``007`` and ``+7`` are names. ``7.0`` is how pandas writes one in a column where
 some are missing."""
 NUMBER = times.NUMBER
-
-
-@dataclass
-class Facts:
-    """What the values of a text log's columns are in the rows that will be taken: by column, how many there are, and
-    how many of them are integers, numbers (integers too), and lists of integers or of strings.
-
-    Attributes:
-        texts: columns of JSON in which a text looks like an integer, which makes all of it text.
-        names: all columns of the file, or keys of its objects.
-        times: of all rows' times, how many there are, are integers, numbers, and times as text; samples: some of
-            those that are none of it.
-        taken: rows that decided.
-    """
-
-    values: dict[str, int] = field(default_factory=dict)
-    integers: dict[str, int] = field(default_factory=dict)
-    numbers: dict[str, int] = field(default_factory=dict)
-    lists: dict[str, list[str]] = field(default_factory=dict)
-    texts: list[str] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    times: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
-    samples: list[str] = field(default_factory=list)
-    taken: int = 0
 
 
 def draft(
