@@ -1,7 +1,7 @@
 """Cost and memory of stage 1 against the length of one history, streamed in batches as a job would read it.
 
 Events are made batch by batch while they are read, so a history is never whole in memory. Times are of
-complete summaries (seeds and slots), each length as often as makes about as many events. Peak memory is that
+complete summaries of the default model, each length as often as makes about as many events. Peak memory is that
 of a fresh process, above what it held after the model was built and one short history summarised.
 """
 
@@ -41,13 +41,17 @@ def built(width: int, chunk: int) -> Summarizer:
     return Summarizer(config, EventEncoder(config, ItemEncoder(config)))
 
 
+ITEMS = 300_000
+"""Distinct items that a history is drawn from."""
+
+
 def history(events: int, batch: int) -> Iterator[_Batch]:
     """One user of random events, in batches."""
     for number, start in enumerate(range(0, events, batch)):
         n = min(batch, events - start)
         random = np.random.default_rng(number)
         time = 1_600_000_000_000 + np.arange(start, start + n) * 60_000
-        columns = {"item": random.integers(0, 50_000, n), "action": random.integers(1, 8, n)}
+        columns = {"item": random.integers(0, ITEMS, n), "action": random.integers(1, 8, n)}
         yield _Batch(np.zeros(1, np.int64), Events.of([n], time=time, **columns), start + n < events)
 
 

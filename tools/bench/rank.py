@@ -9,13 +9,14 @@ request of 600 candidates costs with more recent events read raw.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from tools.bench.harness import Figure, Result, in_turn, median, ratio
-from vista.config import ModelConfig, RankerConfig, SlotConfig, SummarizerConfig
+from vista.config import ModelConfig, RankerConfig, SlotConfig, SummarizerConfig, TokenConfig
 from vista.data.events import Events
 from vista.model import VistaModel
 from vista.ops import crossing
@@ -24,18 +25,24 @@ DAY_MS = 86_400_000
 NOW_MS = 20_000 * DAY_MS
 ITEMS = 100_000
 CHUNK = 128
+HISTORY = 4_096
+"""Events that a summary is made of: enough to fill it."""
+HASHED = 3_210
+"""Buckets a row of the hashed slots that were the record until version 0.1, beside 16 seeds."""
 
 
 def request(model: VistaModel, users: int, seed: int = 0, recent: int | None = None) -> dict[str, Any]:
-    """Arguments of ``Ranker.context`` for ``users`` users with random summaries and full recent windows."""
+    """Arguments of ``Ranker.context`` for ``users`` users with summaries of random events and full recent windows."""
     rng = np.random.default_rng(seed)
     config = model.config
     r = config.ranker.recent if recent is None else recent
     n = users * r
-    tokens = {}
-    for name, size, width, _ in model.groups:
-        draw = rng.normal(size=(users, size, width)) if name == "seeds" else rng.random((users, size, width))
-        tokens[name] = torch.from_numpy(draw.astype(np.float32))
+    past = Events.of(
+        [HISTORY] * users,
+        item=rng.integers(0, ITEMS, users * HISTORY),
+        time=np.tile(NOW_MS - np.arange(HISTORY)[::-1] * 600_000, users),
+    )
+    tokens = {name: torch.from_numpy(x) for name, x in model.summarizer.summarize(past).tokens.items()}
     events = Events.of(
         [r] * users,
         item=rng.integers(0, ITEMS, n),
@@ -73,12 +80,13 @@ def run(
     width: int = 64,
     layers: int = 2,
     heads: int = 2,
-    seeds: int = 64,
+    seeds: int = 0,
     recent: int = 32,
     candidates: int = 1_000,
     train_users: int = 32,
     threads: int = 1,
-    slots: bool = True,
+    slots: bool = False,
+    tokens: bool = True,
 ) -> Result:
     """Figures ``serving_speedup`` (at 1:``candidates``) and ``training_speedup`` (at 1:16), and their sweep."""
     before = torch.get_num_threads()
@@ -88,7 +96,8 @@ def run(
             width=width,
             summarizer=SummarizerConfig(seeds=seeds),
             ranker=RankerConfig(layers=layers, heads=heads, recent=recent),
-            slots=SlotConfig() if slots else SlotConfig(buckets=0, clusters=0),
+            tokens=TokenConfig() if tokens else TokenConfig(items=0),
+            slots=SlotConfig(buckets=HASHED if slots else 0),
         )
         model = VistaModel(config).eval()
         result = Result(
@@ -101,6 +110,7 @@ def run(
                 "train_users": train_users,
                 "threads": threads,
                 "slots": slots,
+                "tokens": tokens,
             }
         )
         _serving(model, result, candidates, 3 if quick else 9)
@@ -119,6 +129,10 @@ def _serving(model: VistaModel, result: Result, candidates: int, repeats: int) -
     user = np.zeros(candidates, np.int64)
     expanded_inputs = chunked(inputs, user)  # made outside the clock: such a batch arrives expanded
 
+    former = VistaModel(_hashed(model.config)).eval()
+    given = request(former, 1)
+    batch = request(model, 8, 2)
+
     def deduplicated() -> torch.Tensor:
         return ranker.rank(ranker.context(**inputs), items, whole)
 
@@ -136,9 +150,15 @@ def _serving(model: VistaModel, result: Result, candidates: int, repeats: int) -
     with torch.inference_mode():
         first = deduplicated()
         apart = max(float((first - other()).abs().max()) for other in (copied, expanded))
-        fast = in_turn({"deduplicated": deduplicated, "copied": copied}, repeats * 3)
+        fast = in_turn(
+            {
+                "deduplicated": deduplicated,
+                "copied": copied,
+                "hashed": lambda: former.ranker.rank(former.ranker.context(**given), items, whole),
+            },
+            repeats * 3,
+        )
         slow = in_turn({"deduplicated": deduplicated, "expanded": expanded}, repeats)
-        batch = request(model, 8, 2)
         many = torch.from_numpy(np.random.default_rng(3).integers(0, ITEMS, 8 * candidates))
         offsets = crossing.Plan.of(np.arange(9) * candidates)
         batched = in_turn({"batch": lambda: ranker.rank(ranker.context(**batch), many, offsets)}, repeats)[
@@ -151,8 +171,20 @@ def _serving(model: VistaModel, result: Result, candidates: int, repeats: int) -
         float(np.median(slow["expanded"]) * 8 / np.median(batched))
     )
     figures["serving_rate"] = median(candidates / fast["deduplicated"], "candidates/s")
+    # of a request, to that of the record until version 0.1: 16 seeds and hashed slots
+    figures["cost_to_hashed"] = ratio(fast["deduplicated"], fast["hashed"], target=1.15, at_least=False)
     figures["serving_latency"] = median(fast["deduplicated"], "s")
     figures["largest_difference"] = Figure(apart, "logit", target=1e-3, at_least=False)
+
+
+def _hashed(config: ModelConfig) -> ModelConfig:
+    """The same model on the record as it was until version 0.1."""
+    return replace(
+        config,
+        tokens=TokenConfig(items=0),
+        slots=SlotConfig(buckets=HASHED),
+        summarizer=replace(config.summarizer, seeds=16, rows="events"),
+    )
 
 
 def _recent(model: VistaModel, result: Result, repeats: int, lengths: tuple[int, ...], b: int = 600) -> None:

@@ -3,8 +3,9 @@
 Sides, per core and in turn: ``heavy`` summarises users whose lengths are lognormal (sigma 1.5: a few hold most of the
 events); ``full`` as many users with as many events, all of one length that is a multiple of C, so that there is
 neither a tail nor padding nor a user larger than another; ``matmul`` multiplies ``[rows, D] x [D, 4 D]``, the widest
-projection of a layer. Work is counted as multiplications and additions of the layers as they are defined, seeds
-included, padding excluded.
+projection of a layer; ``record`` makes the default record of the same users, ``before`` what it was until version 0.1
+(16 seeds and hashed slots), both at width 64. Work is counted as multiplications and additions of the layers as they
+are defined, seeds included, padding excluded.
 """
 
 from __future__ import annotations
@@ -13,26 +14,31 @@ import numpy as np
 import torch
 
 from tools.bench.harness import Figure, Result, in_turn, median, ratio
-from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, SummarizerConfig
+from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, SummarizerConfig, TokenConfig
 from vista.data.events import Events
 from vista.embedding.encoders import EventEncoder, ItemEncoder
+from vista.stage1 import seed_tokens
 from vista.stage1.summarizer import Summarizer
+
+HASHED = 3_210
+"""Buckets a row of the hashed slots that were the record until version 0.1, beside 16 seeds."""
 
 
 def built(
-    width: int, layers: int, heads: int, chunk: int, seeds: int, slots: bool, device: str
+    width: int, layers: int, heads: int, chunk: int, seeds: int, slots: int, tokens: int, device: str
 ) -> Summarizer:
-    """A summarizer with weights of seed 0; without slots unless asked."""
+    """A summarizer with weights of seed 0: seed tokens of whole events, buckets of slots, exact tokens."""
     config = ModelConfig(
         width=width,
         embedding=EmbeddingConfig(rows=65_536),
-        slots=SlotConfig() if slots else SlotConfig(buckets=0, clusters=0),
-        summarizer=SummarizerConfig(layers=layers, heads=heads, chunk=chunk, seeds=seeds),
+        tokens=TokenConfig(items=tokens),
+        slots=SlotConfig(buckets=slots),
+        summarizer=SummarizerConfig(layers=layers, heads=heads, chunk=chunk, seeds=seeds, rows="events"),
     )
     torch.manual_seed(0)
     events = EventEncoder(config, ItemEncoder(config))
     model = Summarizer(config, events)
-    for part in (model, events, events.items, model.slots):
+    for part in (model, events, events.items, model.slots, model.tokens):
         part.to(device)
     return model
 
@@ -64,6 +70,11 @@ def operations(model: Summarizer, events: int, users: int) -> float:
     return inner + last + users * s.seeds * s.layers * (row + read)
 
 
+def state_bytes(model: Summarizer, events: Events) -> float:
+    """Mean over users."""
+    return float(np.mean([len(state.to_bytes()) for state in model.summarize(events).states]))
+
+
 def run(
     quick: bool,
     users: int | None = None,
@@ -72,18 +83,20 @@ def run(
     layers: int = 3,
     heads: int = 4,
     chunk: int = 256,
-    seeds: int = SummarizerConfig.seeds,
+    seeds: int = 16,
     device: str = "cpu",
 ) -> Result:
     users = users or (24 if quick else 64)
     mean = mean or (512 if quick else 1_024)
-    model = built(width, layers, heads, chunk, seeds, False, device)
-    slotted = built(width, layers, heads, chunk, seeds, True, device)
+    model = built(width, layers, heads, chunk, seeds, 0, 0, device)
+    # the record as it is by default, and as it was: each whole, at the default width
+    record = built(64, 2, 2, chunk, 0, 0, TokenConfig.items, device)
+    before = built(64, 2, 2, chunk, 16, HASHED, 0, device)
     spread = lengths_of(users, mean)
     heavy, full = histories(spread), histories(np.full(users, mean))
-    a = torch.randn(model.step_rows, width, device=device)
+    a = torch.randn(seed_tokens.STEP_ROWS, width, device=device)
     b = torch.randn(width, 4 * width, device=device)
-    flops = 2.0 * model.step_rows * width * 4 * width
+    flops = 2.0 * seed_tokens.STEP_ROWS * width * 4 * width
     products = max(1, round(operations(model, len(full), users) / flops / 4))
 
     def done() -> None:
@@ -103,7 +116,8 @@ def run(
         {
             "heavy": lambda: summarize(model, heavy),
             "full": lambda: summarize(model, full),
-            "slots": lambda: summarize(slotted, heavy),
+            "record": lambda: summarize(record, heavy),
+            "before": lambda: summarize(before, heavy),
             "matmul": matmul,
         },
         repeats=3 if quick else 7,
@@ -130,7 +144,10 @@ def run(
             "events_per_second": median(len(heavy) / seconds["heavy"], "events/s"),
             "gflops": median(rate, "GFLOP/s"),
             "matmul_gflops": median(plain, "GFLOP/s"),
-            "with_slots": ratio(seconds["heavy"], seconds["slots"]),
+            "record_events_per_second": median(len(heavy) / seconds["record"], "events/s"),
+            "record_against_hashed": ratio(seconds["before"], seconds["record"], target=1.0),
+            "record_state_bytes": Figure(state_bytes(record, heavy), "bytes a user"),
+            "hashed_state_bytes": Figure(state_bytes(before, heavy), "bytes a user"),
             "events": Figure(float(len(heavy)), "events"),
         },
     )

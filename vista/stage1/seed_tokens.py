@@ -16,7 +16,7 @@ from vista.stage1.groups import GroupShape, Parts, SeedEncoder, TableShape, Work
 from vista.stage1.packing import PackedStep, Strands, pack
 
 SEEDS, MEMORY = "seeds", "seeds.memory"
-_STEP_ROWS = 4_096
+STEP_ROWS = 4_096
 
 
 class SeedTokenGroup:
@@ -28,7 +28,7 @@ class SeedTokenGroup:
 
     def __init__(self, encoder: SeedEncoder, events: EventEncoder, config: SummarizerConfig) -> None:
         self.encoder, self.events, self.config = encoder, events, config
-        self.step_rows = _STEP_ROWS
+        self.step_rows = STEP_ROWS
 
     def groups(self) -> list[GroupShape]:
         return [GroupShape(SEEDS, *self.encoder.seeds.shape, "int8")]

@@ -150,7 +150,7 @@ class ExactTokens(nn.Module):
         mass = np.zeros((users, rows[MASSES] * self.width), np.float32)
         cells = mass[:, : self.capacity * self.horizons].reshape(users, self.capacity, self.horizons)
         cells[owner, place] = self.item_table.horizons.floats(items.mass)
-        mass[:, : self.capacity * self.horizons] = cells.reshape(users, -1)
+        mass[:, : self.capacity * self.horizons] = cells.reshape(users, self.capacity * self.horizons)
         out = {
             ITEMS: ids.view(np.float32).reshape(users, rows[ITEMS], self.width),
             MASSES: mass.reshape(users, rows[MASSES], self.width),
@@ -183,7 +183,7 @@ class ExactTokens(nn.Module):
     def sequence(self, held: Held, encoder: ItemEncoder) -> Sequence:
         """The heaviest items of each user, and the clusters with most of what these do not stand for."""
         weight = held.mass[..., self.deciding]
-        order = weight.sort(dim=1, descending=True, stable=True)[1][:, : self.sequence_items]
+        order = _heaviest(weight, self.sequence_items)
         item = held.item.gather(1, order)
         mass = held.mass.gather(1, order[..., None].expand(-1, -1, self.horizons))
         there = mass.amax(-1, keepdim=True) > 0
@@ -201,6 +201,15 @@ class ExactTokens(nn.Module):
         places = rest.gather(1, top[..., None].expand(-1, -1, self.horizons))
         vectors = F.normalize(F.embedding(top, self.cluster_vectors), dim=-1)
         return Sequence(torch.cat([vector, vectors], 1), torch.cat([mass, places], 1))
+
+
+def _heaviest(mass: Tensor, count: int) -> Tensor:
+    """Places of the ``count`` largest of each row, int64 [U, count], largest first, of equal ones the first: the same
+    on every device. Masses [U, E] are 0 or more."""
+    # the bits of such floats are in their order; what is left of an integer makes all of them different
+    place = torch.arange(mass.shape[1], device=mass.device)
+    key = (mass.contiguous().float().view(torch.int32).long() << 24) + (mass.shape[1] - place)
+    return key.topk(count, dim=1)[1]
 
 
 class ExactTokenGroup:

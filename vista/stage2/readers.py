@@ -149,7 +149,11 @@ class NearTokens(nn.Module):
                 else (keys[group.users], ctx.token_mass[group.users])
             )
             cosine = rows @ k.transpose(1, 2)  # [G, M, S]
-            each = [torch.exp(b * (cosine - e)) @ m for b, e in zip(sharpness, self.empty, strict=True)]
+            # in place where it may be: a fresh block of this size costs more than what is done to it
+            each = [
+                (cosine * b).exp_() @ (m * torch.exp(-b * e))
+                for b, e in zip(sharpness, self.empty, strict=True)
+            ]
             outputs.append(torch.cat(each, -1).flatten(0, 1))
         out = torch.cat(outputs) if outputs else x.new_zeros(0, self.odds)
         odds = torch.log((out if plan.back is None else out[plan.back]) + _NOTHING)
