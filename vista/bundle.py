@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from vista.model import VistaModel
 
 FORMAT = "vista-bundle 1"
+VECTORS = "vectors.npz"
+"""Item vectors for readers of the store that have no model; bundles of before version 0.2 have none."""
+
 FILES = ("config.json", "weights.safetensors", "items.parquet", "bundle.json", "READY")
 ITEMS = pa.schema(
     [("item_id", pa.int64()), ("name", pa.string()), ("surface", pa.int32()), ("events", pa.int64())]
@@ -225,6 +228,7 @@ def save(path: str | Path, model: VistaModel, meta: Meta, items: pa.Table) -> Pa
         (building / "config.json").write_text(to_text(model.config), encoding="utf-8")
         save_file(weights, str(building / "weights.safetensors"), metadata={"fingerprint": mark})
         pq.write_table(items, building / "items.parquet")
+        _publish_vectors(building / VECTORS, model, items)
         description = {
             "format": FORMAT,
             "fingerprint": mark,
@@ -242,7 +246,7 @@ def save(path: str | Path, model: VistaModel, meta: Meta, items: pa.Table) -> Pa
         (building / "READY").touch()
         # safetensors makes its file for its owner alone; who may read a bundle is for the umask to say
         os.chmod(building / "weights.safetensors", (building / "READY").stat().st_mode & 0o777)
-        for name in FILES:
+        for name in (*FILES, VECTORS):
             _fsync(building / name)
         _fsync(building)
         os.rename(building, path)
@@ -349,6 +353,28 @@ def read_meta(path: str | Path) -> tuple[Meta, str]:
         raise BundleError(
             f"{path}/bundle.json: field missing or of another type: {error!r}; run `vista train` again"
         ) from error
+
+
+def _publish_vectors(path: Path, model: VistaModel, items: pa.Table) -> None:
+    """Unit vectors of the catalogue's items and of the clusters: what attends to summaries without the model
+    (``cache_store.torch.sequence.ItemVectors``)."""
+    import torch
+
+    ids = items["item_id"].to_numpy()
+    device = model.items.weight.device
+    with torch.no_grad():
+        parts = [
+            model.items.vector(torch.from_numpy(ids[a : a + 65_536].copy()).to(device)).half().cpu()
+            for a in range(0, len(ids), 65_536)
+        ]
+        width = (0, model.config.width)
+        vectors = torch.cat(parts).numpy() if parts else np.zeros(width, np.float16)
+        cluster = np.full(len(ids), -1, np.int32)
+        if model.config.tokens.clusters and model.config.tokens.enabled:
+            found = model.tokens.cluster(torch.from_numpy(ids.copy()).to(device))
+            cluster = found.cpu().numpy().astype(np.int32)
+        places = model.tokens.cluster_vectors.detach().half().cpu().numpy()
+    np.savez(path, ids=ids, vectors=vectors, cluster=cluster, places=places)
 
 
 def _weights(model: VistaModel) -> dict[str, torch.Tensor]:

@@ -27,10 +27,12 @@ from cache_store.errors import MissingUsers, SchemaError, StoreError
 from cache_store.format import manifest as manifests
 from cache_store.format.keys import Users, as_users
 from cache_store.format.manifest import Manifest
+from cache_store.format.record import RecordSchema
 from cache_store.read.prefetch import LookAhead
 from cache_store.read.snapshot import Status
 from cache_store.store import Store, wall_clock
 from cache_store.torch.decode import RecordDecoder
+from cache_store.torch.sequence import ItemVectors, TokenSequence, sequence
 
 MISSING_POLICIES = ("zeros", "learned", "raise")
 
@@ -52,6 +54,9 @@ class TokenBatch:
             the mask is False. None unless the module was made with ``ages=True``.
         generation: name of the generation that was read; "" if none is old enough for ``as_of``.
         slices: group name to its rows of ``[S, D]``.
+        schema: of the records.
+        numbers: group of codec ``int64`` to its whole numbers, int64 [B, n]; in ``tokens`` these are bits, or zeros in
+            any type but float32.
     """
 
     tokens: Tensor
@@ -63,6 +68,8 @@ class TokenBatch:
     ages: Tensor | None
     generation: str
     slices: dict[str, slice]
+    schema: RecordSchema
+    numbers: dict[str, Tensor]
 
     def group(self, name: str) -> Tensor:
         """Tokens of one group, [B, S_g, D], a view.
@@ -73,6 +80,18 @@ class TokenBatch:
         if name not in self.slices:
             raise SchemaError(f"group: expected one of {list(self.slices)}, found {name!r}")
         return self.tokens[:, self.slices[name]]
+
+    def sequence(self, vectors: ItemVectors, tokens: int = 512, places: int = 128) -> TokenSequence:
+        """What these users did as a sequence to attend to, heaviest first: items, then clusters with the rest.
+
+        Args:
+            vectors: of items and clusters, the bundle's (:meth:`ItemVectors.read`) or your own.
+            tokens: S, at most. places: how many of them stand for clusters.
+
+        Raises:
+            SchemaError: the records have no table of items, or none of clusters, or ``vectors`` is of other clusters.
+        """
+        return sequence(self.schema, self.groups, self.numbers, self.mask, vectors, tokens, places)
 
     @property
     def groups(self) -> dict[str, Tensor]:
@@ -242,14 +261,26 @@ class SummaryFeature(nn.Module):
             else:
                 tokens = self.decoder(fetched.rows, self.dtype, fetched.inverse)
             facts = fetched.facts if fetched.inverse is None else fetched.facts[:, fetched.inverse]
+            numbers = {
+                n: x if fetched.inverse is None else x[fetched.inverse] for n, x in self._numbers(fetched)
+            }
             status = facts[0].to(torch.uint8)
             mask = status < int(Status.MISSING)
             ages = self._ages(facts, mask, now_ms, fetched.manifest) if self.ages else None
         self._fill(tokens, fetched.absent)
         return TokenBatch(
             tokens, status, mask, facts[1], facts[2], facts[3], ages, fetched.generation,
-            self.slices,
+            self.slices, self.decoder.schema, numbers,
         )  # fmt: skip
+
+    def _numbers(self, fetched: Fetched) -> Iterator[tuple[str, Tensor]]:
+        """Whole numbers of each group that holds such, int64 [U, n]."""
+        for g in self.decoder.groups:
+            if g.codec == "int64" and fetched.rows is not None:
+                yield g.name, self.decoder.numbers(fetched.rows, g.name)
+            elif g.codec == "int64" and fetched.tokens is not None:
+                bits = fetched.tokens[:, self.slices[g.name]].flatten(1)
+                yield g.name, bits[:, : bits.shape[1] // 2 * 2].contiguous().view(torch.int64)
 
     def _fill(self, tokens: Tensor, absent: Tensor) -> None:
         """Write the rows that have no tokens of their own, in place; the gradient reaches ``cold_start`` alone."""

@@ -1,0 +1,189 @@
+"""A record's tables as a sequence to attend to: ``[B, S, D]`` with a log mass ``[B, S]``, heaviest first.
+
+    vectors = ItemVectors.read("my-home/model/vectors.npz")       # or .of(ids, your own vectors, ...)
+    found = feature(users)
+    seen = found.sequence(vectors, tokens=128, places=64)         # seen.tokens, seen.log_mass, seen.items
+
+A table says *what* a user touched and how much of it there is; the vectors are the reader's. Items come first; then
+*places*, the clusters of the catalogue, with what no item of the sequence stands for. The softmax that reads them is
+``scaled_dot_product_attention`` with the log mass as its mask, or ``vista.ops.weighted_attention``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cache_store.errors import SchemaError, StoreError
+from cache_store.format.record import RecordSchema, Table
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """What B users did, as at most S tokens each.
+
+    Attributes:
+        tokens: [B, S, D], unit vectors; zeros where there is no token.
+        log_mass: float32 [B, S], log of how many events a token stands for, weighed by recency; -inf for no token.
+        masses: float32 [B, S, H], by horizon.
+        items: int64 [B, S_i], ids of the first S_i tokens.
+        places: int64 [B, S - S_i], cluster numbers of the others.
+    """
+
+    tokens: Tensor
+    log_mass: Tensor
+    masses: Tensor
+    items: Tensor
+    places: Tensor
+
+
+class ItemVectors(nn.Module):
+    """A table of items: ids, unit vectors, and which cluster each is in. Nothing here is learned.
+
+    Attributes:
+        ids: int64 [M], ascending. vectors: float32 [M, D]. cluster: int64 [M], -1 in none.
+        places: float32 [clusters, D], a vector for each cluster.
+    """
+
+    ids: Tensor
+    vectors: Tensor
+    cluster: Tensor
+    places: Tensor
+
+    def __init__(self, ids: np.ndarray, vectors: np.ndarray, cluster: np.ndarray, places: np.ndarray) -> None:
+        super().__init__()
+        order = np.argsort(ids, kind="stable")
+        if len(ids) != len(vectors) or len(ids) != len(cluster) or (np.diff(ids[order]) == 0).any():
+            raise StoreError(
+                f"item vectors: expected a vector and a cluster for each of {len(ids)} distinct ids, found "
+                f"{len(vectors)} and {len(cluster)}"
+            )
+        self.register_buffer("ids", torch.from_numpy(np.asarray(ids, np.int64)[order]))
+        self.register_buffer("vectors", torch.from_numpy(_unit(vectors)[order]))
+        self.register_buffer("cluster", torch.from_numpy(np.asarray(cluster, np.int64)[order]))
+        self.register_buffer("places", torch.from_numpy(_unit(places)))
+
+    @staticmethod
+    def read(path: str | Path) -> ItemVectors:
+        """The file that a bundle publishes: arrays ``ids``, ``vectors``, ``cluster``, ``places``.
+
+        Raises:
+            StoreError: no such file, or one without these arrays.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return ItemVectors(file["ids"], file["vectors"], file["cluster"], file["places"])
+        except (OSError, KeyError, ValueError) as error:
+            raise StoreError(
+                f"{path}: expected arrays ids, vectors, cluster and places, found {error}; "
+                "run `vista train` with this version, it writes them into the bundle"
+            ) from error
+
+    def with_vectors(self, ids: np.ndarray, vectors: np.ndarray) -> ItemVectors:
+        """The same clusters with vectors of your own (int64 [M], float32 [M, D']): a cluster has its items' mean."""
+        ids = np.asarray(ids, np.int64)
+        known = self.ids.cpu().numpy()
+        row = np.minimum(np.searchsorted(known, ids), max(len(known) - 1, 0))
+        there = known[row] == ids if len(known) else np.zeros(len(ids), bool)
+        cluster = np.where(there, self.cluster.cpu().numpy()[row] if len(known) else -1, -1)
+        places = np.zeros((len(self.places), vectors.shape[1]), np.float32)
+        np.add.at(places, cluster[cluster >= 0], _unit(vectors)[cluster >= 0])
+        return ItemVectors(ids, vectors, cluster, places)
+
+    def row(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Row of each id and whether it is known, int64 and bool [...]."""
+        if not len(self.ids):
+            return torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+        row = torch.searchsorted(self.ids, ids).clamp_(max=len(self.ids) - 1)
+        return row, self.ids[row] == ids
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Vectors [..., D] of ids int64 [...]; zeros for what is not in the table."""
+        row, known = self.row(ids)
+        return (
+            self.vectors[row] * known[..., None]
+            if len(self.ids)
+            else self.vectors.new_zeros(*ids.shape, self.vectors.shape[1])
+        )
+
+
+def sequence(
+    schema: RecordSchema,
+    groups: dict[str, Tensor],
+    numbers: dict[str, Tensor],
+    mask: Tensor,
+    vectors: ItemVectors,
+    tokens: int,
+    places: int,
+) -> TokenSequence:
+    """See :meth:`cache_store.torch.feature.TokenBatch.sequence`."""
+    items, counters = _tables(schema)
+    entries = min(items.entries, tokens - places)
+    mass = _masses(groups[items.masses], items) * mask[:, None, None]
+    top = heaviest(mass[..., items.deciding], entries)
+    item = numbers[items.keys][:, : items.entries].gather(1, top)
+    mass = mass.gather(1, top[..., None].expand(-1, -1, items.horizons))
+    found, all_masses = vectors(item), mass
+    place = item[:, :0]
+    if places:
+        if counters is None:
+            raise SchemaError(
+                "sequence: expected a table of clusters for places, found none; ask for places=0"
+            )
+        total = _masses(groups[counters.masses], counters) * mask[:, None, None]
+        row, known = vectors.row(item)
+        known = known & (vectors.cluster[row] >= 0) if len(vectors.ids) else known
+        number = torch.where(known, vectors.cluster[row], 0) if len(vectors.ids) else row
+        told = (mass * known[..., None]).neg()
+        rest = total.scatter_add(1, number[..., None].expand_as(told), told)
+        # masses are rounded to a byte: what is left of a cluster that is told whole is nothing
+        rest = torch.where(rest > 0.1 * total, rest, 0.0)
+        place = heaviest(rest[..., counters.deciding], min(places, counters.entries))
+        more = rest.gather(1, place[..., None].expand(-1, -1, counters.horizons))
+        if len(vectors.places) < counters.entries:
+            raise SchemaError(
+                f"sequence: expected vectors of {counters.entries} clusters, found {len(vectors.places)}; read the "
+                "item vectors of the bundle that made the store"
+            )
+        found, all_masses = torch.cat([found, vectors.places[place]], 1), torch.cat([mass, more], 1)
+    log_mass = all_masses[..., items.deciding].log()
+    # of an item that the reader does not know there is nothing to match
+    log_mass = log_mass.masked_fill(found.abs().amax(-1) == 0, -torch.inf)
+    return TokenSequence(found, log_mass, all_masses, item, place)
+
+
+def heaviest(mass: Tensor, count: int) -> Tensor:
+    """Places of the ``count`` largest masses of each row [B, E], largest first, of equal ones the first: int64
+    [B, count], the same on every device. Masses are 0 or more."""
+    place = torch.arange(mass.shape[1], device=mass.device)
+    # bits of such floats are in their order; the lower part of the integer makes all of them different
+    key = (mass.float().contiguous().view(torch.int32).long() << 24) + (mass.shape[1] - place)
+    return key.topk(count, dim=1)[1]
+
+
+def _tables(schema: RecordSchema) -> tuple[Table, Table | None]:
+    items = next((t for t in schema.tables if t.keys), None)
+    if items is None:
+        raise SchemaError(
+            f"sequence: expected a store whose records have a table of items, found groups "
+            f"{[g.name for g in schema.groups]}; run `vista train` and `vista summarize` with this version"
+        )
+    return items, next((t for t in schema.tables if not t.keys), None)
+
+
+def _masses(group: Tensor, table: Table) -> Tensor:
+    """[B, entries, H] of a group's rows [B, T, D]."""
+    return (
+        group.flatten(1)[:, : table.entries * table.horizons]
+        .unflatten(1, (table.entries, table.horizons))
+        .float()
+    )
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    x = np.asarray(x, np.float32)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
