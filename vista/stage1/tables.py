@@ -168,7 +168,9 @@ class Tables:
         place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         # one sort of integers: by user, then mass from the heaviest, then place, which is the order of keys. All differ
         # where the place fits in, and then any sort will do; the fastest one is not stable.
-        order = (np.repeat(np.arange(len(over)), lengths) << (_MASS_BITS + 1)) - mass[self.horizons.deciding, rows]
+        order = (np.repeat(np.arange(len(over)), lengths) << (_MASS_BITS + 1)) - mass[
+            self.horizons.deciding, rows
+        ]
         bits = int(lengths.max()).bit_length()
         fits = len(over) < 1 << (62 - _MASS_BITS - 1 - bits)
         rank = np.argsort((order << bits) + place) if fits else np.argsort(order, kind="stable")
