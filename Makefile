@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 JOBS ?= 2
 FAST := tests/test_*.py tests/laws tests/golden
 
-.PHONY: help setup demo check lint types test docs clean
+.PHONY: help setup demo check lint types test sanitize docs clean
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
 
@@ -35,6 +35,9 @@ types: setup
 
 test: setup  ## every test, about fifteen minutes on 2 cores
 	$(BIN)/python -m pytest -n $(JOBS) --dist=loadgroup -q tests
+
+sanitize: setup  ## native.c under AddressSanitizer and UBSan, a million calls, a quarter of an hour
+	$(BIN)/python -m tools.drills.sanitize
 
 docs: setup  ## API pages from the docstrings, into build/api
 	$(BIN)/python -m pdoc --docformat google -o build/api cache_store vista beam_jobs

@@ -20,13 +20,17 @@ from tools import settings
 from tools.verbs import VERBS, load
 
 NEGATIVE = re.compile(r"-\d+")
+PASSED_ON = ("drill",)
+"""Verbs that hand all words after their first to what it names, which has options of its own."""
 
 
 class Verb(TyperCommand):
     """One verb."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not ctx.resilient_parsing:  # else completion asks, with half a command line
+        if ctx.info_name in PASSED_ON and args and args[0][:1] != "-":
+            args = ["--", *args]
+        elif not ctx.resilient_parsing:  # else completion asks, with half a command line
             args = self._options_first(ctx, args)
         return super().parse_args(ctx, args)
 

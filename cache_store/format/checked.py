@@ -52,15 +52,18 @@ def read_bounded(path: Path, limit: int) -> bytes:
                 f"{path}: {error.strerror}; raise `ulimit -n`, or open fewer stores"
             ) from error
         raise NotSound(f"cannot be opened ({error.strerror})") from error
-    with open(fd, "rb", buffering=0) as file:
+    try:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
             raise NotSound("expected a regular file, found something else of that name")
         if facts.st_size > limit:
             raise NotSound(f"expected at most {limit} bytes, found {facts.st_size}")
-        parts: list[bytes] = []
-        while block := file.read(limit + 1 - sum(map(len, parts))):
+        parts, size = [], 0
+        while size <= limit and (block := os.read(fd, min(MIB, limit + 1 - size))):
             parts.append(block)
+            size += len(block)
+    finally:
+        os.close(fd)
     data = b"".join(parts)
     if len(data) > limit:
         raise NotSound(f"expected at most {limit} bytes, found more")

@@ -32,6 +32,7 @@ VERBS: dict[str, str] = {
     "config": "Look",
     "bench": "Look",
     "study": "Look",
+    "drill": "Look",
 }
 """Verb to the section of ``vista --help`` it stands in, in the order shown."""
 
