@@ -56,6 +56,7 @@ class Meta:
         metrics: of the last validation, by name.
         training: the training configuration and where it stopped, for the record.
         table_snapshot: history snapshot it was trained on, if known.
+        weights: action to what it is worth in a score, where that was told.
     """
 
     user_kind: str = "int64"
@@ -64,6 +65,7 @@ class Meta:
     metrics: dict[str, float] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     table_snapshot: int | None = None
+    weights: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,7 @@ def save(path: str | Path, model: VistaModel, meta: Meta, items: pa.Table) -> Pa
             # JSON has no NaN: a metric that could not be computed is null.
             "metrics": {k: (float(v) if np.isfinite(v) else None) for k, v in meta.metrics.items()},
             "training": meta.training,
+            "weights": meta.weights,
         }
         (building / "bundle.json").write_text(
             json.dumps(description, indent=2, allow_nan=False) + "\n", "utf-8"
@@ -347,6 +350,7 @@ def read_meta(path: str | Path) -> tuple[Meta, str]:
             metrics={k: float("nan") if v is None else float(v) for k, v in description["metrics"].items()},
             training=dict(description["training"]),
             table_snapshot=description["table_snapshot"],
+            weights={str(a): float(w) for a, w in description.get("weights", {}).items()},
         )
         return meta, str(description["fingerprint"])
     except (KeyError, TypeError, ValueError) as error:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 import shutil
 import time
@@ -42,6 +43,7 @@ from vista.data.tables.manifests import PREFIX
 from vista.data.tables.remembering import forgotten_users
 from vista.data.tables.rows import HISTORY, IMPRESSIONS
 from vista.data.tables.warehouse import TableExists, Warehouse
+from vista.serving.weights import spelled, weights
 
 JOB = "ingest"
 ITEM_SHARD_ROWS = 20_000_000
@@ -314,7 +316,10 @@ def _commit(warehouse: Warehouse, run_dir: RunDirectory, plan: Plan, counts: dic
             sources=_ledger_rows(run_dir, plan, counts["events_in_table"] + counts["impressions_in_table"]),
             actions=plan.actions,
             surfaces=plan.surfaces,
-            properties={f"kind-{k}": v for k, v in plan.kinds.items() if k != "user_id"},
+            properties={
+                **{f"kind-{k}": v for k, v in plan.kinds.items() if k != "user_id"},
+                "weights": json.dumps({**warehouse.weights, **plan.log.get("weights", {})}),
+            },
             basis=plan.basis,
         ),
     )
@@ -343,6 +348,10 @@ def _notes(
             f"rows dropped as copies of another row of the same file: {listed}; where times are coarse such rows are "
             f"events of their own, which --keep-repeats keeps"
         )
+    if warehouse.exists() and warehouse.actions:
+        told = warehouse.weights
+        how = "as told" if set(told) == set(warehouse.actions) else "guessed but for what --weight says"
+        notes.append(f"actions in a score ({how}): {spelled(weights(warehouse.actions, told))}")
     if plan.left_out:
         notes.append(f"{plan.left_out} files below folders are no logs by their names and were left out")
     if plan.known:

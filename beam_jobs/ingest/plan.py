@@ -451,7 +451,9 @@ def make_plan(
         scan,
         beam_args,
     )
-    plan = dataclasses.replace(plan, actions=actions, surfaces=surfaces)
+    plan = dataclasses.replace(
+        plan, actions=actions, surfaces=surfaces, log=_known_weights(plan.log, actions, options)
+    )
     write_atomically(path, plan.to_json())
     return plan
 
@@ -489,6 +491,22 @@ def _user_kind(kinds: Mapping[str, str], warehouse: Warehouse | None) -> str:
 def rules_of(plan: Plan, reading: Reading) -> Rules:
     """What the rows of a plan's files must satisfy."""
     return Rules(plan.min_time_ms, plan.max_time_ms, plan.actions, plan.surfaces, reading, plan.first_time_ms)
+
+
+def _known_weights(log: dict[str, Any], actions: Sequence[str], options: IngestOptions) -> dict[str, Any]:
+    """The reading with the weights of actions that there are: a layout's may name others.
+
+    Raises:
+        OptionsError: none of the names is an action.
+    """
+    told = log.get("weights", {})
+    known = {a: w for a, w in told.items() if a in actions}
+    if told and actions and not known:
+        raise OptionsError(
+            f"--weight: expected names among {', '.join(actions)}, found {', '.join(told)}; for example "
+            f"--weight {actions[0]}=1"
+        )
+    return {**log, "weights": known} if told else log
 
 
 def _numbered(sources: Sequence[Source]) -> tuple[Source, ...]:

@@ -6,6 +6,7 @@ Looks at the first rows of a file, in a folder that is gone afterwards; nothing 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import tempfile
@@ -23,14 +24,17 @@ from beam_jobs.ingest.vocabulary import text_columns
 from beam_jobs.run.record import RunDirectory
 from beam_jobs.run.runner import local_args
 from vista.data import paths
+from vista.data.logs.columnar import as_rows
+from vista.data.logs.csv_rows import QuotesAreText, csv_rows
 from vista.data.logs.importer import Rules, accepted, check
-from vista.data.logs.letters import Letter
+from vista.data.logs.letters import Letter, shown
 from vista.data.logs.reading import Reading
-from vista.data.logs.schema import BROKEN, LINE, SECOND, TOLD, Source, open_source
+from vista.data.logs.schema import BROKEN, LINE, SECOND, TOLD, Source, UnreadableFile, open_source
 
 ROWS = 1_000
 HEAD_BYTES = 1 << 20
 SHOWN = 10
+SAMPLE = 200
 
 
 @dataclass(frozen=True)
@@ -214,3 +218,55 @@ def _as_events(
 
 def _type(type_: pa.DataType) -> str:
     return str(type_.value_type if pa.types.is_dictionary(type_) else type_)
+
+
+def first_values(patterns: Sequence[str]) -> tuple[str, dict[str, list[Any]]]:
+    """(the first file, its columns' first values) of logs, whatever its columns mean.
+
+    Raises:
+        DataError: no file, or one that cannot be read.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        heads: dict[str, str] = {}
+        (head,) = _heads(patterns, folder, heads)
+        if paths.text_ending(head) in (".jsonl", ".ndjson"):
+            rows = []
+            with pa.input_stream(head, compression="detect") as stream:
+                for line in stream.read().splitlines()[:SAMPLE]:
+                    try:
+                        row = json.loads(line)
+                    except (ValueError, RecursionError):
+                        continue
+                    rows += [row] if isinstance(row, dict) else []
+            names = dict.fromkeys(name for row in rows for name in row)
+            return heads[head], {n: [row.get(n) for row in rows] for n in names}
+        if paths.text_ending(head):
+            names: list[str] = []
+            with pa.input_stream(head, compression="detect") as stream:
+                reading = Reading()
+                try:
+                    found = list(csv_rows(stream, paths.text_ending(head), _Any(), names, reading, None))
+                except (ValueError, QuotesAreText, pa.ArrowException) as error:
+                    raise UnreadableFile(
+                        f"{heads[head]}: expected a readable text log, found: {error}"
+                    ) from error
+            table = pa.Table.from_batches(found)
+        else:
+            table = _first_rows(head)
+        names = [n for n in table.schema.names if n not in (LINE, BROKEN)]
+        return heads[head], {n: shown(table[n], np.arange(min(table.num_rows, SAMPLE))) for n in names}
+
+
+class _Any:
+    """Contains every name."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+def _first_rows(path: str) -> pa.Table:
+    target = f"{path}.rows"
+    if paths.table_ending(path) in (".parquet", ".pq", ".parq"):
+        return open_source(path).read()
+    as_rows(path, target, (), Reading(), every=True)
+    return pq.read_table(target)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 VERBS: dict[str, str] = {
     "demo": "Start",
     "generate": "Data",
+    "init": "Data",
+    "layouts": "Data",
     "ingest": "Data",
     "train": "Model",
     "evaluate": "Model",

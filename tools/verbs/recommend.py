@@ -10,6 +10,7 @@ import typer
 
 from tools import console, histories
 from tools.home import Home
+from tools.log_options import WeightOption, weights
 from tools.options import (
     HOME,
     HomeOption,
@@ -34,6 +35,7 @@ def command(
     k: Annotated[int, typer.Option("-k", "--top", min=1, help="Items per user.")] = 10,
     candidates: Annotated[int, typer.Option(min=1, help="Retrieved per user, then ranked.")] = 600,
     index: Annotated[str, typer.Option(help="Kind of item index: exact, hnsw or ivf.")] = "exact",
+    weight: WeightOption = None,
     exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out recent items.")] = False,
     now: Annotated[
         int | None,
@@ -50,12 +52,16 @@ def command(
     from vista import bundle as bundles
     from vista.data.tables.warehouse import Warehouse
     from vista.serving.recommender import MAX_RECENT, Recommender
+    from vista.serving.weights import spelled
+    from vista.serving.weights import weights as action_weights
 
     at = Home(home)
     torch.set_num_threads(threads)
     bundle = bundles.load(model or at.model)
     tables = Warehouse(at.tables(warehouse)).open()
     ids = parse_users(users, tables.user_kind)
+    known = {a: w for a, w in tables.weights.items() if a in bundle.meta.actions}
+    worth = action_weights(bundle.meta.actions, bundle.meta.weights, known, weights(weight))
     recent = histories.newest(tables, ids, MAX_RECENT, until=now)
     ends = recent.offsets[1:] - 1
     last = np.where(recent.lengths > 0, recent.time[np.maximum(ends, 0)] + 1 if len(recent) else 0, 0)
@@ -67,6 +73,7 @@ def command(
             bundle.model,
             open_index(bundle, at.index, index),
             fingerprint=bundle.fingerprint,
+            action_weights=worth,
         )
         asked = np.asarray(ids, dtype=object if tables.user_kind == "string" else np.int64)
         start = time.perf_counter()
@@ -92,7 +99,8 @@ def command(
             }
         )
     if json:
-        console.json_line({"generation": found.generation, "seconds": seconds, "users": answers})
+        said = {"generation": found.generation, "seconds": seconds, "weights": worth, "users": answers}
+        console.json_line(said)
         return
     for answer in answers:
         rows = [
@@ -102,3 +110,4 @@ def command(
         columns = ("", "item", "score", *(f"p({a})" for a in found.actions))
         console.table(f"user {answer['user']} (summary {answer['status']})", columns, rows)
     console.note(f"{len(ids)} users in {seconds * 1e3:.1f} ms, summaries of generation {found.generation}")
+    console.note(f"score = the sum of p(action) times: {spelled(worth)} (--weight changes it)")

@@ -24,6 +24,7 @@ from vista.errors import ConfigError, DataError
 from vista.jagged import offsets_of, owners_of, places_of
 from vista.serving.forked import settle
 from vista.serving.index import ItemIndex
+from vista.serving.weights import guessed
 from vista.stage2.context_kv import ContextKV
 
 if TYPE_CHECKING:
@@ -117,7 +118,8 @@ class Recommender:
         index: item index made by the same model.
         fingerprint: of the model's bundle; an index, a context or (through the store) summaries of another
             model are then refused.
-        action_weights: action name to weight in the score; 1 for all by default, 0 for those not named.
+        action_weights: action name to weight in the score, 0 for those not named; guessed by default
+            (vista/serving/weights.py).
         recent: raw events read beside the summary, at most :data:`MAX_RECENT`; the model's own number by
             default. More is allowed: the model knows events by age, not by place.
         recent_pool: events, newest first, among which those are chosen (newest of each item first); the same
@@ -146,7 +148,7 @@ class Recommender:
         unknown = sorted(set(action_weights or {}) - set(self.actions))
         if unknown:
             raise ConfigError(f"action_weights: expected names among {self.actions}, found {unknown}")
-        weights = dict.fromkeys(self.actions, 1.0) if action_weights is None else action_weights
+        weights = guessed(self.actions) if action_weights is None else action_weights
         self.weights = np.array([weights.get(a, 0.0) for a in self.actions], np.float32)
         if not np.isfinite(self.weights).all():
             raise ConfigError(f"action_weights: expected finite numbers, found {dict(weights)}")

@@ -123,6 +123,7 @@ def train(
         actions=tuple(actions),
         surfaces=tuple(warehouse.surfaces),
         table_snapshot=warehouse.snapshot(),
+        weights=warehouse.weights,
     )
     names = warehouse.read_items()
     return train_source(

@@ -27,8 +27,8 @@ def is_columnar(path: str, reading: Reading) -> bool:
     return bool(reading.explode) or paths.table_ending(path) in (".feather", ".arrow", ".ipc", ".orc")
 
 
-def as_rows(path: str, target: str, columns: Sequence[Column], reading: Reading) -> None:
-    """Write the columns that may be needed as Parquet, with ``LINE``: the row of the file, and ``BROKEN``.
+def as_rows(path: str, target: str, columns: Sequence[Column], reading: Reading, every: bool = False) -> None:
+    """Write the columns that may be needed (or ``every``) as Parquet, with ``LINE`` (the file's row) and ``BROKEN``.
 
     Raises:
         UnreadableFile: it cannot be opened, or some of it cannot be read.
@@ -38,7 +38,7 @@ def as_rows(path: str, target: str, columns: Sequence[Column], reading: Reading)
     try:
         with paths.open_input(path) as file:
             schema, batches = _open(file, path)
-            there = [n for n in dict.fromkeys(schema.names) if n in wanted] or schema.names[:1]
+            there = [n for n in dict.fromkeys(schema.names) if every or n in wanted] or schema.names[:1]
             writer = None
             for batch in _numbered(batches, schema, there):
                 for part in explode_parts(batch, reading) if reading.explode else (batch,):

@@ -282,6 +282,11 @@ class Warehouse:
         return tuple(json.loads(self.fact("surfaces", "[]")))
 
     @property
+    def weights(self) -> dict[str, float]:
+        """What actions are worth in a score, as far as ingests were told."""
+        return dict(json.loads(self.fact("weights", "{}")))
+
+    @property
     def commit_number(self) -> int:
         """How many commits the tables have seen."""
         return int(self.fact("commit", "0"))

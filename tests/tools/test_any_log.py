@@ -1,0 +1,221 @@
+"""From a log in somebody's layout to a ranking: init, ingest, train, summarize and recommend by the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tools.cli import main
+from vista.bundle import read_meta
+from vista.data.logs.reading import Reading, layouts, load
+from vista.data.tables.warehouse import Warehouse
+from vista.errors import ConfigError
+from vista.serving.weights import guessed, weights
+
+T0 = 1_650_637_245_000
+SMALL = {
+    "model": {
+        "width": 16,
+        "embedding": {"rows": 509, "surfaces": 4},
+        "slots": {"buckets": 16, "clusters": 0},
+        "summarizer": {"layers": 1, "heads": 2, "chunk": 16, "seeds": 4},
+        "ranker": {"layers": 1, "heads": 2, "recent": 8},
+    },
+    "validation_slates": 50,
+}
+
+
+def vista(capsys, *words: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as done:
+        main([str(w) for w in words])
+    out, err = capsys.readouterr()
+    return int(done.value.code or 0), out, err
+
+
+def kuairand(path: Path, rng: np.random.Generator, n: int) -> Path:
+    flags = ("is_click", "is_like", "is_follow", "is_comment", "is_forward", "is_hate", "long_view")
+    head = "user_id,video_id,date,hourmin,time_ms," + ",".join(flags) + ",play_time_ms,is_rand,tab\n"
+    rows = [
+        f"{rng.integers(12)},{rng.integers(60)},20220422,2200,{T0 + int(t) * 1000},"
+        + ",".join(str(int(rng.random() < 0.3)) for _ in flags) + ",27890,0,1\n"
+        for t in np.sort(rng.integers(0, 10**6, n) // 5 * 5)
+    ]  # fmt: skip
+    (path / "log_standard.csv").write_text(head + "".join(rows))
+    return path / "log_standard.csv"
+
+
+def yambda(path: Path, rng: np.random.Generator, n: int) -> Path:
+    table = pa.table(
+        {
+            "uid": pa.array(np.sort(rng.integers(0, 12, n)), pa.uint32()),
+            "timestamp": pa.array(rng.integers(0, 5_000_000, n) * 5, pa.uint32()),
+            "item_id": pa.array(rng.integers(0, 60, n), pa.uint32()),
+            "is_organic": pa.array(rng.integers(0, 2, n), pa.uint8()),
+            "event_type": pa.array(np.array(["listen", "like", "dislike"])[rng.integers(0, 3, n)]),
+        }
+    )
+    pq.write_table(table, path / "multi_event.parquet")
+    return path / "multi_event.parquet"
+
+
+def lastfm(path: Path, rng: np.random.Generator, n: int) -> Path:
+    when = np.datetime_as_string(np.datetime64(T0, "ms") - rng.integers(0, 10**9, n), "s")
+    rows = [f'user_{u:06}\t{t}Z\tx\tArtist\t\t"Song {i}\n'
+            for u, t, i in zip(rng.integers(0, 12, n), when, rng.integers(0, 60, n), strict=True)]  # fmt: skip
+    (path / "userid-timestamp.tsv").write_text("".join(rows))
+    return path / "userid-timestamp.tsv"
+
+
+@pytest.mark.parametrize(
+    ("layout", "make", "user"),
+    [("kuairand", kuairand, 3), ("yambda", yambda, 3), ("lastfm-1k", lastfm, "user_000003")],
+)
+def test_a_log_of_a_known_layout_goes_all_the_way_to_a_ranking(tmp_path, capsys, layout, make, user):
+    file = make(tmp_path, np.random.default_rng(1), 900)
+    home = tmp_path / "home"
+    assert vista(capsys, "init", file, "--home", home, "--layout", layout)[0] == 0
+    code, out, _ = vista(capsys, "ingest", file, "--home", home, "--buckets", 2, "--json")
+    told = load(layout).weights
+    counts = json.loads(out.splitlines()[-1])["counts"]
+    assert code == 0 and counts["events_read"] == 900
+    tables = Warehouse(home / "warehouse").open()
+    assert tables.weights == {a: w for a, w in told.items() if a in tables.actions}
+    (tmp_path / "small.json").write_text(json.dumps(SMALL))
+    config = ("--config", tmp_path / "small.json", "--steps", 2)
+    assert vista(capsys, "train", "--home", home, *config, "--json")[0] == 0
+    assert read_meta(home / "model")[0].weights == tables.weights
+    assert vista(capsys, "summarize", "--home", home, "--json")[0] == 0
+    code, out, _ = vista(capsys, "recommend", user, "--home", home, "-k", 3, "--json")
+    found = json.loads(out)
+    (answer,) = found["users"]
+    assert code == 0 and answer["status"] == "FRESH" and len(answer["items"]) == 3
+    for item in answer["items"]:
+        worth = sum(found["weights"][a] * p for a, p in item["probability"].items())
+        assert item["score"] == pytest.approx(worth, rel=1e-4, abs=1e-5)
+    if layout == "lastfm-1k":
+        assert answer["items"][0]["name"].startswith('"Song ')
+    action = tables.actions[0]
+    _, out, _ = vista(capsys, "recommend", user, "--home", home, "--weight", f"{action}=-3", "--json")
+    assert json.loads(out)["weights"][action] == -3
+
+
+def test_init_writes_what_it_guesses_once_and_ingest_takes_it_from_there(tmp_path, capsys):
+    (tmp_path / "ratings.csv").write_text(
+        "userId,movieId,rating,timestamp\n"
+        + "".join(f"1,{i},{i % 10 / 2 + 0.5},94424907{i}\n" for i in range(10))
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "vista.toml").write_text("[lookup]\nline = 'main'\n")
+    code, _, _ = vista(capsys, "init", tmp_path / "ratings.csv", "--home", home)
+    text = (home / "vista.toml").read_text()
+    assert (
+        code == 0
+        and text.startswith("[lookup]")
+        and 'liked = "rating>=4"' in text
+        and 'time_unit = "s"' in text
+    )
+    assert vista(capsys, "init", tmp_path / "ratings.csv", "--home", home)[0] == 2
+    code, out, err = vista(capsys, "ingest", tmp_path / "ratings.csv", "--home", home, "--dry-run")
+    assert code == 0 and "1999-12-" in out and "liked" in out and not (home / "warehouse").exists()
+    assert vista(capsys, "ingest", tmp_path / "ratings.csv", "--home", home, "--weight", "liked=3")[0] == 0
+    assert Warehouse(home / "warehouse").open().weights == {"liked": 3, "disliked": -1}
+
+
+def test_init_says_all_that_it_could_not_guess_at_once(tmp_path, capsys):
+    (tmp_path / "odd.csv").write_text("foo,bar\n1,2\n")
+    code, _, err = vista(capsys, "init", tmp_path / "odd.csv", "--home", tmp_path / "home")
+    assert code == 3 and "user_id, item_id, timestamp_ms, action" in err
+
+
+def test_missing_columns_are_told_all_at_once_with_what_fits(tmp_path, capsys):
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,2,5.0,944249077\n")
+    code, _, err = vista(capsys, "ingest", tmp_path / "ratings.csv", "--home", tmp_path / "home")
+    assert code == 2
+    assert "--column user_id=userId --column item_id=movieId --column action=rating" in err.replace("\n", " ")
+
+
+def test_a_repository_becomes_events_of_its_authors_and_files(tmp_path, capsys):
+    repo = tmp_path / "a repo"
+    repo.mkdir()
+
+    def git(*words: str) -> None:
+        mine = ("-c", "user.name=A", "-c", "user.email=A@x.org", "-c", "init.defaultBranch=main")
+        subprocess.run(["git", *mine, *words], cwd=repo, check=True, capture_output=True)
+
+    git("init")
+    for k, name in enumerate(("one.txt", "zwei\tü.txt", "one.txt")):
+        (repo / name).write_text(str(k))
+        git("add", "-A")
+        git("commit", "-m", "x")
+    code, out, _ = vista(capsys, "ingest", "git", repo, "--home", tmp_path / "home", "--json")
+    tables = Warehouse(tmp_path / "home" / "warehouse").open()
+    assert code == 0 and json.loads(out.splitlines()[-1])["counts"]["events"] == 3
+    assert set(tables.read_items().name) == {"one.txt", "zwei\tü.txt"} and set(tables.actions) == {
+        "add",
+        "modify",
+    }
+    code, _, err = vista(capsys, "ingest", "git", tmp_path, "--home", tmp_path / "other")
+    assert code == 2 and "expected a Git repository" in err
+
+
+BAD = {
+    "--action-column": ("like", "expected NAME=COLUMN", "--action-column like=is_like"),
+    "--action-column ": (
+        "long=play>=x",
+        "expected a number behind >=, found 'x'",
+        "--action-column 'long=play>=4'",
+    ),
+    "--unengaged": ("maybe", "expected one of events, impressions, refused", "--unengaged events"),
+    "--header": ("a,a", "expected each name once, found 'a' twice", "--header user_id,item_id"),
+    "--explode": (":x", "expected COLUMN", "--explode events"),
+    "--time-from": ("soon", "expected order, or the date", "--time-from 2020-01-01"),
+    "--time-format": ("noon", "expected a format of strptime", "--time-format '%m/%d/%Y"),
+    "--time-unit": ("days", "expected one of s, ms, us, ns", "--time-unit s"),
+    "--weight": ("like=much", "expected a number, found 'much'", "--weight like=1"),
+    "--layout": ("nosuch", "expected one of amazon-reviews-2023", "--layout amazon-reviews-2023"),
+    "--constant": ("colour=red", "expected names among user_id", "--help"),
+    "--min-time": ("-5", "expected 0 or more", "--min-time 0"),
+}
+
+
+@pytest.mark.parametrize("option", BAD)
+def test_a_bad_value_of_an_option_is_one_line_with_an_example_that_would_work(tmp_path, capsys, option):
+    value, expected, example = BAD[option]
+    (tmp_path / "a.csv").write_text(f"user_id,item_id,action,timestamp_ms\n1,2,c,{T0}\n")
+    words = ("ingest", tmp_path / "a.csv", "--home", tmp_path / "home", f"{option.strip()}={value}")
+    code, _, err = vista(capsys, *words)
+    said = err.replace("\n", " ")
+    assert code == 2 and option.strip() in said and expected in said and example in said, err
+    assert not (tmp_path / "home").exists()
+
+
+def test_every_layout_reads_back_from_what_it_prints(capsys, tmp_path):
+    for name, reading in layouts().items():
+        (tmp_path / f"{name}.toml").write_text(reading.to_toml())
+        assert load(str(tmp_path / f"{name}.toml")) == reading and reading.about
+    assert vista(capsys, "layouts")[0] == 0
+    code, out, _ = vista(capsys, "layouts", "kuairand")
+    assert code == 0 and 'hate = "is_hate"' in out
+    assert Reading().to_json() == {}
+
+
+def test_no_score_is_a_sum_over_what_people_did_not_do():
+    assert guessed(["0", "1"]) == {"0": 0, "1": 1}
+    assert guessed(["0.5", "5.0"]) == {"0.5": 0.1, "5.0": 1}
+    assert guessed(["like", "dislike", "skip", "is_hate"]) == {
+        "like": 1,
+        "dislike": -1,
+        "skip": 0,
+        "is_hate": -1,
+    }
+    assert guessed(["0"]) == {"0": 1}
+    assert weights(["a", "b"], {"a": 2}, {"a": -1}) == {"a": -1, "b": 1}
+    with pytest.raises(ConfigError, match="--weight.*'c'.*--weight a=1"):
+        weights(["a"], {"c": 1})

@@ -1,0 +1,89 @@
+"""``vista init``: look at logs, guess how they are read, and write that down for the home."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from tools import console, settings
+from tools.home import Home
+from tools.log_options import WeightOption, weights
+from tools.options import HOME, HomeOption, JsonOption
+
+
+def command(
+    logs: Annotated[list[str], typer.Argument(metavar="LOGS...", help="Files, folders or globs of events.")],
+    home: HomeOption = HOME,
+    layout: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="Write this layout down, and guess nothing.")
+    ] = None,
+    weight: WeightOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Write a new [log] over one that is there.")] = False,
+    json: JsonOption = False,
+) -> int:
+    """Guess how logs are read and write it to HOME/vista.toml, from where every verb takes it. Flags win."""
+    import dataclasses
+
+    from beam_jobs.ingest.preview import first_values
+    from vista.data.logs.guessing import Guess, guess
+    from vista.data.logs.reading import WrongOption, load
+
+    at = Home(home)
+    there = settings.read(at.root)
+    if "log" in there.tables and not force:
+        raise WrongOption(
+            f"{there.path}: expected no [log] table yet, found one; change it by hand, or run vista init --force"
+        )
+    path, columns = ("the layout", {}) if layout else first_values(logs)
+    found = Guess(load(layout), {"layout": layout}, ()) if layout else guess(columns)
+    reading = dataclasses.replace(found.reading, weights={**found.reading.weights, **weights(weight)})
+    text = _with_log(there.path, reading.to_toml())
+    at.root.mkdir(parents=True, exist_ok=True)
+    temporary = there.path.with_suffix(".toml.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, there.path)
+    said = {
+        "file": str(there.path),
+        "looked_at": path,
+        "log": reading.to_json(),
+        "missing": list(found.missing),
+    }
+    if json:
+        console.json_line({**said, "why": found.why})
+    else:
+        console.table(f"guessed from {path}", ("meaning", "because"), list(found.why.items()))
+        print(text, end="")
+    if found.missing:
+        console.note(
+            f"not found among {', '.join(columns)}: {', '.join(found.missing)}; add them to {there.path} "
+            f"({_examples(found.missing)})"
+        )
+        return 3
+    console.note(f"written to {there.path}; look with: vista ingest --dry-run {' '.join(logs)} --home {home}")
+    console.note("what an action is worth in a score is for you to say: [log.weights]")
+    return 0
+
+
+def _examples(missing: tuple[str, ...]) -> str:
+    lines = [f"[log.columns] {m} = 'NAME'" for m in missing if m != "action"]
+    return "; ".join([*lines, *(["[log] action_is = 'view'"] if "action" in missing else [])])
+
+
+def _with_log(path: os.PathLike[str], toml: str) -> str:
+    """The file's text with this ``[log]`` in place of one that is there."""
+    lines = [f"[log.{line[1:]}" if line.startswith("[") else line for line in toml.splitlines()]
+    new = "\n".join(["[log]", *lines]) + "\n"
+    try:
+        with open(path, encoding="utf-8") as file:
+            old = file.read().splitlines()
+    except FileNotFoundError:
+        return new
+    kept, inside = [], False
+    for line in old:
+        if line.lstrip().startswith("["):
+            inside = line.lstrip().startswith(("[log]", "[log."))
+        if not inside:
+            kept.append(line)
+    return "\n".join(kept).rstrip() + ("\n\n" if any(kept) else "") + new
