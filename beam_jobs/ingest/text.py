@@ -21,13 +21,13 @@ from functools import cached_property
 from pathlib import Path
 
 import xxhash
-from vista.data.logs.facts import Facts
 
 from beam_jobs.run.engines import run_tasks
 from beam_jobs.run.record import RunDirectory, write_atomically
 from vista.data import paths
 from vista.data.logs import schema
 from vista.data.logs.columnar import as_rows
+from vista.data.logs.facts import Facts
 from vista.data.logs.inspecting import refuse_text
 from vista.data.logs.reading import Reading
 from vista.data.logs.schema import SECOND, TOLD, Column, UnreadableFile
