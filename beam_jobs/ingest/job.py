@@ -36,6 +36,7 @@ from beam_jobs.run.job import Job, Run
 from beam_jobs.run.limits import check_disk
 from beam_jobs.run.record import DeadLetter, RunDirectory, RunRecord, write_atomically
 from vista.data import paths
+from vista.data.logs.weights import spelled, weights
 from vista.data.tables.commits import Addition, TableChanged, alone, commit, recover
 from vista.data.tables.forgotten import ForgottenUsers
 from vista.data.tables.ledger import LedgerRow
@@ -43,7 +44,6 @@ from vista.data.tables.manifests import PREFIX
 from vista.data.tables.remembering import forgotten_users
 from vista.data.tables.rows import HISTORY, IMPRESSIONS
 from vista.data.tables.warehouse import TableExists, Warehouse
-from vista.serving.weights import spelled, weights
 
 JOB = "ingest"
 ITEM_SHARD_ROWS = 20_000_000

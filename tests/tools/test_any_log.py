@@ -14,9 +14,9 @@ import pytest
 from tools.cli import main
 from vista.bundle import read_meta
 from vista.data.logs.reading import Reading, layouts, load
+from vista.data.logs.weights import guessed, weights
 from vista.data.tables.warehouse import Warehouse
 from vista.errors import ConfigError
-from vista.serving.weights import guessed, weights
 
 T0 = 1_650_637_245_000
 SMALL = {

@@ -50,10 +50,10 @@ def command(
 
     from cache_store import Status, Store
     from vista import bundle as bundles
+    from vista.data.logs.weights import spelled
+    from vista.data.logs.weights import weights as action_weights
     from vista.data.tables.warehouse import Warehouse
     from vista.serving.recommender import MAX_RECENT, Recommender
-    from vista.serving.weights import spelled
-    from vista.serving.weights import weights as action_weights
 
     at = Home(home)
     torch.set_num_threads(threads)

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from vista.data.events import Events
+from vista.data.logs.weights import guessed
 from vista.data.recent import select_recent
 from vista.errors import ConfigError, DataError
 from vista.jagged import offsets_of, owners_of, places_of
 from vista.serving.forked import settle
 from vista.serving.index import ItemIndex
-from vista.serving.weights import guessed
 from vista.stage2.context_kv import ContextKV
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Recommender:
         fingerprint: of the model's bundle; an index, a context or (through the store) summaries of another
             model are then refused.
         action_weights: action name to weight in the score, 0 for those not named; guessed by default
-            (vista/serving/weights.py).
+            (vista/data/logs/weights.py).
         recent: raw events read beside the summary, at most :data:`MAX_RECENT`; the model's own number by
             default. More is allowed: the model knows events by age, not by place.
         recent_pool: events, newest first, among which those are chosen (newest of each item first); the same

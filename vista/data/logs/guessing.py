@@ -11,7 +11,7 @@ from vista.data.logs import times
 from vista.data.logs.inspecting import guessed
 from vista.data.logs.reading import TIME_UNITS, ActionColumn, Reading
 from vista.data.logs.schema import EVENTS
-from vista.serving.weights import guessed as guessed_weights
+from vista.data.logs.weights import guessed as guessed_weights
 
 FLAG = re.compile(
     r"^(is|has|did)_|^(like|dislike|share|click|bookmark|follow|comment|purchase|buy|save|hate)d?$", re.I
