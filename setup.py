@@ -8,6 +8,15 @@ from setuptools import Extension, find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "cache_store/__init__.py").read_text(encoding="utf-8"))
 
+CORE = ["numpy>=1.26", "lmdb>=1.6", "msgpack>=1.0", "xxhash>=3.4", "fsspec>=2024.6"]
+COMMAND = ["typer>=0.12", "rich>=13"]
+TORCH = ["torch>=2.8"]
+TABLES = ["pyarrow>=18", "pyiceberg[sql-sqlite]>=0.10", "fastavro>=1.9"]
+MODEL = [*TORCH, *TABLES, *COMMAND, "safetensors>=0.5"]
+JOBS = [*MODEL, "apache-beam>=2.70"]
+SERVE = [*TORCH, *COMMAND, "pyarrow>=18", "safetensors>=0.5", "faiss-cpu>=1.9"]
+REPORT = [*TABLES, *COMMAND, "matplotlib>=3.9", "jinja2>=3.1"]
+
 setup(
     name="vista-cache",
     version=VERSION[1],
@@ -30,17 +39,14 @@ setup(
         "Typing :: Typed",
     ],
     python_requires=">=3.11",
+    # ``tools`` is there for the command; benchmarks, studies and drills are for a checkout.
     packages=find_packages(
         include=[
-            "vista",
-            "vista.*",
-            "cache_store",
-            "cache_store.*",
-            "beam_jobs",
-            "beam_jobs.*",
-            "tools",
-            "tools.*",
-        ]
+            f"{name}{below}"
+            for name in ("vista", "cache_store", "beam_jobs", "tools")
+            for below in ("", ".*")
+        ],
+        exclude=["tools.bench*", "tools.studies*", "tools.drills*"],
     ),
     # Plain C for ctypes, faster copies; where it cannot be built, NumPy does the same (cache_store/native/library.py).
     ext_modules=[
@@ -53,29 +59,19 @@ setup(
     ],
     package_data={
         "vista": ["py.typed", "data/logs/layouts/*.toml"],
-        "cache_store": ["py.typed"],
+        "cache_store": ["py.typed", "native/native.c"],
         "beam_jobs": ["py.typed"],
         "tools.report": ["pages/*.j2"],
     },
-    install_requires=[
-        "torch>=2.8",
-        "numpy>=1.26",
-        "lmdb>=1.6",
-        "msgpack>=1.0",
-        "apache-beam>=2.70",
-        "faiss-cpu>=1.9",
-        "pyarrow>=18",
-        "pyiceberg[sql-sqlite]>=0.10",
-        "fastavro>=1.9",
-        "safetensors>=0.5",
-        "xxhash>=3.4",
-        "typer>=0.12",
-        "rich>=13",
-        "fsspec>=2024.6",
-        "matplotlib>=3.9",
-        "jinja2>=3.1",
-    ],
+    # The lookup library alone; the rest is what the extras name.
+    install_requires=CORE,
     extras_require={
+        "torch": TORCH,
+        "model": MODEL,
+        "jobs": JOBS,
+        "serve": SERVE,
+        "report": REPORT,
+        "all": sorted({*MODEL, *JOBS, *SERVE, *REPORT}),
         "gpu": ["triton>=3.2; sys_platform=='linux'"],
         "prometheus": ["prometheus-client>=0.20"],
         "test": [
@@ -89,5 +85,5 @@ setup(
         ],
         "bench": ["rocksdict>=0.3.23", "redis>=5"],
     },
-    entry_points={"console_scripts": ["vista = tools.cli:main"]},
+    entry_points={"console_scripts": ["vista = tools.start:main"]},
 )

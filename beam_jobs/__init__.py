@@ -7,6 +7,10 @@ has what can go wrong with the exit code of each, ``horizon`` how far back the t
 
 import logging
 
+from vista.errors import needs
+
+needs("jobs", "apache_beam")
+
 __version__ = "0.2.0"
 
 

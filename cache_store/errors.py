@@ -3,6 +3,9 @@ the next command."""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+
 
 class StoreError(Exception):
     """Base of every error of the store.
@@ -11,6 +14,10 @@ class StoreError(Exception):
     """
 
     exit_code = 2
+
+
+class MissingExtra(StoreError, ModuleNotFoundError):
+    """A part was asked for whose packages are not installed; the text names the extra that has them."""
 
 
 class KeyKind(StoreError, TypeError):
@@ -128,3 +135,17 @@ class StoreBusy(StoreError):
     """Another process is publishing, pruning, compacting or forgetting in this store."""
 
     exit_code = 4
+
+
+def needs(extra: str, *modules: str) -> None:
+    """Ask whether what an extra installs is there.
+
+    Raises:
+        MissingExtra: it is not; the text says which to install.
+    """
+    missing = [name for name in modules if name not in sys.modules and importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtra(
+            f"expected {', '.join(missing)}, found none installed; run pip install 'vista-cache[{extra}]'",
+            name=missing[0],
+        )

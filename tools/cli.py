@@ -10,6 +10,7 @@ import typer
 
 from tools import console
 from tools.command_line import Verbs
+from tools.extras import told
 from tools.verbs import VERBS
 
 app = typer.Typer(
@@ -53,6 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
         # Whoever read has gone; what is left in the buffer must not fail again when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE)
+    except ModuleNotFoundError as error:
+        console.failure(type(error).__name__, told(error))
+        sys.exit(2)
     except Exception as error:
         if "--debug" in arguments:
             import traceback

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+
 
 class VistaError(Exception):
     """Base of every error a user of ``vista`` can cause.
@@ -10,6 +13,10 @@ class VistaError(Exception):
     """
 
     exit_code = 2
+
+
+class MissingExtra(VistaError, ModuleNotFoundError):
+    """A part was asked for whose packages are not installed; the text names the extra that has them."""
 
 
 class ConfigError(VistaError):
@@ -26,3 +33,17 @@ class BundleError(VistaError):
 
 class FingerprintMismatch(VistaError):
     """Two artefacts (summaries, index, model) were made by different models."""
+
+
+def needs(extra: str, *modules: str) -> None:
+    """Ask whether what an extra installs is there.
+
+    Raises:
+        MissingExtra: it is not; the text says which to install.
+    """
+    missing = [name for name in modules if name not in sys.modules and importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtra(
+            f"expected {', '.join(missing)}, found none installed; run pip install 'vista-cache[{extra}]'",
+            name=missing[0],
+        )

@@ -24,12 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from cache_store.change import forgotten
 from cache_store.change.forgotten import Forgotten
 from cache_store.change.prune import foreign_files, remove, settle
-from cache_store.errors import Damaged, KeyKind, ReadOnlyStorage, StorageFull, StoreError
+from cache_store.errors import Damaged, KeyKind, ReadOnlyStorage, StorageFull, StoreError, needs
 from cache_store.format import manifest as manifests
 from cache_store.format.keys import Users, as_users, from_keys, hash_of, key_bytes, keys_of, second_hash_of
 from cache_store.format.layout import (
@@ -271,6 +270,9 @@ def _kept(
 
 def _dead_letters_without(folder: Path, gone: Callable[[str], bool]) -> tuple[int, FileFact]:
     """Rewrite the dead-letter file without some users, given by their names; rows removed, and what it now is."""
+    needs("model", "pyarrow")
+    import pyarrow.parquet as pq
+
     path = folder / DEAD_LETTERS
     table = pq.read_table(path)
     names = table["user"].to_pylist() if "user" in table.column_names else []

@@ -1,3 +1,7 @@
 """The store as torch modules and datasets: ``feature`` (ids in, tokens out), ``decode`` (its arithmetic; on a device by
 ``decode_triton``), ``rows`` (as-of training rows).
 """
+
+from cache_store.errors import needs
+
+needs("torch", "torch")

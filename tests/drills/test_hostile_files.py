@@ -14,7 +14,6 @@ from known_stores import KnownStore
 
 from cache_store import Store, bucket_of
 from cache_store.errors import Damaged, KeyKind, LimitReached, NothingPublished, StoreError
-from cache_store.format import manifest as manifests
 from cache_store.read import mapping
 from cache_store.remote.copy import pull, push
 from cache_store.testing import STEP, Truth
@@ -63,9 +62,8 @@ def test_a_resealed_manifest_is_refused_where_it_is_opened_and_told_by_verify(ki
     store = known(tmp_path)
     folder = tmp_path / "s/generations/00000001"
     reseal_with(folder, WRONG[kind])
-    for work in (lambda: store.open(), lambda: manifests.chain(store.admin.layout, "00000002")):
-        with pytest.raises(Damaged, match="vista (rollback|verify)"):
-            work()
+    with pytest.raises(Damaged, match="vista (rollback|verify)"):
+        store.open()
     assert any("00000001" in str(p) for p in store.admin.verify().problems)
 
 

@@ -4,3 +4,7 @@
 holds both forms of deduplicated attention, ``crossing_triton`` its kernels; ``kernels`` says which form runs where.
 ``hashing`` is the mixer of item ids.
 """
+
+from vista.errors import needs
+
+needs("model", "torch")

@@ -4,3 +4,7 @@ Read in this order: ``summarizer`` (the method), ``seeds``, ``places`` and ``slo
 ``packing`` (histories as full steps), ``state`` and ``resuming`` (what is kept), ``stream`` (a whole bucket),
 ``prefixes`` and ``reconstruction`` (training).
 """
+
+from vista.errors import needs
+
+needs("model", "torch")

@@ -4,3 +4,7 @@ Read in this order: ``config``, ``survey`` (one pass before training), ``example
 batches), ``objective`` and ``losses``, ``count_min``, ``trainer`` (a step), ``train`` (the run), ``log``,
 ``evaluate``, ``metrics`` and ``verdict``.
 """
+
+from vista.errors import needs
+
+needs("model", "torch")

@@ -11,9 +11,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from vista.errors import needs
+
 if TYPE_CHECKING:
     from vista.data.tables.reading import DataFile, UserBatch, read_bucket, read_impressions
     from vista.data.tables.warehouse import Warehouse
+
+needs("model", "pyarrow", "pyiceberg")
 
 __all__ = ["DataFile", "UserBatch", "Warehouse", "read_bucket", "read_impressions"]
 
