@@ -38,12 +38,14 @@ class ForgetOptions:
         warehouse: folder of the tables or catalog properties; None leaves tables alone.
         stores: folders of cache stores; all lines and kept generations of each.
         runs: folders with run directories; their dead letters may name users.
+        now_ms: rows of the tables' logs dated up to it do not come back; now by default.
     """
 
     users: Sequence[int | str]
     warehouse: str | Mapping[str, str] | None = None
     stores: Sequence[str] = ()
     runs: Sequence[str] = ()
+    now_ms: int | None = None
 
 
 @dataclass
@@ -83,7 +85,9 @@ def run(options: ForgetOptions) -> ForgetRecord:
     record = ForgetRecord()
     if options.warehouse:
         tables = Warehouse(options.warehouse).open()
-        record.tables = forget_users(tables, users, bucket_of(users, tables.num_buckets))
+        record.tables = forget_users(
+            tables, users, bucket_of(users, tables.num_buckets), now_ms=options.now_ms
+        )
     for path in options.stores:
         record.stores[str(path)] = Store(path).forget(users)
     names = pa.array([str(user) for user in users], pa.string())

@@ -61,6 +61,8 @@ def undo(warehouse: Warehouse, run: str) -> Undone:
                 f"{known}. `vista status` lists them"
             )
         name = mine[0]
+        if name in undone:
+            return Undone(name, 0, 0, (), ())
         commits = {line.commit for r, line in lines if r == name and line.commit}
         found = {kind: _files(warehouse, kind, name, commits) for kind in ("items", "impressions", "history")}
         last = max((line.commit for r, line in lines if r == name), default=number)

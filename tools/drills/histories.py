@@ -1,0 +1,501 @@
+"""Random histories of a home, with processes killed at random steps, beside a model that is a set of rows.
+
+    python -m tools.drills.histories --histories 500 --kills 1500 --seed 1
+
+A history is a row of ingests (with rows that repeat, come late, tie in time, bring new actions), refreshes,
+compactions, prunings, forgettings, undone ingests, and pairs of two at once. Every piece of work is the real job in a
+forked process; some die by SIGKILL at a random file operation or moment, and are then mostly done again. After each
+step the tables hold what the model says, before or after the step and nothing between; items are counted once; after
+each refresh the store knows exactly the events of the tables; nobody who was forgotten is in any table, file of rows,
+or the live generation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from beam_jobs.generation import refresh, summarize
+from beam_jobs.ingest import job as ingest
+from beam_jobs.ingest.plan import IngestOptions
+from beam_jobs.run.leftovers import prune_runs
+from beam_jobs.run.runner import local_args
+from beam_jobs.tables import compact, forget
+from cache_store.store import Store
+from tools.drills import killing
+from tools.drills.killing import Child, Outcome, WorkFailed
+from vista import bundle
+from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig, TokenConfig
+from vista.data.tables.commits import recover
+from vista.data.tables.manifests import TableChanged
+from vista.data.tables.pruning import prune
+from vista.data.tables.reading import read_bucket
+from vista.data.tables.undoing import undo
+from vista.data.tables.warehouse import Warehouse
+from vista.errors import DataError
+from vista.model import VistaModel
+
+Row = tuple[int, int, int, str]
+"""(user, time, item, action)"""
+
+USERS, ITEMS, ACTIONS = 7, 9, ("view", "buy", "like", "complain", "share")
+T0 = 1_700_000_000_000
+FOREVER = 2**62
+LOCAL = local_args()
+WEIGHTS = {"ingest": 5, "refresh": 4, "compact": 1, "prune": 1, "forget": 2, "undo": 1, "pair": 2}
+
+
+@dataclass
+class Truth:
+    """What must be there.
+
+    Attributes:
+        until: user to the last moment of forgetting. brought: run to the rows that it added.
+    """
+
+    rows: set[Row] = field(default_factory=set)
+    until: dict[int, int] = field(default_factory=dict)
+    brought: dict[str, set[Row]] = field(default_factory=dict)
+
+    def copy(self) -> Truth:
+        return Truth(set(self.rows), dict(self.until), {run: set(rows) for run, rows in self.brought.items()})
+
+    def ingest(self, run: str, rows: set[Row]) -> None:
+        new = {row for row in rows if row[1] > self.until.get(row[0], -1)} - self.rows
+        self.brought[run] = new
+        self.rows |= new
+
+    def forget(self, user: int, now: int) -> None:
+        newest = max((row[1] for row in self.rows if row[0] == user), default=0)
+        self.until[user] = max(now, newest, self.until.get(user, 0))
+        self.rows = {row for row in self.rows if row[0] != user}
+        for rows in self.brought.values():
+            rows -= {row for row in rows if row[0] == user}
+
+    def undo(self, run: str) -> None:
+        self.rows -= self.brought.pop(run)
+
+
+@dataclass
+class Report:
+    """What was done and seen."""
+
+    histories: int = 0
+    steps: Counter[str] = field(default_factory=Counter)
+    kills: Counter[str] = field(default_factory=Counter)
+    halfway: Counter[str] = field(default_factory=Counter)
+    events_checked: int = 0
+    lookups_checked: int = 0
+    seconds: float = 0.0
+
+
+class WrongHistory(AssertionError):
+    """The home and the model differ."""
+
+
+class History:
+    """One home and its model."""
+
+    def __init__(self, root: Path, model: Path, seed: int, report: Report) -> None:
+        self.root, self.model, self.report = root, model, report
+        self.rng = np.random.default_rng(seed)
+        self.truth, self.number, self.kinds = Truth(), 0, ""
+        self.seen: list[set[Row]] = []
+        self.steps: dict[str, int] = {}
+        self.forgot = False
+
+    def play(self, length: int, kills: int) -> None:
+        """``length`` steps, ``kills`` of which meet a kill, then a last refresh."""
+        dying = set(self.rng.choice(length, min(kills, length), replace=False).tolist())
+        names, weights = list(WEIGHTS), np.array(list(WEIGHTS.values()), float)
+        for i in range(length):
+            name = (
+                "ingest" if not self.truth.brought else str(self.rng.choice(names, p=weights / weights.sum()))
+            )
+            self._step(name, i in dying)
+        self._step("refresh", False)
+        self.report.histories += 1
+
+    # Steps --------------------------------------------------------------------------------------------------
+
+    def _step(self, name: str, dies: bool) -> None:
+        self.number += 1
+        self.report.steps[name] += 1
+        if name == "pair":
+            return self._pair()
+        work, after, again = getattr(self, f"_{name}")()
+        if work is None:
+            return
+        before = self.truth.copy()
+        if dies and self._killed(name, work):
+            found = self._tables()
+            if found not in (before.rows, after.rows):
+                raise WrongHistory(f"{name} was killed: {_differ(found, before.rows)} beside before")
+            self.report.halfway["after" if found == after.rows != before.rows else "before"] += 1
+            if not again and self.rng.random() < 0.3:
+                self.truth = after if self._committed(self.number) else before
+                return self._check(name)
+        self._done(name, work)
+        self.truth = after
+        self._check(name)
+
+    def _ingest(self) -> Any:
+        rows, path = self._log()
+        after = self.truth.copy()
+        after.ingest(f"run{self.number}", rows)
+        return self._ingesting(path, self.number), after, False
+
+    def _ingesting(self, path: Path, number: int) -> Callable[[], object]:
+        asked = IngestOptions(
+            (str(path),), str(self.root / "tables"), str(self.root / "runs" / f"run{number}"), num_buckets=2
+        )
+        return lambda: ingest.run(asked, LOCAL, progress=False).exit_code
+
+    def _refresh(self) -> Any:
+        run = str(self.root / "runs" / f"refresh{self.number}")
+        shared = {
+            "warehouse": str(self.root / "tables"), "bundle": str(self.model), "store": str(self.root / "store"),
+            "progress": False, "max_depth": 2,
+        }  # fmt: skip
+        full = {k: v for k, v in shared.items() if k != "max_depth"}
+
+        def work() -> object:
+            torch.set_num_threads(1)
+            if not (self.root / "store" / "FORMAT").exists():
+                return summarize.run(
+                    summarize.SummarizeOptions(**full, run_dir=f"{run}-full"), LOCAL
+                ).exit_code
+            try:
+                return refresh.run(refresh.RefreshOptions(**shared, run_dir=run), LOCAL).exit_code
+            except DataError as error:
+                if "vista summarize" not in str(error):
+                    raise
+                return summarize.run(
+                    summarize.SummarizeOptions(**full, run_dir=f"{run}-full"), LOCAL
+                ).exit_code
+
+        return work, self.truth, False
+
+    def _compact(self) -> Any:
+        stores = (str(self.root / "store"),) if (self.root / "store" / "FORMAT").exists() else ()
+        asked = compact.CompactOptions(
+            str(self.root / "tables"), str(self.root / "runs" / f"compact{self.number}"), stores,
+            most=int(self.rng.integers(1, 4)), progress=False,
+        )  # fmt: skip
+        return lambda: compact.run(asked, LOCAL).exit_code, self.truth, False
+
+    def _prune(self) -> Any:
+        def work() -> object:
+            kept = set()
+            if (self.root / "store" / "FORMAT").exists():
+                store = Store(self.root / "store")
+                report = store.prune(1, -(10**12))
+                kept = {int(m.table_snapshot) for m in store.generations() if m.generation in report.kept}
+            prune(Warehouse(self.root / "tables").open(), kept, FOREVER)
+            return len(prune_runs(self.root / "runs", FOREVER))
+
+        return work, self.truth, False
+
+    def _forget(self) -> Any:
+        user, now = int(self.rng.integers(USERS)), T0 + int(self.rng.integers(0, 60_000))
+        after = self.truth.copy()
+        after.forget(user, now)
+        self.forgot = True
+        return self._forgetting(user, now), after, True
+
+    def _forgetting(self, user: int, now: int) -> Callable[[], object]:
+        stores = (str(self.root / "store"),) if (self.root / "store" / "FORMAT").exists() else ()
+        asked = forget.ForgetOptions(
+            [user], str(self.root / "tables"), stores, (str(self.root / "runs"),), now_ms=now
+        )
+        return lambda: len(forget.run(asked).tables)
+
+    def _undo(self) -> Any:
+        run = str(self.rng.choice(sorted(self.truth.brought)))
+        after = self.truth.copy()
+        after.undo(run)
+
+        def work() -> object:
+            try:
+                return undo(Warehouse(self.root / "tables").open(), run).rows
+            except DataError as error:
+                return f"refused {error}"
+
+        refused = self._run(lambda: _mixed(self.root, run), "file", None).result == "True"
+        return work, self.truth if refused else after, True
+
+    def _pair(self) -> None:
+        """Two at once: both end well, in any order; who is forgotten is gone whatever came first."""
+        rows, path = self._log()
+        first = self._ingesting(path, self.number)
+        if self.rng.random() < 0.5:
+            more, other = self._log()
+            self.number += 1
+            second, name = self._ingesting(other, self.number), "ingest"
+        else:
+            user = int(self.rng.integers(USERS))
+            now = T0 + 200_000  # all that a log can say of him is before
+            second, name = self._forgetting(user, now), "forget"
+            self.forgot = True
+        children = [Child(work, "file", None) for work in (first, second)]
+        for child, work in zip(children, (first, second), strict=True):
+            try:
+                child.end()
+            except WorkFailed as error:
+                if TableChanged.__name__ not in str(error):  # told, and to be done again
+                    raise
+                self._done("ingest", work)
+        if name == "ingest":
+            self.truth.ingest(f"run{self.number - 1}", rows)
+            self.truth.ingest(f"run{self.number}", more)
+            # Whichever came first brought what both have; undoing one would need to know.
+            shared = self.truth.brought.pop(f"run{self.number}") | self.truth.brought.pop(
+                f"run{self.number - 1}"
+            )
+            self.truth.brought["both"] = self.truth.brought.get("both", set()) | shared
+            self.truth.brought.pop("both")
+        else:
+            self.truth.ingest(f"run{self.number}", rows)
+            self.truth.forget(user, now)
+        self._check("pair")
+
+    def _log(self) -> tuple[set[Row], Path]:
+        n = int(self.rng.integers(1, 25))
+        known = ACTIONS[: 1 if not self.truth.brought else 2 + self.number]  # the model's one comes first
+        rows = {
+            (
+                int(self.rng.integers(USERS)), T0 + 1_000 * int(self.rng.integers(0, 90)),
+                int(self.rng.integers(ITEMS)), str(self.rng.choice(known)),
+            )
+            for _ in range(n)
+        }  # fmt: skip
+        if self.seen and self.rng.random() < 0.4:  # a log that has grown
+            rows |= self.seen[int(self.rng.integers(len(self.seen)))]
+        self.seen.append(rows)
+        users, times, items, actions = zip(*sorted(rows), strict=True)
+        path = self.root / "logs" / f"{self.number:04d}-{len(self.seen):04d}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        columns = {"user_id": users, "timestamp_ms": times, "item_id": items, "action": actions}
+        pq.write_table(pa.table(columns), path)
+        return rows, path
+
+    # Doing and checking -------------------------------------------------------------------------------------
+
+    def _run(self, work: Callable[[], object], mode: str, at: float | None) -> Outcome:
+        return killing.run(work, mode, at)
+
+    def _killed(self, name: str, work: Callable[[], object]) -> bool:
+        """Whether the work was killed; at a file operation, or at a moment."""
+        known = self.steps.get(name, 60)
+        if self.rng.random() < 0.8:
+            outcome = self._run(work, "file", int(self.rng.integers(1, known + 1)))
+        else:
+            outcome = self._run(work, "time", float(self.rng.random()))
+        self.report.kills[outcome.step.split("-")[0] if outcome.killed else "(ended before)"] += 1
+        if not outcome.killed:
+            self.steps[name] = max(outcome.steps, 1)
+        return outcome.killed
+
+    def _done(self, name: str, work: Callable[[], object]) -> Outcome:
+        outcome = self._run(work, "file", None)
+        self.steps[name] = max(outcome.steps, 1)
+        return outcome
+
+    def _committed(self, number: int) -> bool:
+        def work() -> bool:
+            warehouse = Warehouse(self.root / "tables")
+            if not warehouse.exists():
+                return False
+            recover(warehouse.open())
+            return any(
+                run.rsplit("-", 1)[0] == f"run{number}" for run in warehouse.read_sources()["run"].to_pylist()
+            )
+
+        return self._run(work, "file", None).result == "True"
+
+    def _tables(self) -> set[Row]:
+        found = json.loads(self._run(lambda: json.dumps(rows_of(self.root / "tables")), "file", None).result)
+        return {(u, t, i, a) for u, t, i, a in found}
+
+    def _check(self, name: str) -> None:
+        found = self._tables()
+        if found != self.truth.rows:
+            raise WrongHistory(f"after {name}: {_differ(found, self.truth.rows)}")
+        self.report.events_checked += len(found)
+        away = [u for u in self.truth.until if not any(row[0] == u for row in found)]
+        counts = Counter(row[0] for row in found)
+        last = {u: max(row[1] for row in found if row[0] == u) for u in counts}
+        items = Counter(row[2] for row in found)
+
+        def work() -> str:
+            wrong = []
+            if not self.forgot:
+                table = Warehouse(self.root / "tables").open().read_items()
+                counted = {i: n for i, n in zip(table.item.tolist(), table.events.tolist(), strict=True) if n}
+                if counted != dict(items):
+                    wrong.append(f"items counted {counted}, {dict(items)} in the tables")
+            if name == "refresh":
+                with Store.open(self.root / "store") as store:
+                    users = list(range(USERS))
+                    got = store.lookup(users)
+                    know = dict(
+                        zip(
+                            users,
+                            zip(got.event_count.tolist(), got.last_event_ms.tolist(), strict=True),
+                            strict=True,
+                        )
+                    )
+                    want = {u: (counts[u], last[u]) for u in counts}
+                    wrong += [
+                        f"user {u}: store {know[u]}, tables {want[u]}" for u in want if know[u] != want[u]
+                    ]
+                    wrong += [f"user {u} is in the store" for u in users if u not in want and know[u][0] > 0]
+            if name == "forget":
+                wrong += [
+                    f"{path} holds {u}" for path in row_files(self.root) for u in away if u in users_in(path)
+                ]
+            return "; ".join(wrong)
+
+        wrong = self._run(work, "file", None).result
+        self.report.lookups_checked += USERS * (name == "refresh")
+        if wrong:
+            raise WrongHistory(f"after {name}: {wrong}")
+
+
+def rows_of(folder: Path) -> list[Row]:
+    """Every row of the history table, with the names of its actions."""
+    warehouse = Warehouse(folder)
+    if not warehouse.exists():
+        return []
+    warehouse.open()
+    rows = []
+    for files in warehouse.bucket_files().values():
+        for batch in read_bucket(files, max_rows=1_000):
+            e = batch.events
+            user = np.repeat(batch.users, e.lengths).tolist()
+            for u, t, i, mask in zip(user, e.time.tolist(), e.item.tolist(), e.action.tolist(), strict=True):
+                names = [n for a, n in enumerate(warehouse.actions) if mask >> a & 1]
+                rows.append((u, t, i, "+".join(names)))
+    return rows
+
+
+def row_files(root: Path) -> list[Path]:
+    """Files below a home that hold rows of users."""
+    tables = [
+        p for name in ("history", "impressions") for p in (root / "tables").rglob(f"vista/{name}/data/**/*")
+    ]
+    return [p for p in [*tables, *(root / "runs").rglob("spill/**/*")] if p.is_file()]
+
+
+def users_in(path: Path) -> set[int]:
+    """Users whose rows a file has."""
+    if path.suffix == ".arrow":
+        with pa.memory_map(str(path)) as source:
+            table = pa.ipc.open_file(source).read_all()
+        return set(table["user"].to_pylist()) if "user" in table.column_names else set()
+    try:
+        return set(pq.read_table(path, columns=["user_id"], partitioning=None)["user_id"].to_pylist())
+    except (pa.ArrowInvalid, OSError):
+        return set()  # half of a file, as a killed writer left it
+
+
+def _mixed(root: Path, run: str) -> bool:
+    """Whether the rows of a run were merged with others', so that it cannot be taken back."""
+    warehouse = Warehouse(root / "tables").open()
+    recover(warehouse)
+    lines = warehouse.read_sources().to_pylist()
+    commits = {line["commit"] for line in lines if line["run"].rsplit("-", 1)[0] == run}
+    files = [f for some in warehouse.bucket_files().values() for f in some]
+    return any(f.first_commit < f.commit and f.first_commit <= c <= f.commit for f in files for c in commits)
+
+
+def _differ(found: set[Row], wanted: set[Row]) -> str:
+    return f"lost {sorted(wanted - found)[:5]}, too many {sorted(found - wanted)[:5]} of {len(wanted)}"
+
+
+def small_bundle(folder: Path) -> Path:
+    """A model small enough to be run thousands of times."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        width=16,
+        actions=ACTIONS[:1],
+        embedding=EmbeddingConfig(rows=509, surfaces=4),
+        tokens=TokenConfig(items=0),
+        slots=SlotConfig(buckets=16, clusters=0),
+        summarizer=SummarizerConfig(layers=1, heads=2, chunk=16, seeds=4),
+        ranker=RankerConfig(layers=1, heads=2, recent=4),
+    )
+    items = bundle.items_table(np.array([1]), np.array([0]), np.array([1]))
+    return bundle.save(
+        folder, VistaModel(config), bundle.Meta(user_kind="int64", actions=config.actions), items
+    )
+
+
+def run(
+    histories: int, kills: int, seed: int, length: int = 7, told: Callable[[str], None] = print
+) -> Report:
+    """Play histories, as many kills as asked shared among them.
+
+    Raises:
+        WrongHistory, WorkFailed: the text begins with the seed that shows it again.
+    """
+    report, began = Report(), time.perf_counter()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="vista-histories-") as folder:
+        model = small_bundle(Path(folder, "model"))
+        for number in range(histories):
+            root = Path(folder, f"home{number}")
+            root.mkdir()
+            share = kills * (number + 1) // histories - kills * number // histories
+            signal.alarm(600)  # a hang is a fault too
+            try:
+                History(root, model, seed + number, report).play(length, share)
+            except (WrongHistory, WorkFailed) as error:
+                raise WrongHistory(f"seed {seed + number}, {share} kills: {error}") from error
+            finally:
+                signal.alarm(0)
+            shutil.rmtree(root)
+            report.seconds = time.perf_counter() - began
+            if (number + 1) % 25 == 0:
+                told(summary(report))
+    return report
+
+
+def summary(report: Report) -> str:
+    dead = sum(n for step, n in report.kills.items() if step != "(ended before)")
+    return (
+        f"{report.histories} histories, {sum(report.steps.values())} steps {dict(report.steps)}, {dead} kills "
+        f"({dict(report.halfway)} the step), {report.events_checked} rows and {report.lookups_checked} lookups "
+        f"compared, {report.seconds:.0f} s: nothing lost, nothing twice, nobody back"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--histories", type=int, default=500)
+    parser.add_argument("--kills", type=int, default=1_500)
+    parser.add_argument("--length", type=int, default=7, help="steps of a history")
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args()
+    told = lambda text: print(text, flush=True)  # noqa: E731
+    told(summary(run(asked.histories, asked.kills, asked.seed, asked.length, told)))
+
+
+if __name__ == "__main__":
+    main()
