@@ -116,9 +116,10 @@ def test_an_ingest_that_is_taken_back_leaves_what_the_others_brought(tmp_path):
     assert done.rows == 2 and done.logs == wrong.events and done.again == (str(tmp_path / "b"),)
     assert {r[0] for r in content(tmp_path)} == {3, 4}
     assert dict(zip(*(c.tolist() for c in items_of(tmp_path)), strict=True)) == {3: 1, 4: 1}
-    with pytest.raises(DataError, match="vista summarize"):
-        tables(tmp_path).bucket_files(since=before)
-    assert undo(tables(tmp_path), "wrong").rows == 0
+    for _ in range(2):
+        with pytest.raises(DataError, match="vista summarize"):
+            tables(tmp_path).bucket_files(since=before)
+        assert undo(tables(tmp_path), "wrong").rows == 0
     record = ingest.run(options(tmp_path, done.again, "again"), LOCAL)
     assert record.counts["events"] == 1 and {r[0] for r in content(tmp_path)} == {1, 3, 4}
     with pytest.raises(DataError, match="expected one ingest called 'nobody'"):

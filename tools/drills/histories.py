@@ -136,7 +136,7 @@ class History:
         self.number += 1
         self.report.steps[name] += 1
         if name == "pair":
-            return self._pair()
+            return self._pair(dies)
         work, after, again = getattr(self, f"_{name}")()
         if work is None:
             return
@@ -148,7 +148,7 @@ class History:
             self.report.halfway["after" if found == after.rows != before.rows else "before"] += 1
             if not again and self.rng.random() < 0.3:
                 self.truth = after if self._committed(self.number) else before
-                return self._check(name)
+                return self._check(f"{name}, killed and given up")
         self._done(name, work)
         self.truth = after
         self._check(name)
@@ -238,7 +238,7 @@ class History:
         refused = self._run(lambda: _mixed(self.root, run), "file", None).result == "True"
         return work, self.truth if refused else after, True
 
-    def _pair(self) -> None:
+    def _pair(self, dies: bool) -> None:
         """Two at once: both end well, in any order; who is forgotten is gone whatever came first."""
         rows, path = self._log()
         first = self._ingesting(path, self.number)
@@ -251,10 +251,15 @@ class History:
             now = T0 + 200_000  # all that a log can say of him is before
             second, name = self._forgetting(user, now), "forget"
             self.forgot = True
-        children = [Child(work, "file", None) for work in (first, second)]
+        at = int(self.rng.integers(1, self.steps.get("ingest", 60))) if dies else None
+        children = [Child(first, "file", at), Child(second, "file", None)]
         for child, work in zip(children, (first, second), strict=True):
             try:
-                child.end()
+                outcome = child.end()
+                if child is children[0] and dies:
+                    self.report.kills[outcome.step if outcome.killed else "(ended before)"] += 1
+                if outcome.killed:
+                    self._done("ingest", work)
             except WorkFailed as error:
                 if TableChanged.__name__ not in str(error):  # told, and to be done again
                     raise
