@@ -5,20 +5,21 @@
 What must be there is made by the commands in docs/downstream.md: a store with a generation per date in ``my-home``,
 logs cut at the same dates in ``my-logs/part-*``. Rows of all parts but the first and the last train, the last part
 judges. The model is plain PyTorch in the manner of DLRM (arXiv 1906.00091): embeddings, dense features, pairwise
-dots, an MLP. Of the product it takes the store and, for the ``slots`` group, the key function of the bundle.
+dots, an MLP. Of the product it takes the store; only the arm ``addressed`` also takes the bundle's item clusters.
 
-Letters: U requests of a batch, B = U x C candidates, R recent events, S tokens, D their width, d the ranker's width.
+Letters: U requests of a batch, C candidates of each, R recent events, S tokens, H horizons, d the ranker's width.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,10 +33,12 @@ from cache_store.read.prefetch import LookAhead
 from cache_store.torch.feature import SummaryFeature
 from cache_store.torch.rows import AsOfBatches, AsOfRows
 from vista import bundle as bundles
-from vista.stage1.slots import SlotMemory
+from vista.data.events import Events
+from vista.stage1.clusters import company
 from vista.training import metrics
 
 RECENT = 16
+SEQUENCE = 128
 HOUR_MS = 3_600_000
 Batch = dict[str, Any]
 
@@ -43,32 +46,85 @@ Batch = dict[str, Any]
 # --- the model: everything down to ``forward`` would be yours already ----------------------------------------
 
 
-class SeedReader(nn.Module):
-    """The ``seeds`` group: target attention. The candidate asks, the user's seed tokens answer."""
+class Tokens(NamedTuple):
+    """Items that stand for many events each: item int64 [U, S], mass float32 [U, S, H], 0 where there is no token."""
 
-    def __init__(self, width: int, d: int) -> None:
+    item: Tensor
+    mass: Tensor
+
+
+class History(NamedTuple):
+    """What is told of each user's history.
+
+    Attributes:
+        there: bool [U], whether anything is.
+        sequence: the heaviest items, as rows of the ranker's own table.
+        table: all items that the summary holds, as ids, ascending. counters: [U, clusters, H].
+    """
+
+    there: Tensor
+    sequence: Tokens
+    table: Tokens
+    counters: Tensor
+
+
+Clusters = Callable[[Tensor], Tensor]
+"""Item ids to the clusters that the summaries count."""
+
+
+class SequenceReader(nn.Module):
+    """Attention from candidates to items with masses, both in the ranker's own item vectors.
+
+    Token t stands for m_t events of its item: its score is ``sharpness * cosine + log m_t``, and beside the tokens
+    there is an empty one, so the share that falls on tokens tells how many of the candidate's kind there are. Query and
+    key start as one and the same map: from the first step on a candidate finds the items that are like it. A reader
+    whose weights start at random learns nothing from the same tokens.
+    """
+
+    def __init__(
+        self, d: int, horizons: int, sharpness: Sequence[float] = (12.0, 30.0), empty: float = 0.8
+    ) -> None:
         super().__init__()
-        self.norm, self.key, self.value = nn.RMSNorm(width), nn.Linear(width, d), nn.Linear(width, d)
+        heads = len(sharpness)
+        self.query, self.key = nn.Linear(d, d, bias=False), nn.Linear(d, d, bias=False)
+        nn.init.eye_(self.query.weight)
+        nn.init.eye_(self.key.weight)
+        self.log_sharpness = nn.Parameter(torch.tensor(sharpness).log())
+        self.empty = nn.Parameter(torch.full((heads,), empty))
+        self.horizon = nn.Parameter(torch.zeros(heads, horizons))  # how much each horizon's mass counts
+        self.value, self.out = nn.Linear(d, d), nn.Linear(heads * d, d)
+        self.features = heads
 
-    def forward(self, seeds: Tensor, candidate: Tensor) -> Tensor:
-        """seeds [U, S, D], candidate [U, C, d] -> [U, C, d]."""
-        seeds = self.norm(seeds)
-        return F.scaled_dot_product_attention(candidate, self.key(seeds), self.value(seeds))
+    def forward(self, candidate: Tensor, token: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+        """candidate [U, C, d], token [U, S, d], mass [U, S, H], 0 is no token -> [U, C, d], log odds [U, C, heads]."""
+        q, k = F.normalize(self.query(candidate), dim=-1), F.normalize(self.key(token), dim=-1)
+        sharp = self.log_sharpness.exp()[:, None, None]
+        mixed = (mass @ self.horizon.softmax(-1).T).transpose(1, 2)[:, :, None]  # [U, heads, 1, S]
+        log_mass = mixed.clamp_min(1e-20).log()  # finite: users without any token have gradients as well
+        score = (q @ k.transpose(1, 2))[:, None] * sharp + log_mass  # [U, heads, C, S]
+        empty = (sharp * self.empty[:, None, None]).expand(*score.shape[:-1], 1)
+        share = torch.cat([score, empty], -1).softmax(-1)[..., :-1]
+        odds = (score.logsumexp(-1) - empty[..., 0]).clamp_min(-20)
+        read = share @ self.value(token)[:, None]  # [U, heads, C, d]
+        return self.out(read.transpose(1, 2).flatten(2)), odds.transpose(1, 2) / 4
 
 
-class SlotReader(nn.Module):
-    """The ``slots`` group: each candidate looks under its own keys. Nobody attends to these tokens."""
+class AddressedReader(nn.Module):
+    """A candidate looks up its own entry among all of the user's items, and its cluster's counter."""
 
-    def __init__(self, memory: SlotMemory, d: int) -> None:
+    def __init__(self, clusters: Clusters, horizons: int, d: int) -> None:
         super().__init__()
-        self.memory = memory  # no parameters: hash keys, item clusters and half-lives of the bundle
-        self.mlp = nn.Sequential(nn.Linear(memory.features, d), nn.ReLU(), nn.Linear(d, d))
+        self.clusters = clusters  # no parameters: which item is of which cluster
+        self.features = 2 * horizons
+        self.mlp = nn.Sequential(nn.Linear(self.features, d), nn.ReLU(), nn.Linear(d, d))
 
-    def forward(self, slots: Tensor, elapsed_ms: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
-        """slots [U, S, D], elapsed_ms int64 [U], item int64 [U, C] -> [U, C, d], log masses [U, C, F]."""
-        owner = torch.arange(len(item)).repeat_interleave(item.shape[1])
-        masses = torch.log1p(self.memory.read(slots, elapsed_ms, owner, item.flatten()))
-        masses = masses.unflatten(0, item.shape)
+    def forward(self, table: Tokens, counters: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+        """table of all items, counters [U, clusters, H], item ids [U, C] -> [U, C, d], log masses [U, C, 2 H]."""
+        at = torch.searchsorted(table.item, item).clamp_max(table.item.shape[1] - 1)
+        rows = at[..., None].expand(-1, -1, table.mass.shape[2])
+        own = table.mass.gather(1, rows) * (table.item.gather(1, at) == item)[..., None]
+        kind = counters.gather(1, self.clusters(item)[..., None].expand_as(rows))
+        masses = torch.log1p(torch.cat([own, kind], -1))
         return self.mlp(masses), masses
 
 
@@ -92,8 +148,9 @@ class Dlrm(nn.Module):
         dense: int,
         users: int = 4_096,
         d: int = 32,
-        seeds_width: int = 0,
-        memory: SlotMemory | None = None,
+        horizons: int = 0,
+        addressed: int = 0,
+        clusters: Clusters | None = None,
     ) -> None:
         super().__init__()
         self.user, self.item = nn.Embedding(users, d), nn.Embedding(items, d)
@@ -102,25 +159,25 @@ class Dlrm(nn.Module):
             nn.init.normal_(table.weight, std=d**-0.5 / 4)
         self.register_buffer("content", content)
         self.project = nn.Linear(content.shape[1], d, bias=False)
-        self.seeds = SeedReader(seeds_width, d) if seeds_width else None
-        self.slots = SlotReader(memory, d) if memory is not None else None
-        known = (memory.features if memory is not None else 0) + (seeds_width > 0 or memory is not None)
+        nn.init.orthogonal_(self.project.weight)  # what is alike in content is alike to begin with
+        self.sequence = SequenceReader(d, horizons) if horizons else None
+        self.addressed = AddressedReader(clusters, addressed, d) if addressed and clusters else None
+        readers = [r for r in (self.sequence, self.addressed) if r is not None]
+        known = sum(r.features for r in readers) + bool(readers)
         self.bottom = nn.Sequential(nn.Linear(dense + known, 64), nn.ReLU(), nn.Linear(64, d))
-        fields = 5 + (self.seeds is not None) + (self.slots is not None)
+        fields = 5 + len(readers)
         self.top = nn.Sequential(nn.Linear(d + fields * (fields - 1) // 2, 64), nn.ReLU(), nn.Linear(64, 1))
         self.pairs = torch.triu_indices(fields, fields, 1)
 
     def embed(self, item: Tensor) -> Tensor:
         return self.item(item) + self.project(self.content[item])
 
-    def forward(self, row: Batch, summary: dict[str, Tensor], status: Tensor, elapsed_ms: Tensor) -> Tensor:
+    def forward(self, row: Batch, history: History) -> Tensor:
         """Logits [U, C].
 
         Args:
             row: columns of :class:`Rows`: user [U], item, item_id, surface [U, C], recent [U, R], dense [U, C, X].
-            summary: group name to float32 [U, S_g, D], zeros where there is none.
-            status: uint8 [U].
-            elapsed_ms: int64 [U], from the summary's last event to the request.
+            history: what a summary, or the log, tells of each user.
         """
         candidate = self.embed(row["item"])
         u, c, d = candidate.shape
@@ -131,13 +188,16 @@ class Dlrm(nn.Module):
             x[:, None].expand(u, c, d) for x in (self.user(row["user"] % len(self.user.weight)), recent)
         ]
         dense = [row["dense"]]
-        if self.seeds is not None or self.slots is not None:
-            # FRESH and STALE are 0 and 1; without a summary the tokens are zeros and the model is told so
-            dense.append((status < 2).float()[:, None, None].expand(u, c, 1))
-        if self.seeds is not None:
-            fields.append(self.seeds(summary["seeds"], candidate))
-        if self.slots is not None:
-            read, masses = self.slots(summary["slots"], elapsed_ms, row["item_id"])
+        if self.sequence is not None or self.addressed is not None:
+            # without a summary there are no tokens, and the model is told so
+            dense.append(history.there.float()[:, None, None].expand(u, c, 1))
+        if self.sequence is not None:
+            token = self.embed(history.sequence.item)
+            read, odds = self.sequence(candidate, token, history.sequence.mass)
+            fields.append(read)
+            dense.append(odds)
+        if self.addressed is not None:
+            read, masses = self.addressed(history.table, history.counters, row["item_id"])
             fields.append(read)
             dense.append(masses)
         bottom = self.bottom(torch.cat(dense, -1))
@@ -167,7 +227,8 @@ class Rows:
 
 @dataclass(frozen=True)
 class Log:
-    """All events in order of (user, time), and the items: ids [I], surface [I], content [I, W]; row 0 is nothing."""
+    """All events in order of (user, time), and the items: ids [I], surface [I], content [I, W]; row 0 is nothing.
+    ``first_ms`` is where the first part ends."""
 
     user: np.ndarray
     time: np.ndarray
@@ -176,6 +237,7 @@ class Log:
     surface: np.ndarray
     content: np.ndarray
     popularity: np.ndarray
+    first_ms: int
 
 
 def read_log(logs: Path) -> Log:
@@ -193,11 +255,13 @@ def read_log(logs: Path) -> Log:
     seen = np.bincount(1 + np.searchsorted(ids, events[0]["item_id"].to_numpy()), minlength=len(ids) + 1)
     order = np.lexsort((time_ms, user))
     place = 1 + np.searchsorted(ids, item[order])
-    return Log(user[order], time_ms[order], place, ids, surface, content, np.log1p(seen).astype(np.float32))
+    first_ms = int(events[0]["timestamp_ms"].to_numpy().max()) + 1
+    popular = np.log1p(seen).astype(np.float32)
+    return Log(user[order], time_ms[order], place, ids, surface, content, popular, first_ms)
 
 
-def read_rows(part: Path, log: Log) -> Rows:
-    """The part's impressions, one row per request, with the features as of its time."""
+def read_rows(part: Path, log: Log, events: int = 0) -> Rows:
+    """The part's impressions, one row per request, with the features as of its time; ``events`` newest raw ones."""
     shown = pa.concat_tables(pq.read_table(f) for f in sorted(part.glob("impressions-*.parquet")))
     request, user, time_ms = (shown[n].to_numpy() for n in ("request_id", "user_id", "timestamp_ms"))
     label = (pa.compute.list_value_length(shown["actions"]).to_numpy() > 0).astype(np.float32)
@@ -234,6 +298,9 @@ def read_rows(part: Path, log: Log) -> Rows:
         "item": item, "item_id": item_id, "surface": log.surface[item], "recent": recent,
         "dense": dense.astype(np.float32), "label": label[order].reshape(-1, slate),
     }  # fmt: skip
+    if events:
+        back = end[:, None] - 1 - np.arange(events)
+        columns["raw"] = np.where(back >= start[:, None], log.item[np.maximum(back, 0)], 0)
     return Rows(user, time_ms, columns)
 
 
@@ -246,34 +313,89 @@ def join(rows: Sequence[Rows]) -> Rows:
 
 
 class Summaries:
-    """The groups of a store's tokens by name, for batches of as-of rows."""
+    """A store's tokens as the model reads them.
 
-    def __init__(self, store: Store) -> None:
-        self.store, self.slices = store, SummaryFeature(store).slices
+    Args:
+        ids: int64 [I], ascending; item ``ids[i]`` is row ``i + 1`` of the ranker's table.
+        size: S, tokens of the sequence.
+    """
+
+    def __init__(self, store: Store, ids: np.ndarray, size: int = SEQUENCE) -> None:
+        self.store, self.ids, self.size = store, torch.from_numpy(ids), size
+        self.slices = SummaryFeature(store).slices
+        self.tables = {table.masses: table for table in store.manifest.schema.tables}
+
+    @property
+    def horizons(self) -> int:
+        return self.tables["masses"].horizons
+
+    @property
+    def bytes(self) -> int:
+        """Of a user's sequence, were it stored by itself: an id of 8 bytes and a byte for every mass."""
+        return self.size * (8 + self.horizons)
 
     def rows(self, rows: Rows, lag_ms: int) -> AsOfRows:
         """Each row reads the newest generation whose watermark is ``lag_ms`` or more before it."""
         return AsOfRows(self.store, rows.user, rows.time, columns=rows.columns, lag_ms=lag_ms)
 
-    def split(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """What :meth:`Dlrm.forward` wants beside the row."""
-        groups = {name: batch["tokens"][:, part] for name, part in self.slices.items()}
-        return groups, batch["status"], batch["time"] - batch["last_event_ms"]
+    def split(self, batch: Batch) -> History:
+        """What :meth:`Dlrm.forward` wants beside the row, of a batch of as-of rows."""
+        return self.history({n: batch["tokens"][:, part] for n, part in self.slices.items()}, batch["status"])
+
+    def history(self, groups: dict[str, Tensor], status: Tensor) -> History:
+        """Groups [U, S_g, D] of a lookup. FRESH and STALE are 0 and 1; others have no tokens."""
+        there = status < 2
+        table = self.tables["masses"]
+        item = groups[table.keys].flatten(1).contiguous().view(torch.int64)[:, : table.entries].contiguous()
+        mass = self._masses(groups, "masses") * there[:, None, None]
+        top = mass[..., table.deciding].topk(min(self.size, table.entries), dim=1).indices
+        chosen = item.gather(1, top)
+        at = torch.searchsorted(self.ids, chosen).clamp_max(len(self.ids) - 1)
+        known = (self.ids[at] == chosen)[..., None]
+        weight = mass.gather(1, top[..., None].expand(-1, -1, table.horizons)) * known
+        return History(
+            there,
+            Tokens((at + 1) * known[..., 0], weight),
+            Tokens(item, mass),
+            self._masses(groups, "clusters"),
+        )
+
+    def _masses(self, groups: dict[str, Tensor], name: str) -> Tensor:
+        table = self.tables[name]
+        return (
+            groups[name]
+            .flatten(1)[:, : table.entries * table.horizons]
+            .unflatten(1, (table.entries, table.horizons))
+        )
+
+
+def raw(batch: Batch) -> History:
+    """The arm that stores nothing new: the newest events as they are, under the same reader."""
+    item = batch["raw"]
+    nothing = Tokens(item[:, :0], torch.zeros(len(item), 0, 1))
+    mass = (item > 0).float()[..., None]
+    return History(item[:, 0] > 0, Tokens(item, mass), nothing, nothing.mass)
 
 
 def train(
-    model: Dlrm, rows: AsOfRows, summaries: Summaries, batch: int, epochs: int, seed: int, lr: float
+    model: Dlrm,
+    rows: AsOfRows,
+    read: Callable[[Batch], History],
+    batch: int,
+    epochs: int,
+    seed: int,
+    lr: float,
 ) -> float:
     """Binary cross-entropy on every candidate; the next batches are looked up while one trains. The last loss."""
     optimizer = torch.optim.Adam(model.parameters(), lr)
     batches = AsOfBatches(rows, batch, seed=seed)
     total, step, loss = epochs * len(batches), 0, torch.zeros(())
     for batches.epoch in range(epochs):
-        with LookAhead(batches, summaries.split, depth=2) as stream:
-            for row, (groups, status, elapsed) in stream:
+        with LookAhead(batches, read, depth=2) as stream:
+            for row, history in stream:
                 for group in optimizer.param_groups:
                     group["lr"] = lr * (1 - step / total)
-                loss = F.binary_cross_entropy_with_logits(model(row, groups, status, elapsed), row["label"])
+                loss = F.binary_cross_entropy_with_logits(model(row, history), row["label"])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -282,10 +404,10 @@ def train(
 
 
 @torch.inference_mode()
-def predict(model: Dlrm, rows: AsOfRows, summaries: Summaries, batch: int = 256) -> np.ndarray:
+def predict(model: Dlrm, rows: AsOfRows, read: Callable[[Batch], History], batch: int = 256) -> np.ndarray:
     """float32 [N, C], probabilities in the order of the rows."""
-    with LookAhead(AsOfBatches(rows, batch), summaries.split) as stream:
-        return np.concatenate([torch.sigmoid(model(row, *rest)).numpy() for row, rest in stream])
+    with LookAhead(AsOfBatches(rows, batch), read) as stream:
+        return np.concatenate([torch.sigmoid(model(row, history)).numpy() for row, history in stream])
 
 
 class Server:
@@ -293,21 +415,20 @@ class Server:
 
     Args:
         model: trained, in evaluation mode.
-        store: opened with the fingerprint of the bundle that ``model`` read.
+        summaries: of the store, opened with the fingerprint of the bundle that made it.
     """
 
-    def __init__(self, model: Dlrm, store: Store) -> None:
-        self.model, self.feature = model, SummaryFeature(store)
+    def __init__(self, model: Dlrm, summaries: Summaries) -> None:
+        self.model, self.summaries, self.feature = model, summaries, SummaryFeature(summaries.store)
 
     @torch.inference_mode()
-    def score(self, user: np.ndarray, now_ms: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
+    def score(self, user: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
         """float32 [U, C]: probabilities for the candidates in ``columns`` (those of :class:`Rows`, label aside)."""
         found = self.feature(user)
         row = {name: torch.from_numpy(column) for name, column in columns.items()} | {
             "user": torch.from_numpy(user)
         }
-        elapsed = torch.from_numpy(now_ms) - found.last_event_ms
-        return torch.sigmoid(self.model(row, found.groups, found.status, elapsed)).numpy()
+        return torch.sigmoid(self.model(row, self.summaries.history(found.groups, found.status))).numpy()
 
     def refresh(self) -> str:
         """Move to a newer generation, between batches."""
@@ -316,7 +437,42 @@ class Server:
 
 # --- the comparison ------------------------------------------------------------------------------------------
 
-ARMS = {"without": (), "seeds": ("seeds",), "slots": ("slots",), "with": ("seeds", "slots")}
+ARMS = ("without", "raw", "sequence", "addressed", "with")
+"""No summary; raw events in the bytes of the sequence; the sequence attended to in the ranker's own item vectors; the
+candidate's own entry and its cluster's; both of these."""
+
+
+def event_bytes(log: Log, users: int = 64) -> float:
+    """What an event (item, second) takes under zstd, a user's history as one block; mean over the longest lives."""
+    first = np.flatnonzero(np.diff(log.user, prepend=log.user[0] - 1))
+    sizes = np.diff(np.append(first, len(log.user)))
+    size = count = 0
+    for u in np.argsort(-sizes)[:users]:
+        rows = slice(first[u], first[u] + sizes[u])
+        known, code = np.unique(log.item[rows], return_inverse=True)
+        second = np.diff(log.time[rows] // 1000, prepend=0)
+        columns = (np.diff(known, prepend=0).astype(np.int32), code.astype(np.uint16), second)
+        size += len(pa.compress(b"".join(c.tobytes() for c in columns), codec="zstd", asbytes=True))
+        count += int(sizes[u])
+    return size / count
+
+
+def with_vectors(log: Log, kind: str, seed: int = 0) -> Log:
+    """The log with other item vectors: ``content`` as they are; ``company``, what items occur near in the first part of
+    the log; ``random``."""
+    if kind == "content":
+        return log
+    vectors = np.random.default_rng(seed).normal(size=(len(log.ids) + 1, 32)).astype(np.float32)
+    if kind == "company":
+        seen = log.time < log.first_ms
+        users, lengths = np.unique(log.user[seen], return_counts=True)
+        zeros = np.zeros(int(seen.sum()), np.int64)
+        events = Events.of(lengths, item=log.item[seen], action=zeros, time=log.time[seen])
+        item, found = company(events, width=32)
+        vectors = np.zeros_like(vectors)
+        vectors[item] = found.numpy()
+    vectors[0] = 0
+    return dataclasses.replace(log, content=vectors)
 
 
 def judge(
@@ -352,38 +508,43 @@ def judge(
 
 def compare(
     home: Path, logs: Path, *, arms: Sequence[str] = tuple(ARMS), epochs: int = 1, seeds: int = 1, batch: int = 128,
-    lr: float = 3e-3, lag_ms: int = HOUR_MS,
+    lr: float = 3e-3, lag_ms: int = HOUR_MS, vectors: str = "content", size: int = SEQUENCE,
 ) -> dict[str, Any]:  # fmt: skip
     """Train every arm on the same rows in the same order, judge all on the last part, serve the last one."""
     bundle = bundles.load(home / "model")
-    log = read_log(logs)
+    log = with_vectors(read_log(logs), vectors)
     parts = sorted(logs.glob("part-*"))
-    rows, held_out = join([read_rows(p, log) for p in parts[1:-1]]), read_rows(parts[-1], log)
-    label, content = held_out.columns["label"], torch.from_numpy(log.content)
     with Store.open(home / "store", fingerprint=bundle.fingerprint) as store:
-        summaries = Summaries(store)
+        summaries = Summaries(store, log.ids, size)
+        each = event_bytes(log)
+        events = int(summaries.bytes / each) if "raw" in arms else 0
+        rows = join([read_rows(p, log, events) for p in parts[1:-1]])
+        held_out = read_rows(parts[-1], log, events)
+        label, content = held_out.columns["label"], torch.from_numpy(log.content)
         past, future = summaries.rows(rows, lag_ms), summaries.rows(held_out, lag_ms)
         sides, seconds = {}, {}
         for name in arms:
-            groups, runs, began = ARMS[name], [], time.process_time()
+            runs, began, read = [], time.process_time(), raw if name == "raw" else summaries.split
             for seed in range(seeds):
                 torch.manual_seed(seed)
+                horizons = {"raw": 1, "sequence": summaries.horizons, "with": summaries.horizons}.get(name, 0)
                 model = Dlrm(
-                    len(log.ids) + 1, int(log.surface.max()) + 1, content, 4,
-                    seeds_width=store.manifest.schema.width if "seeds" in groups else 0,
-                    memory=bundle.model.slots if "slots" in groups else None,
+                    len(log.ids) + 1, int(log.surface.max()) + 1, content, 4, horizons=horizons,
+                    addressed=summaries.horizons if name in ("addressed", "with") else 0,
+                    clusters=bundle.model.tokens.cluster,
                 )  # fmt: skip
-                train(model, past, summaries, batch, epochs, seed, lr)
-                runs.append(predict(model.eval(), future, summaries))
+                train(model, past, read, batch, epochs, seed, lr)
+                runs.append(predict(model.eval(), future, read))
             sides[name], seconds[name] = np.stack(runs), time.process_time() - began
-        read = future.batch(np.arange(len(future)))
-        served = serve(Server(model, store), held_out)
+        read_rows_ = future.batch(np.arange(len(future)))
+        served = serve(Server(model, summaries), held_out) if arms[-1] not in ("raw",) else float("nan")
         return {
             "figures": judge(held_out.user, label, sides),
             "train_requests": len(rows.user), "test_requests": len(held_out.user),
-            "test_users": len(np.unique(held_out.user)), "generations": sorted(set(read["generation"])),
-            "with_summary": float((read["status"] < 2).float().mean()), "cpu_seconds": seconds,
-            "request_ms": served,
+            "test_users": len(np.unique(held_out.user)), "generations": sorted(set(read_rows_["generation"])),
+            "with_summary": float((read_rows_["status"] < 2).float().mean()), "cpu_seconds": seconds,
+            "vectors": vectors, "tokens": summaries.size, "sequence_bytes": summaries.bytes,
+            "raw_events": events, "bytes_per_raw_event": each, "request_ms": served,
         }  # fmt: skip
 
 
@@ -393,7 +554,7 @@ def serve(server: Server, rows: Rows, requests: int = 200) -> float:
     for i in range(min(requests, len(rows.user))):
         one = {name: column[i : i + 1] for name, column in rows.columns.items() if name != "label"}
         began = time.perf_counter()
-        server.score(rows.user[i : i + 1], rows.time[i : i + 1], one)
+        server.score(rows.user[i : i + 1], one)
         took.append(time.perf_counter() - began)
     return float(np.median(took) * 1e3)
 
@@ -407,12 +568,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=1, help="a second one overfits these rows")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--arms", default=",".join(ARMS), help="comma separated; the last one is served")
+    parser.add_argument("--vectors", default="content", choices=("content", "company", "random"))
+    parser.add_argument("--tokens", type=int, default=SEQUENCE, help="of the sequence")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     found = compare(
-        options.home, options.logs, arms=options.arms.split(","), epochs=options.epochs, seeds=options.seeds
-    )
+        options.home, options.logs, arms=options.arms.split(","), epochs=options.epochs, seeds=options.seeds,
+        vectors=options.vectors, size=options.tokens,
+    )  # fmt: skip
     if options.json:
         print(json.dumps(found))
         return

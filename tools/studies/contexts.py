@@ -1,37 +1,39 @@
 """What stage 2 is given beside the recent events: the rivals, under one interface.
 
-Every variant has the same ranker, the same examples and the same steps. ``attend`` gives its raw history to
-the candidates by softmax attention in every layer, with the ranker's own key and value weights: the ceiling
-that a summary is measured against (at a cost that grows with the history). ``counts`` adds what a perfect
-memory of (item, time) pairs would read, without collisions.
+Every variant has the same ranker, the same 32 newest events (in the ranker's context, and under a reader), the same
+examples and steps. They differ in what their reader reads of the history before the cut. ``full`` gives all raw events of
+a window to the candidates' attention, in every layer: what a summary is measured against, at a cost that grows with the
+history.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from vista.ops.weighted_attention import WeightedAttention
 
 from cache_store.format.quantize import Codec
-from vista.config import ModelConfig
+from tools.studies import tokens as kept
+from tools.studies.reader import Addressed, Reader
+from tools.studies.tokens import HALF_LIVES, Kept, SimHash, Space
+from vista.config import ModelConfig, fingerprint
 from vista.data.events import Events
 from vista.data.recent import select_recent
 from vista.embedding.encoders import gaps
 from vista.model import VistaModel
 from vista.ops.crossing import Plan, fast
 from vista.stage2.ranker import FREQUENCIES, waves
-from vista.stage2.readers import SlotReader
 from vista.training.examples import Batch
 
-SHARPNESS = (12.0, 30.0)
-"""Scores of an event of the candidate's own item under the ceiling's bluntest and sharpest head, at the start."""
-EMPTY = 0.8
-"""Score of the empty place as a share of that."""
+RECENT = 32
+BASE = ModelConfig()
+"""The default model."""
 
 
 @dataclass(frozen=True)
@@ -39,302 +41,440 @@ class Variant:
     """One context.
 
     Attributes:
-        seeds, slots, tokens: groups of summary tokens that are used.
-        summarizer: fields of ``SummarizerConfig`` that differ from the default; chunk 0 is the paper's form.
-        attend: events before the cut that candidates attend to raw; 0 for none.
-        counts: slot features come from exact counts instead of hashed ones.
-        recent: raw events beside the summary.
-        distinct: newest of each item first, out of 1,024.
-        bytes: served per user.
+        kind: of what is read of the history: ``none``, ``raw``, ``record`` (the product's own), ``items``, ``twin``,
+            ``sketch``, ``sdim``, ``touches``.
+        bytes: of what is served for a user.
+        options: of the kind.
     """
 
     name: str
-    seeds: bool = False
-    slots: bool = False
-    tokens: bool = False
-    summarizer: dict[str, Any] = field(default_factory=dict)
-    attend: int = 0
-    counts: bool = False
-    recent: int = 32
-    distinct: bool = False
+    kind: str
+    bytes: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def mark(self) -> str:
+        """Name and everything that makes it, for the name of a file."""
+        return f"{self.name}-{fingerprint({'kind': self.kind, **self.options})[:8]}"
 
 
-PLACES = {"kind": "places", "seeds": 480, "chunk": 64, "half_lives_events": (math.inf,) * 4 + (256.0,)}
-"""Seed tokens alone in 32,640 bytes: 384 places for all time, 96 for what is recent."""
+@dataclass(frozen=True)
+class Sets:
+    """Token sets that candidates attend to, padded.
+
+    Attributes:
+        unit: int64 [K], set of each slate; ascending.
+        item: int64 [V, T]; -1 - c for the centre of cluster c.
+        mass: float32 [V, T, M]; 0 where there is no token.
+        vector: float32 [V, T, W], in place of ``item``, or None.
+        centre: float32 [clusters, W], unit.
+    """
+
+    unit: np.ndarray
+    item: Tensor
+    mass: Tensor
+    vector: Tensor | None
+    centre: Tensor | None
+
+    @staticmethod
+    def of(unit: np.ndarray, found: list[Kept], centre: np.ndarray | None) -> Sets:
+        most = max((len(k.item) for k in found), default=0)
+        item = np.zeros((len(found), most), np.int64)
+        mass = np.zeros((len(found), most, len(HALF_LIVES)), np.float32)
+        dense = next((k.vector for k in found if k.vector is not None), None)
+        vector = None if dense is None else np.zeros((len(found), most, dense.shape[1]), np.float32)
+        for i, k in enumerate(found):
+            item[i, : len(k.item)], mass[i, : len(k.item)] = k.item, k.mass
+            if vector is not None and k.vector is not None:
+                vector[i, : len(k.item)] = k.vector
+        tensors = [None if x is None else torch.from_numpy(x) for x in (item, mass, vector, centre)]
+        return Sets(unit, *tensors)  # type: ignore[arg-type]
 
 
-def variants(window: int = 8_192) -> dict[str, Variant]:
-    """The rivals of the study by name."""
-    found = [
-        Variant("recent"),
-        Variant("budget", recent=96),
-        Variant("distinct", recent=96, distinct=True),
-        Variant("last1024", attend=1_024),
-        Variant("full", attend=window),
-        Variant("full+counts", attend=window, counts=True),
-        Variant("paper", seeds=True, summarizer={"seeds": 16, "rows": "events", "chunk": 0}),
-        Variant("seeds", seeds=True, summarizer={"seeds": 16}),
-        Variant("places", seeds=True, summarizer=PLACES),
-        Variant("slots", slots=True),
-        Variant("hashed", seeds=True, slots=True, summarizer={"seeds": 16, "rows": "events"}),
-        Variant("ours", tokens=True),
-    ]
-    return {v.name: v for v in found}
+@dataclass(frozen=True)
+class Fed:
+    """What a variant reads for one batch; made once, before training.
+
+    Attributes:
+        sets: tokens that candidates attend to. features: float32 [B, F], what they find under their own keys.
+        record: records as the store keeps them, [V]. unit: int64 [K], record of each slate.
+    """
+
+    sets: Sets | None = None
+    features: Tensor | None = None
+    record: np.ndarray | None = None
+    unit: np.ndarray | None = None
 
 
-def model_config(
-    variant: Variant,
-    actions: tuple[str, ...],
-    base: ModelConfig,
-    content_width: int = 0,
-    seed: int = 0,
-) -> ModelConfig:
-    """``base`` with the parts the variant uses; the ranker's width, layers and heads stay."""
-    slots = replace(
-        base.slots, buckets=(base.slots.buckets or HASHED) if variant.slots or variant.counts else 0
-    )
-    tokens = base.tokens if variant.tokens else replace(base.tokens, items=0)
-    summarizer = replace(base.summarizer, **variant.summarizer)
-    if not variant.seeds:
-        summarizer = replace(summarizer, seeds=0 if slots.enabled or tokens.enabled else 1)
-    return replace(
-        base,
-        actions=actions,
-        seed=seed,
-        embedding=replace(base.embedding, content_width=content_width),
-        slots=slots,
-        tokens=tokens,
-        summarizer=summarizer,
-        ranker=replace(base.ranker, recent=variant.recent),
-    )
+class Feed:
+    """Makes :class:`Fed` for a variant. In training a few slates of a visit share what was kept before the oldest of them,
+    or all of them where making it is dear; in judging every slate has its own."""
 
+    def __init__(self, variant: Variant, space: Space, group_size: int = 1) -> None:
+        self.variant, self.space, self.group_size = variant, space, group_size
+        o = variant.options
+        self.hashed = SimHash(space, **o) if variant.kind == "sdim" else None
+        makers: dict[str, Callable[[np.ndarray], Kept]] = {
+            "items": lambda items: kept.item_tokens(items, space, **o),
+            "twin": lambda items: kept.own_clusters(items, space, **o),
+            "sketch": lambda items: kept.sketch(items, space, **o),
+        }
+        self.make = makers.get(variant.kind)
+        self.share = 4 if variant.kind in ("items", "record") else 1_024
+        self.maker = None
+        if variant.kind == "record":
+            self.maker = product(variant, ("a",), 0, 0)
+            self.maker.set_clusters(space.item, space.clusters(self.maker.clusters)[0])
 
-BASE = ModelConfig()
-"""The default model."""
-
-HASHED = 3_210
-"""Buckets a row of hashed slots, as they were served until version 0.1."""
-
-
-def served_bytes(model: VistaModel, variant: Variant) -> int:
-    """Bytes per user of the variant's summary (or of its raw events at 17 bytes each: item, time, action)."""
-    if variant.attend:
-        return variant.attend * 17
-    used = {"seeds": variant.seeds, "slots": variant.slots}  # exact tokens are made only where used
-    groups = [Codec(codec, *shape).fields for name, *shape, codec in model.groups if used.get(name, True)]
-    return sum(np.dtype(fields).itemsize for fields in groups) + max(0, variant.recent - 32) * 17
-
-
-class ExactMasses:
-    """Stands in for the slot memory's ``read``: masses without collisions, from the events themselves."""
-
-    def __init__(self, slots, batch: Batch) -> None:
-        self._slots, self._batch = slots, batch
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._slots, name)
-
-    def read(self, slots: Tensor, elapsed_ms: Tensor, user_of: Tensor, item: Tensor) -> Tensor:
-        """float32 [B, F], as ``SlotMemory.read`` gives where no two items share a bucket."""
-        memory, batch = self._slots, self._batch
-        found = np.zeros((len(batch.item), memory.key_count, memory.horizons), np.float32)
-        clusters = (
-            memory.keys(torch.from_numpy(batch.events.item))[:, -1].numpy() if memory.clusters else None
+    def __call__(self, batch: Batch, exact: bool) -> Fed:
+        if self.variant.kind == "touches":
+            return Fed(None, torch.from_numpy(self._touches(batch)))
+        if self.make is None and self.hashed is None and self.maker is None:
+            return Fed()
+        unit, cuts = np.arange(len(batch)), batch.cut
+        if not exact:
+            nth = unit - np.searchsorted(batch.user_of, batch.user_of)
+            _, first, unit = np.unique(
+                batch.user_of * len(batch) + nth // self.share, return_index=True, return_inverse=True
+            )
+            cuts = np.full(len(first), np.iinfo(np.int64).max)
+            np.minimum.at(cuts, unit, batch.cut)
+        user = batch.user_of if exact else batch.user_of[first]
+        if self.maker is not None:
+            # nothing of it is learned, so any weights make it; what is learned are the vectors of those who read
+            tokens = self.maker.summarizer.prefixes(batch.events, cuts, user, exact=True)
+            return Fed(record=encoded(self.maker, tokens), unit=unit)
+        starts = batch.events.offsets[user]
+        pasts = [batch.events.item[a : a + n] for a, n in zip(starts, cuts, strict=True)]
+        if self.hashed is not None:
+            folded = [self.hashed.fold(items) for items in pasts]
+            parts = [self.hashed.features(folded[unit[k]], self._asked(batch, k)) for k in range(len(batch))]
+            return Fed(None, torch.from_numpy(np.concatenate(parts)))
+        assert self.make is not None
+        found = [self.make(items) for items in pasts]
+        centre = (
+            self.space.clusters(self.variant.options["clusters"])[1] if self.variant.kind == "items" else None
         )
-        asked = memory.keys(item)[:, -1].numpy() if memory.clusters else None
+        sets = Sets.of(unit, found, centre)
+        if not found or not found[0].own:
+            return Fed(sets)
+        parts = [self._own(found[unit[k]], self._asked(batch, k)) for k in range(len(batch))]
+        return Fed(sets, torch.from_numpy(np.concatenate(parts)))
+
+    def _asked(self, batch: Batch, k: int) -> np.ndarray:
+        return batch.item[batch.offsets[k] : batch.offsets[k + 1]]
+
+    def _own(self, found: Kept, asked: np.ndarray) -> np.ndarray:
+        """float32 [B, 2 M]: log masses of the candidate's own entry and of its cluster."""
+        place, _ = self.space.clusters(self.variant.options["clusters"])
+        keys = (asked, place[self.space.rows(asked)])
+        parts = []
+        for (names, mass), wanted in zip(found.own, keys, strict=True):
+            at = np.minimum(np.searchsorted(names, wanted), max(len(names) - 1, 0))
+            hit = (names[at] == wanted)[:, None] if len(names) else np.zeros((len(wanted), 1), bool)
+            parts.append(np.log1p(mass[at]) * hit if len(names) else np.zeros((len(wanted), len(HALF_LIVES))))
+        return np.concatenate(parts, 1).astype(np.float32)
+
+    def _touches(self, batch: Batch) -> np.ndarray:
+        parts = []
         for k in range(len(batch)):
-            a, b = batch.offsets[k], batch.offsets[k + 1]
-            start = batch.events.offsets[batch.user_of[k]]
-            rows = slice(start, start + batch.cut[k])
-            time = batch.events.time[rows]
-            age = np.maximum(batch.now_ms[k] - time, 0)
-            later = batch.cut[k] - 1 - np.arange(batch.cut[k])
-            for key in (0, memory.key_count - 1) if memory.clusters else (0,):
-                ours = batch.events.item[rows] if key == 0 else clusters[rows]
-                theirs = batch.item[a:b] if key == 0 else asked[a:b]
-                names, place = np.unique(theirs, return_inverse=True)
-                at = np.minimum(np.searchsorted(names, ours), len(names) - 1)
-                hit = np.flatnonzero(names[at] == ours)
-                weight = memory.decay(age[hit], later[hit])
-                mass = np.stack([np.bincount(at[hit], w, len(names)) for w in weight.T], 1)
-                if key == 0:
-                    found[a:b, : memory.rows] = mass[place][:, None]
-                else:
-                    found[a:b, -1] = mass[place]
-        return torch.from_numpy(found).flatten(1)
+            a = batch.events.offsets[batch.user_of[k]]
+            b = a + np.searchsorted(
+                batch.events.time[a : batch.events.offsets[batch.user_of[k] + 1]], batch.now_ms[k]
+            )
+            asked = self._asked(batch, k)
+            parts.append(
+                kept.touches(
+                    batch.events.item[a:b],
+                    batch.events.time[a:b],
+                    int(batch.now_ms[k]),
+                    asked,
+                    self.group_size,
+                )
+            )
+        return np.concatenate(parts)
 
 
-class HistoryRead(nn.Module):
-    """Softmax attention from candidates to raw events: the ceiling's own weights.
+class Contest(nn.Module):
+    """A variant's model: the product's ranker, a reader of the recent events, and what reads the history.
 
-    It starts as matching (an event of the same item scores ``SHARPNESS``, unrelated ones about 0) and can
-    count: beside the events there is an empty place of score ``empty``, so the mass that falls on events grows
-    with how many match. What is read goes into the layer; the log odds of that mass go straight to the logits, as
-    the slots' masses do.
+    Attributes:
+        tokens: that a candidate attends to at most.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, model: VistaModel, variant: Variant, fed: Sequence[Fed], seed: int) -> None:
         super().__init__()
-        r, d = config.ranker, config.width
-        self.heads, self.size = r.heads, d // r.heads
-        self.match = nn.ModuleList(
-            nn.Linear(d, r.heads * (self.size - 1), bias=False) for _ in range(r.layers)
+        self.model, self.variant = model, variant
+        features = next((f.features.shape[1] for f in fed if f.features is not None), 0)
+        self.tokens = max((f.sets.item.shape[1] for f in fed if f.sets is not None), default=0)
+        self.tokens = variant.options.get("events", self.tokens)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.recent = Reader(model.config, ages=4 * FREQUENCIES)
+            raw, sets = variant.kind == "raw", variant.kind in ("items", "twin", "sketch")
+            self.raw = Reader(model.config, ages=4 * FREQUENCIES) if raw else None
+            self.long = Reader(model.config, horizons=len(HALF_LIVES)) if sets else None
+            self.own = Addressed(model.config, features) if features else None
+            self.alone = None
+            if variant.kind == "record":
+                self.tokens = model.ranker.sequence
+                self.alone = Alone(model) if variant.options.get("alone") else None
+
+    def forward(self, batch: Batch, fed: Fed) -> Tensor:
+        """Logits [B, A]."""
+        model = self.model
+        recent = select_recent(batch.recent, RECENT, distinct=False)
+        tokens = {} if fed.record is None else decoded(model, fed.record[fed.unit])
+        usable = np.full(len(batch), fed.record is not None and self.alone is None)
+        ctx = model.ranker.context(
+            tokens if self.alone is None else {}, usable, recent, batch.now_ms, batch.last_event_ms
         )
-        self.age = nn.ModuleList(nn.Linear(4 * FREQUENCIES, r.heads) for _ in range(r.layers))
-        scale = torch.linspace(*SHARPNESS, r.heads).expand(r.layers, -1)
-        self.log_scale = nn.Parameter(scale.log())
-        self.empty = nn.Parameter(scale * EMPTY)
-        self.wide = nn.Linear(r.layers * r.heads, len(config.actions))
-        with torch.no_grad():
-            for match, age in zip(self.match, self.age, strict=True):
-                nn.init.orthogonal_(match.weight, math.sqrt(d / (d - r.heads)))
-                age.weight.mul_(0.1)
-                age.bias.zero_()
-            self.wide.weight.fill_(0.5 / (r.layers * r.heads))
-            self.wide.bias.zero_()
-
-    def keys(self, number: int, vectors: Tensor, bias: Tensor) -> Tensor:
-        """[N, H, E]: unit item vectors in each head's space, and one channel of bias."""
-        matched = self.match[number](vectors).unflatten(-1, (self.heads, self.size - 1))
-        return torch.cat([functional.normalize(matched, dim=-1), bias[..., None]], -1)
-
-
-class History:
-    """Raw events as keys and values for the candidates, per window and layer; a slate sees those before its
-    cut.
-
-    Ages are taken at the window's last slate: within a visit of some dozen slates they differ little.
-    """
-
-    def __init__(self, model: VistaModel, read: HistoryRead, batch: Batch, limit: int) -> None:
-        self.batch, self.read, self.limit = batch, read, limit
-        starts, stops, self.cuts = [], [], []
-        now = np.zeros(batch.events.users, np.int64)
-        for v in range(batch.events.users):
-            mine = np.flatnonzero(batch.user_of == v)
-            stop = int(batch.cut[mine].max())
-            start = max(0, int(batch.cut[mine].min()) - limit)
-            starts.append(batch.events.offsets[v] + start)
-            stops.append(batch.events.offsets[v] + stop)
-            self.cuts.append(batch.cut[mine] - start)
-            now[v] = batch.now_ms[mine].max()
-        window = batch.events.slices(np.array(starts), np.array(stops))
-        self.offsets = window.offsets
-        self.asked = model.items.vector(torch.from_numpy(batch.item))
-        self.layers = self._project(model, window, now)
-        self.mass: list[Tensor] = []
-
-    def _project(self, model: VistaModel, window: Events, now: np.ndarray) -> list[tuple[Tensor, Tensor]]:
-        ranker, read = model.ranker, self.read
-        columns = (window.item, window.action, window.surface, window.time, gaps(window))
-        x = ranker.events(*(torch.from_numpy(c) for c in columns)) * math.sqrt(model.config.width)
-        owner = np.repeat(np.arange(window.users), window.lengths)
-        age = torch.from_numpy(np.maximum(now[owner] - window.time, 0))
-        rank = torch.from_numpy(window.offsets[1:][owner] - 1 - np.arange(len(window)))
-        place = torch.cat([waves(age / 1000), waves(rank)], -1)
-        x = x + ranker.recent_place(place)
-        vectors = model.items.vector(torch.from_numpy(window.item))
-        found = []
-        for number, layer in enumerate(ranker.layers):
-            value = layer.split(layer.value(layer.before_attention(x)))
-            # The last channel of a value is 1: what is read there is the mass that fell on events.
-            value = torch.cat([value[..., :-1], torch.ones_like(value[..., :1])], -1)
-            found.append((read.keys(number, vectors, read.age[number](place)), value))
-        return found
-
-    def crossing(self):
-        """A form of the crossing (see ``vista.ops.crossing``) that also reads the history; one layer per
-        call."""
-        number = iter(range(len(self.layers)))
+        item = torch.from_numpy(batch.item)
+        asked = model.items.vector(item)
+        reads: list[Any] = [_Recent(self, batch, recent)]
+        if self.raw is not None:
+            reads.append(_Window(self, batch, self.variant.options["events"]))
+        if self.long is not None and fed.sets is not None:
+            reads.append(_Tokens(self, batch, fed.sets))
+        shares: list[list[Tensor]] = [[] for _ in reads]
+        number = iter(range(len(model.ranker.layers)))
 
         def cross(
             q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, mask: Tensor, plan: Plan
         ) -> Tensor:
             n = next(number)
-            long = self._long(n)
-            self.mass.append(long[..., -1])
-            return fast(q, k, v, keys, values, mask, plan) + torch.cat(
-                [long[..., :-1], torch.zeros_like(long[..., :1])], -1
-            )
+            out = fast(q, k, v, keys, values, mask, plan)
+            for at, read in enumerate(reads):
+                found = read(n, asked)
+                shares[at].append(found[..., -1])
+                out = out + torch.cat([found[..., :-1], torch.zeros_like(found[..., :1])], -1)
+            return out
 
-        return cross
+        logits = model.ranker.rank(ctx, item, batch.offsets, vectors=asked, cross=cross)
+        for read, share in zip(reads, shares, strict=True):
+            logits = logits + read.reader.logits(share)
+        if self.own is not None:
+            logits = logits + self.own(fed.features)
+        if self.alone is not None:
+            logits = logits + self.alone(
+                tokens, _Laid(np.arange(len(batch)), batch.offsets, len(batch)), asked
+            )
+        return logits
 
-    def _long(self, number: int) -> Tensor:
-        """[B, H, E]: what each candidate reads from its slate's events."""
-        keys, values = self.layers[number]
-        read, offsets = self.read, self.batch.offsets
-        ones = torch.ones(len(self.asked), read.heads)
-        query = read.keys(number, self.asked, ones)
-        query = torch.cat([query[..., :-1] * read.log_scale[number].exp()[:, None], query[..., -1:]], -1)
-        pieces = []
-        for w, cuts in enumerate(self.cuts):
-            mine = np.flatnonzero(self.batch.user_of == w)
-            a, b = int(offsets[mine[0]]), int(offsets[mine[-1] + 1])
-            window = slice(int(self.offsets[w]), int(self.offsets[w + 1]))
-            cut = torch.from_numpy(np.repeat(cuts, np.diff(offsets)[mine]))[:, None]
-            place = torch.arange(window.stop - window.start)
-            seen = (place < cut) & (place >= cut - self.limit)
-            # The empty place is one more key: nothing but its score in the channel of bias, and no value.
-            empty = torch.cat(
-                [keys.new_zeros(1, read.heads, read.size - 1), read.empty[number][None, :, None]], 2
+
+class Alone(nn.Module):
+    """The record's sequence under the product's ``WeightedAttention`` and nothing else: what a ranker of one's own
+    reads. A head per sharpness; what was read and the log odds go to the logits through a small MLP."""
+
+    def __init__(self, model: VistaModel) -> None:
+        super().__init__()
+        d, actions = model.config.width, len(model.config.actions)
+        self.model = (model,)  # a parameter of the contest already
+        self.attention = nn.ModuleList(WeightedAttention(d) for _ in range(model.tokens.horizons))
+        heads = sum(len(a.empty) for a in self.attention)
+        self.wide = nn.Linear(2 * heads, actions)
+        self.deep = nn.Sequential(nn.Linear(heads * (d + 2) + d, d), nn.SiLU(), nn.Linear(d, actions))
+        with torch.no_grad():
+            self.wide.weight.fill_(0.5 / heads)
+            self.wide.bias.zero_()
+            self.deep[-1].weight.mul_(0.1)
+            self.deep[-1].bias.zero_()
+
+    def forward(self, tokens: dict[str, Tensor], laid: _Laid, asked: Tensor) -> Tensor:
+        (model,) = self.model
+        held = model.tokens.unpack(torch.cat([tokens[name] for name in model.tokens.rows], 1))
+        found = model.tokens.sequence(held, model.items)
+        query = laid.out(asked)
+        read, odds = [], []
+        for horizon, attention in enumerate(self.attention):
+            r, o = attention(query, found.vector, found.mass[..., horizon].log())
+            read.append(r.flatten(2))
+            odds += [0.25 * o, nn.functional.softplus(o)]
+        told = torch.cat(odds, -1)
+        logits = self.wide(told) + self.deep(torch.cat([*read, told, query], -1))
+        return laid.back(logits)
+
+
+def encoded(model: VistaModel, tokens: dict[str, Tensor]) -> np.ndarray:
+    """Records [V] of a model's groups, by their own codecs."""
+    codecs = [Codec(g.codec, g.tokens, g.width) for g in model.groups]
+    fields = [(g.name, np.dtype(c.fields)) for g, c in zip(model.groups, codecs, strict=True)]
+    record = np.zeros(len(next(iter(tokens.values()))), fields)
+    for group, codec in zip(model.groups, codecs, strict=True):
+        codec.encode(tokens[group.name].numpy(), record[group.name])
+    return record
+
+
+def decoded(model: VistaModel, record: np.ndarray) -> dict[str, Tensor]:
+    """Inverse of :func:`encoded`: group name to float32 [V, S_g, D]."""
+    found = {}
+    for g in model.groups:
+        out = np.empty((len(record), g.tokens, g.width), np.float32)
+        Codec(g.codec, g.tokens, g.width).decode(record[g.name], out)
+        found[g.name] = torch.from_numpy(out)
+    return found
+
+
+def _layer_values(model: VistaModel, number: int, x: Tensor) -> Tensor:
+    layer = model.ranker.layers[number]
+    return layer.split(layer.value(layer.before_attention(x)))
+
+
+class _Laid:
+    """Candidates laid out by unit, [V, C], and back."""
+
+    def __init__(self, unit: np.ndarray, offsets: np.ndarray, units: int) -> None:
+        sizes = np.bincount(unit, np.diff(offsets), units).astype(np.int64)
+        self.width = int(sizes.max(initial=0))
+        first = np.concatenate([[0], np.cumsum(sizes)])[:-1]
+        row = np.repeat(np.arange(units), sizes)
+        self.place = torch.from_numpy(row * self.width + np.arange(len(row)) - np.repeat(first, sizes))
+        self.units = units
+        self.slate = np.repeat(np.arange(len(unit)), np.diff(offsets))
+
+    def out(self, x: Tensor) -> Tensor:
+        """[B, ...] -> [V, C, ...]."""
+        room = x.new_zeros(self.units * self.width, *x.shape[1:])
+        return room.index_copy(0, self.place, x).unflatten(0, (self.units, self.width))
+
+    def back(self, x: Tensor) -> Tensor:
+        return x.flatten(0, 1)[self.place]
+
+
+class _Events:
+    """Raw events under a reader: U histories, padded."""
+
+    def __init__(self, contest: Contest, reader: Reader, events: Events, now: np.ndarray) -> None:
+        self.reader, model = reader, contest.model
+        ranker = model.ranker
+        columns = (events.item, events.action, events.surface, events.time, gaps(events))
+        x = ranker.events(*(torch.from_numpy(c) for c in columns)) * math.sqrt(model.config.width)
+        owner = np.repeat(np.arange(events.users), events.lengths)
+        age = torch.from_numpy(np.maximum(now[owner] - events.time, 0))
+        rank = torch.from_numpy(events.offsets[1:][owner] - 1 - np.arange(len(events)))
+        self.features = torch.cat([waves(age / 1000), waves(rank)], -1)
+        self.x = x + ranker.recent_place(self.features)
+        self.vector = model.items.vector(torch.from_numpy(events.item))
+        self.most = int(events.lengths.max(initial=0))
+        self.place = torch.from_numpy(owner * self.most + np.arange(len(events)) - events.offsets[:-1][owner])
+        self.users, self.model = events.users, model
+
+    def padded(self, x: Tensor) -> Tensor:
+        room = x.new_zeros(self.users * self.most, *x.shape[1:])
+        return room.index_copy(0, self.place, x).unflatten(0, (self.users, self.most))
+
+    def layer(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        read = self.reader
+        parts = (
+            read.vectors(number, self.vector),
+            read.by_age(number, self.features),
+            _layer_values(self.model, number, self.x),
+        )
+        return tuple(self.padded(x) for x in parts)  # type: ignore[return-value]
+
+
+class _Recent:
+    """The newest events of each slate."""
+
+    def __init__(self, contest: Contest, batch: Batch, recent: Events) -> None:
+        self.reader = contest.recent
+        self.events = _Events(contest, self.reader, recent, batch.now_ms)
+        self.laid = _Laid(np.arange(len(batch)), batch.offsets, len(batch))
+        there = np.arange(self.events.most) < recent.lengths[:, None]
+        self.seen = torch.from_numpy(there)[:, None]
+
+    def __call__(self, number: int, asked: Tensor) -> Tensor:
+        keys, bias, values = self.events.layer(number)
+        return self.laid.back(self.reader.read(number, self.laid.out(asked), keys, bias, values, self.seen))
+
+
+class _Window:
+    """All raw events of a visit's window; a slate sees the ``limit`` newest before its cut.
+
+    Ages are taken at the window's last slate: within a visit of some dozen slates they differ little.
+    """
+
+    def __init__(self, contest: Contest, batch: Batch, limit: int) -> None:
+        assert contest.raw is not None
+        self.reader, self.batch = contest.raw, batch
+        owner, self.unit = np.unique(batch.user_of, return_inverse=True)
+        stop, start = np.zeros((2, len(owner)), np.int64)
+        np.maximum.at(stop, self.unit, batch.cut)
+        start = stop.copy()
+        np.minimum.at(start, self.unit, np.maximum(batch.cut - limit, 0))
+        now = np.zeros(len(owner), np.int64)
+        np.maximum.at(now, self.unit, batch.now_ms)
+        base = batch.events.offsets[owner]
+        window = batch.events.slices(base + start, base + stop)
+        self.offsets = window.offsets
+        self.events = _Events(contest, self.reader, window, now)
+        cut = (batch.cut - start[self.unit])[np.repeat(np.arange(len(batch)), np.diff(batch.offsets))]
+        self.cut, self.limit = torch.from_numpy(cut), limit
+
+    def __call__(self, number: int, asked: Tensor) -> Tensor:
+        events, read, pieces = self.events, self.reader, []
+        keys, bias = read.vectors(number, events.vector), read.by_age(number, events.features)
+        values = _layer_values(events.model, number, events.x)
+        for w in range(events.users):
+            mine = np.flatnonzero(self.unit == w)
+            a, b = int(self.batch.offsets[mine[0]]), int(self.batch.offsets[mine[-1] + 1])
+            rows = slice(int(self.offsets[w]), int(self.offsets[w + 1]))
+            place = torch.arange(rows.stop - rows.start)
+            seen = (place < self.cut[a:b, None]) & (place >= self.cut[a:b, None] - self.limit)
+            pieces.append(
+                read.read(
+                    number,
+                    asked[None, a:b],
+                    keys[None, rows],
+                    bias[None, rows],
+                    values[None, rows],
+                    seen[None],
+                )[0]
             )
-            k = torch.cat([keys[window], empty]).transpose(0, 1)
-            v = torch.cat([values[window], torch.zeros_like(empty)]).transpose(0, 1)
-            mask = torch.cat([seen, seen.new_ones(b - a, 1)], 1)
-            found = functional.scaled_dot_product_attention(
-                query[a:b].transpose(0, 1)[None], k[None], v[None], attn_mask=mask, scale=1.0
-            )
-            pieces.append(found[0].transpose(0, 1))
         return torch.cat(pieces)
 
-    def logits(self) -> Tensor:
-        """[B, A]: what the masses say by themselves."""
-        mass = torch.cat(self.mass, -1).clamp(1e-6, 1 - 1e-6)
-        return self.read.wide(torch.logit(mass))
+
+class _Tokens:
+    """Token sets with masses."""
+
+    def __init__(self, contest: Contest, batch: Batch, sets: Sets) -> None:
+        assert contest.long is not None
+        self.reader, self.model, self.sets = contest.long, contest.model, sets
+        self.laid = _Laid(sets.unit, batch.offsets, len(sets.item))
+        items = self.model.items
+        if sets.vector is not None:
+            vector = nn.functional.normalize(items.project(sets.vector), dim=-1)
+        else:
+            known = (sets.item >= 0)[..., None]
+            vector = items.vector(sets.item.clamp_min(0))
+            if sets.centre is not None:
+                centres = nn.functional.normalize(items.project(sets.centre), dim=-1)
+                vector = torch.where(known, vector, centres[(-1 - sets.item).clamp_min(0)])
+        self.vector = vector
+        self.there = sets.mass[..., 0] > 0
+        amount = self.reader.amount(torch.log1p(sets.mass))
+        self.x = (vector + amount / math.sqrt(vector.shape[-1])) * math.sqrt(vector.shape[-1])
+
+    def __call__(self, number: int, asked: Tensor) -> Tensor:
+        read = self.reader
+        values = _layer_values(self.model, number, self.x)
+        keys, bias = read.vectors(number, self.vector), read.by_mass(number, self.sets.mass)
+        found = read.read(number, self.laid.out(asked), keys, bias, values, self.there[:, None])
+        return self.laid.back(found)
 
 
-def coded(tokens: dict[str, Tensor], codecs: dict[str, str]) -> dict[str, Tensor]:
-    """Tokens as they come back from the store; groups that ``codecs`` does not name stay as they are."""
-    out = dict(tokens)
-    for name in set(tokens) & set(codecs):
-        value = tokens[name].detach().numpy()
-        codec = Codec(codecs[name], value.shape[1], value.shape[2])
-        record = np.zeros(len(value), codec.fields)
-        codec.encode(value, record)
-        back = np.empty_like(value)
-        codec.decode(record, back)
-        out[name] = torch.from_numpy(back)
-    return out
-
-
-def summaries(model: VistaModel, variant: Variant, batch: Batch, exact: bool = False) -> dict[str, Tensor]:
-    """Summary tokens of every slate by group, [K, S_g, D]; none where the variant has no summary."""
-    summarizer = model.summarizer
-    if not (variant.seeds or variant.slots or variant.tokens):
-        return {}
-    if summarizer.chunk or exact or not variant.seeds:
-        return summarizer.prefixes(batch.events, batch.cut, batch.user_of, exact=exact)
-    # Nothing can be shared between cuts in the paper's form: in training, a visit's slates share the oldest.
-    oldest = np.full(batch.events.users, np.iinfo(np.int64).max)
-    np.minimum.at(oldest, batch.user_of, batch.cut)
-    tokens = summarizer.prefixes(batch.events, oldest, np.arange(batch.events.users))
-    return {name: x[torch.from_numpy(batch.user_of)] for name, x in tokens.items()}
-
-
-def logits(model: VistaModel, variant: Variant, batch: Batch, tokens: dict[str, Tensor]) -> Tensor:
-    """Logits [B, A] of a batch's candidates under a variant; ``tokens`` as :func:`summaries` gives them."""
-    usable = None if tokens else np.zeros(len(batch), bool)
-    recent = select_recent(batch.recent, variant.recent, variant.distinct)  # out of the last 1,024
-    ctx = model.ranker.context(tokens, usable, recent, batch.now_ms, batch.last_event_ms)
-    item = torch.from_numpy(batch.item)
-    history = History(model, model.history, batch, variant.attend) if variant.attend else None
-    more = {} if history is None else {"cross": history.crossing()}
-    slots = next((r for r in model.ranker.readers if isinstance(r, SlotReader)), None)
-    if variant.counts and slots is not None:
-        slots.memory = ExactMasses(model.slots, batch)
-    try:
-        found = model.ranker.rank(ctx, item, batch.offsets, **more)
-    finally:
-        if slots is not None:
-            slots.memory = model.slots
-    return found if history is None else found + history.logits()
+def product(variant: Variant, actions: tuple[str, ...], content_width: int, seed: int) -> VistaModel:
+    """The default model, with the record that the variant names, or none."""
+    options = (
+        {n: x for n, x in variant.options.items() if n != "alone"}
+        if variant.kind == "record"
+        else {"items": 0}
+    )
+    config = replace(
+        BASE, actions=actions, seed=seed,
+        embedding=replace(BASE.embedding, rows=16_384, content_width=content_width),
+        tokens=replace(BASE.tokens, **options),
+        summarizer=replace(BASE.summarizer, seeds=0 if variant.kind == "record" else 1),
+        ranker=replace(BASE.ranker, recent=RECENT),
+    )  # fmt: skip
+    return VistaModel(config)

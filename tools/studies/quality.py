@@ -1,21 +1,24 @@
 """What of a lifelong history each kind of summary keeps: rank the touched item among 100 of its surface.
 
-``run(quick, data=...)`` takes an ingested warehouse or Parquet events; without it, the generated set alone is
-judged (interests that sleep for thousands of events and return, items that seldom come twice). Protocol,
-variants and one run are in tools/studies/; what the figures mean and what they were is in docs/quality.md.
+``run(quick, data=...)`` takes an ingested warehouse or Parquet events beside the generated set; without it the generated
+set alone is judged (interests that sleep for thousands of events and return, items that seldom come twice). Protocol,
+rivals and one run are in protocol.py, contexts.py and study.py; what the figures mean and what they were is in
+docs/quality.md.
 
-``recovered`` = (ours - recent only) / (full - recent only) in MRR, means over seeds; its interval is the
-range over seeds. ``recovered_returns`` and ``recovered_far`` are the same on positives last touched more than
-64 and 1,024 events ago, ``recovered_seeds`` takes seed tokens alone (places). Keys of the generated set begin with
-``generated_``.
+``recovered`` = (ours - recent) / (full - recent) in MRR, each side the mean over the seeds; low and high are a 95 %
+interval over users, ``seeds_recovered`` has the range over seeds. ``ours`` is the product's model with its record as the
+store serves it, ``tokens`` the record's sequence alone under the product's ``WeightedAttention``. ``_returns`` and
+``_far`` are the same on positives last touched more than 64 and 1,024 events ago. Keys of made sets begin with their name.
 """
 
 from __future__ import annotations
 
+import gc
 import json
+import sys
 import tempfile
-from collections.abc import Iterable
-from dataclasses import replace
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,52 +26,37 @@ import numpy as np
 import torch
 
 from tools.bench.harness import Figure, Result
-from tools.studies.contexts import BASE, Variant, served_bytes, variants
-from tools.studies.information import information
-from tools.studies.protocol import Data, examples, generated, held_out, load, training_batches
-from tools.studies.study import Answers, answer, build, train
-from vista.config import ModelConfig, fingerprint
-
-QUICK = ("recent", "full", "places", "ours")
-WHOLE = (
-    "recent",
-    "budget",
-    "distinct",
-    "last1024",
-    "full",
-    "full+counts",
-    "paper",
-    "seeds",
-    "places",
-    "slots",
-    "ours",
+from tools.studies.contexts import RECENT, Variant
+from tools.studies.protocol import (
+    Data,
+    bytes_per_event,
+    examples,
+    generated,
+    held_out,
+    load,
+    training_batches,
 )
-CODECS = {
-    "float32": {"seeds": "float32", "slots": "float32"},
-    "float16": {"seeds": "float16", "slots": "float16"},
-    "int8": {"seeds": "int8", "slots": "int8"},
-    "int4": {"seeds": "int4", "slots": "int4"},
-    "int4+log8": {"seeds": "int4", "slots": "log8"},
-}
-"""Ways of serving the same summaries; by default seeds are int8 and slots log8."""
+from tools.studies.rivals import CURVE, QUICK, WHOLE, variants
+from tools.studies.study import Answers, answer, build, feeds, train
+from tools.studies.tokens import Space
+from vista.training import metrics
 
 LEAST = 0.01
 """MRR that full attention must gain over recent events for shares of it to be told."""
 
-CURVE = {4: (341, 683), 8: (682, 1_366), 16: (1_365, 2_730), 32: (3_413, 4_096), 64: (8_874, 4_096)}
-"""KiB of slots served to (buckets of each of two rows, clusters): 3 horizons of one byte each."""
-
-PAUSE_MINUTES = {"events": 0.0, "generated": 30.0}
-"""Asked are requests after so long a pause: all of a log's, and where the generated visits begin. Inside a
-visit the last few events say what comes next, and four of five generated positives would be of that kind."""
+PAUSE_MINUTES = {"events": 0.0}
+"""Asked are requests after so long a pause: all of a log's, and where the visits of made lives begin (30). Inside a visit
+the last few events say what comes next, and four of five generated positives would be of that kind."""
 
 TARGETS = {
     "recovered": 1.2,
-    "recovered_returns": 1.1,
-    "generated_recovered": 0.9,
-    "generated_recovered_seeds": 0.5,
-    "generated_far_full_over_last1024": 0.05,
+    "recovered_returns": 1.15,
+    "recovered_tokens": 0.95,
+    "generated_recovered": 1.15,
+    "generated_recovered_far": 1.0,
+    "generated_recovered_tokens": 0.95,
 }
+SLICES = ("all", "returns", "far")
 
 
 def run(
@@ -77,47 +65,49 @@ def run(
     sets: str | None = None,
     seeds: int = 3,
     first_seed: int = 0,
-    steps: int = 300,
-    slates: int = 48,
+    steps: int = 200,
+    slates: int = 32,
     negatives: int = 24,
     window: int = 8_192,
-    positives: int = 1_000,
-    users: int = 60,
-    events: int = 400_000,
+    positives: int = 1_200,
+    users: int = 400,
+    events: int = 1_600_000,
     min_history: int = 512,
     pause_minutes: float | None = None,
     names: str | None = None,
-    curve: bool = False,
+    curve: int = 1,
+    longer: int = 0,
     keep: str | None = None,
 ) -> Result:
-    """Train and judge the variants.
+    """Train and judge the rivals.
 
     Args:
         data: path of a warehouse or of Parquet events.
-        sets: which of ``events,generated``; by default those there are.
-        seeds, first_seed: runs per variant.
-        steps, slates, negatives: of training, the same for all.
+        sets: which of ``events,generated,fresh``; by default ``events`` where there are some, and ``generated``.
+        seeds: runs per variant. first_seed: the first one.
+        steps: of training. slates: per step. negatives: candidates beside the positive. The same for all.
         window: events that full attention and summaries read.
-        positives: questions asked.
-        users, events: of the generated set.
+        positives: questions asked, spread over as many users as there are.
+        users: of a made set. events: of it in all.
         min_history: earlier events of the users who are asked.
         pause_minutes: training and questions take requests after so long a pause; by default ``PAUSE_MINUTES``.
         names: variants, comma separated.
-        curve: also slots alone at 4 to 64 KiB.
-        keep: folder where every finished run is kept and taken from, so that a long study can be made in
-            pieces.
+        curve: seeds for which the record is judged at 2 to 64 KiB, beside raw events of the same compressed bytes.
+        longer: so many times the steps for nothing, full and ours, with the MRR on the way: whether longer training
+            would change the shares.
+        keep: folder where every finished run is kept and taken from, so that a long study can be made in pieces.
     """
     torch.set_num_threads(1)
     if quick:
-        seeds, steps, slates, window, positives = 1, min(steps, 40), 32, 2_048, 300
-        users, events = 40, 160_000
+        seeds, steps, slates, window, positives, curve = 1, min(steps, 30), 32, 2_048, 240, 0
+        users, events = min(users, 60), min(events, 180_000)
     chosen = tuple(names.split(",")) if names else (QUICK if quick else WHOLE)
     wanted = (sets or ("events,generated" if data else "generated")).split(",")
     result = Result(
         params=dict(
             data=Path(data).name if data else None, sets=wanted, seeds=seeds, steps=steps, slates=slates,
-            negatives=negatives,
-            window=window, positives=positives, users=users, events=events, variants=list(chosen),
+            negatives=negatives, window=window, positives=positives, users=users, events=events,
+            variants=list(chosen), curve=curve,
         )
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
@@ -127,18 +117,21 @@ def run(
             if which == "events":
                 found = load(str(data))
             else:
-                found = generated(folder / f"generated-{users}-{events}", users, events)
-            pause = PAUSE_MINUTES[which] if pause_minutes is None else pause_minutes
+                found = generated(folder / f"{which}-{users}-{events}", users, events, which)
+            pause = PAUSE_MINUTES.get(which, 30.0) if pause_minutes is None else pause_minutes
             runs = Runs(found, folder, steps, slates, window, positives, min_history, pause, negatives)
-            for seed in range(first_seed, first_seed + seeds):
-                for name in chosen:
-                    ways = CODECS if name == "ours" and seed == first_seed and not quick else None
-                    runs.run(variants(window)[name], seed, codecs=ways)
-                for kib, (buckets, clusters) in CURVE.items() if curve else ():
-                    slots = replace(BASE.slots, buckets=buckets, clusters=clusters)
-                    runs.run(variants(window)["slots"], seed, replace(BASE, slots=slots), f"slots_{kib}KiB")
-            labels = chosen + tuple(f"slots_{kib}KiB" for kib in CURVE if curve)
-            _figures(result, runs, labels, "" if which == "events" else "generated_")
+            span = range(first_seed, first_seed + seeds)
+            for name in [*chosen, *(CURVE if curve else ())]:
+                for seed in span if name in chosen else span[:curve]:
+                    runs.run(runs.variants[name], seed)
+                runs.forget()
+            prefix = "" if which == "events" else f"{which}_"
+            for name in ("recent", "full", "ours") if longer else ():
+                if name in chosen:
+                    runs.longer(result, runs.variants[name], first_seed, longer, prefix)
+            figures(result, runs, prefix)
+            del found, runs
+            gc.collect()
     return result
 
 
@@ -159,65 +152,90 @@ class Runs:
     ) -> None:
         self.data, self.folder = data, folder
         self.steps, self.slates, self.window, self.pause = steps, slates, window, pause_minutes
-        self.examples = examples(window, negatives, max(8, slates // 2), least, pause_minutes)
-        self.questions = held_out(data, self.examples, 1_024, positives)
+        self.examples = examples(window, negatives, max(4, slates // 4), least, pause_minutes)
+        self.questions = held_out(data, self.examples, RECENT, positives)
+        self.space = Space(data.catalogue.item, data.content)
+        self.event_bytes = bytes_per_event(data.events)
+        self.variants = variants(window, self.event_bytes)
         self.found: dict[tuple[str, int], dict[str, Any]] = {}
-        self._batches: tuple[int, list] | None = None
+        self._batches: dict[int, list] = {}
+        self._asked: tuple[str, list] | None = None
 
-    def batches(self, seed: int) -> list:
-        if self._batches is None or self._batches[0] != seed:
-            made = training_batches(self.data, self.examples, 1_024, self.steps, self.slates, seed)
-            self._batches = seed, made
-        return self._batches[1]
+    def batches(self, seed: int, steps: int | None = None) -> list:
+        if seed not in self._batches or steps:
+            made = training_batches(self.data, self.examples, RECENT, steps or self.steps, self.slates, seed)
+            if steps:
+                return made
+            self._batches[seed] = made
+        return self._batches[seed]
 
-    def path(self, variant: Variant, seed: int, base: ModelConfig) -> Path:
-        mark = fingerprint(base)[:8]
+    def asked(self, variant: Variant) -> list:
+        """What the variant reads for the questions: the same for all seeds."""
+        if self._asked is None or self._asked[0] != variant.name:
+            self._asked = (
+                variant.name,
+                feeds(self.data, self.space, variant, self.questions.batches, exact=True),
+            )
+        return self._asked[1]
+
+    def forget(self) -> None:
+        self._asked = None
+
+    def path(self, variant: Variant, seed: int) -> Path:
         return self.folder / (
             f"{self.data.name}-{self.steps}-{self.slates}-{self.window}-{self.pause:g}-"
-            f"{self.examples.negatives}-{len(self.questions.owner)}-{variant.name}-{mark}-{seed}.json"
+            f"{self.examples.negatives}-{len(self.questions.owner)}-{variant.mark}-{seed}.json"
         )
 
-    def run(
-        self,
-        variant: Variant,
-        seed: int,
-        base: ModelConfig = BASE,
-        label: str | None = None,
-        codecs: dict[str, dict[str, str]] | None = None,
-    ) -> dict[str, Any]:
-        """Train and judge, or take what a run before kept.
-
-        Args:
-            codecs: further ways of serving the same model, by name: group to codec.
-        """
-        path = self.path(variant, seed, base)
+    def run(self, variant: Variant, seed: int) -> dict[str, Any]:
+        """Train and judge, or take what a run before kept."""
+        path = self.path(variant, seed)
         if path.exists():
             row = json.loads(path.read_text())
         else:
-            model = build(self.data, variant, base, seed)
-            seconds = train(model, variant, self.batches(seed))
-            default = {name: codec for name, _, _, codec in model.groups}
+            began = time.process_time()
+            fed = feeds(self.data, self.space, variant, self.batches(seed), exact=False)
+            contest = build(self.data, self.space, variant, fed, seed)
+            seconds = train(contest, self.batches(seed), fed)
+            got = answer(contest, self.questions, self.asked(variant))
             row = {
                 "variant": variant.name,
                 "seed": seed,
-                "bytes": served_bytes(model, variant),
+                "bytes": variant.bytes,
+                "tokens": contest.tokens,
                 "seconds": round(seconds, 1),
-                "ranks": self._judge(model, variant, {"": default, **(codecs or {})}),
-                "information": information(model, variant, self.data, self.questions, default),
+                "rank": got.rank.tolist(),
+                "auc": np.nan_to_num(got.auc, nan=-1).tolist(),
             }
             path.write_text(json.dumps(row))
-        self.found[label or variant.name, seed] = row
+            told = self._measures(row)["all"]["mrr"]
+            took = time.process_time() - began
+            print(
+                f"{self.data.name} {variant.name} seed {seed}: MRR {told:.4f}, {took:.0f} s", file=sys.stderr
+            )
+        self.found[variant.name, seed] = row
         return row
 
-    def _judge(self, model, variant: Variant, ways: dict[str, dict[str, str]]) -> dict[str, Any]:
-        got = answer(model, variant, self.questions, ways)
-        return {
-            name: {"rank": x.rank.tolist(), "auc": np.nan_to_num(x.auc, nan=-1).tolist()}
-            for name, x in got.items()
-        }
+    def longer(self, result: Result, variant: Variant, seed: int, times: int, prefix: str) -> None:
+        """MRR after 1/2, 1, 2, ... times the steps, in one run."""
+        steps = self.steps * times
+        batches = self.batches(seed, steps)
+        fed = feeds(self.data, self.space, variant, batches, exact=False)
+        contest = build(self.data, self.space, variant, fed, seed)
+        asked, curve = self.asked(variant), {}
 
-    def measures(self, label: str, seed: int, way: str = "") -> dict[str, dict[str, float]]:
-        row = self.found[label, seed]["ranks"][way]
+        def judge(step: int) -> None:
+            curve[step] = answer(contest, self.questions, asked).measures(self.questions)
+
+        stops = [self.steps // 2 * 2**i for i in range(12) if self.steps // 2 * 2**i <= steps]
+        train(contest, batches, fed, at={step: lambda step=step: judge(step) for step in stops})
+        for step, found in curve.items():
+            for part in SLICES:
+                if part in found:
+                    key = f"{prefix}mrr_{part}_{variant.name}_at_{step}"
+                    result.figures[key] = Figure(found[part]["mrr"], "mrr")
+
+    def _measures(self, row: dict[str, Any]) -> dict[str, dict[str, float]]:
         area = np.array(row["auc"])
         return Answers(np.array(row["rank"]), np.where(area < 0, np.nan, area)).measures(self.questions)
 
@@ -226,85 +244,84 @@ class Runs:
 
     def mean(self, label: str, part: str, measure: str) -> np.ndarray:
         """float64 [seeds]."""
-        return np.array([self.measures(label, s)[part][measure] for s in self.seeds(label)])
+        return np.array([self._measures(self.found[label, s])[part][measure] for s in self.seeds(label)])
 
-    def recovered(self, label: str, part: str) -> np.ndarray | None:
-        """(label - recent) / (full - recent) in MRR per seed; None where a side or the slice is missing, or
-        where full attention gains less than ``LEAST``: a share of nothing says nothing."""
-        if part not in self.questions.slices() or not self.questions.slices()[part].any():
+    def gain(self, label: str, seeds: Sequence[int]) -> np.ndarray:
+        """float64 [P]: one over the rank of each positive, mean over seeds."""
+        return np.mean([1 / np.array(self.found[label, s]["rank"]) for s in seeds], 0)
+
+    def share(self, label: str, part: str, of: str = "full") -> tuple[Figure, Figure] | None:
+        """(label - recent) / (of - recent): with its interval over users, and with its range over seeds. None where a
+        side or the slice is missing, or ``of`` gains less than ``LEAST``: a share of nothing says nothing."""
+        mask = self.questions.slices()[part]
+        common = [s for s in self.seeds(label) if (of, s) in self.found and ("recent", s) in self.found]
+        if not common or not mask.any():
             return None
-        common = [s for s in self.seeds(label) if s in self.seeds("recent") and s in self.seeds("full")]
-        if not common:
+        sides = np.stack([self.gain(name, common)[mask] for name in (label, "recent", of)], 1)
+        unit = (sides[:, 2] - sides[:, 1]).mean()
+        if unit < LEAST:
             return None
-        side = {
-            n: np.array([self.measures(n, s)[part]["mrr"] for s in common]) for n in (label, "recent", "full")
-        }
-        # The mean difference of full attention is the unit: one seed's own could be near zero.
-        unit = (side["full"] - side["recent"]).mean()
-        return (side[label] - side["recent"]) / unit if unit >= LEAST else None
+        value, low, high = metrics.bootstrap(
+            self.questions.owner[mask], sides, statistic=lambda m: (m[:, 0] - m[:, 1]) / (m[:, 2] - m[:, 1])
+        )
+        each = [(self.gain(label, [s])[mask] - self.gain("recent", [s])[mask]).mean() / unit for s in common]
+        return Figure(value, f"of {of}", low, high), Figure(value, f"of {of}", min(each), max(each))
 
 
-def _spread(values: np.ndarray, unit: str, **more: Any) -> Figure:
-    return Figure(float(values.mean()), unit, low=float(values.min()), high=float(values.max()), **more)
-
-
-def _figures(result: Result, runs: Runs, labels: Iterable[str], prefix: str) -> None:
-    parts = [p for p, mask in runs.questions.slices().items() if mask.any()]
+def figures(result: Result, runs: Runs, prefix: str) -> None:
+    """Every figure of a data set."""
+    labels = list(dict.fromkeys(name for name, _ in runs.found))
+    slices = runs.questions.slices()
+    parts = [p for p, mask in slices.items() if mask.any()]
     for label in labels:
         for part in parts:
-            for measure in ("mrr", "hr@1", "auc"):
+            for measure in ("mrr", "auc"):
+                values = runs.mean(label, part, measure)
                 key = f"{prefix}{measure}_{part}_{label}"
-                result.figures[key] = _spread(runs.mean(label, part, measure), measure)
-        for measure, value in runs.found[label, runs.seeds(label)[0]].get("information", {}).items():
-            result.figures[f"{prefix}told_{measure}_{label}"] = Figure(value, "of history")
-        result.figures[f"{prefix}bytes_{label}"] = Figure(
-            runs.found[label, runs.seeds(label)[0]]["bytes"], "bytes"
-        )
-    for name, label, part in (
-        ("recovered", "ours", "all"),
-        ("recovered_returns", "ours", "returns"),
-        ("recovered_far", "ours", "far"),
-        ("recovered_seeds", "places", "all"),
-        ("recovered_seeds_returns", "places", "returns"),
-        ("recovered_seeds_far", "places", "far"),
-        ("recovered_qla", "seeds", "all"),
-        ("recovered_paper", "paper", "all"),
-        ("recovered_slots", "slots", "all"),
-        ("recovered_slots_returns", "slots", "returns"),
-        *((f"recovered_slots_{kib}KiB", f"slots_{kib}KiB", "all") for kib in CURVE),
-    ):
-        values = runs.recovered(label, part) if (label, runs_seed(runs, label)) in runs.found else None
-        if values is not None:
-            key = prefix + name
-            result.figures[key] = _spread(values, "of full", target=TARGETS.get(key))
-        elif runs.seeds(label) and runs.seeds("full") and runs.seeds("recent"):
-            result.notes.append(f"{prefix}{name}: no share told, full attention gained less than {LEAST} MRR")
-    if {"ours", "recent"} <= set(labels):
-        _codec_figures(result, runs, prefix)
-    if prefix and {"full", "last1024"} <= set(labels) and "far" in parts:
-        gain = runs.mean("full", "far", "mrr") - runs.mean("last1024", "far", "mrr")
-        key = f"{prefix}far_full_over_last1024"
-        result.figures[key] = _spread(gain, "mrr", target=TARGETS[key])
-    counts = {p: int(m.sum()) for p, m in runs.questions.slices().items()}
-    result.notes.append(
-        f"{runs.data.name}: {counts} positives of {len(np.unique(runs.questions.owner))} users"
+                result.figures[key] = Figure(
+                    float(values.mean()), measure, float(values.min()), float(values.max())
+                )
+        row = runs.found[label, runs.seeds(label)[0]]
+        result.figures[f"{prefix}bytes_{label}"] = Figure(row["bytes"], "bytes")
+        if row["tokens"]:
+            result.figures[f"{prefix}tokens_{label}"] = Figure(row["tokens"], "tokens")
+    for label in labels:
+        for part in SLICES:
+            found = runs.share(label, part) if part in parts and label not in ("recent", "full") else None
+            if found is None:
+                continue
+            end = ("" if label == "ours" else f"_{label}") + ("" if part == "all" else f"_{part}")
+            key = f"{prefix}recovered{end}"
+            over, by_seed = found
+            target = TARGETS.get(key)
+            result.figures[key] = Figure(over.value, over.unit, over.low, over.high, target)
+            result.figures[f"{prefix}seeds_recovered{end}"] = by_seed
+    for part in SLICES:
+        found = runs.share("ours", part, "oracle") if part in parts else None
+        if found is not None:
+            end = "" if part == "all" else f"_{part}"
+            result.figures[f"{prefix}recovered_of_oracle{end}"] = found[0]
+    for part in SLICES:
+        if (
+            part in parts
+            and {"full", "recent"} <= set(labels)
+            and "ours" in labels
+            and runs.share("ours", part) is None
+        ):
+            result.notes.append(f"{prefix}{part}: no share told, full attention gained less than {LEAST} MRR")
+    result.figures[f"{prefix}bytes_per_raw_event"] = Figure(runs.event_bytes, "bytes")
+    result.notes.append(f"{runs.data.name}: {told(runs)}")
+
+
+def told(runs: Runs) -> str:
+    """What was asked of whom, and whose history is smaller than the record."""
+    counts = ", ".join(f"{int(m.sum())} {p}" for p, m in runs.questions.slices().items())
+    trained = {int(u) for batches in runs._batches.values() for b in batches for u in b.owner}
+    long = runs.data.events.lengths[runs.data.events.lengths >= runs.examples.min_history]
+    size = next((v.bytes for v in runs.variants.values() if v.name == "ours"), 0)
+    small = float((long * runs.event_bytes < size).mean()) if len(long) else 0.0
+    return (
+        f"{counts} positives of {len(np.unique(runs.questions.owner))} users; trained on {len(trained)} users; "
+        f"{small:.0%} of the {len(long)} users with {runs.examples.min_history} events or more have a raw history smaller "
+        f"than the record under zstd"
     )
-
-
-def _codec_figures(result: Result, runs: Runs, prefix: str) -> None:
-    """What of the gain over recent events each way of serving keeps, against float32."""
-    seed = runs.seeds("ours")[0]
-    ways = runs.found["ours", seed]["ranks"]
-    if "float32" not in ways or seed not in runs.seeds("recent"):
-        return
-    base = runs.measures("recent", seed)["all"]["mrr"]
-    whole = runs.measures("ours", seed, "float32")["all"]["mrr"] - base
-    for way in ways:
-        kept = (runs.measures("ours", seed, way)["all"]["mrr"] - base) / whole
-        result.figures[f"{prefix}kept_{way or 'served'}"] = Figure(kept, "of the float32 gain")
-
-
-def runs_seed(runs: Runs, label: str) -> int:
-    """First seed of a label, -1 where it was not run."""
-    found = runs.seeds(label)
-    return found[0] if found else -1

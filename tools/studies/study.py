@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from tools.studies.contexts import BASE, HistoryRead, Variant, coded, logits, model_config, summaries
+from tools.studies.contexts import Contest, Fed, Feed, Variant, product
 from tools.studies.protocol import Data, Questions
-from vista.config import ModelConfig
-from vista.model import VistaModel
-from vista.stage1.clusters import kmeans
+from tools.studies.tokens import Space
 from vista.training import metrics
 from vista.training.examples import Batch
 
@@ -42,84 +40,94 @@ class Answers:
         return found
 
 
-def build(data: Data, variant: Variant, base: ModelConfig = BASE, seed: int = 0) -> VistaModel:
-    """A fresh model for the variant, with the clusters and content vectors of the training period."""
-    model = VistaModel(model_config(variant, data.actions, base, data.content.shape[1], seed))
+def build(data: Data, space: Space, variant: Variant, fed: Sequence[Fed], seed: int = 0) -> Contest:
+    """A fresh model for the variant, with the content vectors of the training period.
+
+    Args:
+        fed: what it will read; tells how many features it addresses and how many tokens it attends to.
+    """
+    model = product(variant, data.actions, data.content.shape[1], seed)
     model.items.set_content(data.catalogue.item, data.content)
     with torch.no_grad():
         # An item's own row is noise until it was trained, and where items seldom come twice it never is.
         model.items.weight.mul_(0.3)
         torch.nn.init.orthogonal_(model.items.project.weight, generator=torch.Generator().manual_seed(seed))
-    if variant.attend:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            model.history = HistoryRead(model.config)
-    model.summarizer.start(data.catalogue.sample)
     if model.clusters:
-        clusters(data, model)
-    return model
+        model.set_clusters(data.catalogue.item, space.clusters(model.clusters)[0])
+    return Contest(model, variant, fed, seed)
 
 
-_CLUSTERS: dict[tuple[str, int, int], tuple[np.ndarray, np.ndarray]] = {}
+class Average:
+    """Weights averaged over the newest third or so of the steps: what a falling rate would give, at any step."""
 
+    def __init__(self, model: torch.nn.Module, power: float = 6.0) -> None:
+        self.model, self.power, self.steps = model, power, 0
+        self.held = [p.detach().clone() for p in model.parameters()]
 
-def clusters(data: Data, model: VistaModel) -> None:
-    """Clusters by content where there is content, else by co-occurrence; fitted once per data set and
-    number."""
-    count = model.clusters
-    key = (data.name, id(data.events), count)
-    if key not in _CLUSTERS:
-        known = np.flatnonzero(np.abs(data.content).sum(1) > 0)
-        some = np.random.default_rng(0).permutation(known)[: max(64 * count, 4_096)]
-        place = assigned(data.content[known], data.content[some], count)
-        _CLUSTERS[key] = data.catalogue.item[known], place
-    model.set_clusters(*_CLUSTERS[key])
+    @torch.no_grad()
+    def add(self) -> None:
+        self.steps += 1
+        share = (self.power + 1) / (self.power + self.steps)
+        for mean, now in zip(self.held, self.model.parameters(), strict=True):
+            mean.lerp_(now, min(share, 1.0))
 
-
-def assigned(vectors: np.ndarray, sample: np.ndarray, count: int) -> np.ndarray:
-    """int32 [I]: nearest of ``count`` spherical k-means centres fitted on ``sample``."""
-    place = kmeans(sample, count)
-    centres = np.zeros((count, vectors.shape[1]), np.float32)
-    np.add.at(centres, place, sample)
-    centres /= np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)
-    blocks = [vectors[i : i + 65_536] @ centres.T for i in range(0, len(vectors), 65_536)]
-    return np.concatenate([b.argmax(1) for b in blocks]).astype(np.int32)
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the averaged weights with those in training."""
+        for mean, now in zip(self.held, self.model.parameters(), strict=True):
+            kept = now.clone()
+            now.copy_(mean)
+            mean.copy_(kept)
 
 
 def train(
-    model: VistaModel,
-    variant: Variant,
-    batches: list[Batch],
-    lr: float = 2e-3,
-    lr_embedding: float = 5e-3,
+    contest: Contest,
+    batches: Sequence[Batch],
+    fed: Sequence[Fed],
+    lr: float = 5e-3,
+    lr_embedding: float = 2e-3,
+    at: dict[int, Callable[[], None]] | None = None,
     watch: Callable[[int, float], None] | None = None,
 ) -> float:
-    """Listwise softmax over each slate's candidates (one positive), one pass over ``batches``; seconds it
-    took."""
-    model.train()
-    tables = [model.items.weight]
-    rest = [p for p in model.parameters() if p is not model.items.weight]
+    """Listwise softmax over each slate's candidates (one positive), one pass over ``batches``; CPU seconds it took.
+
+    The weights at the end are averages (:class:`Average`).
+
+    Args:
+        at: by number of steps: what to do with the averaged weights of that moment in place.
+    """
+    contest.train()
+    table = contest.model.items.weight
+    rest = [p for p in contest.parameters() if p is not table and p.requires_grad]
     optimizer = torch.optim.AdamW(
-        [{"params": tables, "peak": lr_embedding, "weight_decay": 0.0}, {"params": rest, "peak": lr}],
+        [{"params": [table], "peak": lr_embedding, "weight_decay": 0.0}, {"params": rest, "peak": lr}],
         lr=lr,
         betas=(0.9, 0.98),
         weight_decay=0.01,
         fused=True,
     )
-    began = time.process_time()
-    for step, batch in enumerate(batches):
-        rate = min(1.0, (step + 1) / 30) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / len(batches))))
+    average = Average(contest)
+    spent = 0.0
+    for step, (batch, given) in enumerate(zip(batches, fed, strict=True)):
+        began = time.process_time()
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * rate
+            group["lr"] = group["peak"] * min(1.0, (step + 1) / 30)
         optimizer.zero_grad(set_to_none=True)
-        scores = logits(model, variant, batch, summaries(model, variant, batch)).logsumexp(-1)
-        loss = listwise(scores, batch)
+        loss = listwise(contest(batch, given).logsumexp(-1), batch)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(contest.parameters(), 1.0)
         optimizer.step()
+        average.add()
+        spent += time.process_time() - began
         if watch is not None:
             watch(step, loss.item())
-    return time.process_time() - began
+        if at and step + 1 in at:
+            average.swap()
+            at[step + 1]()
+            average.swap()
+            contest.train()
+    average.swap()
+    return spent
 
 
 def listwise(scores: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -134,26 +142,19 @@ def listwise(scores: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 @torch.no_grad()
-def answer(
-    model: VistaModel,
-    variant: Variant,
-    questions: Questions,
-    ways: dict[str, dict[str, str]] | None = None,
-) -> dict[str, Answers]:
-    """Ranks under the summaries that serving would read, cut exactly, by name of the way of serving.
-
-    Args:
-        ways: group to codec, by name; groups without one stay float32. None is one way of no codec, ``""``.
-    """
-    model.eval()
-    ways = ways or {"": {}}
-    rank: dict[str, list[np.ndarray]] = {name: [] for name in ways}
-    auc: dict[str, list[np.ndarray]] = {name: [] for name in ways}
-    for batch in questions.batches:
-        tokens = summaries(model, variant, batch, exact=True)
+def answer(contest: Contest, questions: Questions, fed: Sequence[Fed]) -> Answers:
+    """Ranks under what serving would read, cut exactly."""
+    contest.eval()
+    rank, auc = [], []
+    for batch, given in zip(questions.batches, fed, strict=True):
+        scores = contest(batch, given).logsumexp(-1).numpy()
         positive = batch.action != 0
-        for name, codecs in ways.items():
-            scores = logits(model, variant, batch, coded(tokens, codecs)).logsumexp(-1).numpy()
-            rank[name].append(metrics.positive_ranks(scores, positive, batch.offsets)[0])
-            auc[name].append(metrics.slate_metrics(scores, positive, batch.offsets, ks=())["auc"])
-    return {name: Answers(np.concatenate(rank[name]), np.concatenate(auc[name])) for name in ways}
+        rank.append(metrics.positive_ranks(scores, positive, batch.offsets)[0])
+        auc.append(metrics.slate_metrics(scores, positive, batch.offsets, ks=())["auc"])
+    return Answers(np.concatenate(rank), np.concatenate(auc))
+
+
+def feeds(data: Data, space: Space, variant: Variant, batches: Sequence[Batch], exact: bool) -> list[Fed]:
+    """What a variant reads for each batch."""
+    made = Feed(variant, space, data.group_size)
+    return [made(batch, exact) for batch in batches]

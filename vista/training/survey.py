@@ -121,7 +121,7 @@ class Catalogue:
         if content is not None:
             model.set_clusters(content[0], kmeans(content[1], clusters, model.config.seed))
             return False
-        early = self.sample if self.fit_ms is None else _before(self.sample, self.fit_ms)
+        early = self.sample if self.fit_ms is None else before(self.sample, self.fit_ms)
         return self._by_company(model, early)
 
     def refit(self, model: VistaModel, content: tuple[np.ndarray, np.ndarray] | None = None) -> None:
@@ -138,7 +138,11 @@ class Catalogue:
         return True
 
 
-def _before(events: Events, time_ms: int) -> Events:
+def _clusters(model: VistaModel) -> int:
+    return model.config.slots.clusters if model.config.slots.enabled else 0
+
+
+def before(events: Events, time_ms: int) -> Events:
     """Each user's events before a time; histories are in order of time, so that is a prefix of each."""
     seen = np.concatenate([[0], np.cumsum(events.time < time_ms)])
     return events.slices(

@@ -1,0 +1,49 @@
+"""The rivals of the study by name, and what each takes of a store."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tools.studies.contexts import BASE, Variant
+
+QUICK = ("recent", "full", "tokens", "ours")
+WHOLE = (
+    "recent", "full", "ours", "tokens", "ours_8KiB", "raw_32KiB", "raw_8KiB", "sketch", "twin", "sdim", "oracle",
+)  # fmt: skip
+SIZES = (2, 4, 8, 16, 32, 64)
+CURVE = tuple(f"ours_{kib}KiB" for kib in SIZES) + tuple(f"raw_{kib}KiB" for kib in SIZES)
+"""The record, and raw events, in so many bytes."""
+
+_WIDTH = 64
+
+
+def _record(kib: int) -> dict[str, int]:
+    """A record of so many KiB: about a third of it for clusters of one byte a horizon, the rest for items."""
+    horizons = BASE.tokens.horizons
+    clusters = 1 << max(8, (kib * 1_024 * 3 // 8 // horizons).bit_length() - 1)
+    return {"items": (kib * 1_024 - clusters * horizons) // (8 + horizons), "clusters": clusters}
+
+
+def _bytes(options: dict[str, int]) -> int:
+    tokens = replace(BASE.tokens, **options)
+    return tokens.items * (8 + tokens.horizons) + tokens.clusters * tokens.horizons
+
+
+def variants(window: int, event_bytes: float) -> dict[str, Variant]:
+    """Every rival; ``event_bytes`` is what a raw event takes under zstd."""
+    found = [
+        Variant("recent", "none", 0),
+        Variant("full", "raw", int(window * event_bytes), {"events": window}),
+        Variant("oracle", "touches", 0),
+        # 480 means of unit vectors in int8 with three masses of a byte: 32,640 bytes
+        Variant("sketch", "sketch", 480 * (_WIDTH + 4), {"places": 480}),
+        Variant("twin", "twin", 480 * (_WIDTH + 4), {"count": 480}),
+        Variant("sdim", "sdim", 60 * 8 * (_WIDTH + 4), {"groups": 60, "bits": 3}),
+        Variant("ours", "record", _bytes({})),
+        Variant("tokens", "record", _bytes({}), {"alone": 1}),
+    ]
+    for kib in SIZES:
+        found.append(Variant(f"ours_{kib}KiB", "record", _bytes(_record(kib)), _record(kib)))
+        events = min(window, int(kib * 1_024 / event_bytes))
+        found.append(Variant(f"raw_{kib}KiB", "raw", int(events * event_bytes), {"events": events}))
+    return {v.name: v for v in found}
