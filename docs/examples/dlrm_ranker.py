@@ -32,12 +32,12 @@ from cache_store import Store
 from cache_store.read.prefetch import LookAhead
 from cache_store.torch.feature import SummaryFeature
 from cache_store.torch.rows import AsOfBatches, AsOfRows
+from tools.studies.gains import event_bytes, judge, other_vectors
 from vista import bundle as bundles
-from vista.data.events import Events
-from vista.stage1.clusters import company
-from vista.training import metrics
 
 RECENT = 16
+WIDTH, USERS = 32, 4_096
+"""d, and rows of the hashed table of users."""
 SEQUENCE = 128
 HOUR_MS = 3_600_000
 Batch = dict[str, Any]
@@ -135,9 +135,8 @@ class Dlrm(nn.Module):
         items, surfaces: sizes of the tables.
         content: float32 [items, W], a fixed vector per item.
         dense: dense features per candidate.
-        users: rows of the hashed user table.
-        seeds_width: D to read the seeds, 0 not to.
-        memory: to read the slots, None not to.
+        horizons: H of the sequence that is attended to, 0 for none.
+        addressed: H of the tables that candidates address, 0 for none; ``clusters`` for it.
     """
 
     def __init__(
@@ -146,14 +145,13 @@ class Dlrm(nn.Module):
         surfaces: int,
         content: Tensor,
         dense: int,
-        users: int = 4_096,
-        d: int = 32,
         horizons: int = 0,
         addressed: int = 0,
         clusters: Clusters | None = None,
     ) -> None:
         super().__init__()
-        self.user, self.item = nn.Embedding(users, d), nn.Embedding(items, d)
+        d = WIDTH
+        self.user, self.item = nn.Embedding(USERS, d), nn.Embedding(items, d)
         self.surface = nn.Embedding(surfaces, d)
         for table in (self.user, self.item, self.surface):
             nn.init.normal_(table.weight, std=d**-0.5 / 4)
@@ -321,7 +319,7 @@ class Summaries:
     """
 
     def __init__(self, store: Store, ids: np.ndarray, size: int = SEQUENCE) -> None:
-        self.store, self.ids, self.size = store, torch.from_numpy(ids), size
+        self.store, self.ids, self.size = store, torch.tensor(ids), size
         self.slices = SummaryFeature(store).slices
         self.tables = {table.masses: table for table in store.manifest.schema.tables}
 
@@ -377,24 +375,37 @@ def raw(batch: Batch) -> History:
     return History(item[:, 0] > 0, Tokens(item, mass), nothing, nothing.mass)
 
 
-def train(
-    model: Dlrm,
-    rows: AsOfRows,
-    read: Callable[[Batch], History],
-    batch: int,
-    epochs: int,
-    seed: int,
-    lr: float,
-) -> float:
+@dataclass(frozen=True)
+class Trial:
+    """How the arms are compared.
+
+    Attributes:
+        epochs, batch, lr: of training; a second epoch overfits these rows.
+        seeds: runs of each arm.
+        lag_ms: least age of a summary at its row.
+        vectors: of items: ``content``; or, fitted to the first part of the log, ``company``; or ``random``.
+        size: S, tokens of the sequence.
+    """
+
+    epochs: int = 1
+    batch: int = 128
+    lr: float = 3e-3
+    seeds: int = 1
+    lag_ms: int = HOUR_MS
+    vectors: str = "content"
+    size: int = SEQUENCE
+
+
+def train(model: Dlrm, rows: AsOfRows, read: Callable[[Batch], History], trial: Trial, seed: int) -> float:
     """Binary cross-entropy on every candidate; the next batches are looked up while one trains. The last loss."""
-    optimizer = torch.optim.Adam(model.parameters(), lr)
-    batches = AsOfBatches(rows, batch, seed=seed)
-    total, step, loss = epochs * len(batches), 0, torch.zeros(())
-    for batches.epoch in range(epochs):
+    optimizer = torch.optim.Adam(model.parameters(), trial.lr)
+    batches = AsOfBatches(rows, trial.batch, seed=seed)
+    total, step, loss = trial.epochs * len(batches), 0, torch.zeros(())
+    for batches.epoch in range(trial.epochs):
         with LookAhead(batches, read, depth=2) as stream:
             for row, history in stream:
                 for group in optimizer.param_groups:
-                    group["lr"] = lr * (1 - step / total)
+                    group["lr"] = trial.lr * (1 - step / total)
                 loss = F.binary_cross_entropy_with_logits(model(row, history), row["label"])
                 optimizer.zero_grad()
                 loss.backward()
@@ -442,90 +453,27 @@ ARMS = ("without", "raw", "sequence", "addressed", "with")
 candidate's own entry and its cluster's; both of these."""
 
 
-def event_bytes(log: Log, users: int = 64) -> float:
-    """What an event (item, second) takes under zstd, a user's history as one block; mean over the longest lives."""
-    first = np.flatnonzero(np.diff(log.user, prepend=log.user[0] - 1))
-    sizes = np.diff(np.append(first, len(log.user)))
-    size = count = 0
-    for u in np.argsort(-sizes)[:users]:
-        rows = slice(first[u], first[u] + sizes[u])
-        known, code = np.unique(log.item[rows], return_inverse=True)
-        second = np.diff(log.time[rows] // 1000, prepend=0)
-        columns = (np.diff(known, prepend=0).astype(np.int32), code.astype(np.uint16), second)
-        size += len(pa.compress(b"".join(c.tobytes() for c in columns), codec="zstd", asbytes=True))
-        count += int(sizes[u])
-    return size / count
-
-
-def with_vectors(log: Log, kind: str, seed: int = 0) -> Log:
-    """The log with other item vectors: ``content`` as they are; ``company``, what items occur near in the first part of
-    the log; ``random``."""
-    if kind == "content":
-        return log
-    vectors = np.random.default_rng(seed).normal(size=(len(log.ids) + 1, 32)).astype(np.float32)
-    if kind == "company":
-        seen = log.time < log.first_ms
-        users, lengths = np.unique(log.user[seen], return_counts=True)
-        zeros = np.zeros(int(seen.sum()), np.int64)
-        events = Events.of(lengths, item=log.item[seen], action=zeros, time=log.time[seen])
-        item, found = company(events, width=32)
-        vectors = np.zeros_like(vectors)
-        vectors[item] = found.numpy()
-    vectors[0] = 0
-    return dataclasses.replace(log, content=vectors)
-
-
-def judge(
-    user: np.ndarray, label: np.ndarray, sides: dict[str, np.ndarray]
-) -> dict[str, tuple[float, float, float]]:
-    """AUC per request and normalised entropy of each side, and gains over ``without``; 95 % intervals over users.
-
-    Args:
-        user: [N].
-        label: [N, C].
-        sides: name to probabilities [seeds, N, C]; measures are means over the seeds.
-    """
-    n, c = label.shape
-    offsets = np.arange(n + 1, dtype=np.int64) * c
-    base = label.mean()
-    entropy = -(base * np.log(base) + (1 - base) * np.log1p(-base))
-    area, loss, found = {}, {}, {}
-    for name, runs in sides.items():
-        slates = [metrics.slate_metrics(p.ravel(), label.ravel(), offsets, ks=()) for p in runs]
-        area[name] = np.mean([s["auc"] for s in slates], 0)
-        p = np.clip(runs.astype(np.float64), 1e-7, 1 - 1e-7)
-        loss[name] = -np.where(label > 0, np.log(p), np.log1p(-p)).mean((0, 2))
-        kept = slates[0]["group"]
-        found[f"auc_{name}"] = metrics.bootstrap(user[kept], area[name])
-        found[f"ne_{name}"] = metrics.bootstrap(user, loss[name] / entropy)
-    for name in [s for s in sides if s != "without"]:
-        end = "" if name == "with" else f"_{name}"
-        found[f"auc_gain{end}"] = metrics.bootstrap(user[kept], area[name] - area["without"])
-        both = np.stack([loss[name], loss["without"]], 1)
-        found[f"ne_gain{end}"] = metrics.bootstrap(user, both, statistic=lambda m: 1 - m[:, 0] / m[:, 1])
-    return found
-
-
-def compare(
-    home: Path, logs: Path, *, arms: Sequence[str] = tuple(ARMS), epochs: int = 1, seeds: int = 1, batch: int = 128,
-    lr: float = 3e-3, lag_ms: int = HOUR_MS, vectors: str = "content", size: int = SEQUENCE,
-) -> dict[str, Any]:  # fmt: skip
+def compare(home: Path, logs: Path, trial: Trial = Trial(), arms: Sequence[str] = ARMS) -> dict[str, Any]:
     """Train every arm on the same rows in the same order, judge all on the last part, serve the last one."""
     bundle = bundles.load(home / "model")
-    log = with_vectors(read_log(logs), vectors)
+    log = read_log(logs)
+    if trial.vectors != "content":
+        seen = log.time < log.first_ms
+        other = other_vectors(trial.vectors, len(log.ids) + 1, log.user[seen], log.item[seen], log.time[seen])
+        log = dataclasses.replace(log, content=other)
     parts = sorted(logs.glob("part-*"))
     with Store.open(home / "store", fingerprint=bundle.fingerprint) as store:
-        summaries = Summaries(store, log.ids, size)
-        each = event_bytes(log)
+        summaries = Summaries(store, log.ids, trial.size)
+        each = event_bytes(log.user, log.item, log.time)
         events = int(summaries.bytes / each) if "raw" in arms else 0
         rows = join([read_rows(p, log, events) for p in parts[1:-1]])
         held_out = read_rows(parts[-1], log, events)
         label, content = held_out.columns["label"], torch.from_numpy(log.content)
-        past, future = summaries.rows(rows, lag_ms), summaries.rows(held_out, lag_ms)
+        past, future = summaries.rows(rows, trial.lag_ms), summaries.rows(held_out, trial.lag_ms)
         sides, seconds = {}, {}
         for name in arms:
             runs, began, read = [], time.process_time(), raw if name == "raw" else summaries.split
-            for seed in range(seeds):
+            for seed in range(trial.seeds):
                 torch.manual_seed(seed)
                 horizons = {"raw": 1, "sequence": summaries.horizons, "with": summaries.horizons}.get(name, 0)
                 model = Dlrm(
@@ -533,7 +481,7 @@ def compare(
                     addressed=summaries.horizons if name in ("addressed", "with") else 0,
                     clusters=bundle.model.tokens.cluster,
                 )  # fmt: skip
-                train(model, past, read, batch, epochs, seed, lr)
+                train(model, past, read, trial, seed)
                 runs.append(predict(model.eval(), future, read))
             sides[name], seconds[name] = np.stack(runs), time.process_time() - began
         read_rows_ = future.batch(np.arange(len(future)))
@@ -543,7 +491,7 @@ def compare(
             "train_requests": len(rows.user), "test_requests": len(held_out.user),
             "test_users": len(np.unique(held_out.user)), "generations": sorted(set(read_rows_["generation"])),
             "with_summary": float((read_rows_["status"] < 2).float().mean()), "cpu_seconds": seconds,
-            "vectors": vectors, "tokens": summaries.size, "sequence_bytes": summaries.bytes,
+            "vectors": trial.vectors, "tokens": summaries.size, "sequence_bytes": summaries.bytes,
             "raw_events": events, "bytes_per_raw_event": each, "request_ms": served,
         }  # fmt: skip
 
@@ -573,10 +521,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    found = compare(
-        options.home, options.logs, arms=options.arms.split(","), epochs=options.epochs, seeds=options.seeds,
-        vectors=options.vectors, size=options.tokens,
-    )  # fmt: skip
+    trial = Trial(options.epochs, seeds=options.seeds, vectors=options.vectors, size=options.tokens)
+    found = compare(options.home, options.logs, trial, options.arms.split(","))
     if options.json:
         print(json.dumps(found))
         return

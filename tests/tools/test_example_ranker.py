@@ -9,14 +9,14 @@ import torch
 from cache_store import Store
 from tools.studies import downstream
 from vista import bundle as bundles
-from vista.config import EmbeddingConfig, RankerConfig, SlotConfig, SummarizerConfig, to_dict
+from vista.config import EmbeddingConfig, RankerConfig, SummarizerConfig, TokenConfig, to_dict
 
 LIVES = {"users": 40, "min_events": 150, "max_events": 500, "clusters": 16, "slates_per_user": 64, "slate": 8}
 MODEL = {
     "width": 16,
     "embedding": to_dict(EmbeddingConfig(rows=512)),
-    "slots": to_dict(SlotConfig(buckets=64, clusters=16)),
-    "summarizer": to_dict(SummarizerConfig(seeds=4, layers=1, chunk=64)),
+    "tokens": to_dict(TokenConfig(items=512, clusters=16, sequence=32, places=8)),
+    "summarizer": to_dict(SummarizerConfig(seeds=0, layers=1, chunk=64)),
     "ranker": to_dict(RankerConfig(layers=1, recent=8)),
 }
 HOUR_MS = 3_600_000
@@ -45,13 +45,51 @@ def log(folder):
 
 
 def model_of(folder, log, store):
-    memory = bundles.load(folder / "home" / "model").model.slots
+    tokens = bundles.load(folder / "home" / "model").model.tokens
     torch.manual_seed(0)
     content, surfaces = torch.from_numpy(log.content), int(log.surface.max()) + 1
     made = ranker.Dlrm(
-        len(log.ids) + 1, surfaces, content, 4, seeds_width=store.manifest.schema.width, memory=memory
+        len(log.ids) + 1, surfaces, content, 4, horizons=3, addressed=3, clusters=tokens.cluster
     )
     return made.eval()
+
+
+def test_the_sequence_is_the_heaviest_items_of_the_history_before_the_watermark_with_their_counts(
+    folder, log, store
+):
+    """What a team's own attention reads, against the log: items by recency-weighted count, and how often each came."""
+    summaries = ranker.Summaries(store, log.ids, 16)
+    rows = ranker.read_rows(folder / "logs" / "part-3", log)
+    watermark = {m.generation: m.watermark_ms for m in store.generations()}
+    batch = summaries.rows(rows, HOUR_MS).batch(np.arange(len(rows.user)))
+    found = summaries.split(batch)
+    checked = 0
+    for i in np.flatnonzero(found.there.numpy())[:40]:
+        seen = (log.user == rows.user[i]) & (log.time <= watermark[batch["generation"][i]])
+        mine = log.item[seen]
+        later = np.arange(len(mine))[::-1]
+        weight = np.bincount(mine, 0.5 ** (later / 2_048))
+        token, mass = found.sequence.item[i].numpy(), found.sequence.mass[i].numpy()
+        kept = token > 0
+        np.testing.assert_allclose(mass[kept, 0], np.bincount(mine)[token[kept]], rtol=0.1)
+        np.testing.assert_allclose(mass[kept, 1], weight[token[kept]], rtol=0.1)
+        assert kept.sum() == min(16, len(np.unique(mine)))
+        assert weight[token[kept]].min() >= np.sort(weight)[-16:].min() * 0.9
+        checked += 1
+    assert checked
+
+
+def test_users_without_any_token_have_gradients_and_raw_events_are_tokens_of_mass_one():
+    reader = ranker.SequenceReader(8, 3)
+    candidate, token, mass = torch.randn(2, 4, 8), torch.randn(2, 5, 8), torch.zeros(2, 5, 3)
+    mass[0] = 1.0
+    read, odds = reader(candidate, token, mass)
+    (read.sum() + odds.sum()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in reader.parameters() if p.grad is not None)
+    assert odds[0].min() > odds[1].max()
+    history = ranker.raw({"raw": torch.tensor([[3, 4, 0], [0, 0, 0]])})
+    assert history.there.tolist() == [True, False]
+    assert history.sequence.mass[..., 0].tolist() == [[1, 1, 0], [0, 0, 0]]
 
 
 def test_no_row_reads_a_summary_made_after_it_and_rows_of_later_parts_read_later_generations(
@@ -59,7 +97,7 @@ def test_no_row_reads_a_summary_made_after_it_and_rows_of_later_parts_read_later
 ):
     watermark = {m.generation: m.watermark_ms for m in store.generations()}
     assert len(watermark) == 3
-    summaries, read = ranker.Summaries(store), []
+    summaries, read = ranker.Summaries(store, log.ids), []
     for part in ("part-1", "part-2", "part-3"):
         rows = ranker.read_rows(folder / "logs" / part, log)
         batch = summaries.rows(rows, HOUR_MS).batch(np.arange(len(rows.user)))
@@ -79,15 +117,16 @@ def test_recent_events_of_a_row_are_those_before_its_time(folder, log):
 
 
 def test_serving_from_the_live_generation_scores_as_the_as_of_rows_that_read_it(folder, log, store):
-    model, summaries = model_of(folder, log, store), ranker.Summaries(store)
+    model, summaries = model_of(folder, log, store), ranker.Summaries(store, log.ids)
     rows = ranker.read_rows(folder / "logs" / "part-3", log)
     as_of = summaries.rows(rows, HOUR_MS)
     generation = np.array(as_of.batch(np.arange(len(rows.user)))["generation"])
     kept = np.flatnonzero(generation == store.manifest.generation)[:50]
     assert len(kept)
     columns = {name: column[kept] for name, column in rows.columns.items()}
-    served = ranker.Server(model, store).score(rows.user[kept], rows.time[kept], columns)
-    np.testing.assert_allclose(served, ranker.predict(model, as_of, summaries)[kept], rtol=1e-5, atol=1e-6)
+    served = ranker.Server(model, summaries).score(rows.user[kept], columns)
+    read = ranker.predict(model, as_of, summaries.split)
+    np.testing.assert_allclose(served, read[kept], rtol=1e-5, atol=1e-6)
 
 
 def test_users_without_a_summary_are_scored_as_if_the_store_had_never_heard_of_them(folder, log, store):
@@ -95,15 +134,14 @@ def test_users_without_a_summary_are_scored_as_if_the_store_had_never_heard_of_t
     rows = ranker.read_rows(folder / "logs" / "part-3", log)
     columns = {name: np.repeat(column[:1], 2, 0) for name, column in rows.columns.items()}
     strangers = np.array([1, 1 + len(model.user.weight)])  # two ids in one row of the user table
-    now = rows.time[:1].repeat(2)
-    one, two = ranker.Server(model, store).score(strangers, now, columns)
+    one, two = ranker.Server(model, ranker.Summaries(store, log.ids)).score(strangers, columns)
     np.testing.assert_array_equal(one, two)
     assert np.isfinite(one).all()
 
 
 def test_the_example_runs_from_the_command_line_and_reports_both_sides(folder, capsys):
     where = ["--home", str(folder / "home"), "--logs", str(folder / "logs")]
-    ranker.main([*where, "--epochs", "1", "--arms", "without,with"])
+    ranker.main([*where, "--epochs", "1", "--arms", "without,raw,with"])
     lines = capsys.readouterr().out.splitlines()
     told = {line.split()[0] for line in lines}
     assert {"auc_without", "auc_with", "auc_gain", "ne_without", "ne_with", "ne_gain", "request_ms"} <= told

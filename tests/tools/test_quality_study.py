@@ -1,4 +1,4 @@
-"""The study's own parts: what it asks, what its ceilings compute, that variants share their questions."""
+"""The study's own parts: what it asks, what its readers compute, that contexts share questions, that none leaks."""
 
 from __future__ import annotations
 
@@ -10,19 +10,36 @@ import pytest
 import torch
 
 from tools.studies import quality
-from tools.studies.contexts import BASE, ExactMasses, History, variants
-from tools.studies.information import information
-from tools.studies.protocol import Data, examples, from_columns, held_out, training_batches
-from tools.studies.study import answer, build, train
-from vista.config import SlotConfig, SummarizerConfig, TokenConfig
-
-SMALL = dataclasses.replace(
-    BASE,
-    embedding=dataclasses.replace(BASE.embedding, rows=1_024),
-    tokens=TokenConfig(items=0),
-    slots=SlotConfig(rows=1, buckets=65_536, clusters=8),
-    summarizer=SummarizerConfig(layers=1, heads=2, seeds=4, chunk=16),
+from tools.studies.contexts import Fed, Feed, Variant, _Window, encoded, product
+from tools.studies.protocol import (
+    Data,
+    bytes_per_event,
+    examples,
+    from_columns,
+    held_out,
+    last_touch,
+    training_batches,
 )
+from tools.studies.reader import Reader
+from tools.studies.rivals import CURVE, SIZES, WHOLE, variants
+from tools.studies.study import answer, build, feeds, train
+from tools.studies.tokens import Space, item_tokens, touches, weights
+from vista.config import ModelConfig
+from vista.stage1.clusters import company
+from vista.training import metrics
+
+SMALL = {"items": 24, "clusters": 8, "sequence": 16, "places": 4}
+VARIANTS = [
+    Variant("recent", "none", 0),
+    Variant("full", "raw", 0, {"events": 64}),
+    Variant("record", "record", 0, SMALL),
+    Variant("alone", "record", 0, {**SMALL, "alone": 1}),
+    Variant("items", "items", 0, {"capacity": 24, "clusters": 8, "sequence": 16}),
+    Variant("twin", "twin", 0, {"count": 8}),
+    Variant("sketch", "sketch", 0, {"places": 8}),
+    Variant("sdim", "sdim", 0, {"groups": 4, "bits": 2}),
+    Variant("oracle", "touches", 0),
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +61,13 @@ def data() -> Data:
 
 
 @pytest.fixture(scope="module")
+def space(data) -> Space:
+    return Space(data.catalogue.item, data.content)
+
+
+@pytest.fixture(scope="module")
 def asked(data):
-    return held_out(data, examples(256, 4, 8, min_history=64), 64, 60)
+    return held_out(data, examples(256, 4, 8, min_history=64), 32, 60)
 
 
 def test_distances_count_events_since_the_last_touch(data, asked):
@@ -64,76 +86,169 @@ def test_distances_count_events_since_the_last_touch(data, asked):
     assert slices["returns"].any() and not (slices["new"] & slices["returns"]).any()
 
 
-def test_exact_masses_equal_the_slot_memory_where_nothing_collides(data, asked):
-    variant = variants(256)["slots"]
-    model = build(data, variant, SMALL).eval()
-    items = torch.from_numpy(data.catalogue.item)
-    assert len(torch.unique(model.slots.keys(items)[:, 0])) == len(items)
-    batch = asked.batches[0]
-    tokens = model.summarizer.prefixes(batch.events, batch.cut, batch.user_of, exact=True)
-    user = torch.from_numpy(np.repeat(np.arange(len(batch)), np.diff(batch.offsets)))
-    elapsed = torch.from_numpy(batch.now_ms - batch.last_event_ms)
-    item = torch.from_numpy(batch.item)
-    hashed = model.slots.read(tokens["slots"], elapsed, user, item)
-    exact = ExactMasses(model.slots, batch).read(tokens["slots"], elapsed, user, item)
-    assert hashed.max() > 1
-    torch.testing.assert_close(exact, hashed, rtol=1e-4, atol=1e-4)
+def test_questions_are_of_as_many_users_as_there_are(data):
+    few = held_out(data, examples(256, 4, 8, min_history=64), 32, 36)
+    assert len(np.unique(few.owner)) == 12
 
 
-def test_the_ceiling_is_softmax_over_the_events_before_the_cut_and_an_empty_place(data, asked):
+def untrained(data: Data, batches, space: Space) -> float:
+    """AUC of the greatest cosine between a candidate and the 32 newest events, nothing learned."""
+    found = []
+    for batch in batches:
+        for k in range(len(batch)):
+            a, b = batch.offsets[k], batch.offsets[k + 1]
+            recent = batch.recent.user(k).item
+            score = (space.content[space.rows(batch.item[a:b])] @ space.content[space.rows(recent)].T).max(1)
+            label = batch.action[a:b] != 0
+            found.append(metrics.slate_metrics(score, label, np.array([0, b - a]), ks=())["auc"][0])
+    return float(np.nanmean(found))
+
+
+def test_an_untrained_reader_scores_no_better_on_training_slates_than_on_held_out_ones():
+    """Items that come once: whoever fitted vectors to a request's own neighbours knows its answer, and nobody else."""
+    rng = np.random.default_rng(0)
+    users, each, kinds = 40, 400, 20
+    user = np.repeat(np.arange(users), each)
+    kind = (user * 7 + np.tile(np.arange(each) // 20, users)) % kinds
+    item = kind * 1_000 + rng.integers(0, 1_000, users * each)
+    zeros = np.zeros(users * each, np.int64)
+    columns = {"item": item, "action": zeros + 1, "surface": zeros, "request": zeros,
+               "time": np.tile(np.arange(each) * 60_000, users)}  # fmt: skip
+    made = from_columns("once", user, columns, ("a",), 0.2)
+    config = examples(256, 19, 8, min_history=64)
+    batches = training_batches(made, config, 32, 8, 32, 0)
+    assert min(b.now_ms.min() for b in batches) >= made.asks_after_ms == made.catalogue.fit_ms
+    questions = held_out(made, config, 32, 200)
+    honest = Space(made.catalogue.item, made.content)
+    training, judged = (untrained(made, part, honest) for part in (batches, questions.batches))
+    assert training < judged + 0.05
+
+    # what it was before: vectors of the whole training period, asked about the same period
+    names, vector = company(made.catalogue.sample)
+    content = np.zeros_like(made.content)
+    content[np.searchsorted(made.catalogue.item, names)] = vector.numpy()
+    leaking = Space(made.catalogue.item, content)
+    assert untrained(made, batches, leaking) > untrained(made, questions.batches, leaking) + 0.1
+
+
+def test_the_ceiling_is_softmax_over_the_events_before_the_cut_and_an_empty_place(data, asked, space):
     limit = 50
-    model = build(data, variants(limit)["full"], SMALL).eval()
+    contest = build(data, space, VARIANTS[1], [Fed()]).eval()
     batch = asked.batches[0]
-    history = History(model, model.history, batch, limit)
-    got = history._long(0)
-    (hk, hv), read = history.layers[0], model.history
-    ones = torch.ones(len(history.asked), read.heads)
-    query = read.keys(0, history.asked, ones)
-    scale = torch.cat([read.log_scale[0].exp()[:, None].expand(-1, read.size - 1), ones[:1].T], -1)
+    window, read, n = _Window(contest, batch, limit), contest.raw, 0
+    vectors = contest.model.items.vector(torch.from_numpy(batch.item))
+    got = window(n, vectors)
+    events = window.events
+    keys, bias = read.vectors(n, events.vector), read.by_age(n, events.features)
+    query = read.vectors(n, vectors) * read.log_scale[n].exp()[:, None]
     matched = []
     for row in range(0, len(batch.item), 37):
         slate = int(np.searchsorted(batch.offsets, row, side="right")) - 1
-        w = int(batch.user_of[slate])
-        place = int(np.flatnonzero(np.flatnonzero(batch.user_of == w) == slate)[0])
-        cut = int(history.cuts[w][place])
-        shift = max(0, int(batch.cut[batch.user_of == w].min()) - limit)
-        assert cut == batch.cut[slate] - shift
-        rows = slice(int(history.offsets[w]) + max(0, cut - limit), int(history.offsets[w]) + cut)
-        score = torch.einsum("he,nhe->hn", query[row] * scale, hk[rows])
-        values = torch.cat([hv[rows], torch.zeros_like(hv[:1])])
-        weight = torch.cat([score, read.empty[0][:, None]], 1).softmax(-1)
-        torch.testing.assert_close(got[row], torch.einsum("hn,nhe->he", weight, values), rtol=1e-4, atol=1e-5)
-        own = batch.events.user(w).item[max(0, int(batch.cut[slate]) - limit) : int(batch.cut[slate])]
-        matched.append((int((own == batch.item[row]).sum()), float(got[row, :, -1].mean().detach())))
-    touched = [m for n, m in matched if n]
-    assert touched and min(touched) > max(m for n, m in matched if not n)
+        w, cut = int(window.unit[slate]), int(window.cut[row])
+        start = int(window.offsets[w])
+        rows = slice(start + max(0, cut - limit), start + cut)
+        score = torch.einsum("he,nhe->hn", query[row], keys[rows]) + bias[rows].T
+        share = torch.cat([score, read.empty[n][:, None]], 1).softmax(-1)[:, :-1].sum(1)
+        torch.testing.assert_close(got[row, :, -1], share, rtol=1e-4, atol=1e-5)
+        own = batch.events.user(int(batch.user_of[slate])).item[: int(batch.cut[slate])][-limit:]
+        matched.append((int((own == batch.item[row]).sum()), float(share.mean().detach())))
+    touched = [m for hits, m in matched if hits]
+    assert touched and min(touched) > max(m for hits, m in matched if not hits)
 
 
-@pytest.mark.parametrize("name", sorted(variants(64)))
-def test_every_variant_learns_from_and_answers_the_same_questions(data, asked, name):
-    variant = variants(64)[name]
-    model = build(data, variant, SMALL)
-    batches = training_batches(data, examples(256, 4, 8, min_history=64), 64, 2, 16, 0)
+def test_tokens_with_masses_read_as_the_raw_events_they_stand_for():
+    """One reader, two contexts: n events of an item, and one token of mass n."""
+    config = ModelConfig(width=16, actions=("a",))
+    torch.manual_seed(0)
+    reader = Reader(config, horizons=1)
+    item, times = torch.randn(5, 16), torch.tensor([1, 3, 2, 7, 1])
+    asked, values = torch.randn(1, 4, 16), torch.randn(5, 2, 8)
+    one = reader.read(0, asked, reader.vectors(0, item)[None], reader.by_mass(0, times[:, None].float())[None],
+                      values[None], torch.ones(1, 1, 5, dtype=torch.bool))  # fmt: skip
+    events = item.repeat_interleave(times, 0)
+    flat = reader.by_mass(0, torch.ones(len(events), 1))
+    values = values.repeat_interleave(times, 0)
+    seen = torch.ones(1, 1, len(events), dtype=torch.bool)
+    each = reader.read(0, asked, reader.vectors(0, events)[None], flat[None], values[None], seen)
+    torch.testing.assert_close(one, each)
+
+
+def test_the_study_feeds_the_record_that_the_store_keeps(data, asked, space):
+    """The record of a slate is the product's summary of the events before its cut, in the store's own codecs."""
+    feed = Feed(VARIANTS[2], space)
+    batch = asked.batches[0]
+    fed = feed(batch, True)
+    k = len(batch) // 2
+    own = batch.events.user(int(batch.user_of[k])).rows(0, int(batch.cut[k]))
+    whole = feed.maker.summarizer.prefixes(own, np.array([len(own)]), np.zeros(1, np.int64), exact=True)
+    assert fed.record[fed.unit[k]] == encoded(feed.maker, whole)[0]
+    assert fed.record.dtype.itemsize >= 24 * (8 + 3) + 8 * 3
+
+
+def test_item_tokens_hold_the_heaviest_items_and_lose_nothing_to_no_cluster(data, space):
+    items = data.events.user(0).item[:200]
+    found = item_tokens(items, space, capacity=10, clusters=8, sequence=8)
+    (names, mass), (_, clusters) = found.own
+    everything = weights(len(items))
+    assert len(names) == 10 and clusters[:, 0].sum() == pytest.approx(200)
+    exact = {int(i): everything[items == i].sum(0) for i in np.unique(items)}
+    np.testing.assert_allclose(mass, [exact[int(i)] for i in names], rtol=1e-5)
+    assert (
+        min(m[1] for i, m in exact.items() if i in set(names.tolist()))
+        >= sorted((m[1] for m in exact.values()), reverse=True)[9] - 1e-6
+    )
+
+
+def test_the_oracle_knows_counts_and_ages_exactly():
+    items, times = np.array([5, 7, 5, 9]), np.array([0, 1, 2, 3]) * 3_600_000
+    got = touches(items, times, 4 * 3_600_000, np.array([5, 9, 1]), 1)
+    assert got[0, 1] == pytest.approx(math.log1p(2)) and got[1, 1] == pytest.approx(math.log1p(1))
+    np.testing.assert_array_equal(got[:, 0], [1, 1, 0])
+    assert got[0, -1] == pytest.approx(1 / 3) and not got[2].any()
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
+def test_every_context_learns_from_and_answers_the_same_questions(data, asked, space, variant):
+    batches = training_batches(data, examples(256, 4, 8, min_history=64), 32, 2, 16, 0)
+    fed = feeds(data, space, variant, batches, exact=False)
+    contest = build(data, space, variant, fed)
     losses: list[float] = []
-    train(model, variant, batches, watch=lambda _, loss: losses.append(loss))
+    train(contest, batches, fed, watch=lambda _, loss: losses.append(loss))
     assert all(math.isfinite(x) for x in losses)
-    got = answer(model, variant, dataclasses.replace(asked, batches=asked.batches[:1]))[""]
+    few = dataclasses.replace(asked, batches=asked.batches[:1])
+    got = answer(contest, few, feeds(data, space, variant, few.batches, exact=True))
     assert len(got.rank) == len(asked.batches[0]) and (got.rank >= 1).all() and (got.rank <= 100).all()
 
 
-def test_a_study_can_be_made_in_pieces(tmp_path, data):
-    whole = quality.Runs(data, tmp_path, 2, 16, 64, 30, 64)
-    variant = variants(64)["recent"]
-    first = whole.run(variant, 0, SMALL)
-    assert whole.run(variant, 0, SMALL) == first
-    assert len(list(tmp_path.glob("*.json"))) == 1
+def test_a_study_can_be_made_in_pieces_and_its_shares_are_those_of_the_means(tmp_path, data):
+    runs = quality.Runs(data, tmp_path, 2, 16, 64, 60, 64)
+    chosen = {
+        "recent": VARIANTS[0],
+        "full": VARIANTS[1],
+        "ours": dataclasses.replace(VARIANTS[2], name="ours"),
+    }
+    rows = {name: [runs.run(v, seed) for seed in (0, 1)] for name, v in chosen.items()}
+    assert runs.run(chosen["recent"], 0) == rows["recent"][0]
+    assert len(list(tmp_path.glob("*.json"))) == 6
+    gain = {name: np.mean([1 / np.array(r["rank"]) for r in found], 0).mean() for name, found in rows.items()}
+    unit = gain["full"] - gain["recent"]
+    share = runs.share("ours", "all")
+    if unit < quality.LEAST:
+        assert share is None
+    else:
+        assert share[0].value == pytest.approx((gain["ours"] - gain["recent"]) / unit)
+        assert share[0].low <= share[0].value <= share[0].high
 
 
-def test_counters_without_collisions_tell_every_item_and_nothing_tells_none(data, asked):
-    model = build(data, variants(256)["slots"], SMALL)
-    told = information(model, variants(256)["slots"], data, asked, items=20)
-    assert told["counter_items"] > 0.99 and told["counter_order"] > 0.3
-    nothing = information(
-        build(data, variants(256)["recent"], SMALL), variants(256)["recent"], data, asked, items=20
-    )
-    assert abs(nothing["items"]) < 0.3 and abs(nothing["order"]) < 0.3
+def test_every_rival_is_named_and_sizes_are_what_they_say():
+    found = variants(8_192, 3.0)
+    assert set(WHOLE) | set(CURVE) <= set(found)
+    for kib in SIZES:
+        assert kib * 1_000 < found[f"ours_{kib}KiB"].bytes <= kib * 1_024
+        assert found[f"raw_{kib}KiB"].bytes <= kib * 1_024
+    assert product(found["ours"], ("a",), 0, 0).ranker.sequence <= 768
+
+
+def test_a_raw_event_costs_what_compression_leaves(data):
+    assert 0.5 < bytes_per_event(data.events) < 17
+    assert last_touch(data.events, 1).max() < len(data.events)

@@ -1,9 +1,9 @@
 """What stage 2 is given beside the recent events: the rivals, under one interface.
 
-Every variant has the same ranker, the same 32 newest events (in the ranker's context, and under a reader), the same
-examples and steps. They differ in what their reader reads of the history before the cut. ``full`` gives all raw events of
-a window to the candidates' attention, in every layer: what a summary is measured against, at a cost that grows with the
-history.
+Every variant has the same ranker, the same 32 newest events (in the ranker's context, and under a reader), the
+same examples and steps. They differ in what is read of the history before the cut. ``full`` gives all raw events of a
+window to the candidates' attention, in every layer: what a summary is measured against, at a cost that grows with
+the history.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from vista.ops.weighted_attention import WeightedAttention
 
 from cache_store.format.quantize import Codec
 from tools.studies import tokens as kept
@@ -28,6 +27,7 @@ from vista.data.recent import select_recent
 from vista.embedding.encoders import gaps
 from vista.model import VistaModel
 from vista.ops.crossing import Plan, fast
+from vista.ops.weighted_attention import WeightedAttention
 from vista.stage2.ranker import FREQUENCIES, waves
 from vista.training.examples import Batch
 
@@ -51,6 +51,12 @@ class Variant:
     kind: str
     bytes: int
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reads(self) -> str:
+        """What is read of the history, whatever reads it."""
+        options = {name: value for name, value in self.options.items() if name != "alone"}
+        return fingerprint({"kind": self.kind, **options})[:8]
 
     @property
     def mark(self) -> str:
@@ -107,8 +113,8 @@ class Fed:
 
 
 class Feed:
-    """Makes :class:`Fed` for a variant. In training a few slates of a visit share what was kept before the oldest of them,
-    or all of them where making it is dear; in judging every slate has its own."""
+    """Makes :class:`Fed` for a variant. In training a few slates of a visit share what was kept before the oldest of
+    them, or all of them where making it is dear; in judging every slate has its own."""
 
     def __init__(self, variant: Variant, space: Space, group_size: int = 1) -> None:
         self.variant, self.space, self.group_size = variant, space, group_size
@@ -270,7 +276,8 @@ class Alone(nn.Module):
         super().__init__()
         d, actions = model.config.width, len(model.config.actions)
         self.model = (model,)  # a parameter of the contest already
-        self.attention = nn.ModuleList(WeightedAttention(d) for _ in range(model.tokens.horizons))
+        self.horizons = (0, model.tokens.horizons - 1)  # ever, and lately
+        self.attention = nn.ModuleList(WeightedAttention(d) for _ in self.horizons)
         heads = sum(len(a.empty) for a in self.attention)
         self.wide = nn.Linear(2 * heads, actions)
         self.deep = nn.Sequential(nn.Linear(heads * (d + 2) + d, d), nn.SiLU(), nn.Linear(d, actions))
@@ -286,7 +293,7 @@ class Alone(nn.Module):
         found = model.tokens.sequence(held, model.items)
         query = laid.out(asked)
         read, odds = [], []
-        for horizon, attention in enumerate(self.attention):
+        for horizon, attention in zip(self.horizons, self.attention, strict=True):
             r, o = attention(query, found.vector, found.mass[..., horizon].log())
             read.append(r.flatten(2))
             odds += [0.25 * o, nn.functional.softplus(o)]

@@ -1,9 +1,9 @@
 """Does it pay on my data? The record beside recent events, raw events of equal bytes and full attention, on own tables.
 
-``vista study pays --home HOME`` trains the product's ranker on the tables' own requests with each of the four contexts,
-for as long as a budget in minutes allows, and asks the newest tenth. What it answers is the gain of each over the 32
-newest events, over all requests and by how long ago the item was last touched and how long the history is, with intervals
-over users; and whether there is anything to gain at all. A sample of users is read where the tables are large.
+``vista study pays --home HOME`` trains the product's ranker on the tables' own requests with each of the four
+contexts, for as long as a budget in minutes allows, and asks the newest tenth. What it answers is the gain of each over
+the 32 newest events, over all requests and by how long ago the item was last touched and how long the history is, with
+intervals over users; and whether there is anything to gain at all. A sample of users is read where tables are large.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def run(
         runs = Runs(found, Path(scratch), 0, 32, window, positives, min_history)
         if len(runs.questions.owner) < ENOUGH:
             raise DataError(
-                f"{found.name}: expected {ENOUGH} held-out requests of users with {min_history} earlier events or more, "
-                f"found {len(runs.questions.owner)}; ingest more (`vista ingest`), or ask of shorter histories "
+                f"{found.name}: expected {ENOUGH} held-out requests of users with {min_history} earlier events or "
+                f"more, found {len(runs.questions.owner)}; ingest more (`vista ingest`), or ask of shorter histories "
                 f"(`vista study pays -p min_history={min_history // 2}`)"
             )
         runs.variants = arms(runs, root, window)
@@ -79,7 +79,6 @@ def run(
         for name in ARMS:
             for seed in range(seeds):
                 runs.run(runs.variants[name], seed)
-            runs.forget()
         return _result(runs, seeds, minutes)
 
 
@@ -138,7 +137,9 @@ def steps_for(runs: Runs, seconds: float, seeds: int) -> int:
 def slices(runs: Runs) -> dict[str, np.ndarray]:
     """Masks bool [P] by name: all, by the last touch of the item, by the length of the history."""
     distance, owner = runs.questions.distance, runs.questions.owner
-    length = dict(zip((runs.data.users & (2**63 - 1)).tolist(), runs.data.events.lengths.tolist(), strict=True))
+    length = dict(
+        zip((runs.data.users & (2**63 - 1)).tolist(), runs.data.events.lengths.tolist(), strict=True)
+    )
     life = np.array([length[int(u)] for u in owner])
     return {
         "all requests": np.ones(len(distance), bool),
@@ -181,8 +182,8 @@ def _result(runs: Runs, seeds: int, minutes: float) -> Result:
     result.notes.append(verdict(result.figures, runs.variants["record"].bytes))
     small = float((runs.data.events.lengths * runs.event_bytes < runs.variants["record"].bytes).mean())
     result.notes.append(
-        f"a raw event takes {runs.event_bytes:.1f} bytes under zstd: the histories of {small:.0%} of the users are smaller "
-        "than the record, and reading them whole is full attention"
+        f"a raw event takes {runs.event_bytes:.1f} bytes under zstd: {small:.0%} of the users have a history "
+        "smaller than the record, and reading it whole is full attention"
     )
     if not result.params["content"]:
         result.notes.append(
@@ -205,7 +206,8 @@ def verdict(figures: dict[str, Figure], size: int) -> str:
             f"nothing to gain that these requests show: full attention to long histories gains {told('full')} MRR over "
             f"the newest events, the record {told('record')}"
         )
-    text = f"the record gains {told('record')} MRR over the newest events in {size:,} bytes, full attention {told('full')}"
+    text = f"the record gains {told('record')} MRR over the newest events in {size:,} bytes"
+    text += f", full attention {told('full')}"
     if not (record.low or 0) > 0:
         return f"{text}: there is something to gain, and the record does not show that it gets it"
     if raw.value >= record.value:
@@ -226,7 +228,8 @@ def screen(report: dict[str, Any]) -> tuple[str, tuple[str, ...], list[tuple[Any
         share = figures.get(f"recovered_{key}")
         told = "" if share is None else f"{share['value']:.2f} [{share['low']:.2f}, {share['high']:.2f}]"
         rows.append((
-            key.replace("_", " "), int(figures[f"questions_{key}"]["value"]), round(figures[f"mrr_{key}_recent"]["value"], 3),
+            key.replace("_", " "), int(figures[f"questions_{key}"]["value"]),
+            round(figures[f"mrr_{key}_recent"]["value"], 3),
             *(cell(f"gain_{key}_{name}") for name in ARMS[1:]), told,
         ))  # fmt: skip
     sizes = params["bytes"]

@@ -1,13 +1,12 @@
 """Data and questions: rank the touched item among 100 candidates, the others drawn evenly from its surface.
 
-Judged are requests after the time split of users with at least ``min_history`` earlier events, of as many users as there
-are. What is fitted to histories (co-occurrence vectors, the clusters made of them) is fitted to the older half of the
-training period, and training asks about requests after it, as judging asks about requests after all of it: fitted to
-what training asks, an untrained cosine scores .81 on training slates and .63 on held-out ones, and a model learns to
-trust it. A positive is
-a *return* if its group was touched before but not within the last 64 events, and *far* if the last touch lies
-more than 1,024 events back. The group of an item is the item itself, or a coarser one where items rarely
-repeat (a niche of the generated catalogue).
+Judged are requests after the time split of users with at least ``min_history`` earlier events, of as many users as
+there are. What is fitted to histories (co-occurrence vectors, the clusters made of them) is fitted to the older half
+of the training period, and training asks about requests after it, as judging asks about requests after all of it:
+fitted to what training asks, an untrained cosine scores .81 on training slates and .63 on held-out ones, and a model
+learns to trust it. A positive is a *return* if its group was touched before but not within the last 64 events, and
+*far* if the last touch lies more than 1,024 events back. The group of an item is the item itself, or a coarser one
+where items rarely repeat (a niche of the generated catalogue).
 """
 
 from __future__ import annotations
@@ -117,8 +116,8 @@ def load(path: str | Path, held_out: float = 0.1, users: int = 0, events: int = 
     timestamp_ms, request_id; actions numbered).
 
     Args:
-        users, events: of a warehouse, most that are read, whole buckets of it, those of the longest histories first;
-            0 reads all.
+        users, events: of a warehouse, about the most that are read: whole buckets in random order until one is
+            reached; 0 reads all.
 
     Raises:
         DataError: neither, or a column is missing.
@@ -127,15 +126,21 @@ def load(path: str | Path, held_out: float = 0.1, users: int = 0, events: int = 
     if (path / "catalog.db").exists():
         warehouse = Warehouse(path).open()
         source = Tables.of(warehouse)
-        pieces = [p for bucket in source.buckets() for p in source.pieces(bucket)]
+        pieces, held, seen = [], 0, 0
+        for bucket in np.random.default_rng(0).permutation(source.buckets()).tolist():
+            if (users and seen >= users) or (events and held >= events):
+                break  # users are in buckets by hash, so some buckets are a sample of users
+            for piece in source.pieces(bucket):
+                pieces.append(piece)
+                held, seen = held + len(piece.events), seen + piece.events.users
         owners = np.concatenate([np.asarray([str(u) for u in p.users], object) for p in pieces])
-        events = Events.concat([p.events for p in pieces])
+        joined = Events.concat([p.events for p in pieces])
         # A user that spans pieces is one history again.
         names, first = np.unique(owners, return_inverse=True)
-        order = np.argsort(np.repeat(first, events.lengths), kind="stable")
-        lengths = np.bincount(first, weights=events.lengths, minlength=len(names)).astype(np.int64)
-        events = Events.of(lengths, **{n: c[order] for n, c in events.columns.items()}).sorted()
-        return _finish(path.name, np.arange(len(names)), events, warehouse.actions, held_out)
+        order = np.argsort(np.repeat(first, joined.lengths), kind="stable")
+        lengths = np.bincount(first, weights=joined.lengths, minlength=len(names)).astype(np.int64)
+        joined = Events.of(lengths, **{n: c[order] for n, c in joined.columns.items()}).sorted()
+        return _finish(path.name, np.arange(len(names)), joined, warehouse.actions, held_out)
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     names = ["user_id", "item_id", "action", "surface", "timestamp_ms", "request_id"]
     try:
@@ -280,7 +285,7 @@ def examples(
 def held_out(
     data: Data, config: ExampleConfig, recent: int, positives: int, seed: int = 0, per_batch: int = 64
 ) -> Questions:
-    """At most ``positives`` questions, of as many users as there are: one visit of each, then a second one, and so on."""
+    """At most ``positives`` questions, of as many users as there are: one visit of each, then a second one, ..."""
     config = replace(config, negatives=CANDIDATES - 1, slates_per_visit=PER_VISIT)
     stream = list(
         visit_stream(

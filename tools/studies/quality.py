@@ -1,14 +1,15 @@
 """What of a lifelong history each kind of summary keeps: rank the touched item among 100 of its surface.
 
-``run(quick, data=...)`` takes an ingested warehouse or Parquet events beside the generated set; without it the generated
-set alone is judged (interests that sleep for thousands of events and return, items that seldom come twice). Protocol,
-rivals and one run are in protocol.py, contexts.py and study.py; what the figures mean and what they were is in
-docs/quality.md.
+``run(quick, data=...)`` takes an ingested warehouse or Parquet events beside the generated set; without it the
+generated set alone is judged (interests that sleep for thousands of events and return, items that seldom come twice).
+Protocol, rivals and one run are in protocol.py, contexts.py, rivals.py and study.py; what the figures mean and what
+they were is in docs/quality.md.
 
 ``recovered`` = (ours - recent) / (full - recent) in MRR, each side the mean over the seeds; low and high are a 95 %
-interval over users, ``seeds_recovered`` has the range over seeds. ``ours`` is the product's model with its record as the
-store serves it, ``tokens`` the record's sequence alone under the product's ``WeightedAttention``. ``_returns`` and
-``_far`` are the same on positives last touched more than 64 and 1,024 events ago. Keys of made sets begin with their name.
+interval over users, ``seeds_recovered`` has the range over seeds. ``ours`` is the product's model with its record as
+the store serves it, ``tokens`` the record's sequence alone under the product's ``WeightedAttention``. ``_returns`` and
+``_far`` are the same on positives last touched more than 64 and 1,024 events ago. Keys of made sets begin with their
+name.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ LEAST = 0.01
 """MRR that full attention must gain over recent events for shares of it to be told."""
 
 PAUSE_MINUTES = {"events": 0.0}
-"""Asked are requests after so long a pause: all of a log's, and where the visits of made lives begin (30). Inside a visit
-the last few events say what comes next, and four of five generated positives would be of that kind."""
+"""Asked are requests after so long a pause: all of a log's, and where the visits of made lives begin (30). Inside a
+visit the last few events say what comes next, and four of five generated positives would be of that kind."""
 
 TARGETS = {
     "recovered": 1.2,
@@ -124,7 +125,6 @@ def run(
             for name in [*chosen, *(CURVE if curve else ())]:
                 for seed in span if name in chosen else span[:curve]:
                     runs.run(runs.variants[name], seed)
-                runs.forget()
             prefix = "" if which == "events" else f"{which}_"
             for name in ("recent", "full", "ours") if longer else ():
                 if name in chosen:
@@ -160,6 +160,8 @@ class Runs:
         self.found: dict[tuple[str, int], dict[str, Any]] = {}
         self._batches: dict[int, list] = {}
         self._asked: tuple[str, list] | None = None
+        self._fed: dict[int, list] = {}
+        self._fed_of = ""
 
     def batches(self, seed: int, steps: int | None = None) -> list:
         if seed not in self._batches or steps:
@@ -171,15 +173,18 @@ class Runs:
 
     def asked(self, variant: Variant) -> list:
         """What the variant reads for the questions: the same for all seeds."""
-        if self._asked is None or self._asked[0] != variant.name:
-            self._asked = (
-                variant.name,
-                feeds(self.data, self.space, variant, self.questions.batches, exact=True),
-            )
+        if self._asked is None or self._asked[0] != variant.reads:
+            found = feeds(self.data, self.space, variant, self.questions.batches, exact=True)
+            self._asked = variant.reads, found
         return self._asked[1]
 
-    def forget(self) -> None:
-        self._asked = None
+    def fed(self, variant: Variant, seed: int) -> list:
+        """What the variant reads for the training batches; of one record, for all that read it."""
+        if self._fed_of != variant.reads:
+            self._fed_of, self._fed = variant.reads, {}
+        if seed not in self._fed:
+            self._fed[seed] = feeds(self.data, self.space, variant, self.batches(seed), exact=False)
+        return self._fed[seed]
 
     def path(self, variant: Variant, seed: int) -> Path:
         return self.folder / (
@@ -194,7 +199,7 @@ class Runs:
             row = json.loads(path.read_text())
         else:
             began = time.process_time()
-            fed = feeds(self.data, self.space, variant, self.batches(seed), exact=False)
+            fed = self.fed(variant, seed)
             contest = build(self.data, self.space, variant, fed, seed)
             seconds = train(contest, self.batches(seed), fed)
             got = answer(contest, self.questions, self.asked(variant))
@@ -322,6 +327,6 @@ def told(runs: Runs) -> str:
     small = float((long * runs.event_bytes < size).mean()) if len(long) else 0.0
     return (
         f"{counts} positives of {len(np.unique(runs.questions.owner))} users; trained on {len(trained)} users; "
-        f"{small:.0%} of the {len(long)} users with {runs.examples.min_history} events or more have a raw history smaller "
-        f"than the record under zstd"
+        f"{small:.0%} of the {len(long)} users with {runs.examples.min_history} events or more have a raw history "
+        "smaller than the record under zstd"
     )

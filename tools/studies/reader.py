@@ -1,10 +1,10 @@
 """The one read-out that every context of the study gets: softmax attention that starts as matching and can count.
 
-A candidate asks a set of tokens, each a unit vector, a bias and a value. Beside them there is an empty place of learned
-score, so the share of attention that falls on tokens tells how much there is near the candidate; its log odds go straight
-to the logits. The key and query map is shared, so at the start a token of the candidate's own item scores ``SHARPNESS``
-and unrelated ones about 0. Raw events have mass one and a bias of their age, learned freely; tokens that stand for many
-events have a log mass, by a learned mixture of the horizons.
+A candidate asks a set of tokens, each a unit vector, a bias and a value. Beside them there is an empty place of
+learned score, so the share of attention that falls on tokens tells how much there is near the candidate; its log odds
+go straight to the logits. The key and query map is shared, so at the start a token of the candidate's own item scores
+``SHARPNESS`` and unrelated ones about 0. Raw events have mass one and a bias of their age, learned freely; tokens that
+stand for many events have a log mass, by a learned mixture of the horizons.
 
 Letters: K slates (or windows), C candidates, T tokens, H heads, E width of a head, M horizons.
 """
