@@ -9,8 +9,8 @@ raw events as fit the bytes of that sequence, under the same reader; addressing 
 Same rows, order, steps and seeds. ``company_`` figures have vectors of co-occurrence in the place of content.
 
 ``auc_gain_sequence``: AUC within a request, with minus without. ``ne_gain_sequence``: share of the normalised entropy
-that is saved. Low and high are 95 % bootstrap intervals over users. The gain is that of lives made to return to old interests
-(vista/data/generator.py): it shows that the path works, not what your data will give.
+that is saved. Low and high are 95 % bootstrap intervals over users. The gain is that of lives made to return to old
+interests (vista/data/generator.py): it shows that the path works, not what your data will give.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ import typer
 from tools import console
 from tools.bench import harness
 from tools.options import HOME, HomeOption, WarehouseOption
-from tools.verbs.bench import measure, typed
+from tools.parameters import typed
+from tools.verbs.bench import measure
 
 
 def command(
@@ -34,9 +35,8 @@ def command(
         return measure("study", harness.STUDIES, name, quick, json, param)
     from tools.studies.pays import screen
 
-    report = harness.run(
-        name, quick=quick, home=str(home), warehouse=warehouse, **typed(harness.function(name), param or ())
-    )
+    params = typed(harness.function(name), param or ())
+    report = harness.run(name, quick=quick, home=str(home), warehouse=warehouse, **params)
     if not json:
         console.table(*screen(report))
         for text in report["notes"]:
