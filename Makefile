@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 JOBS ?= 2
 FAST := tests/test_*.py tests/laws tests/golden
 
-.PHONY: help setup demo check lint types test sanitize docs clean
+.PHONY: help setup demo check lint types test sanitize docs gpu clean
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
 
@@ -41,6 +41,13 @@ sanitize: setup  ## native.c under AddressSanitizer and UBSan, a million calls, 
 
 docs: setup  ## API pages from the docstrings, into build/api
 	$(BIN)/python -m pdoc --docformat google -o build/api cache_store vista beam_jobs
+
+# `make gpu DEVICE=cpu QUICK=--quick RESULTS=out` tries all of it without a GPU, the kernels by Triton's interpreter.
+DEVICE ?= cuda
+RESULTS ?= docs/results
+gpu: setup  ## on a GPU: its tests, then every figure of the device path into docs/results, under six minutes
+	$(if $(filter cpu,$(DEVICE)),TRITON_INTERPRET=1) $(BIN)/python -m pytest -q -m gpu tests
+	$(BIN)/vista bench gpu $(QUICK) -p device=$(DEVICE) -p out=$(RESULTS)
 
 clean:  ## remove the environment and everything that was built
 	rm -rf $(VENV) build dist *.egg-info demo-out .mypy_cache .ruff_cache .pytest_cache

@@ -2,5 +2,5 @@
 
 ``harness`` times, compares and reports. The store: ``lookup``, ``write``, ``storage``, ``feature``. Jobs: ``ingest``,
 ``job``, ``refresh``, ``memory``, ``scale``. Stage 1: ``summarize``, ``length``. Serving: ``rank``, ``cascade``,
-``flat``, ``index``.
+``flat``, ``index``. The whole device path on one card: ``gpu``.
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,8 @@ def run(quick: bool, users: int | None = None, codec: str = "float16", device: s
     tokens = {"float16": 255, "bfloat16": 255, "int8": 481, "int4": 900, "log8": 510, "float32": 127}[codec]
     figures: dict[str, Figure] = {}
     with tempfile.TemporaryDirectory() as folder:
-        store = _build(Path(folder), users, RecordSchema((Group("tokens", tokens, width, codec),)))
+        schema = RecordSchema((Group("tokens", tokens, width, codec),))
+        store = stored(Path(folder), random_tokens(users, schema), schema)
         rng = np.random.default_rng(1)
         batches = [rng.choice(users, BATCH, replace=False) for _ in range(16)]
         turn = iter(range(1 << 30))
@@ -84,18 +86,25 @@ def _ahead(feature: SummaryFeature, batches: list[np.ndarray], passes: int, busy
     return median(hidden, "x")
 
 
-def _build(folder: Path, users: int, schema: RecordSchema) -> Store:
+def stored(folder: Path, tokens: Mapping[str, np.ndarray], schema: RecordSchema) -> Store:
+    """A store of one generation and one shard; user u has row u of each group, float32 [users, T, W]."""
     store = Store.create(folder / "store", num_shards=1)
-    rng = np.random.default_rng(0)
+    users = len(next(iter(tokens.values())))
     with ShardWriter(store.stage("r"), 0, 1, schema, fingerprint="bench") as writer:
         for start in range(0, users, 256):
             ids = np.arange(start, min(start + 256, users))
-            group = schema.groups[0]
-            tokens = np.abs(rng.standard_normal((len(ids), group.tokens, group.width), np.float32))
             ones = np.ones(len(ids), np.int64)
-            writer.add(ids, {group.name: tokens}, ones, ones, ones)
+            writer.add(ids, {name: x[ids] for name, x in tokens.items()}, ones, ones, ones)
         receipt = writer.finish()
     store.publish(
         store.stage("r"), [receipt], Publication(fingerprint="bench", watermark_ms=1, expected=users)
     )
     return Store.open(folder / "store")
+
+
+def random_tokens(users: int, schema: RecordSchema) -> dict[str, np.ndarray]:
+    """Positive numbers, which every codec takes."""
+    rng = np.random.default_rng(0)
+    return {
+        g.name: np.abs(rng.standard_normal((users, g.tokens, g.width), np.float32)) for g in schema.groups
+    }

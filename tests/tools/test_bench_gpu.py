@@ -1,0 +1,29 @@
+"""The benchmark of the device path, tried where there is no device."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import typer
+
+from tools.bench import harness
+
+
+def test_every_line_of_the_gpu_benchmark_runs_on_the_cpu_and_claims_nothing_of_a_gpu(tmp_path):
+    report = harness.run("gpu", quick=True, device="cpu", out=str(tmp_path))
+    figures = report["figures"]
+    assert all(f["met"] for name, f in figures.items() if name.endswith("_error"))
+    assert all(f["met"] is None for name, f in figures.items() if not name.endswith("_error"))
+    assert {"stage1_of_matmul", "lookup_int8_of_pinned_copy", "cascade_against_two_forwards"} <= set(figures)
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert written["figures"] == figures and "no GPU" in written["params"]["name"]
+    page = (tmp_path / "gpu.md").read_text()
+    assert page.count("\n| ") == len(figures) + 1 and "no figure is about a GPU" in page
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_the_benchmark_says_how_to_try_the_script():
+    with pytest.raises(typer.BadParameter, match="device=cpu --quick"):
+        harness.run("gpu", quick=True)

@@ -1,0 +1,322 @@
+"""The whole device path on one card: ceilings, stage 1, the feature path, ranking, training; one JSON and one table.
+
+Every rate stands beside what bounds it, measured in the same run on the same card: a matrix product, a copy inside the
+device's memory, a copy from pinned memory. ``make gpu`` runs the tests marked ``gpu`` first and then this, and writes
+``docs/results/gpu.json`` and ``gpu.md``; ``-p device=cpu --quick`` runs every line without a GPU, so that the script
+itself is tested, and its figures then say nothing about one.
+
+Errors are the largest difference over the largest value: of stage 1 and of the crossing against float64 on the CPU, of
+the ranker, which knows no float64, against float32 on the CPU.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+
+from cache_store import Group, RecordSchema
+from cache_store.torch.feature import SummaryFeature, SummaryLoader
+from tools.bench import feature, rank, summarize
+from tools.bench.harness import Figure, Result, commit, in_turn, median, ratio
+from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SummarizerConfig
+from vista.model import VistaModel
+from vista.ops import crossing
+
+CONTEXT = (64, 928)
+"""Seeds and recent events: with ``now``, 993 context tokens."""
+
+
+class Device:
+    """One device, and the end of what was started on it."""
+
+    def __init__(self, name: str) -> None:
+        self.torch = torch.device(name)
+        self.cuda = self.torch.type == "cuda"
+        if self.cuda and not torch.cuda.is_available():
+            raise typer.BadParameter("no CUDA device here; `-p device=cpu --quick` tries the script itself")
+
+    def finished(self, work: Callable[[], Any]) -> Callable[[], None]:
+        """The work, and all that it left running."""
+
+        def run() -> None:
+            work()
+            if self.cuda:
+                torch.cuda.synchronize(self.torch)
+
+        return run
+
+    @property
+    def card(self) -> dict[str, Any]:
+        if not self.cuda:
+            return {
+                "name": f"no GPU: {platform.processor() or platform.machine()}",
+                "torch": torch.__version__,
+            }
+        facts = torch.cuda.get_device_properties(self.torch)
+        return {
+            "name": facts.name,
+            "memory_gib": round(facts.total_memory / 2**30, 1),
+            "multiprocessors": facts.multi_processor_count,
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+        }
+
+
+def run(quick: bool, device: str = "cuda", out: str | None = None) -> Result:
+    """Figures of the whole path on ``device``; with ``out``, also written below that folder."""
+    on = Device(device)
+    result = Result({"device": device, **on.card})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    try:
+        for part in (_ceilings, _stage1, _features, _ranking, _training):
+            part(result, on, quick)
+    finally:
+        torch.set_num_threads(threads)
+    result.figures["wall"] = Figure(time.perf_counter() - start, "s", target=240.0, at_least=False)
+    if not on.cuda:
+        for name, figure in result.figures.items():
+            if not name.endswith("_error"):
+                result.figures[name] = replace(figure, target=None)
+        result.notes.append(
+            "No GPU: every line ran, on the CPU and by the plain forms; no figure is about a GPU."
+        )
+    if out is not None:
+        write(Path(out), result)
+    return result
+
+
+def _ceilings(result: Result, on: Device, quick: bool) -> None:
+    n, size, repeats = (256, 1 << 22, 3) if quick else (8_192, 1 << 30, 20)
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        a = torch.randn(n, n, device=on.torch).to(dtype)
+        seconds = in_turn({"product": on.finished(lambda a=a: a @ a)}, repeats, warmup=3)["product"]
+        result.figures[f"matmul_{name}"] = median(2.0 * n**3 / seconds / 1e12, "TFLOP/s")
+    bytes_ = torch.empty(size, dtype=torch.uint8, device=on.torch).zero_()
+    into = torch.empty_like(bytes_)
+    host = torch.empty(size, dtype=torch.uint8, pin_memory=on.cuda).zero_()
+    seconds = in_turn(
+        {
+            "memory": on.finished(lambda: into.copy_(bytes_)),
+            "pinned": on.finished(lambda: into.copy_(host, non_blocking=True)),
+        },
+        repeats,
+        warmup=3,
+    )
+    result.figures["memory_copy"] = median(2 * size / seconds["memory"] / 1e9, "GB/s")
+    result.figures["pinned_copy"] = median(size / seconds["pinned"] / 1e9, "GB/s")
+
+
+def _stage1(result: Result, on: Device, quick: bool) -> None:
+    users, mean, width, heads = (4, 128, 64, 2) if quick else (256, 2_048, 256, 4)
+    model = summarize.built(width, 3, heads, 256, 64, False, str(on.torch))
+    events = summarize.histories(summarize.lengths_of(users, mean))
+    exact = copy.deepcopy(model).cpu()
+    for part in (exact.events, exact.events.items):
+        part.cpu().double()
+    exact.double()
+    with torch.no_grad():
+        few = events.select(np.arange(2))
+        found, wanted = model.summarize(few).tokens["seeds"], exact.summarize(few).tokens["seeds"]
+        result.figures["stage1_error"] = _error(found, wanted, 1e-3)
+        seconds = in_turn({"seeds": on.finished(lambda: model.summarize(events))}, 3 if quick else 10)[
+            "seeds"
+        ]
+    work = summarize.operations(model, len(events), users)
+    peak = result.figures["matmul_float32"].value * 1e12
+    result.figures["stage1_events"] = median(len(events) / seconds, "events/s")
+    result.figures["stage1_of_matmul"] = median(work / seconds / peak, "x", target=0.5)
+
+
+def _features(result: Result, on: Device, quick: bool) -> None:
+    users, repeats = (600, 3) if quick else (8_000, 40)
+    rng = np.random.default_rng(1)
+    batches = [rng.choice(users, feature.BATCH, replace=False) for _ in range(8)]
+    for codec, tokens in (("float16", 255), ("int8", 481)):
+        with tempfile.TemporaryDirectory() as folder:
+            schema = RecordSchema((Group("tokens", tokens, 64, codec),))
+            with feature.stored(Path(folder), feature.random_tokens(users, schema), schema) as store:
+                module = SummaryFeature(store, on_device=True, dtype=torch.bfloat16).to(on.torch)
+                size = feature.BATCH * schema.row_bytes
+                host = torch.empty(size, dtype=torch.uint8, pin_memory=on.cuda).zero_()
+                into = torch.empty(size, dtype=torch.uint8, device=on.torch)
+                turn = iter(range(1 << 30))
+                rows = module.fetch(batches[0]).rows
+                assert rows is not None
+                seconds = in_turn(
+                    {
+                        "lookup": on.finished(lambda m=module, t=turn: m(batches[next(t) % len(batches)])),
+                        "copy": on.finished(lambda i=into, h=host: i.copy_(h, non_blocking=True)),
+                        "decode": on.finished(lambda m=module, r=rows: m.decoder(r, torch.bfloat16)),
+                        "ahead": on.finished(
+                            lambda m=module: [t for _, t in SummaryLoader(batches, m, lambda b: b)]
+                        ),
+                    },
+                    repeats,
+                    warmup=3,
+                )
+        ahead = seconds["ahead"] / len(batches)
+        result.figures[f"lookup_{codec}_of_pinned_copy"] = ratio(seconds["copy"], ahead, target=0.9)
+        result.figures[f"lookup_{codec}_users"] = median(feature.BATCH / ahead, "users/s")
+        result.figures[f"lookup_{codec}_latency"] = median(seconds["lookup"] * 1e3, "ms")
+        moved = size + feature.BATCH * tokens * 64 * 2
+        result.figures[f"decode_{codec}_of_memory"] = median(
+            moved / seconds["decode"] / 1e9 / result.figures["memory_copy"].value, "x"
+        )
+
+
+def _model(on: Device, quick: bool) -> VistaModel:
+    seeds, recent = (8, 24) if quick else CONTEXT
+    torch.manual_seed(0)
+    config = ModelConfig(
+        width=64,
+        embedding=EmbeddingConfig(rows=4_096) if quick else EmbeddingConfig(),
+        summarizer=SummarizerConfig(seeds=seeds),
+        ranker=RankerConfig(layers=2, heads=2, recent=recent),
+    )
+    return VistaModel(config).to(on.torch)
+
+
+def _ranking(result: Result, on: Device, quick: bool) -> None:
+    candidates, repeats = (100, 3) if quick else (1_000, 30)
+    model = _model(on, quick).eval()
+    given = rank.request(model, 1)
+    given["tokens"] = {name: x.to(on.torch) for name, x in given["tokens"].items()}
+    items = torch.from_numpy(np.random.default_rng(1).integers(0, rank.ITEMS, candidates)).to(on.torch)
+    whole = np.array([0, candidates])
+    with torch.inference_mode():
+        context = model.ranker.context(**given)
+        exact = copy.deepcopy(model).cpu()
+        on_cpu = {**given, "tokens": {name: x.cpu() for name, x in given["tokens"].items()}}
+        wanted = exact.ranker.rank(exact.ranker.context(**on_cpu), items.cpu(), whole)
+        result.figures["ranking_error"] = _error(model.ranker.rank(context, items, whole), wanted, 1e-3)
+        seconds = in_turn(
+            {
+                "shared": on.finished(lambda: model.ranker.rank(context, items, whole)),
+                "recomputed": on.finished(lambda: model.ranker.rank(model.ranker.context(**given), items, whole)),
+                "cascade": on.finished(lambda: (model.ranker.query(c := model.ranker.context(**given)),
+                                                model.ranker.rank(c, items, whole))),
+                "two_forwards": on.finished(lambda: (model.ranker.query(model.ranker.context(**given)),
+                                                     model.ranker.rank(model.ranker.context(**given), items, whole))),
+            },
+            repeats,
+            warmup=3,
+        )  # fmt: skip
+        _crossing(result, on, context.length, candidates, repeats)
+    result.figures["ranking_p50"] = median(seconds["shared"] * 1e3, "ms")
+    result.figures["ranking_requests"] = median(1 / seconds["shared"], "requests/s")
+    result.figures["ranking_against_recomputed"] = ratio(seconds["recomputed"], seconds["shared"], target=1.8)
+    result.figures["cascade_against_two_forwards"] = ratio(
+        seconds["two_forwards"], seconds["cascade"], target=1.8
+    )
+
+
+def _crossing(result: Result, on: Device, tokens: int, rows: int, repeats: int) -> None:
+    """The crossing alone against PyTorch's own attention over a context copied to every row."""
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(rows, 2, 32, generator=draw).to(on.torch) for _ in range(3))
+    keys, values = (torch.randn(1, tokens, 2, 32, generator=draw).to(on.torch) for _ in range(2))
+    mask = torch.ones(1, tokens, dtype=torch.bool, device=on.torch)
+    plan = crossing.Plan.of(np.array([0, rows]), on.torch)
+    user = plan.user
+
+    def expanded() -> Tensor:
+        mine = torch.cat([keys[user], k[:, None]], 1).transpose(1, 2)
+        theirs = torch.cat([values[user], v[:, None]], 1).transpose(1, 2)
+        return torch.nn.functional.scaled_dot_product_attention(q[:, :, None], mine, theirs)[:, :, 0]
+
+    def shared() -> Tensor:
+        return crossing.fast(q, k, v, keys, values, mask, plan)
+
+    wanted = crossing.naive(
+        *(x.cpu().double() for x in (q, k, v, keys, values)), mask.cpu(), np.array([0, rows])
+    )
+    result.figures["crossing_error"] = _error(shared(), wanted, 1e-3)
+    result.figures["expanded_error"] = _error(expanded(), wanted, 1e-3)
+    seconds = in_turn({"shared": on.finished(shared), "expanded": on.finished(expanded)}, repeats, warmup=3)
+    result.figures["crossing_against_expanded"] = ratio(seconds["expanded"], seconds["shared"], target=10.0)
+
+
+def _training(result: Result, on: Device, quick: bool) -> None:
+    """A ranker trained on cached tokens: how long a step takes, and what of it is waiting for tokens."""
+    users, per_user, steps = (12, 4, 3) if quick else (512, 16, 30)
+    model = _model(on, quick).train()
+    schema = RecordSchema(tuple(Group(*group) for group in model.groups))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    rng = np.random.default_rng(2)
+    items = torch.from_numpy(rng.integers(0, rank.ITEMS, users * per_user)).to(on.torch)
+    label = torch.from_numpy(rng.integers(0, 2, (len(items), len(model.config.actions)))).float().to(on.torch)
+    offsets = np.arange(users + 1) * per_user
+    given = rank.request(model, users, 3)
+
+    def step(tokens: dict[str, Tensor]) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(on.torch.type, torch.bfloat16, enabled=on.cuda):
+            logits = model.ranker.rank(model.ranker.context(**{**given, "tokens": tokens}), items, offsets)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), label)
+        loss.backward()
+        optimizer.step()
+
+    summaries = {name: x.numpy() for name, x in given["tokens"].items()}
+    with tempfile.TemporaryDirectory() as folder, feature.stored(Path(folder), summaries, schema) as store:
+        module = SummaryFeature(store, on_device=True).to(on.torch)
+        batches = [rng.permutation(users) for _ in range(steps)]
+        resident = {name: x.clone() for name, x in module(batches[0]).groups.items()}
+        alone = in_turn({"step": on.finished(lambda: step(resident))}, steps, warmup=2)["step"]
+
+        def epoch() -> None:
+            for _, found in SummaryLoader(batches, module, lambda b: b):
+                step(found.groups)
+
+        fed = in_turn({"epoch": on.finished(epoch)}, 2 if quick else 5)["epoch"]
+    result.figures["training_step"] = median(alone * 1e3, "ms")
+    result.figures["training_rows"] = median(users * per_user * steps / fed, "rows/s")
+    waiting = np.maximum(1 - float(np.median(alone)) * steps / fed, 0)
+    result.figures["training_waits_for_tokens"] = median(waiting, "x", target=0.1, at_least=False)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def _error(found: Any, wanted: Any, target: float) -> Figure:
+    a, b = (torch.as_tensor(x).detach().cpu().double() for x in (found, wanted))
+    assert a.shape == b.shape and torch.isfinite(a).all()
+    return Figure(
+        float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)), "x", target=target, at_least=False
+    )
+
+
+def _between(figure: dict[str, Any]) -> str:
+    return f"{figure['low']:g} to {figure['high']:g}"
+
+
+def write(folder: Path, result: Result) -> None:
+    """``gpu.json`` and ``gpu.md`` below ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {key: figure.as_dict() for key, figure in result.figures.items()}
+    report = {"commit": commit(), "params": result.params, "figures": figures, "notes": result.notes}
+    (folder / "gpu.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    met = {True: "yes", False: "**no**", None: ""}
+    rows = [
+        f"| {key} | {f['value']:g} {f['unit']} | {'' if f['low'] is None else _between(f)} "
+        f"| {'' if f['target'] is None else format(f['target'], 'g')} | {met[f['met']]} |"
+        for key, f in figures.items()
+    ]
+    head = f"# Device path on {result.params['name']}\n\n" + ", ".join(
+        f"{key} {value}" for key, value in result.params.items() if key != "name"
+    )
+    table = ["| figure | value | quartiles | target | met |", "|---|---|---|---|---|", *rows]
+    notes = [f"- {note}" for note in result.notes]
+    text = "\n".join([head, f"\nCommit {report['commit']}; made by `make gpu`.\n", *table, "", *notes])
+    (folder / "gpu.md").write_text(text.rstrip() + "\n", encoding="utf-8")
