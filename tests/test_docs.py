@@ -106,7 +106,7 @@ def test_a_package_names_every_module_it_has_in_its_reading_order():
         inside = {p.stem for p in folder.glob("*.py")} | {p.parent.name for p in folder.glob("*/__init__.py")}
         if missing := {name for name in inside if not name.startswith("_")} - told:
             untold[name_of(folder)] = sorted(missing)
-    assert untold == {}
+    assert not untold, untold
 
 
 def test_a_docstring_says_one_value_a_line():

@@ -60,8 +60,8 @@ class TokenConfig:
         clusters: counters of clusters, which every event reaches; 0 for none.
         half_lives_events: a mass halves after so many later events of the user; ``inf`` counts all. The first
             finite one decides which items are kept.
-        sequence: of these, the tokens that stage 2 attends to, heaviest first. places: how many of them stand for
-            clusters: what is in the history and no token of its own.
+        sequence: of these, the tokens that stage 2 attends to, heaviest first.
+        places: how many of them stand for clusters: what is in the history and no token of its own.
     """
 
     items: int = 1_824

@@ -49,8 +49,8 @@ class IngestOptions:
             event has touched.
         warehouse: folder of the tables, or properties of a PyIceberg catalog.
         run_dir: where the run keeps its record, and its chunks while it works; all workers see it.
-        log: how the files of events are read. impression_columns, item_columns: meaning to column name in the other
-            files, where they differ.
+        log: how the files of events are read.
+        impression_columns, item_columns: meaning to column name in the other files, where they differ.
         num_buckets: of a new warehouse; an existing one keeps its own (0 takes it, or 16).
         actions, surfaces: the whole vocabulary, in order; None finds them in the logs. A value that is not in a
             given vocabulary is a dead letter.
@@ -155,7 +155,8 @@ class Plan:
         readings: kind of logs to how they are read, as the ledger keeps it.
         remarks: about files that are in the ledger, for the run's notes.
         bad_files: (path, why) of files that were skipped.
-        log: how the events are read (``Reading.to_json``). first_time_ms: of the first row, where order is time.
+        log: how the events are read (``Reading.to_json``).
+        first_time_ms: of the first row, where order is time.
         left_out: files below folders that are no logs by their names.
     """
 

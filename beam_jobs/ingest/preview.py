@@ -42,9 +42,12 @@ class Look:
     """What was found in one file.
 
     Attributes:
-        of: what the file is of. rows: looked at.
-        columns: (meaning, column, type, how it is read). unused: columns that no meaning has.
-        names: of the columns of ``events``, the first rows as they would be ingested. letters: rows set aside.
+        of: what the file is of.
+        rows: looked at.
+        columns: (meaning, column, type, how it is read).
+        unused: columns that no meaning has.
+        names: of the columns of ``events``, the first rows as they would be ingested.
+        letters: rows set aside.
     """
 
     path: str

@@ -133,7 +133,8 @@ class _Chunks:
     """Checked batches gathered to chunks of about ``chunk_rows`` rows, then written by bucket.
 
     Attributes:
-        rows: that were kept. shown: of them, those that are impressions; unengaged: those that are nothing else.
+        rows: that were kept.
+        shown: of them, those that are impressions; unengaged: those that are nothing else.
     """
 
     def __init__(self, task: ReadTask, settings: Settings):

@@ -41,7 +41,8 @@ class Log:
     """One log on its way to Parquet.
 
     Attributes:
-        folder: where its Parquet files go. columns, reading: as in :func:`vista.data.logs.inspecting.inspect`.
+        folder: where its Parquet files go.
+        columns, reading: as in :func:`vista.data.logs.inspecting.inspect`.
         bounds: least and largest time that is taken.
     """
 
@@ -120,8 +121,10 @@ class Converted:
     """Logs as Parquet.
 
     Attributes:
-        rows_at: path to Parquet file. bad: path to the error of those that cannot be read.
-        names: path to all columns of a text log. undecided: text logs none of whose rows says what an id is.
+        rows_at: path to Parquet file.
+        bad: path to the error of those that cannot be read.
+        names: path to all columns of a text log.
+        undecided: text logs none of whose rows says what an id is.
     """
 
     rows_at: dict[str, str]

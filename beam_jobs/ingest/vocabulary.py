@@ -113,7 +113,8 @@ def vocabularies(
     """(actions, surfaces) after this run: those present, then new ones in order.
 
     Args:
-        present: of the tables. given: by option; a given vocabulary is the whole.
+        present: of the tables.
+        given: by option; a given vocabulary is the whole.
         named: actions that the way of reading names, in order.
 
     Raises:

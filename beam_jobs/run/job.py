@@ -51,7 +51,8 @@ class Job:
     """What a run is asked for.
 
     Attributes:
-        name: the verb. run_dir: an interrupted run continues from it.
+        name: the verb.
+        run_dir: an interrupted run continues from it.
         identity: options that decide the result; a run can be continued only with the same.
         args: how tasks are run: arguments of a Beam runner, or of another engine (``engines.run_tasks``).
         attempts: how often a failing task is dealt out.

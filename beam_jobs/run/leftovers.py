@@ -70,7 +70,8 @@ class Cleaned:
     """What :func:`without_users` did.
 
     Attributes:
-        spills: runs whose working files went. records: runs whose record named one of the users.
+        spills: runs whose working files went.
+        records: runs whose record named one of the users.
         under_way: runs that somebody works on: their working files are left, and go when the run ends.
     """
 

@@ -40,7 +40,9 @@ def chart(name: str, title: str, says: str, draw: Callable[[Any], None], height:
     """An SVG element.
 
     Args:
-        name: distinct on the page. title: what is drawn. says: what one sees, for who does not.
+        name: distinct on the page.
+        title: what is drawn.
+        says: what one sees, for who does not.
         draw: draws on Matplotlib axes.
     """
     import matplotlib

@@ -43,7 +43,9 @@ class Check:
     """One thing looked at.
 
     Attributes:
-        about: what. found: how it is. verdict: ``ok``; ``note``, works with a limit; ``no``, will not work here.
+        about: what.
+        found: how it is.
+        verdict: ``ok``; ``note``, works with a limit; ``no``, will not work here.
         remedy: what would change that.
     """
 

@@ -37,7 +37,9 @@ class Problem:
 
     Attributes:
         code: ``WRONG``, what is served is at stake; or ``ATTENTION``, it is served but somebody should look.
-        what: a sentence. command: what to run next. paragraph: of docs/operations.md.
+        what: a sentence.
+        command: what to run next.
+        paragraph: of docs/operations.md.
     """
 
     code: int

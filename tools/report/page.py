@@ -16,7 +16,9 @@ class Figure:
     """A chart, a table, or both beside each other.
 
     Attributes:
-        name: distinct on the page. says: what to see in it. svg: of ``charts``; "" for a table alone.
+        name: distinct on the page.
+        says: what to see in it.
+        svg: of ``charts``; "" for a table alone.
         columns, rows: the same in numbers.
     """
 

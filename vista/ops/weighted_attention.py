@@ -19,7 +19,9 @@ class WeightedAttention(nn.Module):
     alone forgets: give its log odds to the layer that makes the logit.
 
     Args:
-        width: D of queries and tokens, in one space. sharpness: b of each head at the start. empty: e at the start.
+        width: D of queries and tokens, in one space.
+        sharpness: b of each head at the start.
+        empty: e at the start.
     """
 
     def __init__(self, width: int, sharpness: tuple[float, ...] = (12.0, 30.0), empty: float = 0.8) -> None:

@@ -113,7 +113,8 @@ class SeedEncoder(Protocol):
     """An encoder of seed tokens; one call runs one packed step.
 
     Attributes:
-        seeds: [S, D]. state_shape: shape of one history's state.
+        seeds: [S, D].
+        state_shape: shape of one history's state.
     """
 
     seeds: nn.Parameter

@@ -61,7 +61,9 @@ class Entries:
     """Tables of U users.
 
     Attributes:
-        offsets: int64 [U + 1]. key: int64 [E], ascending within a user. mass: int64 [H, E].
+        offsets: int64 [U + 1].
+        key: int64 [E], ascending within a user.
+        mass: int64 [H, E].
     """
 
     offsets: np.ndarray
@@ -202,7 +204,8 @@ class _Coded:
     """Keys as dense numbers in their order, so that (user, key) fits into one integer.
 
     Attributes:
-        values: int64 [M], the distinct keys. held, code: numbers of the tables' and of the events' keys.
+        values: int64 [M], the distinct keys.
+        held, code: numbers of the tables' and of the events' keys.
     """
 
     def __init__(self, held: np.ndarray, keys: np.ndarray) -> None:

@@ -42,7 +42,8 @@ class Held(NamedTuple):
     """A record's exact tokens, read back.
 
     Attributes:
-        item: int64 [U, K], ascending. mass: float32 [U, K, H], 0 where an entry is unused.
+        item: int64 [U, K], ascending.
+        mass: float32 [U, K, H], 0 where an entry is unused.
         cluster: float32 [U, clusters, H].
     """
 

@@ -31,7 +31,8 @@ class ContextKV:
         query: [U, Q, D], L2-normalised retrieval queries.
         slots: float32 [U, S_slot, D], what candidates read by their own keys: served slots, then places, then the
             groups of exact tokens, whose ids are bits.
-        token: float32 [U, S_t, D], unit vectors of the exact tokens as a sequence. token_mass: float32 [U, S_t, H].
+        token: float32 [U, S_t, D], unit vectors of the exact tokens as a sequence.
+        token_mass: float32 [U, S_t, H].
         elapsed_ms: int64 [U], from the summary's last event to now.
         recent_item: int64 [U, R].
         recent_age_ms: int64 [U, R], age at now.

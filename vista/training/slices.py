@@ -64,7 +64,10 @@ def sliced(facts: Facts, score: np.ndarray, engaged: np.ndarray, offsets: np.nda
     """AUC with its 95 % interval over users, by slice.
 
     Args:
-        score: float [B]. engaged: bool [B]. offsets: int64 [K + 1]. owner: int64 [K].
+        score: float [B].
+        engaged: bool [B].
+        offsets: int64 [K + 1].
+        owner: int64 [K].
 
     Returns:
         ``history_events``, ``summary_age``, ``last_touch``: rows of ``slice``, ``requests``, ``auc``, ``low``,

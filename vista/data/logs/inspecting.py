@@ -54,7 +54,8 @@ def inspect(
     Args:
         columns: :data:`~vista.data.logs.schema.EVENTS`, ``IMPRESSIONS`` or ``ITEMS``.
         time_bounds: least and largest time in milliseconds that a file may lie wholly outside of not.
-        rows_at: the log ``path`` as Parquet. found_names: all columns that the log has, where ``rows_at`` has some.
+        rows_at: the log ``path`` as Parquet.
+        found_names: all columns that the log has, where ``rows_at`` has some.
 
     Raises:
         UnreadableFile, MissingColumn, WrongType, WrongTime: naming file, column, expected, found, next command.

@@ -85,11 +85,13 @@ class Reading:
 
     Attributes:
         columns: meaning to column name; a time in two columns is ``date+time``.
-        actions: columns that tell one action each. action_is: an action that every row has.
+        actions: columns that tell one action each.
+        action_is: an action that every row has.
         unengaged: what a row is in which no action column tells one: an event without action, an impression (rows
             with an action are impressions too then), or refused (a dead letter).
         constants: meaning to the value that all rows have.
-        time_unit: of times that are numbers. time_format: of those that are text, as ``strptime`` has it.
+        time_unit: of times that are numbers.
+        time_format: of those that are text, as ``strptime`` has it.
         time_from: ``order`` (no times: by order of files and rows, a millisecond each), or the date that times count
             from.
         header: names of a CSV's columns where it has no header; ``-`` leaves one out.

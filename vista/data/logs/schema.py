@@ -146,14 +146,18 @@ class Source:
     """One input file as its footer describes it; plain values, JSON-able, so it can be sent to a worker.
 
     Attributes:
-        path: URI. bytes, digest: its identity (digest: XXH3-128 of size and footer).
-        rows: in all. groups: rows of each row group.
+        path: URI.
+        bytes, digest: its identity (digest: XXH3-128 of size and footer).
+        rows: in all.
+        groups: rows of each row group.
         names: meaning to column name in the file, for the columns that are there.
         kinds: meaning to what the values become: ``int``, ``string``, lists of them, a kind of times, ``null``.
         rows_at: where the rows are as Parquet, if ``path`` is something else.
         constants: meaning to the value of all rows (None: null), from the folders of the path.
-        number: of the file in its run. first: number of its first row in its run.
-        shows: its rows are impressions. decides: it has rows that will be taken, so its kinds count.
+        number: of the file in its run.
+        first: number of its first row in its run.
+        shows: its rows are impressions.
+        decides: it has rows that will be taken, so its kinds count.
     """
 
     path: str

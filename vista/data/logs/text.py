@@ -64,7 +64,8 @@ def draft(
     ``BROKEN``.
 
     Args:
-        columns: what the rows hold. bounds: least and largest time of rows that will be taken, in milliseconds.
+        columns: what the rows hold.
+        bounds: least and largest time of rows that will be taken, in milliseconds.
 
     Raises:
         UnreadableFile: it cannot be opened or decompressed, or has no header.

@@ -25,7 +25,8 @@ class ForgottenUsers:
     """Plain values, so that it can be sent to a worker.
 
     Attributes:
-        salt: hex. times: hash to the last moment of forgetting, milliseconds.
+        salt: hex.
+        times: hash to the last moment of forgetting, milliseconds.
     """
 
     salt: str = ""

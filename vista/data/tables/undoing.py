@@ -27,8 +27,10 @@ class Undone:
     """What :func:`undo` did.
 
     Attributes:
-        rows: taken out of history and impressions. files: of the tables that went.
-        logs: inputs of the run. again: inputs of later runs that must be ingested again, for they shared rows with it.
+        rows: taken out of history and impressions.
+        files: of the tables that went.
+        logs: inputs of the run.
+        again: inputs of later runs that must be ingested again, for they shared rows with it.
     """
 
     run: str
