@@ -1,3 +1,5 @@
-"""Logs to tables. Read ``job``, then ``plan`` with ``text`` and ``vocabulary``, ``units``, ``pipeline`` with ``read``,
-``spill`` and ``build``.
+"""Logs to tables.
+
+Read ``job``, then ``plan`` with ``text`` and ``vocabulary``, ``units``, ``pipeline`` with ``read``, ``spill`` and
+``build``; ``preview`` is the look before all that.
 """

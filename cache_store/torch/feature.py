@@ -86,7 +86,8 @@ class TokenBatch:
 
         Args:
             vectors: of items and clusters, the bundle's (:meth:`ItemVectors.read`) or your own.
-            tokens: S, at most. places: how many of them stand for clusters.
+            tokens: S, at most.
+            places: how many of them stand for clusters.
 
         Raises:
             SchemaError: the records have no table of items, or none of clusters, or ``vectors`` is of other clusters.

@@ -45,7 +45,9 @@ class ItemVectors(nn.Module):
     """A table of items: ids, unit vectors, and which cluster each is in. Nothing here is learned.
 
     Attributes:
-        ids: int64 [M], ascending. vectors: float32 [M, D]. cluster: int64 [M], -1 in none.
+        ids: int64 [M], ascending.
+        vectors: float32 [M, D].
+        cluster: int64 [M], -1 in none.
         places: float32 [clusters, D], a vector for each cluster.
     """
 

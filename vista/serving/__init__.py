@@ -1,4 +1,6 @@
-"""Serving: ``recommender`` (users in, ranked items out), ``index`` (FAISS), ``kv_pool`` (contexts across processes)."""
+"""Serving: ``recommender`` (users in, ranked items out), ``index`` (FAISS), ``kv_pool`` (contexts across processes)
+over ``pool_layout`` and ``pool_files``; ``forked`` for children of a process that has loaded all this.
+"""
 
 from vista.errors import needs
 

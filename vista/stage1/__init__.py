@@ -1,8 +1,9 @@
 """A lifelong history becomes summary tokens and a resumable state.
 
-Read in this order: ``summarizer`` (the method), ``seeds``, ``places`` and ``slots`` (the tokens), ``clusters``,
-``packing`` (histories as full steps), ``state`` and ``resuming`` (what is kept), ``stream`` (a whole bucket),
-``prefixes`` and ``reconstruction`` (training).
+Read in this order: ``groups`` (what every group of tokens has in common), ``summarizer`` (the method), then the
+groups: ``tokens`` over ``tables`` (the items that matter, exactly), ``seed_tokens`` over ``seeds`` or ``places``,
+``slot_tokens`` over ``slots`` with ``clusters``. ``packing`` (histories as full steps), ``state`` and ``resuming``
+(what is kept), ``stream`` (a whole bucket), ``reconstruction`` (training).
 """
 
 from vista.errors import needs

@@ -1,5 +1,7 @@
-"""One model for retrieval and ranking over one context: ``ranker``, its ``layer``, ``context_kv`` (what is shared), and
-``naive`` (the definition it is tested against).
+"""One model for retrieval and ranking over one context.
+
+Read in this order: ``ranker``, its ``layer``, ``readers`` (what is known without attention), ``context_kv`` (what is
+shared), and ``naive`` (the definition it is tested against).
 """
 
 from vista.errors import needs

@@ -2,7 +2,7 @@
 
 Read in this order: ``config``, ``survey`` (one pass before training), ``examples`` and ``loader`` (tables to
 batches), ``objective`` and ``losses``, ``count_min``, ``trainer`` (a step), ``train`` (the run), ``log``,
-``evaluate``, ``metrics`` and ``verdict``.
+``evaluate``, ``metrics``, ``slices`` and ``verdict``.
 """
 
 from vista.errors import needs

@@ -1,3 +1,7 @@
-"""Logs as people have them: ``text`` (CSV, TSV, JSON to Parquet), ``schema`` (which column means what), ``importer``
-(checked columns, and the rows that are set aside).
+"""Logs as people have them, to checked columns.
+
+Read in this order: ``reading`` (how a log is read, one value), ``schema`` (which column means what), ``inspecting``
+(the first look), ``importer`` (rows to checked columns, with ``times`` and ``actions``; ``letters`` are rows set
+aside). What makes Parquet of other forms: ``text`` over ``csv_rows`` and ``json_rows``, ``columnar`` and
+``exploding``, ``git_history``.
 """

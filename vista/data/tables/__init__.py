@@ -1,9 +1,10 @@
 """History, impressions and items as Iceberg tables, sorted files by bucket.
 
-Read in this order: ``rows`` and ``sorting`` (a sorted file and its order), ``merge`` and ``reading`` (many files as one
-stream; paths alone, no catalogue), ``schemas`` and ``manifests`` (what Iceberg keeps), ``warehouse`` (open, facts,
-files), ``items``. Then the verbs, functions of a warehouse: ``commits``, ``appending``, ``adopting``, ``pruning``,
-``forgetting``, ``compaction``.
+Read in this order: ``rows`` and ``sorting`` (a sorted file and its order), ``merge`` and ``reading`` (many files as
+one stream; paths alone, no catalogue), ``schemas`` and ``manifests`` (what Iceberg keeps), ``warehouse`` (open,
+facts, files) over ``folder``, ``items``, ``ledger`` (which logs are in), ``forgotten`` and ``remembering`` (who may
+not come back). Then the verbs, functions of a warehouse: ``commits``, ``appending``, ``adopting``, ``undoing``,
+``pruning``, ``forgetting``, ``compaction``, ``relocating``.
 """
 
 from __future__ import annotations
