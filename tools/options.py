@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tools.home import HOME
+
+if TYPE_CHECKING:
+    from beam_jobs.generation.gate import Bounds
 
 __all__ = ["HOME"]  # verbs take it from here, beside its option
 
@@ -59,6 +62,17 @@ CodecOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON line instead of a table.")]
+GateOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--gate",
+        exists=True,
+        dir_okay=False,
+        help="Bounds of the publish gate, as TOML.  [default: HOME/gate.toml, or what is built in]",
+        show_default=False,
+    ),
+]
+NoGateOption = Annotated[bool, typer.Option("--no-gate", help="Go live whatever the gate would say.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done; change nothing.")]
 ThreadsOption = Annotated[
     int, typer.Option("--threads", min=1, help="Torch threads of this process; more is often slower.")
@@ -149,3 +163,13 @@ def parse_users(words: Sequence[str], kind: str) -> list[int] | list[str]:
     if wrong:
         raise typer.BadParameter(f"users here are int64 numbers; found {wrong[0]!r}")
     return [int(word) for word in words]
+
+
+def gate_bounds(home: Path, given: Path | None, off: bool) -> Bounds | None:
+    """Bounds of the publish gate: of the file given, of ``HOME/gate.toml``, or those built in; None without a gate."""
+    from beam_jobs.generation.gate import bounds
+
+    if off:
+        return None
+    own = home / "gate.toml"
+    return bounds(given or (own if own.exists() else None))

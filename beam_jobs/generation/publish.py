@@ -13,21 +13,32 @@ import functools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from beam_jobs.errors import IncompleteRun
+from beam_jobs.errors import ExitCode, IncompleteRun
+from beam_jobs.generation import gate
 from beam_jobs.generation.bucket_task import BucketTask, Settings, do_bucket
-from beam_jobs.run.job import Receipts, Run, totals
+from beam_jobs.generation.gate import Bounds
+from beam_jobs.run.job import Receipts, Run, totals, wall_clock
 from beam_jobs.run.record import RunRecord
-from cache_store import DEAD_LETTERS, Publication, Store
+from cache_store import DEAD_LETTERS, Manifest, Publication, Store
+from cache_store.format import lines
+from cache_store.read.leases import Lease
 
 
 def to_generation(
-    run: Run, store: Store, tasks: Sequence[BucketTask], settings: Settings, target: Publication
+    run: Run,
+    store: Store,
+    tasks: Sequence[BucketTask],
+    settings: Settings,
+    target: Publication,
+    limits: Bounds | None = None,
 ) -> RunRecord:
     """Do the tasks, check law 8, publish, and finish the record.
 
     Args:
         target: ``watermark_ms`` of the parent (the generation's is this or its latest event), and nothing expected yet.
+        limits: of the gate; a generation outside is kept and does not go live, and the record has exit code 4.
 
     Raises:
         BucketFailed, IncompleteRun, StoreError: nothing was published.
@@ -51,9 +62,49 @@ def to_generation(
     wanted = dataclasses.replace(
         target, watermark_ms=watermark_ms, expected=counts["users"], dead_letters=letters
     )
+    facts: dict[str, Any] = {"counts": counts}
+    if limits is not None:
+        held = store.publish(staging, shards, dataclasses.replace(wanted, hold=True))
+        facts |= {"generation": held.generation, "digests": {"content": held.digest}}
+        checks = _judged(store, held, wanted, limits, Path(settings.bundle))
+        kept = {**run.record.facts, "gate": [dataclasses.asdict(check) for check in checks]}
+        refused = [str(check) for check in checks if not check.ok]
+        if refused:
+            return run.finish(
+                receipts, **facts, facts=kept, notes=[*run.record.notes, _why(held, wanted.line, refused)],
+                exit_code=int(ExitCode.NOT_PUBLISHED),
+            )  # fmt: skip
+        facts["facts"] = kept
     manifest = store.publish(staging, shards, wanted)
-    return run.finish(
-        receipts, generation=manifest.generation, counts=counts, digests={"content": manifest.digest}
+    facts |= {"generation": manifest.generation, "digests": {"content": manifest.digest}}
+    return run.finish(receipts, **facts)
+
+
+def _judged(
+    store: Store, held: Manifest, wanted: Publication, limits: Bounds, bundle: Path
+) -> list[gate.Check]:
+    """The gate's checks, while no prune may take the generation; one that is refused gets a line of its own."""
+    pointer = lines.read_pointer(store.layout, wanted.line)
+    if pointer is not None and held.generation in (pointer.live, *pointer.earlier, *pointer.taken_back):
+        return []  # killed after it went live
+    lease = Lease(store.layout, wall_clock())
+    try:
+        lease.hold([held.generation], wall_clock())
+        checks = gate.judge(
+            store, held.generation, wanted.line, limits, bundle, wanted.expected, wanted.dead_letters
+        )
+        if not all(check.ok for check in checks):
+            lines.promote(store.layout, wanted.line, wanted.line + gate.REFUSED, held.generation)
+    finally:
+        lease.drop()
+    return checks
+
+
+def _why(held: Manifest, line: str, refused: Sequence[str]) -> str:
+    name = held.generation
+    return (
+        f"the gate refused generation {name}, and what was live stays live: {'; '.join(refused)}. It is kept on line "
+        f"{line}{gate.REFUSED}: `vista diff` compares it, `vista promote {name} --line {line}` takes it live by hand"
     )
 
 

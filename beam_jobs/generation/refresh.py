@@ -25,6 +25,7 @@ from beam_jobs.errors import OptionsError
 from beam_jobs.generation import summarize
 from beam_jobs.generation.bucket_task import BucketTask, worker_model
 from beam_jobs.generation.changed_users import RefreshSource
+from beam_jobs.generation.gate import Bounds
 from beam_jobs.generation.publish import nothing_to_do, to_generation
 from beam_jobs.generation.summarize import SummarizeOptions, World, schema_of
 from beam_jobs.run import job as jobs
@@ -44,7 +45,8 @@ class RefreshOptions:
     """What to bring up to date, and how.
 
     Attributes:
-        warehouse, bundle, store, line, max_events_in_memory, threads, now_ms, attempts, device, max_bytes, progress:
+        warehouse, bundle, store, line, max_events_in_memory, threads, now_ms, attempts, device, max_bytes, gate,
+        progress:
             as in
             :class:`SummarizeOptions`.
         run_dir: folder of this run; for :func:`follow` the folder of its runs.
@@ -74,6 +76,7 @@ class RefreshOptions:
     attempts: int = 2
     device: str = "cpu"
     max_bytes: int | None = None
+    gate: Bounds | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -282,7 +285,7 @@ def _delta(run: Run, options: RefreshOptions, warehouse: Warehouse) -> RunRecord
         table_snapshot=run.record.table_snapshot,
         max_depth=options.max_depth,
     )
-    return to_generation(run, store, tasks, settings, target)
+    return to_generation(run, store, tasks, settings, target, options.gate)
 
 
 Files = dict[int, list[DataFile]]

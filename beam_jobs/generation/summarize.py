@@ -24,6 +24,7 @@ from beam_jobs.generation.bucket_task import (
     worker_bytes,
     worker_model,
 )
+from beam_jobs.generation.gate import Bounds
 from beam_jobs.generation.publish import to_generation
 from beam_jobs.run import job as jobs
 from beam_jobs.run.job import Job, Run
@@ -63,6 +64,7 @@ class SummarizeOptions:
         attempts: how often a bucket is tried where the runner itself does not retry.
         device: torch device of the workers.
         max_bytes: refuse to write more than this, so far as it can be told before; None for what the disk has.
+        gate: bounds outside which a generation does not go live (``gate``); None for no gate.
         progress: show a bar where standard error is a terminal.
     """
 
@@ -79,6 +81,7 @@ class SummarizeOptions:
     attempts: int = 2
     device: str = "cpu"
     max_bytes: int | None = None
+    gate: Bounds | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -176,7 +179,7 @@ def full_generation(run: Run, options: SummarizeOptions, warehouse: Warehouse) -
         line=options.line,
         table_snapshot=record.table_snapshot,
     )
-    return to_generation(run, store, tasks, settings, target)
+    return to_generation(run, store, tasks, settings, target, options.gate)
 
 
 def check_limits(

@@ -98,6 +98,7 @@ class Publication:
         published_ms: None for now.
         max_depth: deltas that may lie over a full generation.
         force: go live even if another publisher was faster.
+        hold: enter the generation and leave the line where it is; the same publication without ``hold`` takes it live.
     """
 
     fingerprint: str
@@ -112,6 +113,7 @@ class Publication:
     published_ms: int | None = None
     max_depth: int = MAX_DEPTH
     force: bool = False
+    hold: bool = False
 
 
 def publish(
@@ -151,7 +153,7 @@ def publish(
             enter(layout, staging, done)
         pointer = lines.read_pointer(layout, line)
         known = (pointer.live, *pointer.earlier, *pointer.taken_back) if pointer else ()
-        if done.generation not in known:
+        if done.generation not in known and not wanted.hold:
             _refuse_other_winner(layout, wanted)
             lines.write_pointer(
                 layout, line, pointer.then(done.generation) if pointer else lines.Pointer(done.generation)

@@ -29,6 +29,8 @@ VERBS: dict[str, str] = {
     "status": "Look",
     "runs": "Look",
     "report": "Look",
+    "diff": "Look",
+    "explain": "Look",
     "verify": "Look",
     "doctor": "Look",
     "config": "Look",

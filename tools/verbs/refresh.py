@@ -12,6 +12,7 @@ from tools.options import (
     HOME,
     BeamArguments,
     CodecOption,
+    GateOption,
     HomeOption,
     JsonOption,
     LineOption,
@@ -19,12 +20,14 @@ from tools.options import (
     MemoryOption,
     ModelOption,
     ModeOption,
+    NoGateOption,
     RunOption,
     StoreOption,
     WarehouseOption,
     WorkersOption,
     as_bytes,
     beam_arguments,
+    gate_bounds,
     pairs,
     parse_users,
 )
@@ -62,6 +65,8 @@ def command(
         ),
     ] = None,
     max_bytes: MaxBytesOption = None,
+    gate: GateOption = None,
+    no_gate: NoGateOption = False,
     mode: ModeOption = "in_memory",
     workers: WorkersOption = 1,
     threads: Annotated[int, typer.Option("--worker-threads", min=1, help="Torch threads per worker.")] = 1,
@@ -92,6 +97,7 @@ def command(
         max_events_in_memory=memory_events,
         threads=threads,
         max_bytes=as_bytes(max_bytes),
+        gate=gate_bounds(home, gate, no_gate),
     )
     arguments = beam_arguments(beam, mode, workers)
     if follow is None:

@@ -1,0 +1,123 @@
+"""``vista explain``: why one user's summary is as it is, and why an item is where it is for this user."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from tools import console
+from tools.home import Home
+from tools.options import (
+    HOME,
+    HomeOption,
+    JsonOption,
+    LineOption,
+    ModelOption,
+    StoreOption,
+    WarehouseOption,
+    parse_users,
+)
+
+
+def command(
+    user: Annotated[str, typer.Argument(help="User id.")],
+    home: HomeOption = HOME,
+    warehouse: WarehouseOption = None,
+    model: ModelOption = None,
+    store: StoreOption = None,
+    line: LineOption = "main",
+    item: Annotated[
+        str | None, typer.Option(help="Also: what a ranking reads for this item, and where it stands.")
+    ] = None,
+    now: Annotated[
+        int | None,
+        typer.Option(help="Time of the request, ms.  [default: just after the user's newest event]"),
+    ] = None,
+    json: JsonOption = False,
+) -> int:
+    """History, clocks, what weighs most by name, where the record lies; with --item why it is recommended or not.
+
+    Exit code 3 if the store has no such user.
+    """
+    from cache_store import Store
+    from tools.report import explanation
+    from vista import bundle as bundles
+    from vista.data.tables.warehouse import Warehouse
+
+    at = Home(home)
+    bundle_path = model or at.model
+    bundle = bundles.load(bundle_path) if (bundle_path / "bundle.json").exists() else None
+    tables = Warehouse(at.tables(warehouse))
+    there = tables.exists()
+    with Store.open(store or at.store, line=line) as opened:
+        (who,) = parse_users([user], opened.format.user_kind)
+        found: dict[str, Any] = {"record": explanation.record(opened, who)}
+        if there:
+            found["history"] = explanation.history(tables.open(), bundle, who)
+        served = bundle is not None and bundle.fingerprint == opened.manifest.fingerprint
+        if bundle is not None and served:
+            found["held"] = explanation.held(opened, bundle, who)
+        if item is not None:
+            if bundle is None or not served or not there:
+                raise typer.BadParameter("--item needs the tables, and the bundle that made the summaries")
+            (wanted,) = bundle.encode(items=[int(item) if item.lstrip("-").isdigit() else item])[
+                "item"
+            ].tolist()
+            last = found["history"].get("last_ms")
+            at_ms = now if now is not None else (last or int(time.time() * 1000)) + 1
+            from tools.serving import open_index
+
+            index = open_index(bundle, at.index)
+            found["item"] = explanation.item(tables, opened, bundle, index, who, wanted, at_ms)
+    missing = found["record"]["status"] in ("MISSING", "CORRUPT")
+    console.json_line(found) if json else _show(found)
+    return 3 if missing else 0
+
+
+def _show(found: dict[str, Any]) -> None:
+    r = found["record"]
+    rows: dict[str, Any] = {"status": r["status"], "events seen": r["events"]}
+    for name in ("last_event_ms", "summarized_ms", "published_ms"):
+        if r[name]:
+            rows[name.removesuffix("_ms").replace("_", " ")] = console.when(r[name])
+    rows |= {"live generation": r["live"], "record of generation": r["generation"] or "none",
+             "file": r["file"] or "none", "offset": r["offset"], "state bytes": r["state_bytes"]}  # fmt: skip
+    history = found.get("history")
+    if history:
+        rows["events in the tables"] = history["events"]
+        rows["not yet seen"] = max(history["events"] - r["events"], 0)
+    console.fields(f"user {r['user']}", rows)
+    if history and history["items"]:
+        table = [(i["name"] or str(i["item"]), i["times"]) for i in history["items"]]
+        console.table("most often in the history", ("item", "times"), table)
+    held = found.get("held") or {}
+    if held.get("items"):
+        table = [(i["name"] or str(i["item"]), *map(float, i["masses"])) for i in held["items"]]
+        horizons = _horizons(held)
+        console.table(f"weighs most in the summary, of {held['kept']:,} items", ("item", *horizons), table)
+    if held.get("clusters"):
+        table = [(f"cluster {c['cluster']}", *map(float, c["masses"])) for c in held["clusters"]]
+        horizons = _horizons(held)
+        console.table("clusters that weigh most", ("cluster", *horizons), table)
+    if "item" in found:
+        _show_item(found["item"])
+
+
+def _horizons(held: dict[str, Any]) -> tuple[str, ...]:
+    return tuple("all" if h is None else f"half in {h:,.0f}" for h in held["half_lives_events"])
+
+
+def _show_item(i: dict[str, Any]) -> None:
+    rows: dict[str, Any] = {
+        "touched": f"{i['touched']:,} times"
+        + (f", last {console.when(i['last_touch_ms'])}" if i["touched"] else ""),
+        "in the summary": "no entry of its own" if i["in_the_summary"] is None else i["in_the_summary"],
+        "in the recent events": "yes" if i["in_the_recent_events"] else "no",
+        "place among the recommended": i["place"] or "not among them",
+    }
+    for name, probability in i["probability"].items():
+        for action, p in probability.items():
+            rows[f"p({action}) {name.replace('_', ' ')}"] = float(p)
+    console.fields(f"item {i['name'] or i['item']}", rows)
