@@ -38,10 +38,12 @@ def test_a_generation_does_not_differ_from_itself(small_home, capsys):
     assert all(v == [0.0] * 5 for v in found["drift"].values())
 
 
-def test_a_delta_changes_those_who_had_new_events_and_nobody_else(small_home, capsys, users):
+def test_a_delta_changes_only_users_that_it_refreshed(small_home, capsys, users):
     found = told(capsys, "diff", "00000001", "--home", small_home.path)
     record = json.loads((next(small_home.home.runs.glob("refresh-*")) / "run.json").read_text())
-    assert 0 < found["changed"] <= found["grown"] == record["counts"]["users"]
+    assert (
+        0 < found["grown"] <= record["counts"]["users"] and 0 < found["changed"] <= record["counts"]["users"]
+    )
     assert found["kept"] == len(users) and found["added"] == found["gone"] == 0
     assert max(v[-1] for v in found["drift"].values()) > 0
     assert sum(row["users"] for row in found["by_length"]) == found["sampled"]
