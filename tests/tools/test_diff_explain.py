@@ -41,10 +41,9 @@ def test_a_generation_does_not_differ_from_itself(small_home, capsys):
 def test_a_delta_changes_only_users_that_it_refreshed(small_home, capsys, users):
     found = told(capsys, "diff", "00000001", "--home", small_home.path)
     record = json.loads((next(small_home.home.runs.glob("refresh-*")) / "run.json").read_text())
-    assert (
-        0 < found["grown"] <= record["counts"]["users"] and 0 < found["changed"] <= record["counts"]["users"]
-    )
-    assert found["kept"] == len(users) and found["added"] == found["gone"] == 0
+    assert found["grown"] + found["added"] == record["counts"]["users"]
+    assert 0 < found["changed"] <= found["grown"] and found["gone"] == 0
+    assert found["kept"] + found["added"] == len(users)
     assert max(v[-1] for v in found["drift"].values()) > 0
     assert sum(row["users"] for row in found["by_length"]) == found["sampled"]
     code, out, _ = vista(capsys, "diff", "00000001", "--home", small_home.path)
