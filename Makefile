@@ -17,7 +17,7 @@ setup: $(VENV)/.ready  ## the environment: everything that commands and tests ne
 $(VENV)/.ready: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[all,test,bench,prometheus]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[all,test,bench,prometheus,spark,ray,dask]'
 	touch $@
 
 demo: setup  ## the whole way on generated lives, about three minutes on 2 cores

@@ -83,6 +83,9 @@ setup(
             "mypy>=1.18",
             "pdoc>=15",
         ],
+        "spark": ["pyspark>=4.0"],  # and Java 17
+        "ray": ["ray>=2.40"],
+        "dask": ["distributed>=2024.8"],
         "bench": ["rocksdict>=0.3.23", "redis>=5"],
     },
     entry_points={"console_scripts": ["vista = tools.start:main"]},

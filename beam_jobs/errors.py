@@ -73,3 +73,13 @@ class EngineAway(JobError):
     """Where the tasks should run, nothing answers."""
 
     exit_code = ExitCode.NOT_PUBLISHED
+
+
+class EngineFailed(JobError):
+    """A cluster gave up on the tasks, or has no worker."""
+
+    exit_code = ExitCode.NOT_PUBLISHED
+
+
+class EngineUnfit(JobError):
+    """A worker has another environment than the driver, or does not see the run's folder."""

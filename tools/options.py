@@ -88,6 +88,16 @@ WorkersOption = Annotated[
         help="Local workers: processes, unless --mode says threads.",
     ),
 ]
+EngineOption = Annotated[
+    str, typer.Option("--engine", help="What runs the tasks: beam, spark, ray or dask (docs/operations.md).")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="Of the cluster: spark://HOST:PORT, HOST:PORT of Ray's head, tcp://HOST:PORT of Dask's scheduler.",
+    ),
+]
 BeamArguments = Annotated[
     list[str] | None,
     typer.Argument(
@@ -119,10 +129,19 @@ def as_bytes(text: str | None) -> int | None:
     return int(found[1]) << 10 * " KMGT".index(found[2] or " ")
 
 
-def beam_arguments(given: Sequence[str] | None, mode: str, workers: int) -> list[str]:
-    """The runner's arguments: what the user gave after ``--``, or the local runner of ``--mode``."""
+def beam_arguments(
+    given: Sequence[str] | None, mode: str, workers: int, engine: str = "beam", address: str | None = None
+) -> list[str]:
+    """The runner's arguments: what the user gave after ``--``, or the local runner of ``--mode``; or a cluster's."""
+    from beam_jobs.run.engines import engine_args
     from beam_jobs.run.runner import local_args
 
+    if engine != "beam" or address:
+        if mode != "in_memory" or workers != 1:
+            raise typer.BadParameter(
+                "--mode and --workers are of the local runner; leave them out with --engine"
+            )
+        return engine_args(engine, address, given or ())
     if given:
         if mode != "in_memory" or workers != 1:
             raise typer.BadParameter(

@@ -1,6 +1,6 @@
 """Chunks on their way from the readers of logs to the buckets: one file per chunk, one record batch per bucket.
 
-What the runner shuffles is a :class:`Piece`: the file's path, the number of the record batch and its rows. The rows
+What goes from step to step is a :class:`Piece`: the file's path, the number of the record batch and its rows. The rows
 themselves lie under the run's directory, which all workers see, and are memory-mapped from there. So the shuffle of
 a hundred million events moves a few thousand small values, whatever a runner can hold in memory or in one message.
 """

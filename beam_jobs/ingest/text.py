@@ -138,7 +138,7 @@ def convert_others(logs: Sequence[Log], beam_args: Sequence[str]) -> Converted:
     if not logs:
         return Converted({}, {}, {}, frozenset())
     run = RunDirectory(Path(logs[0].folder).parents[1])
-    run_tasks("ingest: text", logs, _draft, beam_args)
+    run_tasks("ingest: text", logs, _draft, beam_args, run)
     failures = {name: fact["text"] for name, fact in run.failures().items()}
     bad = {log.path: failures[f"text-{log.key}"] for log in logs if f"text-{log.key}" in failures}
     done = {log.path: str(log.file(".parquet")) for log in logs if not log.is_text and log.path not in bad}
@@ -163,7 +163,8 @@ def as_parquet(
     for log, facts in found:
         _check_times(log, facts)
     kinds = _kinds(found, dict(fixed))
-    run_tasks("ingest: types", list(zip(good, kinds, strict=True)), _typed, beam_args)
+    run = RunDirectory(Path(good[0].folder).parents[1])
+    run_tasks("ingest: types", list(zip(good, kinds, strict=True)), _typed, beam_args, run)
     return Converted(
         {**drafted.rows_at, **{log.path: str(log.file(".parquet")) for log in good}},
         drafted.bad,

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from beam_jobs.run.engines import run_tasks
-from beam_jobs.run.record import write_atomically
+from beam_jobs.run.record import RunDirectory, write_atomically
 from vista.data.logs.importer import MAX_ACTION, Rules, accepted
 from vista.data.logs.inspecting import column_bounds
 from vista.data.logs.schema import BROKEN, LINE, SECOND, Source, UnreadableFile, open_source
@@ -140,7 +140,7 @@ def vocabularies(
         if meanings and source.rows:
             wanted.append((source, tuple(meanings)))
     if wanted:
-        run_tasks("ingest: vocabularies", wanted, scan, beam_args)
+        run_tasks("ingest: vocabularies", wanted, scan, beam_args, RunDirectory(scan.run_dir))
     strings: dict[str, set[str]] = {"action": set(), "surface": set()}
     largest = -1
     for source in (*events, *impressions):

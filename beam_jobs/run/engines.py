@@ -1,34 +1,119 @@
-"""Where tasks run: a job hands over a list of tasks and one function, and an engine does the rest."""
+"""Where tasks run: a job hands over a list of tasks and one function, and an engine does the rest.
+
+Beam with its own arguments, or ``--engine=spark|ray|dask --address=...`` (``clusters``). An engine balances, and tries
+a task again whose worker died. Workers need the environment of the driver and the shared folder of the run: before it
+does a task, a worker of a cluster compares both.
+"""
 
 from __future__ import annotations
 
+import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
+from beam_jobs.errors import EngineUnfit, OptionsError
 from beam_jobs.run.record import RunDirectory
 
 T = TypeVar("T")
 Do = Callable[[T], Mapping[str, int]]
 """Does one task; importable, picklable, and harmless when done twice. Returns counts for the engine's counters."""
 
+BEAM = "beam"
+CLUSTERS = ("spark", "ray", "dask")
+DECIDING = ("vista-cache", "torch", "numpy", "pyarrow", "lmdb")
+"""Packages whose versions may change a result."""
 
-def run_tasks(step: str, tasks: Sequence[T], do: Do[T], args: Sequence[str] = ()) -> Mapping[str, int]:
+
+def engine_args(engine: str, address: str | None, more: Sequence[str] = ()) -> list[str]:
+    """Arguments of a run on a cluster.
+
+    Args:
+        more: the engine's own settings, ``--NAME=VALUE`` (Spark alone has some).
+
+    Raises:
+        OptionsError
+    """
+    if engine not in CLUSTERS or not address:
+        raise OptionsError(
+            f"--engine: expected {', '.join((BEAM, *CLUSTERS))}, the latter with their --address, found {engine} and "
+            f"{address or 'no address'}; see docs/operations.md"
+        )
+    return [f"--engine={engine}", f"--address={address}", *more]
+
+
+def on_cluster(args: Sequence[str]) -> bool:
+    """Whether the arguments are :func:`engine_args`, not Beam's."""
+    return bool(args) and args[0].startswith("--engine=")
+
+
+def run_tasks(
+    step: str, tasks: Sequence[T], do: Do[T], args: Sequence[str], run: RunDirectory
+) -> Mapping[str, int]:
     """Do every task once or more, in any order, and wait for the end; the sums of their counts.
 
     Args:
         tasks: largest first; engines deal them out one by one, so that the workers end together.
-        args: of the engine; Beam's local runner by default.
+        args: of the engine; Beam's local runner where there are none.
+        run: started, in a folder that all workers see.
 
     Raises:
-        WorkerLost, OptionsError, RunStorageFull, and whatever the engine raises for a failed task.
+        OptionsError, EngineAway
+        EngineUnfit: a worker has another environment, or not the run's folder.
+        WorkerLost, RunStorageFull, and whatever the engine raises for a failed task.
     """
     if not tasks:
         return Counter()
-    from beam_jobs.run.runner import on_beam
+    if not on_cluster(args):
+        from beam_jobs.run.runner import on_beam
 
-    return on_beam(step, tasks, do, args)
+        return on_beam(step, tasks, do, args)
+    from beam_jobs.run.clusters import on
+
+    engine, address = (word.partition("=")[2] for word in args[:2])
+    sums: Counter[str] = Counter()
+    for found in on(engine, address, args[2:], tasks, Fit(do, environment(), run, run.run_id())):
+        if isinstance(found, str):
+            raise EngineUnfit(
+                f"{engine} at {address}: {found}; give its workers the same, and run the command again"
+            )
+        sums.update(found)
+    return sums
+
+
+@cache
+def environment() -> dict[str, str]:
+    """What must be the same here and on every worker."""
+    found = {"python": ".".join(platform.python_version_tuple()[:2])}
+    for name in DECIDING:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A task function that refuses, with the reason, where the worker is not as the driver."""
+
+    do: Do[Any]
+    wanted: Mapping[str, str]
+    directory: RunDirectory
+    run_id: str
+
+    def __call__(self, task: Any) -> Mapping[str, int] | str:
+        here = environment()
+        for name, value in self.wanted.items():
+            if here[name] != value:
+                return f"worker {platform.node()}: expected {name} {value}, as the driver has, found {here[name]}"
+        if (found := self.directory.run_id()) != self.run_id:
+            what = "another run" if found else "nothing"
+            return f"worker {platform.node()}: expected the run of the driver in {self.directory.path}, found {what}"
+        return dict(self.do(task))
 
 
 @dataclass(frozen=True)

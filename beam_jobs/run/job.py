@@ -130,7 +130,7 @@ class Run:
                 shutil.rmtree(self.directory.path / "failures", ignore_errors=True)
                 error: Exception | None = None
                 try:
-                    run_tasks(step, order, guarded, self.job.args)
+                    run_tasks(step, order, guarded, self.job.args, self.directory)
                 except Exception as raised:  # of the engine; a task's own is among the failures
                     error = raised
                 failures = self.directory.failures()

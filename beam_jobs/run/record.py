@@ -298,6 +298,13 @@ class RunDirectory:
         self.save(done)
         return done
 
+    def run_id(self) -> str:
+        """Of the run that is there; empty where there is none that this process can read."""
+        try:
+            return str(RunRecord.load(self.path).run_id)
+        except RunRecordDamaged:
+            return ""
+
     # Units of work ------------------------------------------------------------------------------------------
 
     def write_receipt(self, name: str, receipt: Mapping[str, Any]) -> None:

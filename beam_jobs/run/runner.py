@@ -5,7 +5,7 @@ tries to download another runner. Its three modes are ``in_memory`` (one thread 
 ``multi_threading`` and ``multi_processing`` (a subprocess per worker; each loads the model once).
 
 What is handed to workers is pickled by reference: every DoFn and function of a job lives in an importable
-module, and no job saves the main session. A task gets paths, never rows; only ``ingest`` shuffles arrays.
+module, and no job saves the main session. A task gets paths, never rows.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,3 +119,13 @@ def assert_close(found: np.ndarray, wanted: np.ndarray) -> None:
     """To 1e-5, relative to the largest value of each user's tokens."""
     scale = np.abs(wanted).reshape(len(wanted), -1).max(axis=1, initial=1e-6)[:, None, None]
     np.testing.assert_array_less(np.abs(found - wanted) / scale, 1e-5)
+
+
+def until(true: Callable[[], bool]) -> bool:
+    """Whether it comes true within a minute."""
+    end, pause = time.monotonic() + 60, threading.Event()
+    while not true():
+        if time.monotonic() > end:
+            return False
+        pause.wait(0.05)
+    return True

@@ -7,14 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import apache_beam as beam
 import pytest
 import torch
-from small_worlds import LOST_STREAMS
+from small_worlds import LOST_STREAMS, until
 
 from beam_jobs.errors import EngineAway, OptionsError, WorkerLost
 from beam_jobs.generation.bucket_task import torch_threads
@@ -214,16 +212,6 @@ def test_worker_processes_end_with_their_driver_however_that_ends(tmp_path, sign
         assert until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
     finally:
         driver.kill()
-
-
-def until(true: Callable[[], bool]) -> bool:
-    """Whether it comes true within a minute."""
-    end, pause = time.monotonic() + 60, threading.Event()
-    while not true():
-        if time.monotonic() > end:
-            return False
-        pause.wait(0.05)
-    return True
 
 
 def test_the_number_of_torch_threads_is_set_for_the_task_and_put_back():

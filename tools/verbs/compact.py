@@ -11,7 +11,9 @@ from tools import console, runs
 from tools.home import Home
 from tools.options import (
     HOME,
+    AddressOption,
     BeamArguments,
+    EngineOption,
     HomeOption,
     JsonOption,
     LineOption,
@@ -52,6 +54,8 @@ def command(
     ] = 1_000_000,
     mode: ModeOption = "in_memory",
     workers: WorkersOption = 1,
+    engine: EngineOption = "beam",
+    address: AddressOption = None,
     json: JsonOption = False,
 ) -> int:
     """Fold what refreshes and ingests leave behind: deltas of the store, or (`compact tables`) files of the tables.
@@ -71,7 +75,9 @@ def command(
             everything=everything,
             max_rows=memory_rows,
         )
-        return runs.report(compact_tables.run(options, beam_arguments(beam, mode, workers)), json)
+        return runs.report(
+            compact_tables.run(options, beam_arguments(beam, mode, workers, engine, address)), json
+        )
     from cache_store import Store
 
     with Store.open(store or at.store, line=line) as opened, console.status("compacting"):

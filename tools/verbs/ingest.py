@@ -12,6 +12,8 @@ from tools.home import Home
 from tools.log_options import WeightOption, git_history, given_reading, show_dry_run, weights
 from tools.options import (
     HOME,
+    AddressOption,
+    EngineOption,
     HomeOption,
     JsonOption,
     MaxBytesOption,
@@ -204,6 +206,8 @@ def command(
     max_bytes: MaxBytesOption = None,
     mode: ModeOption = "in_memory",
     workers: WorkersOption = 1,
+    engine: EngineOption = "beam",
+    address: AddressOption = None,
     json: JsonOption = False,
 ) -> int:
     """Bring logs in any order into the tables. One atomic snapshot per run; the same files again add nothing."""
@@ -257,7 +261,7 @@ def command(
     )
     if dry_run:
         return show_dry_run(options, json)
-    return runs.report(ingest.run(options, beam_arguments(beam, mode, workers)), json)
+    return runs.report(ingest.run(options, beam_arguments(beam, mode, workers, engine, address)), json)
 
 
 def _undo(where: str | dict[str, str], run: str, json: bool) -> int:

@@ -10,8 +10,10 @@ from tools import console, runs
 from tools.home import Home
 from tools.options import (
     HOME,
+    AddressOption,
     BeamArguments,
     CodecOption,
+    EngineOption,
     GateOption,
     HomeOption,
     JsonOption,
@@ -69,6 +71,8 @@ def command(
     no_gate: NoGateOption = False,
     mode: ModeOption = "in_memory",
     workers: WorkersOption = 1,
+    engine: EngineOption = "beam",
+    address: AddressOption = None,
     threads: Annotated[int, typer.Option("--worker-threads", min=1, help="Torch threads per worker.")] = 1,
     json: JsonOption = False,
 ) -> int:
@@ -99,7 +103,7 @@ def command(
         max_bytes=as_bytes(max_bytes),
         gate=gate_bounds(home, gate, no_gate),
     )
-    arguments = beam_arguments(beam, mode, workers)
+    arguments = beam_arguments(beam, mode, workers, engine, address)
     if follow is None:
         return runs.report(refresh.run(options, arguments), json)
     code = 0

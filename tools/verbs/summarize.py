@@ -10,8 +10,10 @@ from tools import runs
 from tools.home import Home
 from tools.options import (
     HOME,
+    AddressOption,
     BeamArguments,
     CodecOption,
+    EngineOption,
     GateOption,
     HomeOption,
     JsonOption,
@@ -50,6 +52,8 @@ def command(
     no_gate: NoGateOption = False,
     mode: ModeOption = "in_memory",
     workers: WorkersOption = 1,
+    engine: EngineOption = "beam",
+    address: AddressOption = None,
     threads: Annotated[int, typer.Option("--worker-threads", min=1, help="Torch threads per worker.")] = 1,
     device: Annotated[str, typer.Option(help="Torch device of the workers.")] = "cpu",
     json: JsonOption = False,
@@ -72,4 +76,4 @@ def command(
         gate=gate_bounds(home, gate, no_gate),
         device=device,
     )
-    return runs.report(summarize.run(options, beam_arguments(beam, mode, workers)), json)
+    return runs.report(summarize.run(options, beam_arguments(beam, mode, workers, engine, address)), json)

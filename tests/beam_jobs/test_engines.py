@@ -1,0 +1,176 @@
+"""Jobs on real daemons of Spark, Ray and Dask, on the loopback: the digests of the local run, also after kills.
+
+Each engine needs its extra (Spark Java, too); without it its tests are skipped, and say so.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from small_worlds import NOW, World
+
+from beam_jobs.errors import EngineAway, EngineUnfit, OptionsError
+from beam_jobs.generation import refresh, summarize
+from beam_jobs.ingest import job as ingest
+from beam_jobs.ingest.plan import IngestOptions
+from beam_jobs.run import engines
+from beam_jobs.run.record import RunDirectory, file_digest
+from beam_jobs.tables import compact
+from tools.bench import clusters
+from vista.data.tables.warehouse import Warehouse
+
+pytestmark = pytest.mark.xdist_group("engines")
+T0 = 1_600_000_000_000
+
+# Every Python of a cluster imports this at its start: one dies (SIGKILL) as it leaves a receipt, where ARMED lies.
+DIES = """
+import os, signal, sys
+def hook(event, args):
+    if event == "os.rename" and {target!r} in str(args[1]):
+        try:
+            os.unlink({armed!r})
+        except OSError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+"""
+
+
+@dataclass
+class Cluster:
+    engine: str
+    address: str
+    armed: Path
+
+    @property
+    def args(self) -> list[str]:
+        return engines.engine_args(self.engine, self.address)
+
+
+@pytest.fixture(scope="module", params=clusters.MODULES)
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if why := clusters.missing(request.param):
+        pytest.skip(f"engine {request.param} is not tested: {why}")
+    place = tmp_path_factory.mktemp("site")
+    armed = place / "armed"
+    (place / "sitecustomize.py").write_text(DIES.format(target="/receipts/", armed=str(armed)))
+    with clusters.cluster(request.param, {"PYTHONPATH": str(place), "OMP_NUM_THREADS": "1"}) as address:
+        yield Cluster(request.param, address, armed)
+
+
+def log(path: Path, seed: int, start: int) -> str:
+    rng = np.random.default_rng(seed)
+    n = 600
+    columns = {
+        "user_id": rng.integers(0, 40, n),
+        "item_id": rng.integers(0, 300, n),
+        "action": rng.integers(0, 3, n),
+        "surface": rng.integers(0, 3, n),
+        "timestamp_ms": start + rng.integers(0, 10**6, n) * 1000,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return str(path)
+
+
+def every_job(folder: Path, bundle: Path, args: list[str]) -> list[Any]:
+    """Ingest, summarize, ingest, refresh, compact and a full summary again, and what each came to."""
+    world = World(folder, bundle)
+    logs = [log(folder / f"log-{n}.parquet", n, T0 + n * 10**10) for n in range(2)]
+    found: list[Any] = []
+    jobs = [("first", logs[0]), (summarize, world.summarize), ("second", logs[1]), (refresh, world.refresh)]
+    for job, what in jobs:
+        if isinstance(job, str):
+            options = IngestOptions(
+                (what,), str(folder / "tables"), str(folder / job), num_buckets=4, chunk_rows=150,
+                actions=("0", "1", "2"),
+            )  # fmt: skip
+            found.append(ingest.run(options, args, clock=lambda: NOW / 1000, progress=False).counts)
+        else:
+            found.append(job.run(what(max_events_in_memory=200), args).digests)
+    merged = compact.CompactOptions(
+        str(folder / "tables"), str(folder / "compact"), everything=True, progress=False
+    )
+    found.append(compact.run(merged, args).counts)
+    files = Warehouse(folder / "tables").open().bucket_files()
+    found.append([[file_digest(f.path.removeprefix("file://")) for f in row] for row in files.values()])
+    found.append(summarize.run(world.summarize(run="again", store="full"), args).digests)
+    return found
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory, bundle_path):
+    return every_job(tmp_path_factory.mktemp("local"), bundle_path, [])
+
+
+def test_every_job_comes_to_the_same_on_a_cluster_as_here(tmp_path, bundle_path, local, cluster):
+    assert every_job(tmp_path, bundle_path, cluster.args) == local
+
+
+def test_a_worker_that_is_killed_in_a_task_and_a_driver_that_is_killed_change_nothing(
+    small_world, tmp_path, cluster
+):
+    wanted = summarize.run(small_world.summarize(store="local", run="run-local")).digests
+    cluster.armed.touch()
+    killed = summarize.run(small_world.summarize(store="killed", run="run-killed"), cluster.args)
+    assert killed.digests == wanted and not cluster.armed.exists()
+
+    # A driver that dies as all tasks are done and nothing is published yet.
+    armed, place = tmp_path / "armed", tmp_path / "site"
+    place.mkdir()
+    armed.touch()
+    (place / "sitecustomize.py").write_text(DIES.format(target="dead-letters.parquet", armed=str(armed)))
+    options = small_world.summarize(store="driver", run="run-driver")
+    code = (
+        "import sys; from beam_jobs.generation import summarize; from pathlib import Path\n"
+        f"summarize.run(summarize.SummarizeOptions(**{vars(options)!r}), {cluster.args!r})"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(place)})
+    try:
+        assert driver.wait(150) == -signal.SIGKILL
+    finally:
+        driver.kill()
+    assert not (small_world.path / "driver" / "generations").exists() or not any(
+        (small_world.path / "driver" / "generations").iterdir()
+    )
+    assert summarize.run(options, cluster.args).digests == wanted
+
+
+def test_a_worker_of_another_environment_or_without_the_folder_refuses(
+    small_world, cluster, tmp_path, monkeypatch
+):
+    here = engines.environment()
+    monkeypatch.setattr(engines, "environment", lambda: {**here, "torch": "1.0"})
+    with pytest.raises(EngineUnfit, match=r"worker .*: expected torch 1\.0, as the driver has, found \d"):
+        summarize.run(small_world.summarize(attempts=1), cluster.args)
+    monkeypatch.undo()
+    run, _ = RunDirectory.start(tmp_path / "r", job="j", identity={}, started_ms=1)
+    fit = engines.Fit(len, here, run, "another")
+    assert "expected the run of the driver in" in fit([1])
+    shutil.rmtree(run.path)
+    assert fit([1]).endswith("found nothing") and fit([1]).startswith("worker ")
+
+
+@pytest.mark.parametrize(
+    "engine, address, error, text",
+    [
+        ("spark", "spark://127.0.0.1:1", EngineAway, "nothing answers at spark://127.0.0.1:1"),
+        ("flink", "h:1", OptionsError, "--engine: expected beam, spark, ray, dask"),
+        ("ray", None, OptionsError, "no address"),
+    ],
+)
+def test_an_engine_that_is_unknown_or_away_is_told(small_world, engine, address, error, text):
+    with pytest.raises(error, match=text):
+        summarize.run(small_world.summarize(), engines.engine_args(engine, address))

@@ -1,0 +1,68 @@
+"""What each engine adds to ``summarize`` over local worker processes: the same tasks, as many slots, the same cores.
+
+Engines run as daemons on the loopback, started before the clock. ``first`` connects, imports and loads the model in
+every worker; the later runs find that done, which local processes never do.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from beam_jobs.generation import summarize
+from beam_jobs.run import runner
+from beam_jobs.run.engines import engine_args
+from tools.bench import clusters
+from tools.bench.harness import Result, median, ratio
+from tools.bench.job import make_bundle, make_tables
+
+
+def run(
+    quick: bool, events: int | None = None, buckets: int = 8, mean: int = 1_000, repeats: int | None = None
+) -> Result:
+    """Measure one after the other, each with two slots.
+
+    Args:
+        events: in all; 0.1M or 1M.
+        buckets: tasks.
+        mean: events per user.
+    """
+    events = events or (100_000 if quick else 1_000_000)
+    repeats = repeats or (1 if quick else 3)
+    result = Result({"events": events, "buckets": buckets, "mean": mean, "repeats": repeats, "slots": 2})
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        bundle = make_bundle(root / "bundle", 64, 2)
+        make_tables(root / "tables", buckets, max(events // mean, 8), mean)
+        digests: set[str] = set()
+
+        def seconds(name: str, args: list[str]) -> float:
+            options = summarize.SummarizeOptions(
+                str(root / "tables"), str(bundle), str(root / f"{name}-store"), str(root / name), progress=False,
+                now_ms=1_700_000_000_000,
+            )  # fmt: skip
+            start = time.perf_counter()
+            digests.add(summarize.run(options, args).digests["content"])
+            return time.perf_counter() - start
+
+        def several(name: str, args: list[str]) -> tuple[float, np.ndarray]:
+            first = seconds(f"{name}-first", args)
+            return first, np.array([seconds(f"{name}-{n}", args) for n in range(repeats)])
+
+        _, local = several("local", runner.local_args("multi_processing", 2))
+        result.figures["local_s"] = median(local, "s", at_least=False)
+        for engine in clusters.MODULES:
+            if why := clusters.missing(engine):
+                result.notes.append(f"{engine}: not measured, {why}")
+                continue
+            with clusters.cluster(engine) as address:
+                first, later = several(engine, engine_args(engine, address))
+            result.figures[f"{engine}_first_s"] = median(np.array([first]), "s", at_least=False)
+            result.figures[f"{engine}_s"] = median(later, "s", at_least=False)
+            result.figures[f"{engine}_of_local"] = ratio(later, local, at_least=False)
+        if len(digests) != 1:
+            raise RuntimeError(f"expected one digest, found {sorted(digests)}")
+    return result
