@@ -18,7 +18,7 @@ from cache_store import Store
 from cache_store.format.keys import bucket_of, key_bytes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-KINDS = ["store-1", "store-1-int64"]
+KINDS = ["store-1", "store-1-int64", "store-2"]
 
 
 @pytest.fixture(params=KINDS)
@@ -123,6 +123,8 @@ def _plain_decode(group: dict, fields: dict[str, np.ndarray]) -> np.ndarray:
         codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), 32).astype("f4")
         scale, offset = (fields[f"{name}.{f}"].astype("f4")[:, None] for f in ("scale", "offset"))
         values = (codes * scale + offset).reshape(-1)[:size]
+    elif codec == "int64":
+        values = fields[f"{name}.values"].view("<f4")[:size]
     else:
         codes = fields[f"{name}.codes"].reshape(-1).astype(np.float64)
         values = np.where(codes == 0, 0, 2.0 ** ((codes - 96) / 8)).astype("f4")

@@ -4,7 +4,8 @@
 
 Run once per format version, never again for a released one. The folder holds two lines, a chain of a full generation
 and a delta with tombstones, every codec, states, and dead letters. Users are strings with multi-byte characters in
-``store-1`` and int64 with negative ids in ``store-1-int64``. Tokens are simple sums, so that ``NAME.expected.json``
+``store-1`` and int64 with negative ids in ``store-1-int64``. ``store-2`` has
+records with tables. Tokens are simple sums, so that ``NAME.expected.json``
 beside each store can be checked by hand: it holds, for every user and group, the decoded tokens' first four values
 and the XXH3-64 of all of them as little-endian float32, and the record's facts.
 """
@@ -21,22 +22,36 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from cache_store import Group, Publication, RecordSchema, ShardWriter, Store, bucket_of
+from cache_store import Group, Publication, RecordSchema, ShardWriter, Store, Table, bucket_of
 from cache_store.format.keys import as_users, key_bytes
-from cache_store.format.quantize import CODECS
 
 SHARDS = 2
+CODECS = ("float32", "float16", "bfloat16", "int8", "int4", "log8")
+"""Those of version 0.1."""
+TABLES = RecordSchema(
+    (Group("items", 4, 8, "int64"), Group("masses", 5, 8, "log8"), Group("clusters", 2, 8, "log8")),
+    "int64",
+    (
+        Table("items", "masses", 13, (None, 2048.0, 256.0), 1),
+        Table("", "clusters", 5, (None, 2048.0, 256.0), 1),
+    ),
+)
+"""Records of version 0.2: whole numbers, and which groups are tables."""
 NUMBERS = [-(2**63), -7, 0, 1, 2, 3, 500, 2**63 - 1]
 NAMES = ["a", "b", "user-1", "user-2", "ä", "日本", "z" * 511, "~"]
 
 
 def tokens(users: list[int | str], version: int, schema: RecordSchema) -> dict[str, np.ndarray]:
-    """Value of user number u, token t, place d: (u + 1) * 0.25 + t * 0.5 + d * version / 8; all exact in float32."""
+    """Value of user number u, token t, place d: (u + 1) * 0.25 + t * 0.5 + d * version / 8; all exact in float32.
+    Whole number n of user number u: 1000 (u + 1) + n."""
     out = {}
     for g in schema.groups:
         u = np.arange(len(users), dtype=np.float32)[:, None, None] + 1
         t, d = np.arange(g.tokens, dtype=np.float32)[:, None], np.arange(g.width, dtype=np.float32)
         out[g.name] = (u * 0.25 + t * 0.5 + d * version / 8).astype(np.float32)
+        if g.codec == "int64":
+            number = 1_000 * u.astype(np.int64)[:, 0] + np.arange(g.tokens * g.width // 2)
+            out[g.name] = number.view(np.float32).reshape(out[g.name].shape)
     return out
 
 
@@ -103,10 +118,12 @@ def main(path: Path) -> None:
     for kind, users, target in (
         ("string", NAMES, path),
         ("int64", NUMBERS, path.with_name(path.name + "-int64")),
+        ("int64", NUMBERS, path.with_name("store-2")),
     ):
         shutil.rmtree(target, ignore_errors=True)
         store = Store.create(target, user_kind=kind, num_shards=SHARDS)
         schema = RecordSchema(tuple(Group(codec, 3, 33, codec) for codec in CODECS), kind)
+        schema = TABLES if target.name == "store-2" else schema
         generation(store, "golden-1", users[:6], [], 1, schema)
         generation(store, "golden-2", users[4:7], users[:2], 2, schema, kind="delta", parent="00000001")
         paged = RecordSchema((Group("seeds", 14, 64, "float16"), Group("slots", 32, 64, "log8")), kind)
