@@ -48,6 +48,15 @@ class EmbeddingConfig:
         _check(self.surfaces >= 1, "embedding.surfaces", "at least 1", self.surfaces)
 
 
+SIZES = {
+    "whole": (1_824, 4_096),
+    "half": (832, 2_048),
+    "small": (448, 1_024),
+    "tiny": (192, 512),
+}
+"""Items and clusters of records that fill 8, 4, 2 and 1 pages of 4 KiB at width 64."""
+
+
 @dataclass(frozen=True)
 class TokenConfig:
     """Exact tokens (vista/stage1/tokens.py): the items and clusters that matter to a user, each with its masses.
@@ -69,6 +78,17 @@ class TokenConfig:
     half_lives_events: tuple[float, ...] = (float("inf"), 2_048.0, 256.0)
     sequence: int = 512
     places: int = 128
+
+    @staticmethod
+    def named(size: str) -> TokenConfig:
+        """A size by name; in a configuration file the name may stand in the place of the fields.
+
+        Raises:
+            ConfigError: no size has that name.
+        """
+        _check(size in SIZES, "tokens", f"one of {sorted(SIZES)}, or an object", size)
+        items, clusters = SIZES[size]
+        return TokenConfig(items=items, clusters=clusters)
 
     @property
     def horizons(self) -> int:
@@ -286,6 +306,8 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
     _check(not unknown, where or cls.__name__, f"fields among {sorted(hints)}", unknown)
 
     def parse(hint: Any, value: Any, name: str) -> Any:
+        if hint is TokenConfig and isinstance(value, str):
+            return TokenConfig.named(value)
         if dataclasses.is_dataclass(hint):
             _check(isinstance(value, dict), name, "an object", value)
             return from_dict(hint, value, name)  # type: ignore[arg-type]

@@ -38,6 +38,7 @@ def test_missing_fields_take_their_defaults() -> None:
         ('{"summarizer": {"heads": 3}}', "summarizer.heads"),
         ('{"actions": ["a", "a"]}', "actions"),
         ('{"slots": {"half_lives_days": [0]}}', "half_lives"),
+        ('{"tokens": "huge"}', "tokens: expected one of.*found 'huge'"),
         ('{"tokens": {"items": 0}}', "tokens.items.*summarizer.seeds"),
         ('{"tokens": {"half_lives_events": ["inf"]}}', "tokens.half_lives_events.*found"),
         ('{"tokens": {"places": 600}}', "tokens.places.*found 600"),
@@ -61,3 +62,14 @@ def test_the_fingerprint_changes_with_any_field_and_with_the_weights() -> None:
     prints = {fingerprint(c) for c in [base, *others]} | {fingerprint(base, b"weights")}
     assert len(prints) == len(others) + 2
     assert fingerprint(base) == fingerprint(from_text(ModelConfig, to_text(base)))
+
+
+def test_sizes_by_name_fill_their_pages() -> None:
+    from cache_store.format.record import Group, RecordSchema
+    from vista.stage1.tokens import ExactTokenGroup, ExactTokens
+
+    for size, pages in (("whole", 8), ("half", 4), ("small", 2), ("tiny", 1)):
+        config = from_text(ModelConfig, f'{{"tokens": "{size}"}}')
+        schema = RecordSchema(tuple(Group(*g) for g in ExactTokenGroup(ExactTokens(config)).groups()))
+        assert schema.pages == pages and schema.record_bytes <= pages * 4_096 - 16
+        assert from_text(ModelConfig, to_text(config)) == config
