@@ -13,6 +13,7 @@ import pytest
 
 from tools import cli
 from tools.bench import harness
+from tools.command_line import PASSED_ON
 from tools.verbs import VERBS, load
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +72,8 @@ def test_commands_named_in_errors_and_docs_exist() -> None:
     for verb, rest, path in named_commands():
         if verb not in options:
             wrong.append((path, verb))
+            continue
+        if verb in PASSED_ON:  # what follows its name is the drill's own
             continue
         own = rest.split(" -- ")[0].partition("&&")[0].partition("#")[0]
         wrong += [

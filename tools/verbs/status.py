@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,6 +35,12 @@ def command(
         float | None,
         typer.Option(metavar="SECONDS", min=0.5, help="Do not end: look again this often; ^C ends."),
     ] = None,
+    prometheus: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write this file for the textfile collector of Prometheus.", show_default=False
+        ),
+    ] = None,
     last: Annotated[int, typer.Option(min=0, help="Runs shown.")] = 3,
     json: JsonOption = False,
 ) -> int:
@@ -61,6 +68,10 @@ def command(
                 f"nothing at {home}: no tables, model, store or runs; name the home with --home, or make one with "
                 f"`vista ingest --home {home}` (to see everything at once: `vista demo`)"
             )
+        if prometheus is not None:
+            from tools import metrics_text
+
+            metrics_text.write(prometheus, found)
         if watch is not None and console.out.is_terminal:
             console.out.clear()
         console.json_line(found.as_dict()) if json else _screen(found, at)

@@ -1,0 +1,114 @@
+"""``vista status --prometheus FILE``: the state of a home in the text format of Prometheus, for its textfile collector.
+
+Readers export what they looked up by themselves (``cache_store.read.counters.collector``); this is what only the home
+knows: clocks, lag, runs, the gate's verdicts, bytes. docs/grafana has a dashboard and alert rules for both.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tools.report.health import Health
+
+Sample = tuple[str, str, dict[str, str], float | int | None]
+"""Name, help, labels, value."""
+
+
+def text(found: Health) -> str:
+    """All samples; those without a value are left out."""
+    families: dict[str, list[str]] = {}  # the format wants the samples of a family together
+    for name, told, labels, value in _samples(found):
+        if value is None:
+            continue
+        rows = families.setdefault(name, [f"# HELP {name} {told}", f"# TYPE {name} gauge"])
+        inner = ",".join(f'{k}="{_escaped(v)}"' for k, v in labels.items())
+        rows.append(f"{name}{{{inner}}} {value}" if inner else f"{name} {value}")
+    return "\n".join(row for rows in families.values() for row in rows) + "\n"
+
+
+def write(path: Path, found: Health) -> None:
+    """Replace the file in one step, as the collector wants it."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_text(text(found), encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _samples(found: Health) -> Iterator[Sample]:
+    yield (
+        "vista_home_health",
+        "0 healthy, 3 somebody should look, 4 what is served is at stake.",
+        {},
+        found.code,
+    )
+    for p in found.problems:
+        yield "vista_home_problem", "1 for each problem; the label is its paragraph of the runbook.", {
+            "paragraph": p.paragraph}, 1  # fmt: skip
+    store: dict[str, Any] = found.store or {}
+    clocks = store.get("clocks") or {}
+    for name, key in (("newest_event", "newest_event_ms"), ("published", "published_ms")):
+        if key in clocks:
+            told = f"Time of the {name.replace('_', ' ')} of the live generation, seconds since 1970."
+            yield f"vista_store_{name}_timestamp_seconds", told, {}, clocks[key] / 1000
+    if "summarized_ms" in clocks:
+        yield "vista_store_summarized_timestamp_seconds", "Median time of summaries, seconds since 1970.", {}, (
+            clocks["summarized_ms"]["median"] / 1000)  # fmt: skip
+    lag = store.get("lag") or {}
+    yield (
+        "vista_store_lag_events",
+        "Events of the tables that the live generation lacks.",
+        {},
+        lag.get("events"),
+    )
+    since = lag.get("since_ms")
+    yield "vista_store_lag_since_timestamp_seconds", "When the first of them was committed.", {}, (
+        None if since is None else since / 1000)  # fmt: skip
+    yield "vista_store_users", "Users of the live generation.", {}, store.get("users")
+    yield "vista_store_missing_users", "New users of the tables, MISSING now.", {}, lag.get("new_users")
+    yield (
+        "vista_store_dead_letters",
+        "Users that the live generation could not hold.",
+        {},
+        store.get("dead letters"),
+    )
+    yield "vista_store_depth", "Deltas that lie on each other.", {}, store.get("depth")
+    yield "vista_store_readers", "Processes that hold a lease.", {}, store.get("readers")
+    yield "vista_store_free_bytes", "Left on the store's file system.", {}, store.get("free bytes")
+    yield (
+        "vista_store_needed_bytes",
+        "About what the next full run writes.",
+        {},
+        store.get("a full run needs bytes"),
+    )
+    for g in store.get("generations", []):
+        yield (
+            "vista_generation_bytes",
+            "Bytes of a kept generation.",
+            {"generation": g["generation"]},
+            g["bytes"],
+        )
+    seen = set()
+    for run in found.runs:
+        if run.job in seen:
+            continue
+        seen.add(run.job)
+        yield (
+            "vista_run_bad",
+            "1 if the newest run of a job failed or was stopped.",
+            {"job": run.job},
+            int(run.bad),
+        )
+        yield "vista_run_seconds", "Of the newest run of a job.", {"job": run.job}, run.seconds
+        for check in (run.facts.get("facts") or {}).get("gate") or ():
+            yield "vista_gate_ok", "Verdicts of the gate on the newest run of a job.", {
+                "job": run.job, "check": str(check["name"])}, int(check["ok"])  # fmt: skip
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
