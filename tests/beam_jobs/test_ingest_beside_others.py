@@ -9,6 +9,8 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyiceberg.io.pyarrow import schema_to_pyarrow
+from pyiceberg.schema import Schema
 from test_ingest import LOCAL, T0, content, options
 
 from beam_jobs.ingest import job as ingest
@@ -21,6 +23,7 @@ from vista.data.tables.commits import Addition, commit
 from vista.data.tables.forgetting import forget_users
 from vista.data.tables.manifests import TableChanged
 from vista.data.tables.remembering import forgotten_users
+from vista.data.tables.schemas import SOURCES
 from vista.data.tables.undoing import undo
 from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
@@ -104,6 +107,23 @@ def test_a_file_is_known_as_what_it_was_read_as_and_a_refused_one_not_at_all(tmp
     other = ingest.run(options(tmp_path, log, "five", actions=("view", "buy")), LOCAL)
     assert other.counts["known_files"] == 0 and other.counts["events_in_table"] == 2
     assert any("--undo three" in note for note in other.notes)
+
+
+def test_a_ledger_of_version_0_1_is_read_extended_and_matches_nothing(tmp_path):
+    log = file(tmp_path, "a", (1, 1, 0), (2, 2, 1))
+    ingest.run(options(tmp_path, log, "old"), LOCAL)
+    warehouse = tables(tmp_path)
+    old = warehouse.read_sources().select(["path", "bytes", "digest", "rows", "run"])
+    warehouse.catalog.drop_table(("vista", "sources"))
+    warehouse.catalog.create_table(("vista", "sources"), Schema(*SOURCES.fields[:5]))
+    warehouse.refresh().sources.append(
+        old.cast(schema_to_pyarrow(Schema(*SOURCES.fields[:5]), include_field_ids=False))
+    )
+    again = ingest.run(options(tmp_path, log, "again"), LOCAL)
+    assert again.counts["known_files"] == 0 and again.counts["events_in_table"] == 2
+    assert ingest.run(options(tmp_path, log, "third"), LOCAL).counts["known_files"] == 1
+    assert [row.kind for _, row in ledger.entries(tables(tmp_path))] == ["", "events"]
+    assert undo(tables(tmp_path), "old").rows == 2 and content(tmp_path) == []
 
 
 def test_an_ingest_that_is_taken_back_leaves_what_the_others_brought(tmp_path):
