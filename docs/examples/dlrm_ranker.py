@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -109,6 +110,17 @@ class SequenceReader(nn.Module):
         return self.out(read.transpose(1, 2).flatten(2)), odds.transpose(1, 2) / 4
 
 
+def pooled(token: Tensor, mass: Tensor, place: Tensor, places: int) -> tuple[Tensor, Tensor]:
+    """Many tokens as few: those of one place are one, its vector their mean by mass, its masses their sums.
+
+    token [U, S, d], mass [U, S, H], place int64 [U, S] -> [U, places, d], [U, places, H].
+    """
+    u, _, d = token.shape
+    at = place[..., None]
+    vectors = token.new_zeros(u, places, d).scatter_add(1, at.expand_as(token), token * mass[..., :1])
+    return vectors, mass.new_zeros(u, places, mass.shape[2]).scatter_add(1, at.expand_as(mass), mass)
+
+
 class AddressedReader(nn.Module):
     """A candidate looks up its own entry among all of the user's items, and its cluster's counter."""
 
@@ -137,6 +149,7 @@ class Dlrm(nn.Module):
         dense: dense features per candidate.
         horizons: H of the sequence that is attended to, 0 for none.
         addressed: H of the tables that candidates address, 0 for none; ``clusters`` for it.
+        place_of: int64 [items], where the sequence's items are pooled before they are attended to; None does not.
     """
 
     def __init__(
@@ -148,6 +161,7 @@ class Dlrm(nn.Module):
         horizons: int = 0,
         addressed: int = 0,
         clusters: Clusters | None = None,
+        place_of: Tensor | None = None,
     ) -> None:
         super().__init__()
         d = WIDTH
@@ -156,6 +170,7 @@ class Dlrm(nn.Module):
         for table in (self.user, self.item, self.surface):
             nn.init.normal_(table.weight, std=d**-0.5 / 4)
         self.register_buffer("content", content)
+        self.register_buffer("place_of", place_of)
         self.project = nn.Linear(content.shape[1], d, bias=False)
         nn.init.orthogonal_(self.project.weight)  # what is alike in content is alike to begin with
         self.sequence = SequenceReader(d, horizons) if horizons else None
@@ -191,7 +206,11 @@ class Dlrm(nn.Module):
             dense.append(history.there.float()[:, None, None].expand(u, c, 1))
         if self.sequence is not None:
             token = self.embed(history.sequence.item)
-            read, odds = self.sequence(candidate, token, history.sequence.mass)
+            mass = history.sequence.mass
+            if self.place_of is not None:
+                place = self.place_of[history.sequence.item]
+                token, mass = pooled(token, mass, place, int(self.place_of.max()) + 1)
+            read, odds = self.sequence(candidate, token, mass)
             fields.append(read)
             dense.append(odds)
         if self.addressed is not None:
@@ -375,6 +394,14 @@ def raw(batch: Batch) -> History:
     return History(item[:, 0] > 0, Tokens(item, mass), nothing, nothing.mass)
 
 
+def places(content: np.ndarray, count: int) -> Tensor:
+    """int64 [items]: nearest of ``count`` centres of the items' vectors (spherical k-means)."""
+    unit = content / np.maximum(np.linalg.norm(content, axis=1, keepdims=True), 1e-12)
+    fitted = faiss.Kmeans(unit.shape[1], count, spherical=True, niter=10, seed=1)
+    fitted.train(unit[1:])
+    return torch.from_numpy(fitted.index.search(unit, 1)[1][:, 0])
+
+
 @dataclass(frozen=True)
 class Trial:
     """How the arms are compared.
@@ -448,9 +475,10 @@ class Server:
 
 # --- the comparison ------------------------------------------------------------------------------------------
 
-ARMS = ("without", "raw", "sequence", "addressed", "with")
-"""No summary; raw events in the bytes of the sequence; the sequence attended to in the ranker's own item vectors; the
-candidate's own entry and its cluster's; both of these."""
+ARMS = ("without", "raw", "sequence", "pooled", "addressed", "with")
+"""No summary; raw events in the bytes of the sequence; the sequence attended to in the ranker's own item vectors;
+all items that the summary holds, pooled to as many tokens by where they lie among these vectors; the candidate's own
+entry and its cluster's; the sequence and these."""
 
 
 def compare(home: Path, logs: Path, trial: Trial = Trial(), arms: Sequence[str] = ARMS) -> dict[str, Any]:
@@ -472,20 +500,23 @@ def compare(home: Path, logs: Path, trial: Trial = Trial(), arms: Sequence[str] 
         past, future = summaries.rows(rows, trial.lag_ms), summaries.rows(held_out, trial.lag_ms)
         sides, seconds = {}, {}
         for name in arms:
-            runs, began, read = [], time.process_time(), raw if name == "raw" else summaries.split
+            runs, began = [], time.process_time()
+            mine = Summaries(store, log.ids, 1 << 20) if name == "pooled" else summaries
+            read = raw if name == "raw" else mine.split
             for seed in range(trial.seeds):
                 torch.manual_seed(seed)
-                horizons = {"raw": 1, "sequence": summaries.horizons, "with": summaries.horizons}.get(name, 0)
+                horizons = {"without": 0, "addressed": 0, "raw": 1}.get(name, summaries.horizons)
                 model = Dlrm(
                     len(log.ids) + 1, int(log.surface.max()) + 1, content, 4, horizons=horizons,
                     addressed=summaries.horizons if name in ("addressed", "with") else 0,
                     clusters=bundle.model.tokens.cluster,
+                    place_of=places(log.content, trial.size) if name == "pooled" else None,
                 )  # fmt: skip
                 train(model, past, read, trial, seed)
                 runs.append(predict(model.eval(), future, read))
             sides[name], seconds[name] = np.stack(runs), time.process_time() - began
         read_rows_ = future.batch(np.arange(len(future)))
-        served = serve(Server(model, summaries), held_out) if arms[-1] not in ("raw",) else float("nan")
+        served = serve(Server(model, mine), held_out) if arms[-1] not in ("raw",) else float("nan")
         return {
             "figures": judge(held_out.user, label, sides),
             "train_requests": len(rows.user), "test_requests": len(held_out.user),

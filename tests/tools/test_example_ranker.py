@@ -141,7 +141,7 @@ def test_users_without_a_summary_are_scored_as_if_the_store_had_never_heard_of_t
 
 def test_the_example_runs_from_the_command_line_and_reports_both_sides(folder, capsys):
     where = ["--home", str(folder / "home"), "--logs", str(folder / "logs")]
-    ranker.main([*where, "--epochs", "1", "--arms", "without,raw,with"])
+    ranker.main([*where, "--epochs", "1", "--arms", "without,raw,pooled,with", "--tokens", "16"])
     lines = capsys.readouterr().out.splitlines()
     told = {line.split()[0] for line in lines}
     assert {"auc_without", "auc_with", "auc_gain", "ne_without", "ne_with", "ne_gain", "request_ms"} <= told
