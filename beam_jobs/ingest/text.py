@@ -162,7 +162,7 @@ def as_parquet(
     found = [(log, log.facts()) for log in good]
     for log, facts in found:
         _check_times(log, facts)
-    kinds = _kinds(found, dict(fixed))
+    kinds = kinds_of(found, dict(fixed))
     run = RunDirectory(Path(good[0].folder).parents[1])
     run_tasks("ingest: types", list(zip(good, kinds, strict=True)), _typed, beam_args, run)
     return Converted(
@@ -180,7 +180,7 @@ def _check_times(log: Log, facts: Facts) -> None:
         refuse_text(log.path, names.get("timestamp_ms", "timestamp_ms"), facts.samples, log.reading)
 
 
-def _kinds(logs: Sequence[tuple[Log, Facts]], fixed: Mapping[str, str]) -> list[dict[str, str]]:
+def kinds_of(logs: Sequence[tuple[Log, Facts]], fixed: Mapping[str, str]) -> list[dict[str, str]]:
     """Per log, the kind of each column that is to stay."""
     named = [log.named(facts) for log, facts in logs]
     texts = set()

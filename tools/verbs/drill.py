@@ -17,6 +17,10 @@ DRILLS = {
     "storage": ("storage", "disks that are full or read-only"),
     "storm": ("storm", "readers that fork, pickle and die while generations come and go"),
     "reseal": ("reseal", "files edited by one who can seal them again, then every verb and read"),
+    "logs": (
+        "logs",
+        "logs that nobody would write on purpose: every row is kept or set aside, or the file refused",
+    ),
     "sanitize": ("sanitize", "the compiled part under AddressSanitizer and UBSan, with guard pages"),
 }
 """Name to module of ``tools.drills`` and what it does."""

@@ -264,6 +264,7 @@ def _as_text(column: pa.Array) -> pa.Array:
 def _texts(column: pa.Array, name: str, most: int, bad: _Bad) -> tuple[np.ndarray, pa.Array, np.ndarray]:
     """(code int64 [N], the distinct texts, bool [N]: null) of a column of text; rows that are no UTF-8 or longer than
     ``most`` bytes are bad, and their text is empty. Looks at distinct values alone, however often each stands there."""
+    column = _as_text(column)
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     values, codes = encoded.dictionary, encoded.indices
     if values.null_count:  # a dictionary may hold a null of its own

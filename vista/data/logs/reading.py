@@ -162,7 +162,9 @@ class Reading:
             self.start_ms  # noqa: B018 raises
         if self.time_format:
             try:
-                datetime.strptime(datetime(2001, 2, 3).strftime(self.time_format), self.time_format)
+                datetime.strptime(
+                    datetime(2001, 2, 3, tzinfo=UTC).strftime(self.time_format), self.time_format
+                )
                 fits = "%" in self.time_format
             except (ValueError, re.error):
                 fits = False

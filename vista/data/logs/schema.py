@@ -192,7 +192,7 @@ def column_name(column: Column, mapping: Mapping[str, str], available: Collectio
 def needed(columns: Sequence[Column], reading: Reading) -> tuple[Column, ...]:
     """The columns of files that are read so: those that a constant, an action for all rows or the order stand for need
     not be there."""
-    without = set(reading.constants) | {reading.sections}
+    without = set(reading.constants)
     if reading.tells_actions:
         without |= {"action", "actions"}
     if reading.by_order:

@@ -145,14 +145,21 @@ def _count(
     present = [n for n in batch.schema.names if n not in (LINE, BROKEN)]
     there = facts.names or present
     names = {c.name: column_name(c, reading.columns, there)[0] for c in columns}
+    before = list(facts.times)
     taken = _taken(facts, batch, names, present, reading, bounds)
+    time = names.get("timestamp_ms", "")
+    counted = [now - then for now, then in zip(facts.times, before, strict=True)]
+    whole = bool(taken.all())
     facts.taken += int(taken.sum())
     for name in present:
         column = batch.column(name)
-        if not taken.all():
+        if not whole:
             column = column.filter(pa.array(taken))
         values = len(column) - column.null_count
-        integers = matching(column, INTEGER) if values else 0
+        if whole and name == time and counted[1] == values:  # looked at already
+            integers = values
+        else:
+            integers = matching(column, INTEGER) if values else 0
         numbers = integers if integers == values else matching(column, NUMBER)
         if integers == values and values and pc.max(pc.binary_length(column)).as_py() >= 19:
             integers = _within_int64(column)
@@ -196,7 +203,8 @@ def _taken(
     valid = column.is_valid().to_numpy(zero_copy_only=False)
     if numbers == values and len(parts) == 1 and values:
         try:
-            raw = pc.fill_null(column.cast(pa.float64()), 0).to_numpy()
+            exact = integers == values and not pc.any(pc.ends_with(column, ".0")).as_py()
+            raw = pc.fill_null(column.cast(pa.int64() if exact else pa.float64()), 0).to_numpy()
         except pa.ArrowInvalid:
             raw = np.array([float(v or 0) for v in column.to_pylist()])
         ms = raw * TIME_UNITS[reading.time_unit] + reading.start_ms

@@ -1,0 +1,306 @@
+"""Messy logs: a bad row is a dead letter, a bad file a typed error; neither decides anything nor costs the machine."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import resource
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.feather as feather
+import pyarrow.orc as orc
+import pyarrow.parquet as pq
+import pytest
+
+from beam_jobs.ingest import job as ingest
+from beam_jobs.ingest.plan import IngestOptions
+from vista.data.logs.reading import ActionColumn, Reading
+from vista.data.logs.schema import MissingColumn, UnreadableFile, WrongTime
+from vista.data.tables.reading import read_bucket
+from vista.data.tables.warehouse import Warehouse
+
+T0 = 1_700_000_000_000
+HEAD = "user_id,item_id,action,timestamp_ms\n"
+JSON = '{"user_id":%s,"item_id":%s,"action":"c","timestamp_ms":%d}\n'
+
+
+def run(folder: Path, *files: str, **more):
+    runs = len(list(folder.glob("run-*")))
+    return ingest.run(
+        IngestOptions(
+            tuple(str(folder / f) for f in files), str(folder / "home"), str(folder / f"run-{runs}"),
+            **{"num_buckets": 2, "max_time_ms": 2 * T0, **more},
+        )
+    )  # fmt: skip
+
+
+def tables(folder: Path) -> Warehouse:
+    return Warehouse(folder / "home").open()
+
+
+def users(folder: Path) -> list:
+    found = []
+    for files in tables(folder).bucket_files().values():
+        for batch in read_bucket(files, max_rows=1 << 20):
+            found += np.repeat(batch.users, batch.events.lengths).tolist()
+    return sorted(found)
+
+
+def letters(record) -> dict[int, str]:
+    rows = pq.read_table(Path(record.path) / "dead-letters.parquet").to_pylist()
+    return {row["row"]: row["reason"] for row in rows}
+
+
+def log(n: int = 4, **over) -> pa.Table:
+    columns = {
+        "user_id": pa.array(range(n)),
+        "item_id": pa.array([7] * n),
+        "action": pa.array(["c"] * n),
+        "timestamp_ms": pa.array([T0 + i for i in range(n)]),
+    }
+    return pa.table({**columns, **over})
+
+
+@pytest.mark.parametrize(
+    "marker", ["\\N", "NULL", "NA", "nan", "None", "#N/A", "undefined", "(null)", "-", "<NA>"]
+)
+def test_a_marker_of_nothing_is_a_null_and_makes_no_numbers_names(tmp_path, marker):
+    (tmp_path / "a.csv").write_text(
+        HEAD + f"1,10,c,{T0}\n{marker},11,c,{T0}\n2,{marker},c,{T0}\n3,4,c,{T0}\n"
+    )
+    record = run(tmp_path, "a.csv")
+    assert tables(tmp_path).user_kind == "int64" and users(tmp_path) == [1, 3]
+    assert letters(record) == {2: "null_user", 3: "null_item"}
+
+
+def test_rows_that_are_refused_decide_neither_kinds_nor_vocabularies(tmp_path):
+    text = (
+        HEAD
+        + f"1,10,click,{T0}\n"
+        + HEAD
+        + f"odd,10,scan,soon\n,nothing,probe,{T0}\n2,11,view,{T0}\nx,y,z,17\n"
+    )
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(text.encode()))
+    record = run(tmp_path, "a.csv.gz")
+    assert tables(tmp_path).user_kind == "int64" and tables(tmp_path).actions == ("click", "view")
+    assert users(tmp_path) == [1, 2] and len(letters(record)) == 4
+    assert tables(tmp_path).read_items().item.tolist() == [10, 11]
+
+
+def test_numbered_actions_of_refused_rows_make_no_names(tmp_path):
+    odd = log(action=pa.array([0, 30, 1, 29]), user_id=pa.array([1, None, 2, None]))
+    pq.write_table(odd, tmp_path / "a.parquet")
+    run(tmp_path, "a.parquet")
+    assert tables(tmp_path).actions == ("0", "1")
+
+
+@pytest.mark.parametrize("first", ["", HEAD, HEAD + f"\\N,1,c,{T0}\n", HEAD + "a,b,c,7\n"])
+def test_a_file_without_a_good_row_fixes_nothing(tmp_path, first):
+    (tmp_path / "0.csv").write_text(first)
+    (tmp_path / "1.csv").write_text(HEAD + f"alice,book,c,{T0}\n")
+    try:
+        run(tmp_path, "0.csv", skip_bad_files=True)
+    except (UnreadableFile, WrongTime):
+        pass
+    assert run(tmp_path, "1.csv").exit_code == 0 and users(tmp_path) == ["alice"]
+
+
+def test_a_parquet_file_of_refused_rows_alone_fixes_no_kind(tmp_path):
+    pq.write_table(log(user_id=pa.array([None] * 4, pa.int64())), tmp_path / "0.parquet")
+    pq.write_table(log(user_id=pa.array(list("abcd"))), tmp_path / "1.parquet")
+    assert run(tmp_path, "0.parquet").exit_code == 3
+    assert run(tmp_path, "1.parquet").exit_code == 0 and users(tmp_path) == list("abcd")
+
+
+def test_odd_json_lines_cost_themselves_alone(tmp_path):
+    deep = '{"user_id":2,"x":' + '{"a":' * 100_000 + "1" + "}" * 100_000 + "}\n"
+    odd = [deep, JSON % (3, '"cut \\ud83d"', T0), "[" * 50_000 + "\n", '{"user_id": NaN}\n', "\x00\n"]
+    (tmp_path / "a.jsonl").write_text(
+        "\ufeff" + JSON % (1, '"ok"', T0) + "".join(odd) + JSON % (9, '"fine"', T0)
+    )
+    record = run(tmp_path, "a.jsonl")
+    assert users(tmp_path) == [1, 9] and sorted(letters(record)) == [2, 3, 4, 5, 6]
+
+
+def test_ids_of_64_bits_without_sign_are_the_same_names_from_json_and_csv(tmp_path):
+    ids = [18446744073709551615, 9999999999999999999, 2]
+    (tmp_path / "a.jsonl").write_text("".join(JSON % (u, 1, T0) for u in ids))
+    run(tmp_path, "a.jsonl")
+    assert users(tmp_path) == sorted(map(str, ids))
+
+
+def test_folders_are_read_as_spark_hive_and_delta_write_them(tmp_path):
+    for name in ("day1.parquet", "day [2].parquet/part-0.parquet", "day3/surface=home/p.parquet",
+                 "day3/surface=a%20b/p.parquet", "day3/_temporary/0/x.parquet", "day3/_delta_log/c.parquet",
+                 "day3/.hidden.parquet"):  # fmt: skip
+        (tmp_path / "l" / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(log(1, user_id=pa.array([len(name)])), tmp_path / "l" / name)
+    (tmp_path / "l" / "day3" / "notes.docx").write_text("no log")
+    record = run(tmp_path, "l/*")
+    assert record.counts["files"] == 4 and tables(tmp_path).surfaces == ("a b", "home")
+    assert any("1 files below folders are no logs" in note for note in record.notes)
+    assert run(tmp_path, "l/day [2].parquet").counts["known_files"] == 1
+
+
+@pytest.mark.parametrize("text", ["\n\n" + HEAD, "sep=,\r\n" + HEAD, "\ufeff" + HEAD])
+def test_what_stands_before_a_header_is_passed_over(tmp_path, text):
+    (tmp_path / "a.csv").write_text(text + f"1,10,c,{T0}\n", newline="")
+    run(tmp_path, "a.csv")
+    assert users(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("when", ["01/31/2024 12:00:00", "31.01.2024 12:00:00", "31/Jan/2024:12:00:00 +0000"])
+def test_dates_of_another_country_are_refused_with_the_format_that_reads_them(tmp_path, when):
+    (tmp_path / "a.csv").write_text(HEAD + f"1,10,c,{when}\n2,11,c,{when}\n")
+    with pytest.raises(WrongTime, match="--time-format") as told:
+        run(tmp_path, "a.csv")
+    form = str(told.value).partition("--time-format '")[2].partition("'")[0]
+    assert not (tmp_path / "home").exists()
+    run(tmp_path, "a.csv", log=Reading(time_format=form))
+    assert users(tmp_path) == [1, 2]
+
+
+def test_times_that_a_spreadsheet_cut_are_no_times(tmp_path):
+    rows = "".join(f"{u},10,c,1.70E+12\n" for u in range(3))
+    (tmp_path / "a.csv").write_text(HEAD + rows + "".join(f"{u},10,c,{T0}\n" for u in range(4, 9)))
+    record = run(tmp_path, "a.csv")
+    assert users(tmp_path) == [4, 5, 6, 7, 8] and set(letters(record)) == {1, 2, 3}
+
+
+def test_a_time_beyond_any_calendar_costs_its_row_alone(tmp_path):
+    pq.write_table(log(timestamp_ms=pa.array([T0, 2**62, -(2**62), T0], pa.timestamp("us")).cast(pa.timestamp("us"))),
+                   tmp_path / "a.parquet")  # fmt: skip
+    odd = pa.array([T0 * 1000, 2**62, -(2**62), T0 * 1000], pa.timestamp("us"))
+    pq.write_table(log(timestamp_ms=odd), tmp_path / "a.parquet")
+    record = run(tmp_path, "a.parquet")
+    assert users(tmp_path) == [0, 3] and letters(record) == {1: "time_too_late", 2: "negative_time"}
+
+
+def test_a_column_that_is_there_twice_is_refused_optional_or_not(tmp_path):
+    twice = pa.Table.from_arrays([*log().columns, log()["item_id"], log()["item_id"]],
+                                 names=[*log().column_names, "surface", "surface"])  # fmt: skip
+    pq.write_table(twice, tmp_path / "a.parquet")
+    with pytest.raises(MissingColumn, match="'surface'.*found it twice"):
+        run(tmp_path, "a.parquet")
+
+
+def test_quotes_in_a_tsv_are_text_where_they_enclose_nothing(tmp_path):
+    rows = [f'{u}\t"Song {u}\tc\t{T0}\n' for u in range(3)] + [f"3\tplain\tc\t{T0}\n"]
+    (tmp_path / "a.tsv").write_text(HEAD.replace(",", "\t") + "".join(rows))
+    run(tmp_path, "a.tsv")
+    assert users(tmp_path) == [0, 1, 2, 3] and '"Song 0' in tables(tmp_path).read_items().name.tolist()
+
+
+@pytest.mark.parametrize("form", ["feather", "arrow", "stream.arrow", "orc"])
+def test_other_columnar_files_give_the_events_that_parquet_gives(tmp_path, form):
+    table = log(
+        user_id=pa.array(list("abca")), timestamp_ms=pa.array([T0 + i for i in range(4)], pa.timestamp("ms"))
+    )
+    path = str(tmp_path / f"a.{form}")
+    if form == "orc":
+        orc.write_table(table, path)
+    elif form == "feather":
+        feather.write_feather(table, path)
+    else:
+        make = pa.ipc.new_stream if form.startswith("stream") else pa.ipc.new_file
+        with pa.OSFile(path, "wb") as sink, make(sink, table.schema) as writer:
+            writer.write_table(table)
+    record = run(tmp_path, f"a.{form}")
+    assert record.exit_code == 0 and users(tmp_path) == ["a", "a", "b", "c"]
+
+
+def test_equal_rows_of_one_file_are_copies_with_a_word_or_events_where_asked(tmp_path):
+    equal = log(user_id=pa.array([1] * 4), timestamp_ms=pa.array([T0] * 4))
+    pq.write_table(equal, tmp_path / "a.parquet")
+    pq.write_table(equal.slice(0, 2).append_column("surface", pa.array([0, 0])), tmp_path / "b.parquet")
+    record = run(tmp_path, "a.parquet", "b.parquet")
+    assert record.counts["events"] == 1 and record.counts["copies"] == 4
+    assert any("3 of" in note and "--keep-repeats" in note for note in record.notes)
+    (tmp_path / "other").mkdir()
+    for name in "ab":
+        (tmp_path / "other" / f"{name}.parquet").write_bytes((tmp_path / f"{name}.parquet").read_bytes())
+    record = run(tmp_path / "other", "a.parquet", "b.parquet", log=Reading(keep_repeats=True))
+    assert record.counts["events"] == 4 and record.counts["events_repeated"] == 2
+    assert users(tmp_path / "other") == [1] * 4
+
+
+def test_date_and_time_may_stand_in_two_columns(tmp_path):
+    (tmp_path / "a.csv").write_text(
+        "user_id,item_id,action,day,clock\n1,2,c,20220422,0905\n2,2,c,20220422,2200\n"
+    )
+    reading = Reading(columns={"timestamp_ms": "day+clock"}, time_format="%Y%m%d %H%M")
+    assert run(tmp_path, "a.csv", log=reading).exit_code == 0 and users(tmp_path) == [1, 2]
+
+
+def test_lists_of_different_lengths_cost_their_row_alone(tmp_path):
+    lists = pa.table(
+        {"user_id": [1, 2, 3], "item_id": [[1, 2], [3], []], "timestamp_ms": [[T0, T0], [T0, T0], []]}
+    )
+    pq.write_table(lists, tmp_path / "a.parquet")
+    record = run(tmp_path, "a.parquet", log=Reading(explode=("item_id", "timestamp_ms"), action_is="view"))
+    assert users(tmp_path) == [1, 1] and list(letters(record).values()) == ["broken_line"]
+
+
+def test_an_action_column_that_cannot_be_read_costs_its_row_alone(tmp_path):
+    (tmp_path / "a.csv").write_text(
+        f"user_id,item_id,like,timestamp_ms\n1,2,1,{T0}\n2,2,maybe,{T0}\n3,2,true,{T0}\n"
+    )
+    record = run(tmp_path, "a.csv", log=Reading(actions=(ActionColumn("like", "like"),)))
+    assert users(tmp_path) == [1, 3] and letters(record) == {2: "unreadable_action"}
+
+
+# What is small on disk and large in memory -----------------------------------------------------------------------
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def test_a_text_of_a_megabyte_in_thousands_of_rows_is_held_once(tmp_path):
+    n = 4_000
+    pq.write_table(log(n, user_id=pa.array(["x" * 2**20] * (n - 1) + ["fine"])), tmp_path / "a.parquet")
+    before = peak_mb()
+    record = run(tmp_path, "a.parquet")
+    assert record.counts["events_dead"] == n - 1 and users(tmp_path) == ["fine"]
+    assert peak_mb() - before < 700
+    assert (Path(record.path) / "dead-letters.parquet").stat().st_size < 2**20
+
+
+def test_a_line_of_gigabytes_is_not_held(tmp_path):
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb", compresslevel=1) as file:
+        file.write((JSON % (1, 1, T0)).encode() + b'{"user_id": "')
+        for _ in range(300):
+            file.write(b"x" * 2**20)
+        file.write(b'"}\n' + (JSON % (2, 1, T0)).encode())
+    before = peak_mb()
+    record = run(tmp_path, "a.jsonl.gz")
+    assert users(tmp_path) == [1, 2] and letters(record) == {2: "broken_line"} and peak_mb() - before < 300
+
+
+def test_a_header_of_a_hundred_thousand_columns_is_refused_at_once(tmp_path):
+    (tmp_path / "a.csv").write_text(",".join(f"c{i}" for i in range(100_000)) + "\n")
+    with pytest.raises(UnreadableFile, match="columns; at most 10000 are read|first line of more than"):
+        run(tmp_path, "a.csv")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 10, 40])
+def test_a_cut_file_is_a_typed_error_or_left_out(tmp_path, cut):
+    text = (HEAD + "".join(f"{u},10,c,{T0}\n" for u in range(500))).encode()
+    (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(text)[: -cut or None] if cut else b"")
+    (tmp_path / "good.csv").write_bytes(text)
+    with pytest.raises(UnreadableFile, match=r"cut\.csv\.gz"):
+        run(tmp_path, "cut.csv.gz", "good.csv")
+    record = run(tmp_path, "cut.csv.gz", "good.csv", skip_bad_files=True)
+    assert record.exit_code == 3 and record.counts["bad_files"] == 1 and len(users(tmp_path)) == 500
+
+
+def test_a_json_log_keeps_wide_rows_within_bounds(tmp_path):
+    row = {"user_id": 1, "item_id": 2, "action": "c", "timestamp_ms": T0, "blob": "y" * 2**20}
+    with open(tmp_path / "a.jsonl", "w") as file:
+        for k in range(200):
+            file.write(json.dumps({**row, "timestamp_ms": T0 + k}) + "\n")
+    before = peak_mb()
+    run(tmp_path, "a.jsonl")
+    assert len(users(tmp_path)) == 200 and peak_mb() - before < 300
