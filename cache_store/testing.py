@@ -11,11 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cache_store import Group, Publication, RecordSchema, ShardWriter, Status, Store, bucket_of, finished
 from cache_store.format.keys import as_users, hash_of
+from cache_store.format.receipt import ShardReceipt
+from cache_store.read.snapshot import Lookup
 
 FINGERPRINT = "truth-1"
 SCHEMA_GROUPS = (
@@ -33,7 +36,7 @@ class WrongValue(AssertionError):
 
 def mix(*words: int | np.ndarray) -> np.ndarray:
     """One hash per element of broadcastable words, uint64."""
-    h = np.uint64(0x9E3779B97F4A7C15)
+    h: np.ndarray = np.asarray(0x9E3779B97F4A7C15, np.uint64)
     with np.errstate(over="ignore"):
         for word in words:
             w = np.asarray(word).astype(np.uint64)
@@ -100,11 +103,13 @@ class Truth:
 
     def changed(self, version: int) -> np.ndarray:
         """bool [users]: written by this delta."""
-        return mix(self.words, version, 2) % 4 == 0
+        drawn: np.ndarray = mix(self.words, version, 2) % 4 == 0
+        return drawn
 
     def removed(self, version: int) -> np.ndarray:
         """bool [users]: tombstones of this delta."""
-        return (mix(self.words, version, 2) % 4 == 1) & (mix(self.words, version, 3) % 4 == 0)
+        drawn: np.ndarray = (mix(self.words, version, 2) % 4 == 1) & (mix(self.words, version, 3) % 4 == 0)
+        return drawn
 
     def tokens(self, at: np.ndarray, version: np.ndarray) -> dict[str, np.ndarray]:
         """Tokens by group of users (indices) as written at ``version`` [n]; exact in their codecs."""
@@ -134,7 +139,7 @@ class Truth:
         word = int(self.words[at])
         return f"{word}:{version};".encode() * (1 + (word ^ version) % 5)
 
-    def build(self, store: Store, run_id: str, version: int, base: int | None) -> list:
+    def build(self, store: Store, run_id: str, version: int, base: int | None) -> list[ShardReceipt]:
         """Shards of one run, as a job makes them: what an earlier attempt finished is kept. Receipts."""
         folder = store.stage(run_id)
         receipts = []
@@ -145,7 +150,7 @@ class Truth:
             receipts.append(receipt)
         return receipts
 
-    def _shard(self, folder: Path, shard: int, version: int, base: int | None):
+    def _shard(self, folder: Path, shard: int, version: int, base: int | None) -> ShardReceipt:
         mine = self.buckets == shard
         if base is None:
             write, drop = mine & (self.written(version) >= 0), np.zeros(self.num_users, bool)
@@ -168,7 +173,7 @@ class Truth:
 
     def publish(
         self, store: Store, run_id: str, version: int, *, parent: str | None = None, base: int | None = None,
-        line: str = "main", **options: object,
+        line: str = "main", **options: Any,
     ) -> str:  # fmt: skip
         """Build and publish one version: full, or (with ``parent`` holding version ``base``) a delta."""
         receipts = self.build(store, run_id, version, base)
@@ -179,7 +184,7 @@ class Truth:
         )  # fmt: skip
         return store.publish(store.staging(run_id), receipts, wanted).generation
 
-    def check(self, found, at: np.ndarray, version: int, forgotten: np.ndarray | None = None) -> None:
+    def check(self, found: Lookup, at: np.ndarray, version: int, forgotten: np.ndarray | None = None) -> None:
         """Compare a lookup of the users ``at`` (indices) with the version it must show.
 
         Args:
@@ -211,7 +216,9 @@ class Truth:
                 f"{int(np.asarray(found.event_count)[i])}, expected those of {int(written[i])}"
             )
 
-    def check_states(self, states: list[bytes | None], at: np.ndarray, version: int, forgotten=None) -> None:
+    def check_states(
+        self, states: list[bytes | None], at: np.ndarray, version: int, forgotten: np.ndarray | None = None
+    ) -> None:
         """The same for ``Store.states``."""
         for i, state in zip(at.tolist(), states, strict=True):
             v = int(self.written(version)[i])

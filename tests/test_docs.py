@@ -64,7 +64,7 @@ def test_every_page_is_in_the_index():
 
 def test_every_file_that_a_text_names_is_there():
     lost = []
-    for path in [*PAGES, *MODULES]:
+    for path in [*PAGES, *MODULES, *sorted((ROOT / "tests").rglob("*.py"))]:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".py":
             text = "\n".join([d for _, d in docstrings(path)] + re.findall(r"#.*", text))

@@ -20,7 +20,7 @@ from cache_store.change import publish
 from cache_store.change.fold import blocks, fold, sealed_rows
 from cache_store.errors import Incomplete, PublishConflict
 from cache_store.format import lines
-from cache_store.format.layout import Layout, storage_errors
+from cache_store.format.layout import DEAD_LETTERS, Layout, storage_errors
 from cache_store.format.manifest import DELTA, FULL
 from cache_store.format.receipt import ShardReceipt, finished
 from cache_store.read.generation import Generation
@@ -62,9 +62,9 @@ def compact(
     receipts = [fold_shard(chain, k, staging, below is not None) for k in range(newest.num_shards)]
     # Only now: forget takes it from a staging folder, and from here on a finished shard with it, which shows.
     with storage_errors(f"compacting {newest.generation}"):
-        letters = chain[0].folder / publish.DEAD_LETTERS
-        if publish.DEAD_LETTERS in newest.extra_files:
-            shutil.copyfile(letters, staging / publish.DEAD_LETTERS)
+        letters = chain[0].folder / DEAD_LETTERS
+        if DEAD_LETTERS in newest.extra_files:
+            shutil.copyfile(letters, staging / DEAD_LETTERS)
     try:
         return publish.publish(
             layout,

@@ -48,6 +48,7 @@ from cache_store.format.record import HEADER, HEADER_BYTES
 from cache_store.read.generation import Generation, Table
 from cache_store.write.writer import ShardWriter
 
+assert HEADER.fields is not None  # it is structured
 _SUMMARIZED = HEADER.fields["summarized_ms"][1] + np.arange(8)
 """Where in a record that time is."""
 
@@ -192,7 +193,7 @@ def without_forgotten(folder: Path, manifest: Manifest, record: Forgotten) -> tu
                 key = key_bytes(int(name) if manifest.schema.user_kind == "int64" else name)
             except (ValueError, KeyKind):
                 return False
-            return record.when([key])[0] >= published
+            return bool(record.when([key])[0] >= published)
 
         letters, extra[DEAD_LETTERS] = _dead_letters_without(folder, is_gone)
         removed += letters

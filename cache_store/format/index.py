@@ -194,7 +194,7 @@ class IndexSet:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """What ``native.library.find`` does, by NumPy."""
         words, facts = self.words, self._shards.take(shard, axis=0)
-        slot = facts[:, 0] + (hashes >> facts[:, 1].view(np.uint64)).view(np.int64)
+        slot: np.ndarray = facts[:, 0] + (hashes >> facts[:, 1].view(np.uint64)).view(np.int64)
         # What an index says may have been altered since it was opened: no entry outside its columns is looked at.
         end = np.minimum(words.take(slot + 1), facts[:, 2].view(np.uint64))
         at = np.minimum(words.take(slot), end).view(np.int64)
@@ -217,4 +217,5 @@ class IndexSet:
         """Bytes of each entry's value, int64 [n]; only where the index has lengths."""
         if self._length is None:
             raise StoreError("this index holds values of one size")
-        return self.words.take(self._length[shard] + entry, mode="clip").astype(np.int64)
+        length: np.ndarray = self.words.take(self._length[shard] + entry, mode="clip").astype(np.int64)
+        return length

@@ -65,7 +65,7 @@ class Codec:
     def fields(self) -> list[tuple[str, str, tuple[int, ...]]]:
         t, w = self.tokens, self.width
         blocks = -(-t * w // GROUP)
-        return {
+        every: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {
             "float32": [("values", "<f4", (t, w))],
             "float16": [("values", "<f2", (t, w))],
             "bfloat16": [("values", "<u2", (t, w))],
@@ -77,7 +77,8 @@ class Codec:
             ],
             "log8": [("codes", "u1", (t, w))],
             "int64": [("values", "<i8", ((t * w + 1) // 2,))],
-        }[self.name]
+        }
+        return every[self.name]
 
     def refused(self, tokens: np.ndarray) -> np.ndarray:
         """bool [n]: records that this codec cannot store (float32 [n, T, W])."""
@@ -88,8 +89,8 @@ class Codec:
         limit = {"float16": 65504.0, "int4": 65504.0}.get(self.name, float(np.finfo(np.float32).max))
         if self.name == "bfloat16":
             limit = 3.3895314e38
-        ok = (low >= (0.0 if self.name == "log8" else -limit)) & (high <= limit)
-        return ~ok
+        wrong: np.ndarray = ~((low >= (0.0 if self.name == "log8" else -limit)) & (high <= limit))
+        return wrong
 
     def encode(self, tokens: np.ndarray, into: np.ndarray) -> None:
         """Write float32 [n, T, W] into a structured array [n] that has :attr:`fields`."""
@@ -158,7 +159,7 @@ class Codec:
     def _encode_int4(self, tokens: np.ndarray, into: np.ndarray) -> None:
         n, size = len(tokens), self.tokens * self.width
         blocks = -(-size // GROUP)
-        flat = np.empty((n, blocks * GROUP), np.float32)
+        flat: np.ndarray = np.empty((n, blocks * GROUP), np.float32)
         flat[:, :size] = tokens.reshape(n, size)
         flat[:, size:] = flat[:, size - 1 : size]
         flat = flat.reshape(n, blocks, GROUP)

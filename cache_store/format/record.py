@@ -298,14 +298,24 @@ class RecordSchema:
                     records[g.name], out[:, self.slices[g.name]], streamed
                 )
 
+    def fields(self, group: str) -> tuple[str, ...]:
+        """Names of what one record holds of a group, in order."""
+        return self.dtype[group].names or ()
+
+    def field(self, group: str, name: str) -> tuple[np.dtype, tuple[int, ...], int]:
+        """Element type, shape and first byte within the record of one field of a group."""
+        groups, parts = self.dtype.fields, self.dtype[group].fields
+        assert groups is not None and parts is not None  # both are structured
+        base, shape = parts[name][0].subdtype or (parts[name][0], ())
+        return base, shape, groups[group][1] + parts[name][1]
+
     def as_dict(self) -> dict[str, Any]:
         """Plain form for the manifest; the layout is repeated there so that a reader need not derive it."""
         layout = []
         for g in self.groups:
-            sub, offset = self.dtype.fields[g.name][:2]  # type: ignore[index]
-            for name, (dtype, at) in ((n, sub.fields[n][:2]) for n in sub.names):
-                base, shape = dtype.subdtype
-                layout.append([f"{g.name}.{name}", base.str, list(shape), offset + at])
+            for name in self.fields(g.name):
+                base, shape, start = self.field(g.name, name)
+                layout.append([f"{g.name}.{name}", base.str, list(shape), start])
         tables = {"tables": [asdict(t) | {"half_lives": list(t.half_lives)} for t in self.tables]}
         return (tables if self.tables else {}) | {
             "user_kind": self.user_kind,
@@ -381,8 +391,11 @@ def header_check(headers: np.ndarray) -> np.ndarray:
 
 def sound(headers: np.ndarray, key_hash: np.ndarray, model: int, flags: int = 0) -> np.ndarray:
     """Headers that are whole, of these users (uint64 [n]), this model and kind; bool [n] (structured HEADER [n])."""
-    ok = (headers["check"] == header_check(headers)) & (headers["format"] == RECORD_FORMAT)
-    return ok & (headers["key_hash"] == key_hash) & (headers["model"] == model) & (headers["flags"] == flags)
+    ok: np.ndarray = (headers["check"] == header_check(headers)) & (headers["format"] == RECORD_FORMAT)
+    ours: np.ndarray = (
+        ok & (headers["key_hash"] == key_hash) & (headers["model"] == model) & (headers["flags"] == flags)
+    )
+    return ours
 
 
 def payload_hashes(rows: np.ndarray) -> np.ndarray:

@@ -138,7 +138,7 @@ def percentile(counts: Mapping[str, Any], q: float) -> float | None:
     for bound, count in buckets.items():
         seen += count
         if seen >= max(1, total * q / 100):
-            return bound
+            return float(bound)
     return float("inf")
 
 

@@ -231,7 +231,7 @@ class Generation:
 
     def _judge(self, rows: np.ndarray, head: np.ndarray, keys: np.ndarray, verify: bool) -> np.ndarray:
         words = head.view(np.uint64).reshape(-1, 8)
-        good = words[:, _KEY] == keys
+        good: np.ndarray = words[:, _KEY] == keys
         good &= words[:, _MODEL] == self.model
         good &= (words[:, _FORMAT] & _FORMAT_MASK) == RECORD_FORMAT
         if verify:

@@ -93,7 +93,8 @@ class Pass(Iterator[tuple[T, R]]):
         kind, value = self.worker.ready.get()
         if kind == _RESULT:
             self.worker.permits.release()
-            return value
+            result: tuple[T, R] = value
+            return result
         self._over = True
         self.worker.thread.join()
         if kind == _ERROR:

@@ -35,7 +35,8 @@ class Watch:
         self._chain, self._deep = chain, deep
         self._files = [item for generation in chain for item in generation.sizes()]
         self._looked_ms, self._due, self._turn = opened_ms, 0, 0
-        self._steps, self._length = iter(()), 0
+        self._steps: Iterator[None] = iter(())
+        self._length = 0
         self._begin()
         self._lock = threading.Lock()
 
@@ -77,7 +78,8 @@ class Watch:
 
     def _round(self, indexes: list[tuple[str, FileFact]]) -> Iterator[None]:
         for path, size in self._files:
-            yield still(path, size)
+            still(path, size)
+            yield
         for path, fact in indexes:
             yield from _hashed(path, fact)
 

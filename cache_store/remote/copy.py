@@ -37,9 +37,10 @@ from cache_store.format.manifest import Manifest
 from cache_store.format.receipt import FileFact
 from cache_store.read.generation import Generation
 from cache_store.read.leases import Lease
+from cache_store.read.options import wall_clock
 from cache_store.remote.files import RemoteError, RemoteFiles
 from cache_store.remote.store import NO_PARENT, RemoteGeneration, RemoteStore, identity
-from cache_store.store import Store, wall_clock
+from cache_store.store import Store
 
 _ATTEMPTS = 5
 

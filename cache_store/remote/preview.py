@@ -6,6 +6,7 @@ from typing import Any
 
 from cache_store.format import lines
 from cache_store.format import manifest as manifests
+from cache_store.format.checked import KIB
 from cache_store.remote.copy import CopyReport, _is, _local
 from cache_store.remote.store import NO_PARENT, RemoteStore, identity
 from cache_store.store import Store
@@ -32,7 +33,7 @@ def of_push(
         parent = identity(manifest.generation, text, parent)
         report.chain.append(parent)
         base = f"generations/{parent}"
-        whole = remote.files.read(f"{base}/READY") == manifests.seal(text)
+        whole = remote.files.read(f"{base}/READY", KIB) == manifests.seal(text)
         for file, fact in manifest.files.items():
             path = f"{base}/{file}"
             there = whole or (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import os
 from collections.abc import Sequence
 from types import ModuleType
@@ -58,6 +59,7 @@ class RecordDecoder(torch.nn.Module):
             self.slices[g.name] = slice(start, start + g.tokens)
             start += g.tokens
         self.tokens, self.width = start, schema.width
+        self.log8: Tensor
         self.register_buffer("log8", torch.from_numpy(_log8_values()), persistent=False)
 
     def forward(
@@ -83,8 +85,7 @@ class RecordDecoder(torch.nn.Module):
                     getattr(self, f"_{g.codec}")(rows, g.name, part)
                     out[:, self.slices[g.name]] = part if inverse is None else part[inverse]
                     continue
-                names = self.schema.dtype.fields[g.name][0].names  # type: ignore[index]
-                fields = {name: self._field(rows, g.name, name) for name in names}
+                fields = {name: self._field(rows, g.name, name) for name in self.schema.fields(g.name)}
                 kernel.decode_group(fields, g.codec, self.log8, inverse, out[:, self.slices[g.name]])
             return out
         out = _empty((len(rows), self.tokens, self.width), dtype, rows.device)
@@ -105,14 +106,11 @@ class RecordDecoder(torch.nn.Module):
 
     def _field(self, rows: Tensor, group: str, name: str) -> Tensor:
         """One field of every record as a view, ``[U, *shape]``."""
-        sub, offset = self.schema.dtype.fields[group][:2]  # type: ignore[index]
-        dtype, at = sub.fields[name][:2]
-        base, shape = dtype.subdtype
-        code = base.str.lstrip("|")
-        start = PAGE_HEADER + offset + at
-        flat = rows[:, start : start + dtype.itemsize]
+        base, shape, at = self.schema.field(group, name)
+        code, start = base.str.lstrip("|"), PAGE_HEADER + at
+        flat = rows[:, start : start + base.itemsize * math.prod(shape)]
         # Fields begin at multiples of 16 bytes and rows are multiples of 16, so a view always exists.
-        return flat.view(_DTYPES[code]).unflatten(1, shape)
+        return torch.unflatten(flat.view(_DTYPES[code]), 1, shape)
 
     def _float32(self, rows: Tensor, group: str, out: Tensor) -> None:
         out.copy_(self._field(rows, group, "values"))
@@ -130,7 +128,7 @@ class RecordDecoder(torch.nn.Module):
         codes.mul_(self._field(rows, group, "scale").float().unsqueeze(-1))
         codes.add_(self._field(rows, group, "offset").float().unsqueeze(-1))
         tokens = self.slices[group].stop - self.slices[group].start
-        out.copy_(codes.flatten(1)[:, : tokens * self.width].unflatten(1, (tokens, self.width)))
+        out.copy_(torch.unflatten(codes.flatten(1)[:, : tokens * self.width], 1, (tokens, self.width)))
 
     def _log8(self, rows: Tensor, group: str, out: Tensor) -> None:
         out.copy_(self.log8[self._field(rows, group, "codes").int()])
@@ -157,4 +155,5 @@ def _log8_values() -> np.ndarray:
     record, out = np.zeros(1, codec.fields), np.empty((1, 1, 256), np.float32)
     record["codes"][0, 0] = np.arange(256)
     codec.decode(record, out)
-    return out[0, 0]
+    values: np.ndarray = out[0, 0]
+    return values

@@ -28,9 +28,10 @@ from cache_store.format import manifest as manifests
 from cache_store.format.keys import Users, as_users
 from cache_store.format.manifest import Manifest
 from cache_store.format.record import RecordSchema
+from cache_store.read.options import wall_clock
 from cache_store.read.prefetch import LookAhead
 from cache_store.read.snapshot import Status
-from cache_store.store import Store, wall_clock
+from cache_store.store import Store
 from cache_store.torch.decode import RecordDecoder
 from cache_store.torch.sequence import ItemVectors, TokenSequence, sequence
 
@@ -207,34 +208,40 @@ class SummaryFeature(nn.Module):
             found = self.store.lookup(ids, out=tokens, as_of=as_of)
             self._refuse_missing(ids, found.status)
             facts = _facts(found, np.empty((4, n), np.int64))
-            places = [
-                None if x is None else torch.from_numpy(x) for x in (inverse, _absent(found.status, inverse))
-            ]
-            manifest = self._manifest(found.generation)
+            name = str(found.generation)  # one time for all rows, so one name
+            spread = None if inverse is None else torch.from_numpy(inverse)
+            absent = torch.from_numpy(_absent(found.status, inverse))
             return Fetched(
-                None, torch.from_numpy(tokens), torch.from_numpy(facts), *places, found.generation, manifest
-            )  # type: ignore[arg-type]
+                None,
+                torch.from_numpy(tokens),
+                torch.from_numpy(facts),
+                spread,
+                absent,
+                name,
+                self._manifest(name),
+            )
         size, b = self._row_bytes, 0 if inverse is None else len(inverse)
         parts = [n * size, 4 * n * 8, b * 8]
         with self._staging.buffer(sum(parts) + max(b, n) * 8, device) as staged:
             rows, facts, places, last = staged.host.split([*parts, max(b, n) * 8])
-            found = self.store.lookup_raw(ids, out=rows.view(n, size).numpy(), as_of=as_of)
-            self._refuse_missing(ids, found.status)
-            manifest = self._manifest(found.generation)
-            _facts(found, facts.view(torch.int64).view(4, n).numpy())
+            raw = self.store.lookup_raw(ids, out=rows.view(n, size).numpy(), as_of=as_of)
+            self._refuse_missing(ids, raw.status)
+            name = str(raw.generation)
+            manifest = self._manifest(name)
+            _facts(raw, facts.view(torch.int64).view(4, n).numpy())
             if inverse is not None:
                 places.view(torch.int64).numpy()[:] = inverse
-            absent = _absent(found.status, inverse)
-            last.view(torch.int64).numpy()[: len(absent)] = absent
-            flat, ready = staged.send(device, sum(parts) + len(absent) * 8)
-        rows, facts, places, last = flat.split([*parts, len(absent) * 8])
+            alone = _absent(raw.status, inverse)
+            last.view(torch.int64).numpy()[: len(alone)] = alone
+            flat, ready = staged.send(device, sum(parts) + len(alone) * 8)
+        rows, facts, places, last = flat.split([*parts, len(alone) * 8])
         return Fetched(
             rows.view(n, size),
             None,
             facts.view(torch.int64).view(4, n),
             None if inverse is None else places.view(torch.int64),
             last.view(torch.int64),
-            found.generation,
+            name,
             manifest,
             ready,
         )
@@ -325,7 +332,7 @@ class SummaryFeature(nn.Module):
         return {**self.__dict__, "_staging": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._staging = _Staging()
 
 
@@ -361,7 +368,7 @@ class SummaryLoader(Generic[T]):
         if callable(name):
             users = name(batch)
         else:
-            users = batch[name] if hasattr(batch, "__getitem__") else getattr(batch, name)  # type: ignore[index]
+            users = batch[name] if hasattr(batch, "__getitem__") else getattr(batch, name)
         return self.feature.fetch(users, None if self._as_of is None else self._as_of(batch))
 
     def __iter__(self) -> Iterator[tuple[T, TokenBatch]]:

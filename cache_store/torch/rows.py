@@ -25,7 +25,7 @@ from cache_store.store import Store
 Batch = dict[str, Any]
 
 
-class AsOfRows(Dataset):
+class AsOfRows(Dataset[Any]):
     """N rows, each with the summary of its user as of ``time - lag_ms``. Map style; also by whole batches.
 
     Workers, forked or spawned, take the store with them and map its files again, sharing the page cache.
@@ -114,7 +114,7 @@ FIELDS = frozenset(
 """Names that :meth:`AsOfRows.batch` gives."""
 
 
-class AsOfBatches(IterableDataset):
+class AsOfBatches(IterableDataset[Any]):
     """Whole batches of :class:`AsOfRows`, every row once per epoch; workers share them out.
 
     Batches are the same whatever the number of workers; their order among workers is the DataLoader's.

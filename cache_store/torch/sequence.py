@@ -179,13 +179,11 @@ def _tables(schema: RecordSchema) -> tuple[Table, Table | None]:
 
 def _masses(group: Tensor, table: Table) -> Tensor:
     """[B, entries, H] of a group's rows [B, T, D]."""
-    return (
-        group.flatten(1)[:, : table.entries * table.horizons]
-        .unflatten(1, (table.entries, table.horizons))
-        .float()
-    )
+    masses = group.flatten(1)[:, : table.entries * table.horizons]
+    return torch.unflatten(masses, 1, (table.entries, table.horizons)).float()
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
     x = np.asarray(x, np.float32)
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    unit: np.ndarray = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return unit

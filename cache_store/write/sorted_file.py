@@ -88,6 +88,7 @@ class SortedFile:
                 self._pending += len(value) + 48
                 if self._pending >= COMMIT_BYTES:
                     self._commit()
+                    assert self._env is not None  # it is closed by what ends the file
                     self._txn = self._env.begin(write=True)
                     put, self._pending = self._txn.put, 0
         self._last = last
@@ -119,6 +120,7 @@ class SortedFile:
 
     def _finish(self) -> dict[str, FileFact]:
         self._commit()
+        assert self._env is not None
         self._env.close()
         self._env = None
         fsync_file(self._temp)

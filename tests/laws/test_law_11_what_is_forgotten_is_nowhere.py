@@ -1,7 +1,7 @@
 """Law 11: what is forgotten is nowhere below the home: tables, generations, states, dead letters; and stays away.
 
-Also: while runs, compactions and pulls are under way, tests/cache_store/change/test_forgetting.py and
-tests/cache_store/remote/test_remote.py.
+Also: while runs, compactions and pulls are under way, tests/cache_store/test_forgetting.py and
+tests/cache_store/test_remote.py.
 """
 
 from __future__ import annotations
