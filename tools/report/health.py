@@ -152,7 +152,8 @@ def _store(found: Health, at: Home, path: Path, tables: Any, limits: Limits, now
             live[name] = lines.live(store.layout, name).live
         except StoreError as error:
             live[name] = None
-            _add(found, WRONG, f"line {name}: {error}", "A damaged store", at, "verify")
+            code = WRONG if name == "main" else ATTENTION
+            _add(found, code, f"line {name}: {error}", "A damaged store", at, "verify")
     found.store = {
         "path": str(path),
         "read by": store.kernel,
@@ -162,7 +163,8 @@ def _store(found: Health, at: Home, path: Path, tables: Any, limits: Limits, now
         "readers": store_seen.readers(store),
         "free bytes": store_seen.free_bytes(path),
     }
-    for d in store_seen.damage(store, [g for g in live.values() if g]):
+    served = [live["main"]] if live.get("main") else []  # other lines are under construction, or refused
+    for d in store_seen.damage(store, [g for g in served if g]):
         back = ("rollback",) if d.live else ("verify",)
         _add(found, WRONG if d.live else ATTENTION, f"generation {d.generation} is damaged: {d.what}",
              "A damaged store", at, *back)  # fmt: skip
@@ -174,7 +176,7 @@ def _store(found: Health, at: Home, path: Path, tables: Any, limits: Limits, now
                 _line(found, at, path, name, tables if name == "main" else None, limits, now_ms)
             except StoreError as error:
                 found.store["some users"][name] = []
-                if not any(p.code == WRONG for p in found.problems):
+                if name == "main" and not any(p.code == WRONG for p in found.problems):
                     _add(found, WRONG, f"line {name}: {error}", "A damaged store", at, "verify")
 
 
@@ -215,6 +217,8 @@ def _line(found: Health, at: Home, path: Path, name: str, tables: Any, limits: L
         else:
             what = f"{lag.events:,} events of the tables are not in the store, the first since {hours:,.0f} h"
             _add(found, ATTENTION, what, "A stale store", at, "refresh")
+    if lag is not None and lag.events and lag.why:
+        _add(found, ATTENTION, f"the tables cannot be read: {lag.why}", "A run that fails", at, "runs")
     if lag is not None and lag.events is None:
         _add(found, ATTENTION, f"how far the store is behind cannot be told: {lag.why}", "A stale store", at,
              "summarize")  # fmt: skip

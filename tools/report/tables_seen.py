@@ -23,6 +23,7 @@ class Lag:
         events: rows that came after its snapshot; None where that cannot be told (``why``).
         since_ms: when the first of them was committed.
         new_users: users of these rows who have no record yet: their lookups are MISSING. None: not counted.
+        why: what could not be read of the tables.
     """
 
     events: int | None
@@ -67,7 +68,7 @@ def lag(tables: Warehouse, manifest: Manifest, store: Store | None = None) -> La
         store: opened at that generation, to count users that it lacks; None leaves them uncounted.
     """
     from vista.data.tables.manifests import PREFIX, commit_of, summary_of
-    from vista.errors import DataError
+    from vista.errors import DataError, VistaError
 
     now = tables.snapshot()
     if manifest.table_snapshot is None:
@@ -86,8 +87,13 @@ def lag(tables: Warehouse, manifest: Manifest, store: Store | None = None) -> La
         return Lag(0, new_users=0)
     later = [s.timestamp_ms for s in tables.history.snapshots()
              if int(summary_of(s).get(PREFIX + "commit", 0)) > seen]  # fmt: skip
-    counted = None if store is None or rows > COUNTED_ROWS else _new_users(files, store)
-    return Lag(rows, min(later, default=None), counted)
+    counted, why = None, ""
+    if store is not None and rows <= COUNTED_ROWS:
+        try:
+            counted = _new_users(files, store)
+        except (OSError, VistaError) as error:  # what is wrong is told, and the rest of the look goes on
+            why = str(error)
+    return Lag(rows, min(later, default=None), counted, why)
 
 
 def _new_users(files: list[Any], store: Store) -> int:
