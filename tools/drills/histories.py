@@ -64,7 +64,8 @@ class Truth:
     """What must be there.
 
     Attributes:
-        until: user to the last moment of forgetting. brought: run to the rows that it added.
+        until: user to the last moment of forgetting.
+        brought: run to the rows that it added.
     """
 
     rows: set[Row] = field(default_factory=set)

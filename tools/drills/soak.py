@@ -43,7 +43,9 @@ class Soaked:
     """What a soak saw.
 
     Attributes:
-        measured: by name, one value a turn. lookups: compared. deaths: of readers.
+        measured: by name, one value a turn.
+        lookups: compared.
+        deaths: of readers.
     """
 
     turns: int = 0
