@@ -29,7 +29,7 @@ def test_law_4_a_candidate_is_scored_alike_in_any_company_and_order(home: World,
     with home.store() as store, torch.no_grad():
         found = store.lookup(users[:3])
         context = model.ranker.context(
-            _groups(model, found.tokens), found.status, recent, np.full(3, NOW), found.last_event_ms
+            _groups(model, found.tokens), found.status < 2, recent, np.full(3, NOW), found.last_event_ms
         )
         together = model.ranker.rank(context, items, offsets)
         order = np.concatenate([rng.permutation(10) + 10 * u for u in range(3)])
