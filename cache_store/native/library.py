@@ -80,15 +80,22 @@ class Library:
             crew: threads that share the work; None for the calling thread alone.
         """
         n, row = out.shape
-        _require(len(place) == len(keys) == len(head) == len(good) == n, "copy_rows: equally many of each")
-        for array, bytes_each in ((place, 8), (out, 1), (keys, 8), (head, 64), (good, 1)):
-            _require(
-                array.flags.c_contiguous and array.dtype.itemsize == bytes_each,
-                "copy_rows: contiguous arrays",
+        if not (
+            len(place) == len(keys) == len(head) == len(good) == n
+            and place.itemsize == keys.itemsize == 8
+            and head.itemsize == 64
+            and out.itemsize == good.itemsize == 1
+            and place.flags.c_contiguous
+            and keys.flags.c_contiguous
+            and head.flags.c_contiguous
+            and good.flags.c_contiguous
+            and out.flags.carray
+            and row % 4096 == 0
+            and 240 < payload <= row - 80
+        ):
+            raise ValueError(
+                "copy_rows: expected equally many contiguous places, keys, headers and whole pages"
             )
-        _require(out.flags.writeable and head.flags.writeable and good.flags.writeable, "copy_rows: writable")
-        # Sizes the function asks itself; it then does nothing.
-        _require(row % 4096 == 0 and 240 < payload <= row - 80, "copy_rows: rows of whole pages")
         taken = ctypes.c_int64(0)
         arguments = (
             ctypes.addressof(taken), data, size, _at(place), n, row, payload, _at(out), streamed, _at(keys), model,
@@ -121,8 +128,8 @@ class Library:
             As ``IndexSet.find``; None if a prefix has more entries.
         """
         n = len(hashes)
-        _require(len(shard) == n and hashes.dtype == np.uint64, "find: a shard and a hash of each user")
-        _require(second is None or (len(second) == n and second.dtype == np.uint64), "find: second hashes")
+        if not len(shard) == len(hashes if second is None else second) == n or hashes.itemsize != 8:
+            raise ValueError("find: expected a shard and 64-bit hashes of each user")
         found = np.empty((3, n), np.int64)
         shard, hashes = np.ascontiguousarray(shard, np.int64), np.ascontiguousarray(hashes)
         second = None if second is None else np.ascontiguousarray(second)
