@@ -1,7 +1,7 @@
 """Clusters that do a list of tasks: each function is all there is of an engine.
 
-A connection stays open until the process ends, so that the steps of a job share it; one that the caller has opened is
-used. What an engine's own text says of a failure is kept to its last line.
+A connection stays open until :func:`leave`, so that the steps of a job share it; one that the caller has opened is used
+and left open. What an engine's own text says of a failure is kept to its last line.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ WORKERS_WITHIN_S = 60
 """How long a cluster may take to have a first worker."""
 
 Do = Callable[[Any], Any]
+_opened: list[Callable[[], None]] = []
+"""What ends the connections that this process made: a Spark application holds its cores until then."""
 
 
 def on(engine: str, address: str, more: Sequence[str], tasks: Sequence[Any], do: Do) -> list[Any]:
@@ -53,6 +55,12 @@ def on(engine: str, address: str, more: Sequence[str], tasks: Sequence[Any], do:
         ) from error
 
 
+def leave() -> None:
+    """End the connections that :func:`on` made."""
+    while _opened:
+        _opened.pop()()
+
+
 def on_spark(address: str, more: Sequence[str], tasks: Sequence[Any], do: Do) -> list[Any]:
     """``address``: the master, ``spark://HOST:PORT``; ``more``: ``--spark.NAME=VALUE``."""
     from pyspark import SparkConf, SparkContext
@@ -66,7 +74,10 @@ def on_spark(address: str, more: Sequence[str], tasks: Sequence[Any], do: Do) ->
         if not name.startswith("spark.") or not value:
             raise OptionsError(f"--engine spark: expected --spark.NAME=VALUE after --, found {word}")
         conf.set(name, value)
+    ours = SparkContext._active_spark_context is None
     context = SparkContext.getOrCreate(conf)
+    if ours:
+        _opened.append(context.stop)
     if context.master != address:
         raise OptionsError(
             f"--address: this process is connected to {context.master} already, found {address}"
@@ -83,6 +94,7 @@ def on_ray(address: str, more: Sequence[str], tasks: Sequence[Any], do: Do) -> l
 
     if not ray.is_initialized():
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        _opened.append(ray.shutdown)
     _wait_for_workers(address, lambda: ray.cluster_resources().get("CPU", 0) >= 1)
     remote = ray.remote(max_retries=TRIES - 1)(_call)
     function = ray.put(do)

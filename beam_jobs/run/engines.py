@@ -50,6 +50,14 @@ def on_cluster(args: Sequence[str]) -> bool:
     return bool(args) and args[0].startswith("--engine=")
 
 
+def leave(args: Sequence[str]) -> None:
+    """End what a run has open on a cluster."""
+    if on_cluster(args):
+        from beam_jobs.run.clusters import leave
+
+        leave()
+
+
 def run_tasks(
     step: str, tasks: Sequence[T], do: Do[T], args: Sequence[str], run: RunDirectory
 ) -> Mapping[str, int]:

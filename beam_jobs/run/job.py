@@ -20,7 +20,7 @@ from importlib.metadata import version
 from typing import Any, Protocol
 
 from beam_jobs.errors import BucketFailed, ExitCode, IncompleteRun, InputFailed
-from beam_jobs.run.engines import Do, Guarded, run_tasks
+from beam_jobs.run.engines import Do, Guarded, leave, run_tasks
 from beam_jobs.run.progress import progress_bar
 from beam_jobs.run.record import RunDirectory, RunRecord
 
@@ -92,7 +92,10 @@ def run(job: Job, work: Callable[[Run], RunRecord]) -> RunRecord:
         directory, record = RunDirectory.start(
             job.run_dir, job=job.name, identity=job.identity, environment=environment, started_ms=job.clock()
         )
-        return record if record.exit_code is not None else work(Run(job, directory, record, began))
+        try:
+            return record if record.exit_code is not None else work(Run(job, directory, record, began))
+        finally:
+            leave(job.args)
 
 
 @dataclass

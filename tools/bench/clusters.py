@@ -63,7 +63,6 @@ def cluster(engine: str, env: Mapping[str, str] | None = None) -> Iterator[str]:
                 pause.wait(0.1)
             yield address
         finally:
-            _leave(engine)
             _end(running)
             shutil.rmtree(folder, ignore_errors=True)
             for name, value in before.items():
@@ -102,15 +101,6 @@ def _answers(port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _leave(engine: str) -> None:
-    """End this process's connection, which otherwise lasts as long as the process."""
-    module = sys.modules.get(MODULES[engine])
-    if engine == "ray" and module is not None:
-        module.shutdown()
-    elif engine == "spark" and module is not None and module.SparkContext._active_spark_context is not None:
-        module.SparkContext._active_spark_context.stop()
 
 
 def _end(running: list[subprocess.Popen[bytes]]) -> None:
