@@ -187,8 +187,7 @@ def _result(runs: Runs, seeds: int, minutes: float) -> Result:
     )
     if not result.params["content"]:
         result.notes.append(
-            "item vectors are of co-occurrence in the older half of the training period; content vectors in the "
-            "tables take their place"
+            "item vectors are of co-occurrence in the older half of the training period: the tables keep no others"
         )
     return result
 

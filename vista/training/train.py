@@ -266,7 +266,8 @@ def _check_content(config: TrainingConfig, content: tuple[np.ndarray, np.ndarray
         raise ConfigError(
             f"embedding.content_width: expected {found}, the width of the content vectors that were given "
             f"({'none' if not found else len(content[0])}), found {expected}; "  # type: ignore[index]
-            "give the items vectors (docs/data.md, `vista ingest`), or leave content_width out of the configuration"
+            "leave it out of the configuration of `vista train`, or give the vectors to train_source(content=...): the "
+            "tables keep none"
         )
 
 
