@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from tools import console, histories
+from tools import console, histories, scores
 from tools.home import Home
 from tools.log_options import WeightOption, weights
 from tools.options import (
@@ -26,7 +28,7 @@ from tools.serving import open_index
 
 
 def command(
-    users: Annotated[list[str], typer.Argument(help="User ids.")],
+    users: Annotated[list[str] | None, typer.Argument(help="User ids.")] = None,
     home: HomeOption = HOME,
     warehouse: WarehouseOption = None,
     model: ModelOption = None,
@@ -41,6 +43,15 @@ def command(
         int | None,
         typer.Option(help="Time of the request, ms.  [default: just after each user's newest event]"),
     ] = None,
+    users_from: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Users of a file: Parquet with user_id, or a line each."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write a row for each item to this Parquet file; for many users.")
+    ] = None,
     threads: ThreadsOption = 1,
     json: JsonOption = False,
 ) -> None:
@@ -53,19 +64,21 @@ def command(
     from vista.data.logs.weights import spelled
     from vista.data.logs.weights import weights as action_weights
     from vista.data.tables.warehouse import Warehouse
-    from vista.serving.recommender import MAX_RECENT, Recommender
+    from vista.serving.recommender import MAX_RECENT, Recommendations, Recommender
 
     at = Home(home)
     torch.set_num_threads(threads)
     bundle = bundles.load(model or at.model)
     tables = Warehouse(at.tables(warehouse)).open()
-    ids = parse_users(users, tables.user_kind)
+    ids = parse_users([*(users or ()), *scores.users_of(users_from)], tables.user_kind)
+    if not ids:
+        raise typer.BadParameter("expected users, or a file of them by --users-from")
+    if len(ids) > scores.BATCH and out is None:
+        raise typer.BadParameter(
+            f"{len(ids):,} users are too many for a screen; write them with --out scores.parquet"
+        )
     known = {a: w for a, w in tables.weights.items() if a in bundle.meta.actions}
     worth = action_weights(bundle.meta.actions, bundle.meta.weights, known, weights(weight))
-    recent = histories.newest(tables, ids, MAX_RECENT, until=now)
-    ends = recent.offsets[1:] - 1
-    last = np.where(recent.lengths > 0, recent.time[np.maximum(ends, 0)] + 1 if len(recent) else 0, 0)
-    at_ms = np.where(last > 0, last, int(time.time() * 1000)) if now is None else np.full(len(ids), now)
     with Store.open(store or at.store, line=line, fingerprint=bundle.fingerprint) as opened:
         serve = Recommender(
             # A request of the past knows what was served then.
@@ -75,9 +88,22 @@ def command(
             fingerprint=bundle.fingerprint,
             action_weights=worth,
         )
-        asked = np.asarray(ids, dtype=object if tables.user_kind == "string" else np.int64)
+
+        def answer(part: Sequence[Any]) -> Recommendations:
+            recent = histories.newest(tables, part, MAX_RECENT, until=now)
+            ends = recent.offsets[1:] - 1
+            last = np.where(recent.lengths > 0, recent.time[np.maximum(ends, 0)] + 1 if len(recent) else 0, 0)
+            wall = int(time.time() * 1000)
+            at_ms = np.where(last > 0, last, wall) if now is None else np.full(len(part), now)
+            asked = np.asarray(part, dtype=object if tables.user_kind == "string" else np.int64)
+            return serve.recommend(asked, recent, at_ms, k, candidates=candidates, exclude_seen=exclude_seen)
+
         start = time.perf_counter()
-        found = serve.recommend(asked, recent, at_ms, k, candidates=candidates, exclude_seen=exclude_seen)
+        if out is not None:
+            told = scores.write(out, ids, answer, bundle.names)
+            said = {**told, "out": str(out), "seconds": time.perf_counter() - start, "weights": worth}
+            return console.json_line(said) if json else console.fields("scored", said)
+        found = answer(ids)
         seconds = time.perf_counter() - start
     names = dict(zip(found.item.tolist(), bundle.names(found.item), strict=True))
     answers = []
