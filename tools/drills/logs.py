@@ -145,7 +145,7 @@ def parquet(seed: int) -> bytes:
         pa.array(small, pa.int8()),
         pa.array(texts, pa.string()),
         pa.array(texts, pa.large_string()),
-        pa.array(texts).dictionary_encode(),
+        pa.array(texts, pa.string()).dictionary_encode(),
         pa.array([None if t is None else t.encode() + b"\xff" * int(rng.integers(0, 2)) for t in texts], pa.binary()),
         pa.array([None if v is None else v + 0.5 * int(rng.integers(0, 2)) for v in small], pa.float64()),
         pa.array([float(rng.choice([1, np.nan, np.inf, -np.inf, 1e300])) for _ in range(n)], pa.float32()),
