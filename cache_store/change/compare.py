@@ -31,7 +31,8 @@ class Comparison:
     """What differs from ``before`` to ``after``.
 
     Attributes:
-        users: of each. added, gone, kept: users of both sides.
+        users: of each.
+        added, gone, kept: users of both sides.
         sampled: kept users whose records were read; ``changed`` of them have other bytes, ``grown`` more events.
         same_model: whether the tokens have common axes.
         drift, mass: by group, at :data:`QUANTILES` over the sampled users.

@@ -60,7 +60,8 @@ class History(NamedTuple):
     Attributes:
         there: bool [U], whether anything is.
         sequence: the heaviest items, as rows of the ranker's own table.
-        table: all items that the summary holds, as ids, ascending. counters: [U, clusters, H].
+        table: all items that the summary holds, as ids, ascending.
+        counters: [U, clusters, H].
     """
 
     there: Tensor

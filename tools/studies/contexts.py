@@ -102,8 +102,10 @@ class Fed:
     """What a variant reads for one batch; made once, before training.
 
     Attributes:
-        sets: tokens that candidates attend to. features: float32 [B, F], what they find under their own keys.
-        record: records as the store keeps them, [V]. unit: int64 [K], record of each slate.
+        sets: tokens that candidates attend to.
+        features: float32 [B, F], what they find under their own keys.
+        record: records as the store keeps them, [V].
+        unit: int64 [K], record of each slate.
     """
 
     sets: Sets | None = None

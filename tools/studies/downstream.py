@@ -108,7 +108,8 @@ def run(
     Args:
         steps: of training the summarizer.
         users: lives.
-        epochs: of the example ranker, each arm. seeds: runs of each arm.
+        epochs: of the example ranker, each arm.
+        seeds: runs of each arm.
         tokens: of the sequence.
         arms: comma separated; with other vectors ``without``, ``sequence`` and ``pooled`` alone.
         vectors: of items, comma separated: ``content``, ``company``, ``random``.

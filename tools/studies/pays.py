@@ -54,7 +54,8 @@ def run(
         minutes: for all of training and judging; reading the tables comes on top.
         seeds: runs per context.
         window: events that full attention reads.
-        users: most users that are read. events: most events.
+        users: most users that are read.
+        events: most events.
         min_history: earlier events of the users who are asked.
         positives: questions asked.
 

@@ -85,11 +85,15 @@ def run(
     Args:
         data: path of a warehouse or of Parquet events.
         sets: which of ``events,generated,fresh``; by default ``events`` where there are some, and ``generated``.
-        seeds: runs per variant. first_seed: the first one.
-        steps: of training. slates: per step. negatives: candidates beside the positive. The same for all.
+        seeds: runs per variant.
+        first_seed: the first one.
+        steps: of training.
+        slates: per step.
+        negatives: candidates beside the positive. The same for all.
         window: events that full attention and summaries read.
         positives: questions asked, spread over as many users as there are.
-        users: of a made set. events: of it in all.
+        users: of a made set.
+        events: of it in all.
         min_history: earlier events of the users who are asked.
         pause_minutes: training and questions take requests after so long a pause; by default ``PAUSE_MINUTES``.
         names: variants, comma separated.
