@@ -1,3 +1,3 @@
 """What changes a store: ``publish``, ``compact`` and ``fold``, ``prune``, ``forget`` and ``forgotten``; and
-``verify``.
+``verify``; ``compare`` shows two generations side by side.
 """
