@@ -134,7 +134,8 @@ class Summarizer(nn.Module):
         ]  # fmt: skip
         parts += [module for group in self.token_groups for module in group.modules()]
         tensors = [t for part in parts for t in (*part.parameters(), *part.buffers())]
-        seen = tuple((t.data_ptr(), t._version) for t in tensors)
+        # tensors made in inference mode count no versions: nothing may change them in place
+        seen = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
         if self._signature is None or self._signature[0] != seen:
             digest = xxhash.xxh3_128()
             for tensor in tensors:
