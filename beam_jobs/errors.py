@@ -45,6 +45,12 @@ class RunStorageFull(JobError):
     exit_code = ExitCode.NOT_PUBLISHED
 
 
+class SourceLost(JobError):
+    """The source that is followed does not answer, or no longer has what was not read."""
+
+    exit_code = ExitCode.NOT_PUBLISHED
+
+
 class BucketFailed(JobError):
     """A task failed after all attempts; nothing was published and the old generation is live."""
 

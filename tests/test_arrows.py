@@ -17,7 +17,7 @@ ROOMS = {
     "cache_store": "errors native format write read change store remote torch testing",
     "vista": "errors config jagged ops data data/logs data/tables embedding stage1 stage2 model bundle "
     "training serving",
-    "beam_jobs": "errors horizon run ingest generation tables",
+    "beam_jobs": "errors horizon run ingest generation tables follow",
 }  # a room may import those before it
 
 

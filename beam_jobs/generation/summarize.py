@@ -27,7 +27,7 @@ from beam_jobs.generation.bucket_task import (
 from beam_jobs.generation.gate import Bounds
 from beam_jobs.generation.publish import to_generation
 from beam_jobs.run import job as jobs
-from beam_jobs.run.engines import on_cluster
+from beam_jobs.run.engines import HERE, on_cluster
 from beam_jobs.run.job import Job, Run
 from beam_jobs.run.limits import check_disk, check_memory
 from beam_jobs.run.record import RunRecord
@@ -198,7 +198,8 @@ def check_limits(
         users = 0  # the task that reads the file says what is wrong
     check_disk({options.store: users * schema.row_bytes}, options.max_bytes)
     if not on_cluster(run.job.args):
-        check_memory(local_processes(run.job.args), worker_bytes(model, options.max_events_in_memory))
+        processes = 1 if HERE in run.job.args else local_processes(run.job.args)
+        check_memory(processes, worker_bytes(model, options.max_events_in_memory))
 
 
 def settings_of(

@@ -20,7 +20,7 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def _built_and_committed(
     # A first run none of whose rows was taken says nothing: not what ids are, nor that its files are known.
     taken = counts["events_written"] + counts["impressions_written"] + counts["items"]
     if warehouse.exists() and (plan.rows or plan.items) and (taken or warehouse.commit_number):
-        _commit(warehouse, run.directory, plan, counts)
+        _commit(warehouse, run.directory, plan, counts, options.properties)
     return counts
 
 
@@ -300,7 +300,13 @@ def _copies(run_dir: RunDirectory, plan: Plan) -> list[tuple[str, int]]:
     return [(path, n) for path, n in found.most_common() if n]
 
 
-def _commit(warehouse: Warehouse, run_dir: RunDirectory, plan: Plan, counts: dict[str, int]) -> None:
+def _commit(
+    warehouse: Warehouse,
+    run_dir: RunDirectory,
+    plan: Plan,
+    counts: dict[str, int],
+    properties: Mapping[str, str],
+) -> None:
     files: dict[str, list[str]] = {"history": [], "impressions": [], "items": []}
     for receipt in run_dir.receipts().values():
         for uri in receipt.get("table_files", ()):
@@ -319,6 +325,7 @@ def _commit(warehouse: Warehouse, run_dir: RunDirectory, plan: Plan, counts: dic
             properties={
                 **{f"kind-{k}": v for k, v in plan.kinds.items() if k != "user_id"},
                 "weights": json.dumps({**warehouse.weights, **plan.log.get("weights", {})}),
+                **properties,
             },
             basis=plan.basis,
         ),

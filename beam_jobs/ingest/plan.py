@@ -61,6 +61,7 @@ class IngestOptions:
         chunk_rows: while reading.
         attempts: how often a failed task is handed to the runner.
         max_bytes: refuse to write more than this, so far as it can be told before; None for what the disk has.
+        properties: facts of the history table that become visible with the events, in one commit.
     """
 
     events: tuple[str, ...]
@@ -82,6 +83,7 @@ class IngestOptions:
     chunk_rows: int = 1_000_000
     attempts: int = 2
     max_bytes: int | None = None
+    properties: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, low in (("max_rows", 1), ("chunk_rows", 1), ("attempts", 1), ("num_buckets", 0)):

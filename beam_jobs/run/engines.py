@@ -24,6 +24,8 @@ Do = Callable[[T], Mapping[str, int]]
 
 BEAM = "beam"
 CLUSTERS = ("spark", "ray", "dask")
+HERE = "--engine=here"
+"""Engine of small jobs that must begin at once: one task after the other, in this process."""
 DECIDING = ("vista-cache", "torch", "numpy", "pyarrow", "lmdb")
 """Packages whose versions may change a result."""
 
@@ -47,7 +49,7 @@ def engine_args(engine: str, address: str | None, more: Sequence[str] = ()) -> l
 
 def on_cluster(args: Sequence[str]) -> bool:
     """Whether the arguments are :func:`engine_args`, not Beam's."""
-    return bool(args) and args[0].startswith("--engine=")
+    return bool(args) and args[0].startswith("--engine=") and args[0] != HERE
 
 
 def leave(args: Sequence[str]) -> None:
@@ -75,6 +77,11 @@ def run_tasks(
     """
     if not tasks:
         return Counter()
+    sums: Counter[str] = Counter()
+    if HERE in args:
+        for task in tasks:
+            sums.update(do(task))
+        return sums
     if not on_cluster(args):
         from beam_jobs.run.runner import on_beam
 
@@ -82,7 +89,6 @@ def run_tasks(
     from beam_jobs.run.clusters import on
 
     engine, address = (word.partition("=")[2] for word in args[:2])
-    sums: Counter[str] = Counter()
     for found in on(engine, address, args[2:], tasks, Fit(do, environment(), run, run.run_id())):
         if isinstance(found, str):
             raise EngineUnfit(

@@ -16,6 +16,7 @@ VERBS: dict[str, str] = {
     "plan": "Cache",
     "summarize": "Cache",
     "refresh": "Cache",
+    "follow": "Cache",
     "compact": "Store",
     "prune": "Store",
     "rollback": "Store",

@@ -1,0 +1,290 @@
+"""``vista follow``: one process from a source of events to what serving reads.
+
+    source ──▶ ingest-NUMBER.jsonl ──▶ tables (events and position in one commit) ──▶ delta, live ──▶ ... ──▶ tidy
+
+A turn takes what has arrived, ingests it, and refreshes the users it touched. The position that the source was read up
+to is a fact of the history table and becomes visible with the events, in one Iceberg commit: killed at any moment and
+started again, the service reads on from there, and no event is lost or taken twice. A batch whose commit did not happen
+is read again from the source; its run directory is removed.
+
+Between turns it tidies, by rules that are stated in ``FollowOptions``: small files of the tables are merged, deltas are
+folded (``Store.fold``), generations, snapshots and files that nothing needs are pruned, and finished run directories of
+its own are removed, all but what they set aside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from beam_jobs.errors import OptionsError
+from beam_jobs.follow.sources import Batch, Source
+from beam_jobs.generation import refresh
+from beam_jobs.generation.refresh import RefreshOptions
+from beam_jobs.horizon import horizon_of
+from beam_jobs.ingest import job as ingest
+from beam_jobs.ingest.plan import IngestOptions
+from beam_jobs.run.engines import HERE
+from beam_jobs.run.record import RunDirectory, RunRecord
+from beam_jobs.tables import compact
+from cache_store import Store
+from vista.data.tables.commits import TableChanged
+from vista.data.tables.compaction import most_files
+from vista.data.tables.pruning import prune
+from vista.data.tables.warehouse import Warehouse
+
+POSITION = "follow-"
+"""Fact of the history table under which the position of a source is kept, followed by its name."""
+
+_OURS = re.compile(r"(ingest|refresh|compact)-[0-9]{8}")
+
+
+@dataclass(frozen=True)
+class FollowOptions:
+    """What to keep up to date, and how.
+
+    Attributes:
+        warehouse, bundle, store, line, device: as in ``RefreshOptions``.
+        run_dir: folder of the service's own runs; one service at a time holds it.
+        reading: further fields of ``IngestOptions``: how events are to be read.
+        batch_events: most events of a turn. batch_s: seconds that a turn waits for the first event.
+        max_depth: deltas over a full generation before some are folded.
+        most_files: files of a bucket before they are merged.
+        keep: earlier generations kept beside the live one.
+        keep_s: snapshots and files of the tables that are younger stay, for whoever reads them now.
+        keep_runs: finished run directories kept.
+        tidy_s: seconds between looks at what is to be tidied.
+    """
+
+    warehouse: str | Mapping[str, str]
+    bundle: str
+    store: str
+    run_dir: str
+    line: str = "main"
+    device: str = "cpu"
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    batch_events: int = 20_000
+    batch_s: float = 1.0
+    max_depth: int = 6
+    most_files: int = 64
+    keep: int = 2
+    keep_s: float = 900.0
+    keep_runs: int = 8
+    tidy_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_events", "batch_s", "max_depth", "most_files", "keep", "keep_runs", "tidy_s"):
+            if getattr(self, name) <= 0:
+                raise OptionsError(
+                    f"{name}: expected more than 0, found {getattr(self, name)}; see vista follow --help"
+                )
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one turn did.
+
+    Attributes:
+        number: of the turn, from 1.
+        counts: events_written, dead_rows, users, ... of its runs.
+        generation: what is live after it; None while there is none.
+        position: up to where the source was read.
+        seconds: of each step: read, ingest, refresh, tidy.
+        lag_s: from the arrival of its oldest event at the source to the publication; None where it is not known.
+        tidied: what was tidied, in words.
+    """
+
+    number: int
+    counts: Mapping[str, int]
+    generation: str | None
+    position: str
+    seconds: Mapping[str, float]
+    lag_s: float | None
+    tidied: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+class Service:
+    """Turns over one source. Not for several threads; a second service on the same ``run_dir`` is refused.
+
+    Args:
+        clock: seconds since the epoch.
+    """
+
+    def __init__(self, options: FollowOptions, source: Source, clock: Callable[[], float] = time.time):
+        self.options, self.source, self._clock = options, source, clock
+        self.folder = Path(options.run_dir)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.warehouse = Warehouse(options.warehouse)
+        self._turns, self._tidied_at = 0, clock()
+        self._behind = (
+            True  # until a refresh has shown otherwise: the last service may have died before its own
+        )
+
+    def turns(self, go_on: Callable[[], bool] = lambda: True) -> Iterator[Turn]:
+        """Turn after turn that did something, until ``go_on`` says no.
+
+        Raises:
+            RunInProgress: another service holds the folder. SourceLost, and whatever ingest and refresh raise; begin
+            again to go on from where the tables are.
+        """
+        with RunDirectory(self.folder).hold():
+            self._clear_unfinished()
+            while go_on():
+                turn = self.turn()
+                if turn is not None:
+                    yield turn
+
+    def turn(self) -> Turn | None:
+        """Take what has arrived, bring it live, tidy; None where there was nothing to do."""
+        began, seconds, counts = time.perf_counter(), {}, {}
+
+        def took(step: str) -> None:
+            nonlocal began
+            now = time.perf_counter()
+            seconds[step] = round(now - began, 3)
+            began = now
+
+        batch = self.source.read(self.position, self.options.batch_events, self.options.batch_s)
+        took("read")
+        if batch is not None:
+            try:
+                counts |= self._ingest(batch).counts
+            except TableChanged:
+                return (
+                    None  # another writer was faster: the batch is read again, from the position that stands
+                )
+            self._behind = True
+            took("ingest")
+        generation = None
+        if self._behind and self.warehouse.exists():
+            record = self._refresh()
+            self._behind, generation = False, record.generation
+            counts |= {name: record.counts.get(name, 0) for name in ("users", "resumed", "dead_letters")}
+            took("refresh")
+        published = self._clock()
+        tidied = self._tidy() if published - self._tidied_at >= self.options.tidy_s else ()
+        if batch is None and generation is None and not tidied:
+            return None
+        took("tidy")
+        self._turns += 1
+        lag = published - batch.arrived_ms / 1000 if batch and batch.arrived_ms is not None else None
+        return Turn(self._turns, counts, generation, self.position, seconds, lag, tuple(tidied))
+
+    @property
+    def position(self) -> str:
+        """Up to where the tables hold the source; "" before the first commit."""
+        if not self.warehouse.exists():
+            return ""
+        return self.warehouse.refresh().fact(POSITION + self.source.name)
+
+    def _ingest(self, batch: Batch) -> RunRecord:
+        folder = self._next("ingest")
+        files = tuple(batch.files)
+        if batch.messages:
+            log = self.folder / f"{folder.name}.jsonl"
+            # A line is a message, whatever is in it: one that is no event becomes a dead letter of its own.
+            log.write_bytes(
+                b"".join((m.replace(b"\n", b" ").strip() or b"null") + b"\n" for m in batch.messages)
+            )
+            files = (str(log),)
+        options = IngestOptions(
+            events=files,
+            warehouse=self.options.warehouse,
+            run_dir=str(folder),
+            properties={POSITION + self.source.name: batch.position},
+            again=bool(batch.messages),  # two batches may be alike to the byte and are still two
+            skip_bad_files=bool(batch.files),
+            **{"chunk_rows": self.options.batch_events, **self.options.reading},
+        )
+        record = ingest.run(options, (HERE,), clock=self._clock, progress=False)
+        for file in files if batch.messages else ():
+            Path(file).unlink()
+        return record
+
+    def _refresh(self) -> RunRecord:
+        options = RefreshOptions(
+            warehouse=self.options.warehouse,
+            bundle=self.options.bundle,
+            store=self.options.store,
+            run_dir=str(self._next("refresh")),
+            line=self.options.line,
+            max_depth=self.options.max_depth,
+            device=self.options.device,
+            progress=False,
+        )
+        return refresh.run(options, (HERE,))
+
+    def _tidy(self) -> list[str]:
+        """Merge, prune and forget runs by the stated rules; what was done, in words."""
+        options, done = self.options, []
+        if self.warehouse.exists() and Path(options.store, "FORMAT").exists():
+            most, due = most_files(self.warehouse.refresh(), horizon_of(self.warehouse, [options.store]))
+            if due and most > options.most_files:
+                merged = compact.run(
+                    compact.CompactOptions(
+                        warehouse=options.warehouse, run_dir=str(self._next("compact")), stores=[options.store],
+                        most=options.most_files, progress=False,
+                    ),
+                    (HERE,),
+                )  # fmt: skip
+                done.append(f"merged {merged.counts.get('files', 0)} files of the tables")
+            store = Store(options.store)
+            report = store.prune(options.keep, int(options.keep_s * 1000))
+            if report.generations:
+                done.append(f"pruned {len(report.generations)} generations, {report.bytes} bytes")
+            kept = {int(m.table_snapshot) for m in store.generations() if m.table_snapshot is not None}
+            pruned = prune(self.warehouse.refresh(), kept, int((self._clock() - options.keep_s) * 1000))
+            if pruned.files or pruned.snapshots:
+                done.append(
+                    f"pruned {len(pruned.snapshots)} snapshots and {len(pruned.files)} files of the tables"
+                )
+        for run in [run for run in self._runs() if _is_finished(run)][: -options.keep_runs]:
+            self._remove(run)
+        self._tidied_at = self._clock()
+        return done
+
+    def _runs(self) -> list[Path]:
+        """Run directories of this service, oldest first."""
+        found = [p for p in self.folder.iterdir() if _OURS.fullmatch(p.name) and p.is_dir()]
+        return sorted(found, key=lambda p: p.name[-8:])
+
+    def _next(self, job: str) -> Path:
+        last = max((int(p.name[-8:]) for p in self._runs()), default=0)
+        return self.folder / f"{job}-{last + 1:08d}"
+
+    def _clear_unfinished(self) -> None:
+        """Remove runs that a killed service left: what they did is in the tables and the store, or is done again."""
+        for run in self._runs():
+            if not _is_finished(run):
+                self._remove(run)
+        for path in self.folder.glob("ingest-*.jsonl"):
+            if _OURS.fullmatch(path.stem):
+                path.unlink()
+
+    def _remove(self, run: Path) -> None:
+        """Remove a run directory, but not what was set aside in it: that goes to ``dead-letters/``."""
+        letters = run / "dead-letters.parquet"
+        if letters.exists() and pq.read_metadata(letters).num_rows:
+            (self.folder / "dead-letters").mkdir(exist_ok=True)
+            os.replace(letters, self.folder / "dead-letters" / f"{run.name}.parquet")
+        shutil.rmtree(run)
+
+
+def _is_finished(run: Path) -> bool:
+    try:
+        return json.loads((run / "run.json").read_bytes()).get("exit_code") is not None
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -1,0 +1,57 @@
+"""A folder in which log files appear.
+
+A file is taken once it is whole: it has a name that does not begin with ``.`` or ``_`` nor end with ``.tmp``, and was
+not written to for ``SETTLED_S`` seconds. Writers do well to write elsewhere and rename. Which files were taken is known
+by the tables' ledger, so there is no position.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from beam_jobs.errors import OptionsError
+from beam_jobs.follow.sources import Batch
+from vista.data import paths
+
+SETTLED_S = 0.5
+
+
+class Folder:
+    """Log files below ``path``, oldest first."""
+
+    def __init__(self, path: str):
+        self.path, self.name = Path(path), "folder"
+        if not self.path.is_dir():
+            raise OptionsError(f"{path}: expected a folder, found none; make it, or see vista follow --help")
+        self._taken: set[tuple[str, int, int]] = set()
+
+    def read(self, after: str, most: int, wait_s: float) -> Batch | None:
+        """Files that were not given before; of a file that has grown, all of it. ``most`` does not cut files."""
+        end = time.monotonic() + wait_s
+        while True:
+            found = self._settled()
+            if found:
+                self._taken.update(found)
+                oldest = min(mtime for _, _, mtime in found) // 1_000_000
+                return Batch("", files=[name for name, _, _ in found], arrived_ms=oldest)
+            if time.monotonic() >= end:
+                return None
+            time.sleep(min(0.1, wait_s))
+
+    def _settled(self) -> list[tuple[str, int, int]]:
+        now, found = time.time_ns(), []
+        for path in self.path.rglob("*"):
+            inside = path.relative_to(self.path).parts
+            if any(part.startswith((".", "_")) for part in inside) or path.suffix == ".tmp":
+                continue
+            if path.suffix != ".parquet" and not paths.text_ending(str(path)):
+                continue
+            try:
+                fact = path.stat()
+            except FileNotFoundError:
+                continue
+            entry = (str(path), fact.st_size, fact.st_mtime_ns)
+            if entry not in self._taken and now - fact.st_mtime_ns > SETTLED_S * 1e9:
+                found.append(entry)
+        return sorted(found, key=lambda f: (f[2], f[0]))

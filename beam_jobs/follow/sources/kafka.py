@@ -1,0 +1,97 @@
+"""A Kafka topic whose message values are JSON objects, one event each.
+
+The position is the next offset of every partition, as JSON. It lives in the tables, not in a consumer group: nothing is
+committed to the broker. An offset that the broker no longer has is an error, not a gap.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from urllib.parse import urlsplit
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from beam_jobs.errors import OptionsError, SourceLost
+from beam_jobs.follow.sources import Batch
+
+TIMEOUT_S = 10.0
+
+
+class KafkaTopic:
+    """Messages of one topic; within a partition in order.
+
+    Args:
+        url: ``kafka://BROKER[:PORT][,BROKER...]/TOPIC``.
+        settings: further settings of librdkafka, for security say.
+    """
+
+    def __init__(self, url: str, settings: dict[str, str] | None = None):
+        parts = urlsplit(url)
+        self.topic = parts.path.strip("/")
+        if not parts.netloc or not self.topic or "/" in self.topic:
+            raise OptionsError(
+                f"{url}: expected brokers and one topic; for example kafka://localhost:9092/events"
+            )
+        self.name = f"kafka-{self.topic}"
+        self._at, self._assigned = url, ""
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": parts.netloc,
+                "group.id": f"vista-follow-{self.topic}",
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "auto.offset.reset": "error",
+                **(settings or {}),
+            }
+        )
+
+    def read(self, after: str, most: int, wait_s: float) -> Batch | None:
+        try:
+            offsets = self._assign(after)
+            messages = self._take(most, wait_s)
+        except KafkaException as error:
+            raise self._lost(after, error) from error
+        if not messages:
+            return None
+        for message in messages:
+            if message.error():
+                raise self._lost(after, message.error())
+            offsets[message.partition()] = message.offset() + 1
+        self._assigned = json.dumps({str(p): o for p, o in sorted(offsets.items())})
+        times = [t for kind, t in (m.timestamp() for m in messages) if kind and t >= 0]
+        return Batch(
+            self._assigned, [m.value() or b"" for m in messages], arrived_ms=min(times, default=None)
+        )
+
+    def _take(self, most: int, wait_s: float) -> list[Message]:
+        """Messages until there are enough, or the time is over; the first may come late, the rest are there already."""
+        end, found = time.monotonic() + wait_s, []
+        while len(found) < most:
+            left = end - time.monotonic()
+            more = self._consumer.consume(min(most - len(found), 10_000), timeout=max(0.0, min(left, 0.2)))
+            found += [m for m in more if not m.error() or m.error().code() != KafkaError._PARTITION_EOF]
+            if (found and not more) or left <= 0:
+                break
+        return found
+
+    def _assign(self, after: str) -> dict[int, int]:
+        """Stand at a position; offsets by partition. Partitions that were added since begin at their first message."""
+        offsets = {int(p): int(o) for p, o in json.loads(after or "{}").items()}
+        if self._assigned != after or not after:
+            found = self._consumer.list_topics(self.topic, timeout=TIMEOUT_S).topics[self.topic]
+            if found.error:
+                raise KafkaException(found.error)
+            for partition in found.partitions:
+                if partition not in offsets:
+                    at = TopicPartition(self.topic, partition)
+                    offsets[partition] = self._consumer.get_watermark_offsets(at, timeout=TIMEOUT_S)[0]
+            self._consumer.assign([TopicPartition(self.topic, p, o) for p, o in sorted(offsets.items())])
+            self._assigned = after
+        return offsets
+
+    def _lost(self, after: str, error: object) -> SourceLost:
+        return SourceLost(
+            f"{self._at}: expected messages after {after or 'the first'}, found {error}; see that the broker answers "
+            f"and still has them, and run vista follow again, it goes on where it was"
+        )

@@ -1,0 +1,278 @@
+"""``vista follow``: every event of a source is in the tables once and live, through kills and bad messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from small_worlds import CONFIG, save_bundle
+
+from beam_jobs.errors import OptionsError, RunInProgress, SourceLost
+from beam_jobs.follow.service import FollowOptions, Service
+from beam_jobs.follow.sources import Batch, open_source
+from cache_store import Store
+from vista.data.tables.reading import read_bucket
+from vista.data.tables.warehouse import Warehouse
+from vista.model import VistaModel
+
+START = 1_700_000_000_000
+ACTIONS = CONFIG.actions
+
+
+def event(n: int) -> dict[str, object]:
+    """Event number n: no two are alike."""
+    return {
+        "user_id": n % 7,
+        "item_id": n % 31,
+        "action": ACTIONS[n % len(ACTIONS)],
+        "timestamp_ms": START + n,
+    }
+
+
+def message(n: int) -> bytes:
+    return json.dumps(event(n)).encode()
+
+
+class Listed:
+    """A source in memory: its position is how many messages were read."""
+
+    name = "listed"
+
+    def __init__(self, messages: list[bytes]):
+        self.messages = messages
+
+    def read(self, after: str, most: int, wait_s: float) -> Batch | None:
+        at = int(after or 0)
+        found = self.messages[at : at + most]
+        return Batch(str(at + len(found)), found, arrived_ms=START) if found else None
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> FollowOptions:
+    bundle = save_bundle(tmp_path / "model", VistaModel(CONFIG).eval())
+    return FollowOptions(
+        warehouse=str(tmp_path / "warehouse"), bundle=str(bundle), store=str(tmp_path / "store"),
+        run_dir=str(tmp_path / "runs"), reading={"num_buckets": 2, "actions": ACTIONS}, batch_events=40, batch_s=0.01,
+    )  # fmt: skip
+
+
+def stored(options: FollowOptions) -> list[tuple[int, int]]:
+    """(user, time) of every event in the tables."""
+    found = []
+    for files in Warehouse(options.warehouse).open().bucket_files().values():
+        for batch in read_bucket(files, max_rows=1 << 20):
+            owner = np.repeat(batch.users, batch.events.lengths)
+            found += zip(owner.tolist(), batch.events.time.tolist(), strict=True)
+    return sorted(found)
+
+
+def expected(count: int) -> list[tuple[int, int]]:
+    return sorted((int(event(n)["user_id"]), START + n) for n in range(count))
+
+
+def live_counts(options: FollowOptions) -> list[int]:
+    with Store.open(options.store) as store:
+        return store.lookup(np.arange(7)).event_count.tolist()
+
+
+def follow(options: FollowOptions, source, turns: int) -> list:
+    found = []
+    service = Service(options, source)
+    for turn in service.turns(lambda: len(found) < turns):
+        found.append(turn)
+    return found
+
+
+def test_events_go_live_turn_by_turn_and_the_position_lies_in_the_tables(options):
+    source = Listed([message(n) for n in range(100)])
+    turns = follow(options, source, 3)
+    assert [t.counts["events_written"] for t in turns] == [40, 40, 20]
+    assert [t.position for t in turns] == ["40", "80", "100"]
+    assert stored(options) == expected(100)
+    assert live_counts(options) == np.bincount(np.arange(100) % 7).tolist()
+    source.messages += [message(n) for n in range(100, 110)]
+    assert follow(options, source, 1)[0].counts["events_written"] == 10  # another process, the same position
+    assert stored(options) == expected(110)
+
+
+def test_a_message_that_is_no_event_is_set_aside_and_the_others_go_in(options):
+    bad = [b"", b"{", b"[1]", b'{"user_id": 1}', b"\xff\xfe", b'{"user_id": 1,\n"item_id": 2}']
+    (turn,) = follow(options, Listed([message(0), *bad, message(1)]), 1)
+    assert (turn.counts["events_written"], turn.counts["dead_rows"]) == (2, len(bad))
+    assert stored(options) == expected(2) and turn.position == "8"
+
+
+def test_what_was_set_aside_outlives_the_runs_that_are_removed(options):
+    messages = [m for n in range(6) for m in (message(n), b"{")]
+    options = FollowOptions(**{**vars(options), "batch_events": 2, "tidy_s": 1e-9, "keep_runs": 1})
+    follow(options, Listed(messages), 6)
+    kept = [p for p in Path(options.run_dir).iterdir() if p.name.startswith(("ingest", "refresh"))]
+    letters = [
+        *Path(options.run_dir).glob("dead-letters/*"),
+        *Path(options.run_dir).glob("*/dead-letters.parquet"),
+    ]
+    assert len(kept) <= 4 and sum(pq.read_metadata(p).num_rows for p in letters) == 6
+
+
+def test_a_long_service_keeps_the_tables_the_store_and_its_runs_small(options):
+    options = FollowOptions(
+        **{**vars(options), "batch_events": 3, "tidy_s": 1e-9, "keep_s": 0, "most_files": 4, "max_depth": 3}
+    )
+    follow(options, Listed([message(n) for n in range(48)]), 16)
+    warehouse = Warehouse(options.warehouse).open()
+    assert max(len(files) for files in warehouse.bucket_files().values()) <= 8
+    assert len(warehouse.history.snapshots()) <= 12
+    with Store.open(options.store) as store:
+        assert len(store.generations()) <= 8 and store.manifest.depth <= 3
+    assert stored(options) == expected(48) and sum(live_counts(options)) == 48
+
+
+def test_a_second_service_on_the_same_folder_is_refused(options):
+    turns = Service(options, Listed([message(0)])).turns()
+    next(turns)
+    with pytest.raises(RunInProgress):
+        next(Service(options, Listed([message(1)])).turns())
+
+
+def test_files_that_appear_in_a_folder_are_taken_once_and_half_written_ones_are_not(options, tmp_path):
+    logs = tmp_path / "logs"
+    (logs / "day=1").mkdir(parents=True)
+    rows = [event(n) for n in range(30)]
+    pq.write_table(pa.Table.from_pylist(rows[:10]), logs / "day=1" / "a.parquet")
+    (logs / "b.jsonl").write_bytes(b"".join(message(n) + b"\n" for n in range(10, 30)))
+    for name in (".c.parquet", "_d.parquet", "e.parquet.tmp", "notes.txt"):
+        (logs / name).write_bytes(b"half")
+    for path in logs.rglob("*"):
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    assert follow(options, open_source(str(logs)), 1)[0].counts["events_written"] == 30
+    assert (
+        not Service(options, open_source(str(logs)))
+        ._ingest(Batch("", files=[str(logs / "b.jsonl")]))
+        .counts["events"]
+    )
+    assert stored(options) == expected(30)
+
+
+@pytest.mark.parametrize("url", ["nowhere/at/all", "redis://localhost", "kafka://", "http://x/y"])
+def test_a_source_that_is_none_is_told_with_an_example(url):
+    if url.startswith("kafka"):
+        pytest.importorskip("confluent_kafka")
+    with pytest.raises(OptionsError, match="expected"):
+        open_source(url)
+
+
+# Redis --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path):
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed")
+    redis = pytest.importorskip("redis")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        "redis-server",
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--dir",
+        str(tmp_path),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        client = redis.Redis(port=port)
+        for _ in range(100):
+            try:
+                client.ping()
+                break
+            except redis.ConnectionError:
+                time.sleep(0.05)
+        yield client, f"redis://127.0.0.1:{port}?stream=events"
+        server.kill()
+
+
+SERVE = """
+import pickle, sys, torch
+torch.set_num_threads(1)
+from beam_jobs.follow.service import Service
+from beam_jobs.follow.sources import open_source
+options, url = pickle.loads(bytes.fromhex(sys.argv[1]))
+for turn in Service(options, open_source(url)).turns():
+    print(turn.position, flush=True)
+"""
+
+
+def test_killed_at_random_moments_no_event_of_a_stream_is_lost_or_taken_twice(options, redis_server):
+    import pickle
+
+    client, url = redis_server
+    source, count, rng = open_source(url), 0, random.Random(os.urandom(8))
+    for _ in range(3):
+        for n in range(count, count := count + rng.randrange(20, 90)):
+            client.xadd("events", {"event": message(n)})
+        child = subprocess.Popen(
+            [sys.executable, "-c", SERVE, pickle.dumps((options, url)).hex()],
+            stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        for _ in range(rng.randrange(0, 3)):
+            child.stdout.readline()
+        time.sleep(rng.random() * 0.4)
+        child.send_signal(signal.SIGKILL)
+        child.wait(30)
+        child.stdout.close()
+    service = Service(options, source)
+    for _ in service.turns(
+        lambda: service.position != client.xinfo_stream("events")["last-generated-id"].decode()
+    ):
+        pass
+    assert stored(options) == expected(count) and sum(live_counts(options)) == count
+
+
+def test_entries_that_were_trimmed_unread_are_an_error_and_no_gap(options, redis_server):
+    client, url = redis_server
+    for n in range(10):
+        client.xadd("events", {"event": message(n)})
+    small = FollowOptions(**{**vars(options), "batch_events": 4})
+    follow(small, open_source(url), 1)
+    client.xtrim("events", maxlen=2, approximate=False)
+    with pytest.raises(SourceLost, match="trimmed unread"):
+        follow(small, open_source(url), 1)
+    assert stored(options) == expected(4)
+
+
+# Kafka, by librdkafka's own mock of a cluster ------------------------------------------------------------
+
+
+def test_a_topic_of_several_partitions_is_read_once_from_the_tables_own_offsets(options):
+    kafka = pytest.importorskip("confluent_kafka")
+    producer = kafka.Producer({"test.mock.num.brokers": 1, "bootstrap.servers": "ignored"})
+    metadata = producer.list_topics(timeout=10)
+    broker = next(iter(metadata.brokers.values()))
+    url = f"kafka://{broker.host}:{broker.port}/events"
+    for n in range(60):
+        producer.produce("events", message(n), partition=n % 4)
+    producer.flush(10)
+    wide = FollowOptions(**{**vars(options), "batch_events": 25, "batch_s": 2.0})
+    total = sum(t.counts["events_written"] for t in follow(wide, open_source(url), 3))
+    assert total == 60 and stored(options) == expected(60)
+    for n in range(60, 70):
+        producer.produce("events", message(n), partition=n % 4)
+    producer.flush(10)
+    assert follow(wide, open_source(url), 1)[0].counts["events_written"] == 10
+    assert stored(options) == expected(70)

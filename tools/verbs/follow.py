@@ -1,0 +1,116 @@
+"""``vista follow``: events from a source into the tables and the live summaries, within seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tools import console
+from tools.home import Home
+from tools.options import (
+    HOME,
+    HomeOption,
+    JsonOption,
+    LineOption,
+    ModelOption,
+    StoreOption,
+    WarehouseOption,
+    pairs,
+)
+
+
+def command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A folder in which logs appear, redis://HOST?stream=NAME (entries with a field `event`), or "
+            "kafka://BROKER/TOPIC. Messages are JSON objects, one event each."
+        ),
+    ],
+    home: HomeOption = HOME,
+    warehouse: WarehouseOption = None,
+    model: ModelOption = None,
+    store: StoreOption = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Folder of its runs.  [default: HOME/runs/follow]")
+    ] = None,
+    line: LineOption = "main",
+    column: Annotated[
+        list[str] | None,
+        typer.Option("--column", metavar="MEANING=NAME", help="As in `vista ingest`. May be repeated."),
+    ] = None,
+    time_unit: Annotated[str, typer.Option(help="Of times that are numbers: ms, s, us or ns.")] = "ms",
+    buckets: Annotated[int, typer.Option(min=1, help="Of tables that are not there yet.")] = 16,
+    action: Annotated[
+        list[str] | None,
+        typer.Option("--action", help="The whole vocabulary, in order. Found in the events by default."),
+    ] = None,
+    batch_events: Annotated[int, typer.Option(min=1, help="Most events of a turn.")] = 20_000,
+    batch_seconds: Annotated[
+        float, typer.Option(min=0.01, help="Seconds that a turn waits for a first event.")
+    ] = 1.0,
+    max_depth: Annotated[
+        int, typer.Option(min=1, help="Deltas over a full generation before some are folded.")
+    ] = 6,
+    keep: Annotated[int, typer.Option(min=1, help="Earlier generations kept beside the live one.")] = 2,
+    keep_minutes: Annotated[
+        float, typer.Option(min=0, help="Snapshots and files of the tables younger than this stay.")
+    ] = 15.0,
+    turns: Annotated[
+        int | None, typer.Option(min=1, help="End after so many turns that did something.")
+    ] = None,
+    threads: Annotated[int, typer.Option("--worker-threads", min=1, help="Torch threads.")] = 1,
+    json: JsonOption = False,
+) -> None:
+    """Take events as they come: commit them to the tables once, resume the users they touch, publish a delta.
+
+    Goes on until it is stopped (^C). Killed at any moment and started again, it reads on from where the tables are.
+    Tidies as it goes: merges small files, folds deltas, prunes what nothing needs.
+    """
+    import torch
+
+    from beam_jobs.follow.service import FollowOptions, Service
+    from beam_jobs.follow.sources import open_source
+
+    torch.set_num_threads(threads)
+    at = Home(home)
+    reading = {"columns": pairs(column, "--column"), "time_unit": time_unit, "num_buckets": buckets}
+    if action:
+        reading["actions"] = tuple(action)
+    options = FollowOptions(
+        warehouse=at.tables(warehouse),
+        bundle=str(model or at.model),
+        store=str(store or at.store),
+        run_dir=str(run_dir or at.runs / "follow"),
+        line=line,
+        reading=reading,
+        batch_events=batch_events,
+        batch_s=batch_seconds,
+        max_depth=max_depth,
+        keep=keep,
+        keep_s=keep_minutes * 60,
+    )
+    service = Service(options, open_source(source))
+    if not json:
+        console.note(f"following {source} from {service.position or 'its beginning'}; ^C ends")
+    for turn in service.turns():
+        if json:
+            console.json_line(turn.as_dict())
+        else:
+            console.note(_line(turn))
+        if turns is not None and turn.number >= turns:
+            return
+
+
+def _line(turn) -> str:
+    counts = turn.counts
+    words = [f"turn {turn.number}: {counts.get('events_written', 0):,} events"]
+    if counts.get("dead_rows"):
+        words.append(f"{counts['dead_rows']:,} set aside")
+    if turn.generation:
+        words.append(f"{counts.get('users', 0):,} users live in {turn.generation}")
+    if turn.lag_s is not None:
+        words.append(f"{turn.lag_s:.1f} s after the oldest arrived")
+    return ", ".join([*words, *turn.tidied])
