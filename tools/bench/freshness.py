@@ -1,0 +1,247 @@
+"""From an event to the lookup that shows it: ``vista follow`` on a Redis stream at a stated rate, beside a reader.
+
+Every quarter of a second one event is of a user who was never seen; a reader that moves to new generations as serving
+does looks those users up until they are there. Beside the lags it tells what grew: resident memory and open files of
+the service, bytes and files below the home. At the end the tables must hold every event once, after the kills that
+were asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from tools.bench.harness import Figure, Result, median
+
+START = 1_700_000_000_000
+ACTIONS = ("view", "like")
+NEW = 1 << 40
+"""Users from here on were never seen before."""
+
+
+def run(
+    quick: bool,
+    rate: int = 1_000,
+    users: int = 100_000,
+    seconds: float = 180.0,
+    kills: int = 0,
+    width: int = 64,
+    seed: int = 0,
+) -> Result:
+    """Follow a stream for a while.
+
+    Args:
+        rate: events a second. users: who they are of. seconds: how long events arrive.
+        kills: SIGKILLs of the service at random moments; it is started again at once.
+        width: D of the model.
+    """
+    if quick:
+        rate, users, seconds, kills = 50, 200, 8.0, 1
+    if shutil.which("redis-server") is None:
+        raise FileNotFoundError(
+            "redis-server: expected on the PATH, found none; apt-get install redis-server"
+        )
+    with tempfile.TemporaryDirectory(prefix="vista-freshness-") as folder, _redis(folder) as (client, url):
+        home = Path(folder)
+        _model(home, width)
+        rng = np.random.default_rng(seed)
+        sent = _send(client, rng, 0, users, users)  # everybody has been here before
+        service = _Service(home, url, rate)
+        _until(lambda: service.position().startswith(_last(client)), 600, "the first turn")
+        lags, seen, grew = _drive(client, service, rng, rate, users, seconds, kills, sent)
+        _until(lambda: service.position().startswith(_last(client)), 600, "the last turn")
+        service.stop()
+        stored = _stored(home)
+    first, last = grew[len(grew) // 4], grew[-1]
+    result = Result(params={"rate": rate, "users": users, "seconds": seconds, "kills": kills, "width": width})
+    result.figures = {
+        "lag_p50_s": median(np.array(lags), "s", target=3.0, at_least=False),
+        "lag_p99_s": Figure(float(np.percentile(lags, 99)), "s", target=10.0, at_least=False),
+        "markers": Figure(len(lags), "users"),
+        "events_lost": Figure(seen - stored, "events", target=0.0, at_least=False),
+        "turns": Figure(service.turns, "turns"),
+        **{f"{name}_growth": Figure(last[name] / max(1, first[name]), "x") for name in last},
+    }
+    return result
+
+
+def _redis(folder: str):
+    import contextlib
+
+    import redis
+
+    @contextlib.contextmanager
+    def serve():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+            client = redis.Redis(port=port)
+            _until(lambda: _answers(client), 10, "Redis")
+            yield client, f"redis://127.0.0.1:{port}?stream=events"
+            server.kill()
+
+    return serve()
+
+
+def _answers(client) -> bool:
+    try:
+        return client.ping()
+    except OSError:
+        return False
+    except Exception as error:
+        if type(error).__name__ == "ConnectionError":
+            return False
+        raise
+
+
+def _until(done, limit_s: float, what: str) -> None:
+    end = time.monotonic() + limit_s
+    while not done():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what}: expected within {limit_s:g} s")
+        time.sleep(0.05)
+
+
+def _model(home: Path, width: int) -> None:
+    """A bundle whose weights are as drawn: what it costs does not depend on them."""
+    from vista import bundle
+    from vista.config import ModelConfig
+    from vista.model import VistaModel
+
+    model = VistaModel(ModelConfig(width=width, actions=ACTIONS)).eval()
+    items = bundle.items_table(np.array([1]), np.array([0]), np.array([1]))
+    bundle.save(home / "model", model, bundle.Meta(actions=ACTIONS), items)
+
+
+def _send(
+    client, rng: np.random.Generator, at: int, count: int, users: int, marker: int | None = None
+) -> int:
+    """Add events number ``at`` and on; the next number. No two events are alike."""
+    pipe = client.pipeline(transaction=False)
+    who = rng.integers(0, users, count)
+    if marker is not None:
+        who[-1] = marker
+    for n, user, item in zip(
+        range(at, at + count), who.tolist(), rng.integers(0, 50_000, count).tolist(), strict=True
+    ):
+        event = {"user_id": user, "item_id": item, "action": ACTIONS[n % 2], "timestamp_ms": START + n}
+        pipe.xadd("events", {"event": json.dumps(event)})
+    pipe.execute()
+    return at + count
+
+
+def _last(client) -> str:
+    return client.xinfo_stream("events")["last-generated-id"].decode()
+
+
+class _Service:
+    """The command as a child; started again after a kill."""
+
+    def __init__(self, home: Path, url: str, rate: int):
+        actions = [word for name in ACTIONS for word in ("--action", name)]
+        self.command = [
+            sys.executable, "-m", "tools.cli", "follow", url, "--home", str(home), "--json", "--buckets", "4", *actions,
+            "--batch-events", str(max(20_000, 4 * rate)), "--keep-minutes", "1",
+        ]  # fmt: skip
+        self.home, self.turns = home, 0
+        self.log = open(home / "turns.jsonl", "a+")
+        self.start()
+
+    def start(self) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.child = subprocess.Popen(self.command, stdout=self.log, env=environment)
+
+    def kill(self) -> None:
+        self.child.send_signal(signal.SIGKILL)
+        self.child.wait(30)
+        self.start()
+
+    def stop(self) -> None:
+        self.child.send_signal(signal.SIGINT)
+        self.child.wait(60)
+        self.log.close()
+
+    def position(self) -> str:
+        """Of the last turn that was told."""
+        if self.child.poll() is not None:
+            raise RuntimeError(f"vista follow ended with {self.child.returncode}")
+        lines = [line for line in (self.home / "turns.jsonl").read_text().splitlines() if line.endswith("}")]
+        self.turns = len(lines)
+        return json.loads(lines[-1])["position"] if lines else ""
+
+    def sizes(self) -> dict[str, float]:
+        """Memory in bytes, open files; bytes and files below the home."""
+        proc = Path(f"/proc/{self.child.pid}")
+        found = {"memory": 0.0, "open_files": 0.0, "bytes": 0.0, "files": 0.0}
+        try:
+            found["memory"] = int((proc / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            found["open_files"] = len(os.listdir(proc / "fd"))
+        except OSError:
+            pass  # between a kill and the start
+        for path in self.home.rglob("*"):
+            try:
+                found["bytes"] += path.stat().st_blocks * 512
+                found["files"] += 1
+            except FileNotFoundError:
+                continue
+        return found
+
+
+def _drive(client, service, rng, rate, users, seconds, kills, sent):
+    """Send at the rate and look markers up; lags in seconds, events sent, sizes over time."""
+    from cache_store import Status, Store
+
+    begin = time.monotonic()
+    deaths = sorted(random.Random(int(rng.integers(1 << 30))).uniform(0, seconds) for _ in range(kills))
+    waiting: dict[int, float] = {}
+    lags: list[float] = []
+    sizes: list[dict[str, float]] = []
+    marker, due = NEW, begin
+    with Store.open(service.home / "store") as store:
+        while (now := time.monotonic()) < begin + seconds or waiting:
+            if now > begin + seconds + 120:
+                raise TimeoutError(f"{len(waiting)} users are not there two minutes after their events")
+            if now >= due and now < begin + seconds:
+                sent = _send(client, rng, sent, max(1, rate // 4), users, marker)
+                waiting[marker] = time.monotonic()
+                marker, due = marker + 1, due + 0.25
+            if deaths and now > begin + deaths[0]:
+                deaths.pop(0)
+                service.kill()
+            store.refresh()
+            users_now = np.array(list(waiting), np.int64)
+            there = (
+                users_now[store.lookup(users_now).status != Status.MISSING] if len(users_now) else users_now
+            )
+            lags += [time.monotonic() - waiting.pop(user) for user in there.tolist()]
+            if len(sizes) < (now - begin) / 5:
+                sizes.append(service.sizes())
+            time.sleep(0.02)
+    return lags, sent, sizes
+
+
+def _stored(home: Path) -> int:
+    """Distinct events in the tables."""
+    from vista.data.tables.reading import read_bucket
+    from vista.data.tables.warehouse import Warehouse
+
+    times: list[np.ndarray] = []
+    for files in Warehouse(str(home / "warehouse")).open().bucket_files().values():
+        times += [batch.events.time for batch in read_bucket(files, max_rows=1 << 20)]
+    found = np.concatenate(times)
+    if len(np.unique(found)) != len(found):
+        raise AssertionError(f"{len(found)} events in the tables, {len(np.unique(found))} of them distinct")
+    return len(found)
