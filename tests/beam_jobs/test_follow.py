@@ -152,7 +152,7 @@ def test_files_that_appear_in_a_folder_are_taken_once_and_half_written_ones_are_
     rows = [event(n) for n in range(30)]
     pq.write_table(pa.Table.from_pylist(rows[:10]), logs / "day=1" / "a.parquet")
     (logs / "b.jsonl").write_bytes(b"".join(message(n) + b"\n" for n in range(10, 30)))
-    for name in (".c.parquet", "_d.parquet", "e.parquet.tmp", "notes.txt"):
+    for name in (".c.parquet", "_d.parquet", "e.parquet.tmp", "notes.md"):
         (logs / name).write_bytes(b"half")
     for path in logs.rglob("*"):
         os.utime(path, (1_700_000_000, 1_700_000_000))

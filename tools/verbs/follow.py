@@ -9,6 +9,7 @@ import typer
 
 from tools import console
 from tools.home import Home
+from tools.log_options import given_reading
 from tools.options import (
     HOME,
     HomeOption,
@@ -41,7 +42,10 @@ def command(
         list[str] | None,
         typer.Option("--column", metavar="MEANING=NAME", help="As in `vista ingest`. May be repeated."),
     ] = None,
-    time_unit: Annotated[str, typer.Option(help="Of times that are numbers: ms, s, us or ns.")] = "ms",
+    time_unit: Annotated[str | None, typer.Option(help="Of times that are numbers: ms, s, us or ns.")] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="Layout of the messages or files; `vista layouts` lists them.")
+    ] = None,
     buckets: Annotated[int, typer.Option(min=1, help="Of tables that are not there yet.")] = 16,
     action: Annotated[
         list[str] | None,
@@ -76,7 +80,8 @@ def command(
 
     torch.set_num_threads(threads)
     at = Home(home)
-    reading = {"columns": pairs(column, "--column"), "time_unit": time_unit, "num_buckets": buckets}
+    log = given_reading(at, layout, columns=pairs(column, "--column"), time_unit=time_unit)
+    reading = {"log": log, "num_buckets": buckets}
     if action:
         reading["actions"] = tuple(action)
     options = FollowOptions(
