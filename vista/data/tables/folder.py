@@ -47,7 +47,9 @@ def metadata_locations(root: str | Path) -> dict[str, str]:
     if not database.exists():
         return {}
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)) as db:
+        # A writer that was killed leaves a journal, which only a connection that may write rolls back.
+        mode = "rw" if Path(f"{database}-journal").exists() and os.access(database, os.W_OK) else "ro"
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(database))}?mode={mode}", uri=True)) as db:
             known = db.execute("select name from sqlite_master where name = 'iceberg_tables'").fetchone()
             query = "select table_namespace || '.' || table_name, metadata_location from iceberg_tables"
             return dict(db.execute(query)) if known else {}
