@@ -80,9 +80,12 @@ setup(
             "hypothesis>=6.100",
             "triton>=3.2; sys_platform=='linux'",
             "ruff>=0.6",
+            "redis>=5",
+            "confluent-kafka>=2.4",
             "mypy>=1.18",
             "pdoc>=15",
         ],
+        "follow": ["redis>=5", "confluent-kafka>=2.4"],
         "spark": ["pyspark>=4.0"],  # and Java 17
         "ray": ["ray>=2.40"],
         "dask": ["distributed>=2024.8"],
