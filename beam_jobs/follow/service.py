@@ -149,7 +149,9 @@ class Service:
 
     def turn(self) -> Turn | None:
         """Take what has arrived, bring it live, tidy; None where there was nothing to do."""
-        began, seconds, counts = time.perf_counter(), {}, {}
+        began = time.perf_counter()
+        seconds: dict[str, float] = {}
+        counts: dict[str, int] = {}
 
         def took(step: str) -> None:
             nonlocal began

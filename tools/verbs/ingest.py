@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -236,7 +236,7 @@ def command(
         time_from=time_from,
         keep_repeats=keep_repeats or None,
     )
-    optional = {"min_time_ms": min_time} if min_time is not None else {}
+    optional: dict[str, Any] = {"min_time_ms": min_time} if min_time is not None else {}
     run_dir = run_dir or at.new_run("ingest")
     if events[:1] == ["git"] and len(events) > 1:
         events = [git_history(events[1:], at)]

@@ -57,7 +57,9 @@ class KafkaTopic:
         for message in messages:
             if message.error():
                 raise self._lost(after, message.error())
-            offsets[message.partition()] = message.offset() + 1
+            partition, offset = message.partition(), message.offset()
+            assert partition is not None and offset is not None  # of a message without an error
+            offsets[partition] = offset + 1
         self._assigned = json.dumps({str(p): o for p, o in sorted(offsets.items())})
         times = [t for kind, t in (m.timestamp() for m in messages) if kind and t >= 0]
         return Batch(
@@ -66,11 +68,12 @@ class KafkaTopic:
 
     def _take(self, most: int, wait_s: float) -> list[Message]:
         """Messages until there are enough, or the time is over; the first may come late, the rest are there already."""
-        end, found = time.monotonic() + wait_s, []
+        end = time.monotonic() + wait_s
+        found: list[Message] = []
         while len(found) < most:
             left = end - time.monotonic()
             more = self._consumer.consume(min(most - len(found), 10_000), timeout=max(0.0, min(left, 0.2)))
-            found += [m for m in more if not m.error() or m.error().code() != KafkaError._PARTITION_EOF]
+            found += [m for m in more if (e := m.error()) is None or e.code() != KafkaError._PARTITION_EOF]
             if (found and not more) or left <= 0:
                 break
         return found

@@ -7,6 +7,7 @@ an error, not a gap.
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import redis
@@ -50,7 +51,8 @@ class RedisStream:
             ) from error
         if not found:
             return None
-        entries = found[0][1] if isinstance(found, list) else next(iter(found.values()))[0]
+        replies: Any = found  # a list by protocol 2, a dict by protocol 3
+        entries = replies[0][1] if isinstance(replies, list) else next(iter(replies.values()))[0]
         first, last = entries[0][0].decode(), entries[-1][0].decode()
         messages = [values.get(FIELD, b"") for _, values in entries]
         position = f"{last} {before + len(entries)}"
