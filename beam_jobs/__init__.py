@@ -1,8 +1,9 @@
 """Jobs over user buckets, on any Beam runner: ingest logs, summarise histories, refresh what changed.
 
 Read in this order: ``run`` (what every job has: one run, one directory, one runner), ``ingest`` (logs to tables, the
-only shuffle), ``generation`` (``summarize`` all, ``refresh`` what changed), ``tables`` (compact, forget). ``errors``
-has what can go wrong with the exit code of each, ``horizon`` how far back the tables must stay as they are.
+only shuffle), ``generation`` (``summarize`` all, ``refresh`` what changed), ``tables`` (compact, forget), ``follow``
+(a stream, within seconds). ``errors`` has what can go wrong with the exit code of each, ``horizon`` how far back the
+tables must stay as they are.
 """
 
 import logging

@@ -57,7 +57,8 @@ class FollowOptions:
         warehouse, bundle, store, line, device: as in ``RefreshOptions``.
         run_dir: folder of the service's own runs; one service at a time holds it.
         reading: further fields of ``IngestOptions``: how events are to be read.
-        batch_events: most events of a turn. batch_s: seconds that a turn waits for the first event.
+        batch_events: most events of a turn.
+        batch_s: seconds that a turn waits for the first event.
         max_depth: deltas over a full generation before some are folded.
         most_files: files of a bucket before they are merged.
         keep: earlier generations kept beside the live one.

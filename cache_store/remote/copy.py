@@ -297,8 +297,9 @@ def _room(layout: Layout, chain: Sequence[RemoteGeneration]) -> None:
     free = shutil.disk_usage(layout.root).free
     if needed > free:
         raise StorageFull(
-            f"{layout.root}: expected room for {needed} bytes, found {free} free; nothing was copied; free space "
-            f"(`vista prune` removes what no reader needs) and run the same command again"
+            f"{layout.root}: expected room for {needed} bytes, found {free} free; nothing was copied and the "
+            f"live generation is untouched; free space (`vista prune` removes what no reader needs) and run the same "
+            f"command again"
         )
 
 

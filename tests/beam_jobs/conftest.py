@@ -8,6 +8,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ def portable_args(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str
             for command in (service, workers)
         ]
         try:
+            for port in (jobs, pool):
+                _until_it_answers(port)
             yield [
                 "--runner=PortableRunner",
                 f"--job_endpoint=localhost:{jobs}",
@@ -81,6 +84,18 @@ def portable_args(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str
                 process.terminate()
             for process in running:
                 process.wait()
+
+
+def _until_it_answers(port: int) -> None:
+    """Wait for a process that listens; two minutes at most."""
+    end = time.monotonic() + 120
+    while True:
+        try:
+            return socket.create_connection(("localhost", port), timeout=1).close()
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from beam_jobs.errors import BucketFailed, ExitCode, InputFailed, OptionsError, 
 from beam_jobs.generation import refresh, summarize
 from beam_jobs.run.record import RunDirectory, RunRecord
 from beam_jobs.run.runner import local_args
-from cache_store.errors import NothingPublished
+from cache_store.errors import FormatUnknown
 from cache_store.format.keys import bucket_of
 from vista import bundle
 from vista.data.events import Events
@@ -275,7 +275,7 @@ def test_a_bundle_for_other_ids_and_a_store_of_other_buckets_are_refused(world, 
         summarize.run(dataclasses.replace(other.summarize(), store=str(world.path / "store")))
     with pytest.raises(OptionsError, match="nothing"):
         summarize.run(world.summarize(run="run-4", store="third", codecs={"nothing": "int8"}))
-    with pytest.raises(NothingPublished):
+    with pytest.raises(FormatUnknown):  # not even a store was made
         world.store("third")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
@@ -258,6 +259,7 @@ def test_as_of_reads_of_many_generations_keep_no_more_mapped_than_they_may(tmp_p
     with Store.open(tmp_path / "s") as reader:
         for version in (1000, 2000, 3000, 4000, 5000):
             assert reader.lookup(TRUTH.users, as_of=version).generation == f"{version // 1000:08d}"
+        gc.collect()
         with open("/proc/self/maps") as maps:
             mapped = {line.partition("generations/")[2][:8] for line in maps if str(tmp_path) in line}
         assert mapped == {"00000004", "00000005", "00000006"}

@@ -83,7 +83,7 @@ def test_every_file_of_a_bundle_has_the_mode_that_the_umask_gives(tmp_path):
     finally:
         os.umask(before)
     modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "b").iterdir()}
-    assert modes == dict.fromkeys(bundle.FILES, 0o640)
+    assert modes == dict.fromkeys((*bundle.FILES, bundle.VECTORS), 0o640)
 
 
 def test_a_bundle_that_may_not_be_read_is_told_as_that(tmp_path, monkeypatch):

@@ -255,6 +255,8 @@ def test_a_signal_keeps_a_checkpoint_of_its_step_and_the_same_call_ends_with_the
 ):
     whole = train_source(CONFIG, loyal(), tmp_path / "whole")
 
+    before = signal.getsignal(signal.SIGINT)
+
     def interrupt(step: int, _: dict[str, float]) -> None:
         if step == 5:
             signal.raise_signal(signal_)
@@ -267,7 +269,7 @@ def test_a_signal_keeps_a_checkpoint_of_its_step_and_the_same_call_ends_with_the
         assert stopped.value.code == 143
     kept = torch.load(tmp_path / "stopped.training" / "checkpoint.pt", weights_only=True)
     assert kept["positions"][0]["step"] == 5
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     assert same(weights(whole), weights(train_source(CONFIG, loyal(), tmp_path / "stopped")))
 
 

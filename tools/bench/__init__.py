@@ -1,6 +1,6 @@
 """How fast: a module NAME here has ``run(quick, **params) -> Result`` and is ``vista bench NAME``.
 
 ``harness`` times, compares and reports. The store: ``lookup``, ``write``, ``storage``, ``feature``. Jobs: ``ingest``,
-``job``, ``engines`` (on ``clusters``), ``refresh``, ``memory``, ``scale``. Stage 1: ``summarize``, ``length``. Serving:
-``rank``, ``cascade``, ``flat``, ``index``. The whole device path on one card: ``gpu``.
+``job``, ``engines`` (on ``clusters``), ``refresh``, ``freshness``, ``memory``, ``scale``. Stage 1: ``summarize``,
+``length``. Serving: ``rank``, ``cascade``, ``flat``, ``index``. The whole device path on one card: ``gpu``.
 """

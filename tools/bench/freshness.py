@@ -42,7 +42,9 @@ def run(
     """Follow a stream for a while.
 
     Args:
-        rate: events a second. users: who they are of. seconds: how long events arrive.
+        rate: events a second.
+        users: who they are of.
+        seconds: how long events arrive.
         kills: SIGKILLs of the service at random moments; it is started again at once.
         width: D of the model.
     """

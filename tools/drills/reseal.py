@@ -3,10 +3,10 @@
     vista drill reseal --edits 20000
     python -m tools.drills.reseal --edits 20000 --seed 7
 
-Of a store with two full generations, a delta, a second line, a forgotten user, an unfinished run, a lease and a remote
-copy, and of a pool, an item index and a bundle beside it. Each edit must end in a typed error or in values that were
-published, within ten seconds and a bound of memory. The work is done by a child: its death is a fault that is told, and
-the next one goes on. One seed is one course of events.
+Of a store with two full generations, a delta, a second line, a forgotten user, an unfinished run, a lease and a
+remote copy. Pools, item indexes, bundles and run records are not edited yet. Each edit runs every read and two verbs,
+and must end in a typed error or in values that were published, within ten seconds and a bound of memory. The work is
+done by a child: its death is a fault that is told, and the next one goes on. One seed is one course of events.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Where events come from, and how far they have been taken.
 
-A position says up to where a source was read. It is committed in the same Iceberg commit as the events, so a crash at
-any moment neither loses nor repeats one: whoever starts again reads on from the tables' own position.
+``folder`` (files that appear), ``redis_streams`` and ``kafka``. A position says up to where a source was read. It is
+committed in the same Iceberg commit as the events, so a crash at any moment neither loses nor repeats one: whoever
+starts again reads on from the tables' own position.
 """
 
 from __future__ import annotations
