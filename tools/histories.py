@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
+if TYPE_CHECKING:
     from vista.data.events import Events
     from vista.data.tables.reading import UserBatch
     from vista.data.tables.warehouse import Warehouse

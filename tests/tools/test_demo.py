@@ -49,6 +49,26 @@ def test_looking_up_tells_known_from_unknown_users(home: Path, capsys) -> None:
     assert code == 0 and len(found["users"][0]["items"]) == 5
 
 
+def test_a_request_of_the_past_knows_nothing_that_came_later(home: Path, capsys) -> None:
+    from cache_store import Store
+    from vista.data.tables import Warehouse
+    from vista.data.tables.reading import read_bucket
+
+    files = next(iter(Warehouse(str(home / "warehouse")).open().bucket_files().values()))
+    batch = next(iter(read_bucket(files, max_rows=1 << 20)))
+    times, items = batch.events.time[: batch.events.lengths[0]], batch.events.item[: batch.events.lengths[0]]
+    then = int(times[len(times) // 2])
+    later = set(items[times > then].tolist()) - set(items[times <= then].tolist())
+    words = ("recommend", str(batch.users[0]), "--home", str(home), "-k", "9000", "--candidates", "9000")
+    code, found = vista(capsys, *words, "--exclude-seen", "--now", str(then))
+    listed = {item["item"] for item in found["users"][0]["items"]}
+    with Store.open(home / "store") as store:
+        assert store.lookup([batch.users[0]], as_of=then).last_event_ms[0] <= then
+    code, all_items = vista(capsys, *words, "--now", str(then))
+    known = {item["item"] for item in all_items["users"][0]["items"]}
+    assert code == 0 and later & known <= listed
+
+
 def test_the_python_of_the_readme_runs_as_it_stands(home: Path, tmp_path, monkeypatch) -> None:
     text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
