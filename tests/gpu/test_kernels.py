@@ -41,6 +41,7 @@ def draw(seed: int, dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[torch.
 def agree(found: torch.Tensor, inputs: list[torch.Tensor], wanted: torch.Tensor, exact: list[torch.Tensor]):
     """Output and gradients within rounding of the inputs' dtype, relative to the largest value."""
     slope = torch.cos(torch.arange(wanted.numel(), dtype=torch.float64, device=DEVICE)).view_as(wanted)
+    slope = slope.to(found.dtype).double()  # the same for both, whatever the dtype holds
     pairs = [(found, wanted)]
     pairs += zip(
         torch.autograd.grad(found, inputs, slope.to(found.dtype)),
