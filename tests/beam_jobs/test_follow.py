@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -224,14 +225,17 @@ def test_killed_at_random_moments_no_event_of_a_stream_is_lost_or_taken_twice(op
     client, url = redis_server
     source, count, rng = open_source(url), 0, random.Random(os.urandom(8))
     for _ in range(3):
-        for n in range(count, count := count + rng.randrange(20, 90)):
+        for n in range(count, count := count + rng.randrange(90, 130)):
             client.xadd("events", {"event": message(n)})
         child = subprocess.Popen(
             [sys.executable, "-c", SERVE, pickle.dumps((options, url)).hex()],
             stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
-        for _ in range(rng.randrange(0, 3)):
+        limit = threading.Timer(60, child.kill)
+        limit.start()
+        for _ in range(rng.randrange(0, 3)):  # of three turns or more
             child.stdout.readline()
+        limit.cancel()
         time.sleep(rng.random() * 0.4)
         child.send_signal(signal.SIGKILL)
         child.wait(30)
