@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from beam_jobs.generation.refresh import RefreshOptions
 from beam_jobs.generation.summarize import SummarizeOptions
@@ -129,3 +131,12 @@ def until(true: Callable[[], bool]) -> bool:
             return False
         pause.wait(0.05)
     return True
+
+
+def broken_model(item: int) -> VistaModel:
+    """A model that lost the embedding rows of one item."""
+    model = VistaModel(dataclasses.replace(CONFIG, embedding=EmbeddingConfig(rows=65_521))).eval()
+    with torch.no_grad():
+        weight = model.items.weight
+        weight[torch.isin(weight, model.items(torch.tensor([item]))).all(dim=1)] = float("nan")
+    return model

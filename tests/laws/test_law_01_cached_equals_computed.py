@@ -1,7 +1,7 @@
 """Law 1: what is read from the store equals what the model computes.
 
-Also: decoding within each codec's stated error, tests/cache_store/test_codecs.py; in torch bit for bit,
-tests/cache_store/test_torch_feature.py.
+Also: decoding within each codec's stated error, tests/cache_store/format/test_codecs.py; in torch bit for bit,
+tests/cache_store/torch/test_torch_feature.py.
 """
 
 from __future__ import annotations

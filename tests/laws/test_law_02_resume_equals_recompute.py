@@ -1,7 +1,7 @@
 """Law 2: a state resumed with new events equals a recomputation from all events, to 1e-5.
 
-Also: for every kind of seed and any split, tests/vista/test_summarizer.py; by the jobs,
-tests/beam_jobs/test_refresh.py.
+Also: for every kind of seed and any split, tests/vista/stage1/test_summarizer.py; by the jobs,
+tests/beam_jobs/generation/test_refresh.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Law 3: any split, batch or number of workers gives the same tokens; the same job twice has the same digest.
 
-Also: through Beam's job service and after killed workers, tests/beam_jobs/test_summarize.py.
+Also: through Beam's job service and after killed workers, tests/beam_jobs/generation/test_summarize.py.
 """
 
 from __future__ import annotations

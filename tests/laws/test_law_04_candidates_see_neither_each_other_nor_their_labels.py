@@ -1,7 +1,7 @@
 """Law 4: candidates see neither each other nor their own labels.
 
-Also: against one masked sequence per user, tests/vista/test_ranker.py; through the whole training step,
-tests/vista/test_training.py.
+Also: against one masked sequence per user, tests/vista/stage2/test_ranker.py; through the whole training step,
+tests/vista/training/test_training.py.
 """
 
 from __future__ import annotations

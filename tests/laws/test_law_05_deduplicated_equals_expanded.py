@@ -1,7 +1,7 @@
 """Law 5: deduplicated equals expanded, forward and backward.
 
-Also: the operation alone over random shapes, tests/vista/test_crossing.py; the ranker's parts,
-tests/vista/test_ranker.py.
+Also: the operation alone over random shapes, tests/vista/ops/test_crossing.py; the ranker's parts,
+tests/vista/stage2/test_ranker.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Law 6: a shared context equals a recomputed one.
 
-Also: across real processes, tests/vista/test_kv_pool.py.
+Also: across real processes, tests/vista/serving/test_kv_pool.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Law 8: expected users = written + dead-lettered, or nothing is published.
 
-Also: whom a job dead-letters and why, tests/beam_jobs/test_summarize.py and test_refresh.py.
+Also: whom a job dead-letters and why, tests/beam_jobs/generation/test_summarize.py and test_refresh.py.
 """
 
 from __future__ import annotations

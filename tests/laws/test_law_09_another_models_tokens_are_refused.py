@@ -1,7 +1,7 @@
 """Law 9: tokens of another model are refused.
 
-Also: by the index, tests/vista/test_retrieval.py; by contexts, tests/vista/test_ranker.py; by states,
-tests/vista/test_summarizer.py.
+Also: by the index, tests/vista/serving/test_retrieval.py; by contexts, tests/vista/stage2/test_ranker.py; by states,
+tests/vista/stage1/test_summarizer.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Law 10: no training row sees its own future.
 
-Also: slates out of tables and what reaches the loss, tests/vista/test_examples.py and test_training.py.
+Also: slates out of tables and what reaches the loss, tests/vista/training/test_examples.py and test_training.py.
 """
 
 from __future__ import annotations

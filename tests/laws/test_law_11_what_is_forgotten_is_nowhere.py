@@ -1,7 +1,7 @@
 """Law 11: what is forgotten is nowhere below the home: tables, generations, states, dead letters; and stays away.
 
-Also: while runs, compactions and pulls are under way, tests/cache_store/test_forgetting.py and
-tests/cache_store/test_remote.py.
+Also: while runs, compactions and pulls are under way, tests/cache_store/change/test_forgetting.py and
+tests/cache_store/remote/test_remote.py.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_worlds import START, World, all_events, histories, save_bundle
-from test_refresh import broken_model
+from small_worlds import START, World, all_events, broken_model, histories, save_bundle
 
 from beam_jobs.errors import OptionsError
 from beam_jobs.generation import refresh, summarize

@@ -145,7 +145,7 @@ def test_impressions_are_merged_too(small_world):
 
 
 def test_a_compaction_that_was_killed_anywhere_continues_to_the_same_files(tmp_path):
-    script = Path(__file__).with_name("killing_compact.py")
+    script = Path(__file__).parents[1] / "killing_compact.py"
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path), "2"], capture_output=True, text=True, check=False
     )

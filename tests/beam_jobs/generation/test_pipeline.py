@@ -37,7 +37,8 @@ class WriteNumber(beam.DoFn):
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
     """Worker processes import this module by name, as they do a job's."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    here = Path(__file__)
+    monkeypatch.setenv("PYTHONPATH", f"{here.parent}{os.pathsep}{here.parents[1]}")
 
 
 def numbers(folder: Path, kill: bool = False):

@@ -8,16 +8,24 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_worlds import CONFIG, FLOAT32, START, World, all_events, assert_close, histories, save_bundle
+from small_worlds import (
+    CONFIG,
+    FLOAT32,
+    START,
+    World,
+    all_events,
+    assert_close,
+    broken_model,
+    histories,
+    save_bundle,
+)
 
 from beam_jobs.errors import BucketFailed, ExitCode, OptionsError, RunOptionsDiffer
 from beam_jobs.generation import refresh, summarize
 from beam_jobs.run.runner import local_args
 from cache_store.store import Store
-from vista.config import EmbeddingConfig
 from vista.data.events import Events
 from vista.model import VistaModel
 
@@ -154,15 +162,6 @@ def test_a_user_whose_stored_state_is_damaged_is_recomputed_from_its_history(wor
     assert record.counts["states_unreadable"] == 1
     assert record.exit_code == ExitCode.DONE
     assert_equals_full(world)
-
-
-def broken_model(item: int) -> VistaModel:
-    """A model that lost the embedding rows of one item."""
-    model = VistaModel(dataclasses.replace(CONFIG, embedding=EmbeddingConfig(rows=65_521))).eval()
-    with torch.no_grad():
-        weight = model.items.weight
-        weight[torch.isin(weight, model.items(torch.tensor([item]))).all(dim=1)] = float("nan")
-    return model
 
 
 def test_law_8_a_user_that_fails_in_a_refresh_is_a_dead_letter_and_is_tried_again_by_the_next(tmp_path):

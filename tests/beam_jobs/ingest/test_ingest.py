@@ -492,7 +492,7 @@ def test_a_run_killed_at_any_change_of_state_ends_as_if_it_had_not_been(tmp_path
     pattern = write(tmp_path / "in", log(rng, 200), log(rng, 100))
     asked = options(tmp_path, pattern, chunk_rows=150, num_buckets=2)
     (tmp_path / "options.pickle").write_bytes(pickle.dumps(asked))
-    script = Path(__file__).with_name("killing_ingest.py")
+    script = Path(__file__).parents[1] / "killing_ingest.py"
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "options.pickle"), "5"],
         capture_output=True,
