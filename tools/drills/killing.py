@@ -9,6 +9,7 @@ then lost: files are emptied, cut or zeroed, as after a power cut.
 from __future__ import annotations
 
 import errno
+import faulthandler
 import os
 import select
 import signal
@@ -70,13 +71,16 @@ class WorkFailed(AssertionError):
     """The work raised an error of its own; the text is its traceback."""
 
 
-def run(work: Callable[[], object], mode: str, at: float | None) -> Outcome:
+def run(work: Callable[[], object], mode: str, at: float | None, hang: float | None = None) -> Outcome:
     """Run ``work`` in a forked child that dies at step ``at`` (a number of steps, or seconds in ``time`` mode).
+
+    Args:
+        hang: seconds after which it counts as hanging.
 
     Raises:
         WorkFailed
     """
-    return Child(work, mode, at).end(at if mode == "time" else None)
+    return Child(work, mode, at).end(at if mode == "time" else None, hang)
 
 
 class Child:
@@ -113,18 +117,19 @@ class Child:
     def kill(self) -> None:
         os.write(self._gate, b"k")
 
-    def end(self, seconds: float | None = None) -> Outcome:
-        """Wait for its end; kill it after ``seconds``.
+    def end(self, seconds: float | None = None, hang: float | None = None) -> Outcome:
+        """Wait for its end; kill it after ``seconds``. After ``hang`` it has failed, and its stack goes to stderr.
 
         Raises:
             WorkFailed
         """
-        deadline = None if seconds is None else time.perf_counter() + seconds
+        limit = seconds if seconds is not None else hang
+        deadline = None if limit is None else time.perf_counter() + limit
         while self._open:
             left = None if deadline is None else max(0.0, deadline - time.perf_counter())
             if not self._listen(left):
                 deadline = None
-                os.kill(self._pid, signal.SIGKILL)
+                os.kill(self._pid, signal.SIGKILL if seconds is not None else signal.SIGABRT)
         os.close(self._said)
         os.close(self._gate)
         _, status = os.waitpid(self._pid, 0)
@@ -212,6 +217,7 @@ def _child(work: Callable[[], object], mode: str, at: float | None, pipe: int, g
         return trace
 
     code = 1
+    faulthandler.enable()
     try:
         os.fsync = counted_fsync
         sys.addaudithook(audit)

@@ -146,6 +146,18 @@ def test_an_ingest_that_is_taken_back_leaves_what_the_others_brought(tmp_path):
         undo(tables(tmp_path), "nobody")
 
 
+def test_an_ingest_that_shared_rows_with_one_taken_back_can_be_taken_back_too(tmp_path):
+    ingest.run(options(tmp_path, file(tmp_path, "a", (1, 1, 0)), "one"), LOCAL)
+    ingest.run(options(tmp_path, file(tmp_path, "b", (1, 1, 0), (3, 3, 2)), "two"), LOCAL)
+    ingest.run(options(tmp_path, file(tmp_path, "c", (3, 3, 2), (4, 4, 2)), "three"), LOCAL)
+    undo(tables(tmp_path), "one")
+    done = undo(tables(tmp_path), "two")
+    assert done.rows == 1 and done.again == (str(tmp_path / "c"),)
+    assert [r[0] for r in content(tmp_path)] == [4]
+    assert undo(tables(tmp_path), "three").rows == 1 and content(tmp_path) == []
+    assert not items_of(tmp_path)[0].size
+
+
 def items_of(tmp_path):
     found = tables(tmp_path).read_items()
     there = found.events > 0

@@ -304,3 +304,33 @@ def test_a_json_log_keeps_wide_rows_within_bounds(tmp_path):
     before = peak_mb()
     run(tmp_path, "a.jsonl")
     assert len(users(tmp_path)) == 200 and peak_mb() - before < 300
+
+
+def test_bytes_that_are_no_utf8_cost_the_rows_that_have_them_and_no_file(tmp_path, capfd):
+    rows = [
+        f"1,10,c,{T0}",
+        f"2,caf\xe9,c,{T0}",
+        f"3,30,c,{T0},Montr\xe9al",
+        "\xe9t\xe9",
+        f"4,\U0010ff41,c,{T0}",
+        f"5,50,c,{T0}",
+    ]
+    latin = [r.encode("latin-1" if r.isprintable() and "\U0010ff41" not in r else "utf-8") for r in rows]
+    (tmp_path / "a.csv").write_bytes(HEAD.encode() + b"\n".join(latin) + b"\n")
+    record = run(tmp_path, "a.csv")
+    assert users(tmp_path) == [1, 4, 5] and record.counts["events_dead"] == 3
+    assert letters(record) == {2: "not_utf8", 3: "broken_line", 4: "broken_line"}
+    dead = pq.read_table(Path(record.path) / "dead-letters.parquet").to_pylist()
+    assert "Montr\ufffdal" in str(next(row for row in dead if row["row"] == 3))
+    assert "UnicodeDecodeError" not in capfd.readouterr().err
+
+
+def test_a_header_with_bytes_that_are_no_utf8_is_read_by_the_columns_that_are_named(tmp_path):
+    (tmp_path / "a.csv").write_bytes(
+        b"user_id,item_id,action,timestamp_ms,cat\xe9gorie\n1,10,c,%d,\xe9\n" % T0
+    )
+    run(tmp_path, "a.csv")
+    assert users(tmp_path) == [1]
+    (tmp_path / "b.csv").write_bytes((HEAD + f"1,10,c,{T0}\n").encode("utf-16"))
+    with pytest.raises(UnreadableFile, match="UTF-16"):
+        run(tmp_path, "b.csv")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -51,6 +52,7 @@ def csv_rows(
         ValueError: no header, a column twice in it, a record without its end.
         QuotesAreText: found on the way (``quotes`` None).
     """
+    stream = _Utf8(stream)
     head = stream.read(HEAD)
     while len(head) < HEAD and (more := stream.read(HEAD - len(head))):
         head += more
@@ -64,7 +66,7 @@ def csv_rows(
     schema = pa.schema(
         [*((n, pa.string()) for n in chosen.values()), (LINE, pa.int64()), (BROKEN, pa.string())]
     )
-    lines = _Lines(len(names), reading.sections)
+    lines = _Lines(reading.sections)
     reader = _reader(_Rejoined(head, stream), separator, quotes, called, list(chosen), lines) if head else ()
     done = 0
     for batch in _whole_records(reader, guessed and quotes):
@@ -78,7 +80,7 @@ def csv_rows(
         number = np.arange(done + 1, done + 1 + n + len(lines.other))
         number = number[~np.isin(number, lines.numbers())][:n]
         done = int(number[-1]) if n else done
-        columns = [column.view(pa.string()) for column in batch.columns]
+        columns = [stream.restored(column) for column in batch.columns]
         if reading.sections:
             columns.append(lines.values_at(number))
         yield pa.record_batch(
@@ -88,7 +90,7 @@ def csv_rows(
         if guessed and quotes:
             raise QuotesAreText
         raise ValueError(lines.open_quotes[0])
-    broken = lines.broken
+    broken = {number: stream.shown(why) for number, why in lines.broken.items()}
     nothing = [pa.nulls(len(broken), pa.string()) for _ in chosen]
     yield pa.record_batch([*nothing, pa.array(list(broken), pa.int64()), pa.array(list(broken.values()), pa.string())],
                           schema=schema)  # fmt: skip
@@ -97,8 +99,8 @@ def csv_rows(
 class _Lines:
     """Records that are no rows: broken ones (number to why), and ``VALUE:`` lines that begin a section."""
 
-    def __init__(self, fields: int, sections: str):
-        self.fields, self.sections = fields, sections
+    def __init__(self, sections: str):
+        self.sections = sections
         self.broken: dict[int, str] = {}
         self.starts: list[int] = []
         self.values: list[str] = []
@@ -200,8 +202,6 @@ def _again(columns: Sequence[pa.Array], chosen: Sequence[str], names: Sequence[s
 
 def _header(head: bytes, ending: str, reading: Reading) -> tuple[list[str], str, bytes]:
     """(names of the columns, what separates them, the head behind the line with the names)."""
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ValueError("UTF-16 text; write it as UTF-8")
     head = head.removeprefix(b"\xef\xbb\xbf")
     separators = reading.separator or SEPARATORS[ending]
     while True:
@@ -272,6 +272,59 @@ def _whole_records(reader: Any, guessed: bool) -> Iterator[pa.RecordBatch]:
             ) from error
         rows += batch.num_rows
         yield batch
+
+
+class _Utf8:
+    """A stream whose bytes that are no UTF-8 pass the CSV parser as characters that stand for one byte each.
+
+    The parser hands lines with too many or too few fields on as text: one stray byte there would end the file. The
+    characters are the last 256 of the private planes. Where a log has them itself, their bytes are taken for stray
+    ones too, and come out as they were.
+    """
+
+    _FIRST = 0x10FF00
+    _STRAY = re.compile("[\udc80-\udcff\U0010ff00-\U0010ffff]")
+    _STANDS = re.compile(rb"\xf4\x8f[\xbc-\xbf][\x80-\xbf]")
+
+    def __init__(self, rest: Any):
+        self._rest, self._ready, self._begun, self._strays = rest, b"", False, False
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+
+    def read(self, size: int = -1) -> bytes:
+        while not self._ready:
+            more = self._rest.read(size) if size >= 0 else self._rest.read()
+            if not self._begun and more.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise ValueError("UTF-16 text; write it as UTF-8")
+            self._begun, self._ready = True, self._passing(more)
+            if not more:
+                break
+        out, self._ready = (self._ready, b"") if size < 0 else (self._ready[:size], self._ready[size:])
+        return out
+
+    def _passing(self, data: bytes) -> bytes:
+        if data and data.isascii() and not self._decoder.getstate()[0]:
+            return data
+        text = self._decoder.decode(data, final=not data)
+        if self._STRAY.search(text):
+            self._strays = True
+            text = self._STRAY.sub(self._standing, text)
+        return text.encode()
+
+    def _standing(self, found: re.Match[str]) -> str:
+        return "".join(chr(self._FIRST + byte) for byte in found.group().encode("utf-8", "surrogateescape"))
+
+    def _back(self, value: bytes) -> bytes:
+        return self._STANDS.sub(lambda found: bytes([ord(found.group().decode()) - self._FIRST]), value)
+
+    def restored(self, column: pa.Array) -> pa.Array:
+        """A column of bytes as text, which need not be UTF-8 then."""
+        if self._strays and pc.any(pc.match_substring(column, b"\xf4\x8f")).as_py():
+            raw = [None if value is None else self._back(value) for value in column.to_pylist()]
+            column = pa.array(raw, pa.binary())
+        return column.view(pa.string())
+
+    def shown(self, text: str) -> str:
+        return self._back(text.encode()).decode(errors="replace") if self._strays else text
 
 
 class _Rejoined:

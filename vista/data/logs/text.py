@@ -207,7 +207,8 @@ def _taken(
             raw = pc.fill_null(column.cast(pa.int64() if exact else pa.float64()), 0).to_numpy()
         except pa.ArrowInvalid:
             raw = np.array([float(v or 0) for v in column.to_pylist()])
-        ms = raw * TIME_UNITS[reading.time_unit] + reading.start_ms
+        with np.errstate(over="ignore"):  # what is infinite is out of bounds
+            ms = raw.astype(np.float64) * TIME_UNITS[reading.time_unit] + reading.start_ms
     else:
         second = _text(batch.column(parts[1])) if len(parts) > 1 else None
         ms, _, unread = times.milliseconds(_text(column), reading, second)

@@ -55,7 +55,9 @@ def undo(warehouse: Warehouse, run: str) -> Undone:
         lines = ledger.entries(warehouse.refresh())
         runs = list(dict.fromkeys(name for name, _ in lines))
         number, undone = warehouse.commit_number + 1, json.loads(warehouse.fact(UNDONE, "{}"))
-        mine = [n for n in dict.fromkeys([*runs, *undone]) if n == run or n.rsplit("-", 1)[0] == run]
+        # a run that shared rows with one taken back has left the ledger; its files still name it
+        named = dict.fromkeys([*runs, *undone, *_runs_of_files(warehouse)])
+        mine = [n for n in named if n == run or n.rsplit("-", 1)[0] == run]
         if len(mine) != 1:
             known = ", ".join(runs[-5:]) or "none"
             raise DataError(
@@ -67,9 +69,9 @@ def undo(warehouse: Warehouse, run: str) -> Undone:
             return Undone(name, 0, 0, (), ())
         commits = {line.commit for r, line in lines if r == name and line.commit}
         found = {kind: _files(warehouse, kind, name, commits) for kind in ("items", "impressions", "history")}
-        last = max((line.commit for r, line in lines if r == name), default=number)
-        sharing = {r for r, line in lines if line.commit > last and line.in_table}
         commits |= {int(posixpath.basename(uri).split("-", 1)[0]) for some in found.values() for uri in some}
+        last = max(commits, default=number)
+        sharing = {r for r, line in lines if line.commit > last and line.in_table}
         first = min(commits, default=number)
         summary = {PREFIX + "commit": str(number), PREFIX + "run": f"undo-{name}"}
         left = [(r, line) for r, line in lines if r != name and r not in sharing]
@@ -118,6 +120,16 @@ def _files(warehouse: Warehouse, kind: str, run: str, commits: set[int]) -> dict
             f"vista compact ({mixed[0]}); rebuild the tables with vista ingest, without its logs, in another --home"
         )
     return mine
+
+
+def _runs_of_files(warehouse: Warehouse) -> list[str]:
+    """Runs that have files of their own, in order."""
+    found = []
+    for table in (warehouse.history, warehouse.impressions):
+        if (current := table.current_snapshot()) is not None:
+            files = files_of(table, current.snapshot_id)
+            found += [(f.commit, run_of(f.path)) for f in files if 0 < f.first_commit == f.commit]
+    return list(dict.fromkeys(name for _, name in sorted(found)))
 
 
 def _less(warehouse: Warehouse, history: Collection[str], number: int) -> str:
