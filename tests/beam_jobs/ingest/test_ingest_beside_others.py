@@ -150,9 +150,8 @@ def test_an_ingest_that_shared_rows_with_one_taken_back_can_be_taken_back_too(tm
     ingest.run(options(tmp_path, file(tmp_path, "a", (1, 1, 0)), "one"), LOCAL)
     ingest.run(options(tmp_path, file(tmp_path, "b", (1, 1, 0), (3, 3, 2)), "two"), LOCAL)
     ingest.run(options(tmp_path, file(tmp_path, "c", (3, 3, 2), (4, 4, 2)), "three"), LOCAL)
-    undo(tables(tmp_path), "one")
-    done = undo(tables(tmp_path), "two")
-    assert done.rows == 1 and done.again == (str(tmp_path / "c"),)
+    assert undo(tables(tmp_path), "one").again == (str(tmp_path / "b"), str(tmp_path / "c"))
+    assert undo(tables(tmp_path), "two").rows == 1
     assert [r[0] for r in content(tmp_path)] == [4]
     assert undo(tables(tmp_path), "three").rows == 1 and content(tmp_path) == []
     assert not items_of(tmp_path)[0].size
