@@ -14,7 +14,8 @@ TORCH = ["torch>=2.8"]
 TABLES = ["pyarrow>=18", "pyiceberg[sql-sqlite]>=0.10", "fastavro>=1.9"]
 MODEL = [*TORCH, *TABLES, *COMMAND, "safetensors>=0.5"]
 JOBS = [*MODEL, "apache-beam>=2.70"]
-SERVE = [*TORCH, *COMMAND, "pyarrow>=18", "safetensors>=0.5", "faiss-cpu>=1.9"]
+FLIGHT = [*COMMAND, "pyarrow>=18", "prometheus-client>=0.20"]
+SERVE = [*TORCH, *FLIGHT, "safetensors>=0.5", "faiss-cpu>=1.9"]
 REPORT = [*TABLES, *COMMAND, "matplotlib>=3.9", "jinja2>=3.1"]
 
 setup(
@@ -69,9 +70,11 @@ setup(
         "torch": TORCH,
         "model": MODEL,
         "jobs": JOBS,
+        "flight": FLIGHT,  # `vista serve` alone: no PyTorch
         "serve": SERVE,
+        "pandas": ["pandas>=2.2", "pyarrow>=18"],
         "report": REPORT,
-        "all": sorted({*MODEL, *JOBS, *SERVE, *REPORT}),
+        "all": sorted({*MODEL, *JOBS, *SERVE, *REPORT, *FLIGHT}),
         "gpu": ["triton>=3.2; sys_platform=='linux'"],
         "prometheus": ["prometheus-client>=0.20"],
         "test": [
@@ -84,6 +87,8 @@ setup(
             "confluent-kafka>=2.4",
             "mypy>=1.18",
             "pdoc>=15",
+            "pandas>=2.2",
+            "cryptography>=42",
         ],
         "follow": ["redis>=5", "confluent-kafka>=2.4"],
         "spark": ["pyspark>=4.0"],  # and Java 17

@@ -27,7 +27,7 @@ from cache_store.errors import (
     SchemaError,
     StoreError,
 )
-from cache_store.format import lines
+from cache_store.format import lines, shown
 from cache_store.format import manifest as manifests
 from cache_store.format.keys import Users, as_users
 from cache_store.format.layout import (
@@ -213,6 +213,11 @@ class Store:
     def manifest(self) -> Manifest:
         """Of the newest generation of the chain that is read."""
         return self._current(self._clock()).chain[0].manifest
+
+    @property
+    def generation_read(self) -> str | None:
+        """Name of the generation that lookups read; None where none could be opened yet. Looks at no file."""
+        return self._pinned.name if self._pinned is not None else self._views.name
 
     @property
     def row_bytes(self) -> int:
@@ -441,6 +446,23 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _shown(self) -> dict[str, object]:
+        return {
+            "": str(self.layout.root),
+            "line": self.line,
+            "generation": self._pinned.name
+            if self._pinned is not None
+            else self._views.name or "none opened",
+            "users": self.format.user_kind,
+            "shards": self.format.num_shards,
+        }
+
+    def __repr__(self) -> str:
+        return shown.text("Store", self._shown())
+
+    def _repr_html_(self) -> str:
+        return shown.html("Store", self._shown())
 
     def __getstate__(self) -> dict[str, Any]:
         views = self._views if self._pinned is None else self._views.standing_at(self._pinned)

@@ -14,7 +14,7 @@ PACKAGES = {
     "cache_store": set(),
 }
 ROOMS = {
-    "cache_store": "errors native format write read change store remote torch testing",
+    "cache_store": "errors native format write read change store remote torch flight testing",
     "vista": "errors config jagged ops data data/logs data/tables embedding stage1 stage2 model bundle "
     "training serving",
     "beam_jobs": "errors horizon run ingest generation tables follow",

@@ -48,7 +48,7 @@ class Home:
         """The live bundle: the newest of those whose summaries the store serves; the newest where it serves none."""
         found = self.models
         mark = self._served() if len(found) > 1 else None
-        return next((p for p in reversed(found) if mark and _fingerprint(p) == mark), self.newest_model)
+        return next((p for p in reversed(found) if mark and fingerprint_of(p) == mark), self.newest_model)
 
     @property
     def newest_model(self) -> Path:
@@ -115,7 +115,7 @@ class Home:
         return self.runs / f"{verb}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
 
 
-def _fingerprint(bundle: Path) -> str | None:
+def fingerprint_of(bundle: Path) -> str | None:
     try:
         return json.loads((bundle / "bundle.json").read_text("utf-8")).get("fingerprint")
     except (OSError, ValueError, AttributeError):

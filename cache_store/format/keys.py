@@ -8,6 +8,7 @@ user; strings carry a second, independent hash (XXH3-64) beside it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -18,7 +19,8 @@ from cache_store.native import library as native
 MAX_KEY_BYTES = 511
 """Largest key of LMDB 0.9."""
 
-Users = np.ndarray | Sequence[int] | Sequence[str]
+Users = np.ndarray | Sequence[int] | Sequence[str] | Any
+"""int64 [B] or B strings: a list, an array of NumPy, or a column of Arrow, pandas or polars."""
 
 _SIGN = np.uint64(1 << 63)
 _P1 = np.uint64(0x9E3779B185EBCA87)
@@ -62,6 +64,8 @@ def as_users(users: Users, kind: str | None = None) -> np.ndarray:
     Raises:
         KeyKind: mixed or unsupported ids, or not of ``kind``.
     """
+    if not isinstance(users, (list, tuple, np.ndarray)) and hasattr(users, "to_numpy"):
+        users = _column(users)
     array = users if isinstance(users, np.ndarray) else None
     if array is None:
         if isinstance(users, (str, bytes, bytearray, memoryview, Mapping, Set)) or not isinstance(
@@ -96,6 +100,24 @@ def as_users(users: Users, kind: str | None = None) -> np.ndarray:
     if kind is not None and found != kind and len(array):
         raise KeyKind(f"user ids: this store holds {kind} ids, found {found}")
     return array
+
+
+def _column(users: Any) -> np.ndarray:
+    """Values of a column of Arrow, pandas or polars, whose packages are not needed for it.
+
+    Raises:
+        KeyKind: some are null.
+    """
+    nulls = getattr(users, "null_count", 0)
+    nulls = nulls() if callable(nulls) else nulls
+    if nulls:
+        raise KeyKind(f"user ids: expected int64 or strings, found {nulls} nulls")
+    arrow = type(users).__module__.startswith("pyarrow")
+    if arrow and str(users.type).startswith("dictionary"):
+        users = users.cast(users.type.value_type)
+    chunked = not arrow or hasattr(users, "chunks")
+    values: np.ndarray = np.asarray(users.to_numpy() if chunked else users.to_numpy(zero_copy_only=False))
+    return values
 
 
 def keys_of(users: np.ndarray) -> list[bytes]:

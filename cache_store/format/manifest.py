@@ -10,6 +10,7 @@ from typing import Any
 import xxhash
 
 from cache_store.errors import Damaged, FormatUnknown, GenerationUnknown, SchemaError
+from cache_store.format import shown
 from cache_store.format.checked import KIB, MIB, MOST_BYTES, Fields, NotSound, json_object, read_bounded
 from cache_store.format.layout import FEATURES, GENERATION, MOST_SHARDS, NAME, Layout, StoreFormat
 from cache_store.format.receipt import FileFact, ShardReceipt, file_facts
@@ -24,7 +25,7 @@ AWAY = "go back with `vista rollback`, or make a new generation with `vista summ
 """What helps where a generation cannot be read."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Manifest:
     """Facts of one generation.
 
@@ -93,6 +94,25 @@ class Manifest:
             [[s.content, s.state_content] for s in self.shards],
         ]  # fmt: skip
         return xxhash.xxh3_128_hexdigest(json.dumps(facts, sort_keys=True).encode())
+
+    def _shown(self) -> dict[str, object]:
+        return {
+            "generation": self.generation,
+            "kind": self.kind if self.parent is None else f"{self.kind} over {self.parent}",
+            "users": f"{self.records:,}",
+            "tombstones": f"{self.tombstones:,}",
+            "dead letters": f"{self.dead_letters:,}",
+            "files": f"{shown.size(self.bytes)} in {self.num_shards} shards",
+            "model": self.fingerprint[:12],
+            "newest event": shown.when(self.watermark_ms),
+            "published": shown.when(self.published_ms),
+        }
+
+    def __repr__(self) -> str:
+        return shown.text("Manifest", self._shown())
+
+    def _repr_html_(self) -> str:
+        return shown.html("Manifest", self._shown())
 
     def text(self) -> str:
         """The text of manifest.json."""

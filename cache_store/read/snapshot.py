@@ -13,7 +13,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,62 +23,11 @@ from cache_store.errors import Damaged, SchemaError
 from cache_store.format.keys import Users, as_users, hash_of, second_hash_of
 from cache_store.format.record import HEADER, PAGE_HEADER
 from cache_store.native.crew import Crew
+from cache_store.read.found import Heaviest, Lookup, RawLookup, Status
 from cache_store.read.generation import ABSENT, STREAM_BYTES, Generation
 from cache_store.read.watch import Watch
 
-
-class Status(IntEnum):
-    """What a row of a lookup is.
-
-    FRESH: as published and within the age limit. STALE: as published, older than the age limit. MISSING: the store
-    has no such user. CORRUPT: the record fails a check; its tokens are those of a missing user.
-    """
-
-    FRESH = 0
-    STALE = 1
-    MISSING = 2
-    CORRUPT = 3
-
-
-@dataclass(frozen=True)
-class Lookup:
-    """What a lookup of B users gives, in the caller's order.
-
-    Attributes:
-        tokens: float32 [B, S, D].
-        status: uint8 [B], values of :class:`Status`.
-        event_count: int64 [B]; 0 where missing or corrupt, as the two times.
-        last_event_ms: int64 [B], time of the last event that the summary has seen.
-        summarized_ms: int64 [B].
-        generation: name of the newest generation of the chain that was read; "" where none was old enough for an
-            as-of read; object [B] of such names where each row has a time of its own.
-    """
-
-    tokens: np.ndarray
-    status: np.ndarray
-    event_count: np.ndarray
-    last_event_ms: np.ndarray
-    summarized_ms: np.ndarray
-    generation: str | np.ndarray
-
-
-@dataclass(frozen=True)
-class RawLookup:
-    """Records as stored, for a device that decodes them itself.
-
-    Attributes:
-        rows: uint8 [B, row_bytes]; the record begins at byte 16 of a row, its fields at ``schema.dtype`` offsets
-            from there. Rows that are neither FRESH nor STALE are zero.
-        Others as in :class:`Lookup`.
-    """
-
-    rows: np.ndarray
-    status: np.ndarray
-    event_count: np.ndarray
-    last_event_ms: np.ndarray
-    summarized_ms: np.ndarray
-    generation: str
-
+__all__ = ["Heaviest", "Lookup", "RawLookup", "Snapshot", "Status"]
 
 _Read = TypeVar("_Read", Lookup, RawLookup)
 _BLOCK_BYTES = 1 << 20
@@ -99,6 +47,7 @@ class _Found:
     place: np.ndarray  # int64 [U]
     check: np.ndarray  # uint64 [U], first word of the record by the index
     inverse: np.ndarray | None  # int64 [B], row of each caller's user; None where B = U
+    users: np.ndarray  # [B], as asked for
 
 
 class Snapshot:
@@ -171,7 +120,8 @@ class Snapshot:
             target[bad] = 0.0 if fill is None else fill
         if found.inverse is not None:
             np.take(target, found.inverse, axis=0, out=out, mode="clip")
-        return Lookup(out, *self._facts(status, header, found.inverse, now_ms, max_age_ms), self.name)
+        facts = self._facts(status, header, found.inverse, now_ms, max_age_ms)
+        return Lookup(out, *facts, self.name, found.users, self.schema)
 
     def lookup_raw(
         self,
@@ -217,11 +167,12 @@ class Snapshot:
 
     def nothing(self, users: Users, out: np.ndarray | None, fill: np.ndarray | None) -> Lookup:
         """What a lookup gives where no generation may be read: every row MISSING."""
-        n = len(as_users(users, self.schema.user_kind))
+        ids = as_users(users, self.schema.user_kind)
+        n = len(ids)
         out = _buffer(out, (n, self.schema.tokens, self.schema.width), np.float32)
         out[...] = 0.0 if fill is None else fill
         status, header = np.full(n, _MISSING), np.zeros(n, HEADER)
-        return Lookup(out, *self._facts(status, header, None, None, None), "")
+        return Lookup(out, *self._facts(status, header, None, None, None), "", ids, self.schema)
 
     def nothing_raw(self, users: Users, out: np.ndarray | None) -> RawLookup:
         """As :meth:`nothing`, for raw lookups."""
@@ -306,7 +257,7 @@ class Snapshot:
         place, check = self.chain[0].locate(shard, hashes, second)
         depth = np.zeros(n, np.int64)
         if n and place.min() >= 0:  # the common case
-            return _Found(hashes, shard, depth, place, check, inverse)
+            return _Found(hashes, shard, depth, place, check, inverse, ids)
         left = np.flatnonzero(place == ABSENT)
         for d, generation in enumerate(self.chain[1:], 1):
             if not len(left):
@@ -317,7 +268,7 @@ class Snapshot:
             place[rows], check[rows], depth[rows] = at[hit], word[hit], d
             left = left[~hit]
         depth[place < 0] = -1
-        return _Found(hashes, shard, depth, place, check, inverse)
+        return _Found(hashes, shard, depth, place, check, inverse, ids)
 
     def _parts(self, found: _Found) -> Iterator[tuple[Generation, np.ndarray | slice]]:
         """Generations that hold some of the users, with their rows; a slice where one holds all, the common case."""

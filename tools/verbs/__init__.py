@@ -27,6 +27,7 @@ VERBS: dict[str, str] = {
     "pull": "Store",
     "lookup": "Serve",
     "recommend": "Serve",
+    "serve": "Serve",
     "status": "Look",
     "runs": "Look",
     "report": "Look",

@@ -16,6 +16,7 @@ DRILLS = {
     "corruption": ("corruption", "every byte of every kind of file is altered, and what readers say of it"),
     "storage": ("storage", "disks that are full or read-only"),
     "storm": ("storm", "readers that fork, pickle and die while generations come and go"),
+    "serving": ("serving", "`vista serve` under load while generations come, killed and started again"),
     "reseal": ("reseal", "files edited by one who can seal them again, then every verb and read"),
     "logs": (
         "logs",

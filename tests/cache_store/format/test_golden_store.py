@@ -17,7 +17,7 @@ import xxhash
 from cache_store import Store
 from cache_store.format.keys import bucket_of, key_bytes
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 KINDS = ["store-1", "store-1-int64", "store-2"]
 
 

@@ -1,0 +1,178 @@
+"""What a lookup gives: tokens as NumPy arrays with their facts, and the same for Arrow and pandas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_store.errors import SchemaError
+from cache_store.format import shown
+from cache_store.format.record import RecordSchema, Table
+
+if TYPE_CHECKING:
+    import pandas
+    import pyarrow
+
+
+class Status(IntEnum):
+    """What a row of a lookup is.
+
+    FRESH: as published and within the age limit. STALE: as published, older than the age limit. MISSING: the store
+    has no such user. CORRUPT: the record fails a check; its tokens are those of a missing user.
+    """
+
+    FRESH = 0
+    STALE = 1
+    MISSING = 2
+    CORRUPT = 3
+
+
+class Heaviest(NamedTuple):
+    """What B users did, heaviest first.
+
+    Attributes:
+        items: int64 [B, n], ids; -1 where there is none.
+        log_mass: float32 [B, n], log of how many events an item stands for, by recency; -inf where there is none.
+        masses: float32 [B, n, H], by horizon.
+    """
+
+    items: NDArray[np.int64]
+    log_mass: NDArray[np.float32]
+    masses: NDArray[np.float32]
+
+
+@dataclass(frozen=True, repr=False)
+class Lookup:
+    """What a lookup of B users gives, in the caller's order.
+
+    Attributes:
+        tokens: float32 [B, S, D].
+        status: uint8 [B], values of :class:`Status`.
+        event_count: int64 [B]; 0 where missing or corrupt, as the two times.
+        last_event_ms: int64 [B], time of the last event that the summary has seen.
+        summarized_ms: int64 [B].
+        generation: name of the newest generation of the chain that was read; "" where none was old enough for an
+            as-of read; object [B] of such names where each row has a time of its own.
+        users: int64 [B] or object [B] of str, as asked for.
+        schema: of the records.
+    """
+
+    tokens: NDArray[np.float32]
+    status: NDArray[np.uint8]
+    event_count: NDArray[np.int64]
+    last_event_ms: NDArray[np.int64]
+    summarized_ms: NDArray[np.int64]
+    generation: str | np.ndarray
+    users: np.ndarray
+    schema: RecordSchema
+
+    @property
+    def groups(self) -> dict[str, np.ndarray]:
+        """Groups of tokens by name, float32 [B, S_g, D], views; those of codec ``int64`` as the numbers they hold,
+        int64 [B, n], copied."""
+        keys = {t.keys: t.entries for t in self.schema.tables if t.keys}
+        found: dict[str, np.ndarray] = {}
+        for group in self.schema.groups:
+            rows = self.tokens[:, self.schema.slices[group.name]]
+            if group.codec == "int64":
+                flat = rows.reshape(len(rows), -1)
+                places = flat.shape[1] // 2
+                rows = np.ascontiguousarray(flat[:, : 2 * places]).view(np.int64)
+                rows = rows[:, : keys.get(group.name, places)]
+            found[group.name] = rows
+        return found
+
+    def masses(self, table: Table) -> NDArray[np.float32]:
+        """Masses of a table of ``schema.tables``, float32 [B, entries, H]; 0 is no entry."""
+        flat = self.tokens[:, self.schema.slices[table.masses]].reshape(len(self.tokens), -1)
+        return flat[:, : table.entries * table.horizons].reshape(-1, table.entries, table.horizons)
+
+    def heaviest(self, count: int) -> Heaviest:
+        """The ``count`` items (or all that a record holds) that weigh most with each user, of equal ones the first.
+
+        Raises:
+            SchemaError: the records have no table of items.
+        """
+        table = next((t for t in self.schema.tables if t.keys), None)
+        if table is None:
+            raise SchemaError(
+                f"heaviest: expected records with a table of items, found groups {list(self.schema.slices)}; run "
+                f"`vista train` and `vista summarize` with this version"
+            )
+        mass = self.masses(table)
+        weight = mass[..., table.deciding]
+        n = min(count, table.entries)
+        # bits of floats that are not negative are in their order; the place below makes all of them different
+        key = np.ascontiguousarray(weight).view(np.int32).astype(np.int64) << 24
+        key += table.entries - np.arange(table.entries)
+        if n < table.entries:
+            top = np.argpartition(key, table.entries - n, axis=1)[:, table.entries - n :]
+            top = np.take_along_axis(top, np.argsort(np.take_along_axis(key, top, 1), axis=1)[:, ::-1], 1)
+        else:
+            top = np.argsort(key, axis=1)[:, ::-1]
+        chosen = np.take_along_axis(mass, top[..., None], 1)
+        there = chosen[..., table.deciding] > 0
+        with np.errstate(divide="ignore"):
+            log_mass = np.log(chosen[..., table.deciding])
+        items = np.take_along_axis(self.groups[table.keys], top, 1)
+        return Heaviest(np.where(there, items, -1), log_mass, chosen)
+
+    def to_arrow(self) -> pyarrow.RecordBatch:
+        """All of it as one record batch (docs/serve-protocol.md); needs ``pyarrow``. Polars reads it by ``from_arrow``.
+
+        Raises:
+            MissingExtra
+        """
+        from cache_store.read.columns import of_groups
+
+        return of_groups(self)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A row a user, with its id as index and a column for each group; needs ``pandas``.
+
+        Raises:
+            MissingExtra
+        """
+        from cache_store.read.columns import frame
+
+        return frame(self, [s.name for s in Status])
+
+    def _shown(self) -> dict[str, object]:
+        counts = np.bincount(self.status, minlength=len(Status)).tolist()
+        name = self.generation if isinstance(self.generation, str) else "by row"
+        told = ", ".join(f"{n:,} {s.name}" for s, n in zip(Status, counts, strict=False) if n)
+        return {
+            "users": f"{len(self.status):,}",
+            "": told or "none",
+            "tokens": " x ".join(map(str, self.tokens.shape)),
+            "groups": ", ".join(self.schema.slices),
+            "generation": name or "none",
+        }
+
+    def __repr__(self) -> str:
+        return shown.text("Lookup", self._shown())
+
+    def _repr_html_(self) -> str:
+        return shown.html("Lookup", self._shown())
+
+
+@dataclass(frozen=True)
+class RawLookup:
+    """Records as stored, for a device that decodes them itself.
+
+    Attributes:
+        rows: uint8 [B, row_bytes]; the record begins at byte 16 of a row, its fields at ``schema.dtype`` offsets
+            from there. Rows that are neither FRESH nor STALE are zero.
+        Others as in :class:`Lookup`.
+    """
+
+    rows: np.ndarray
+    status: np.ndarray
+    event_count: np.ndarray
+    last_event_ms: np.ndarray
+    summarized_ms: np.ndarray
+    generation: str
