@@ -217,8 +217,8 @@ def _child(work: Callable[[], object], mode: str, at: float | None, pipe: int, g
         return trace
 
     code = 1
-    faulthandler.enable()
     try:
+        faulthandler.enable(2)
         os.fsync = counted_fsync
         sys.addaudithook(audit)
         if mode == "line":

@@ -279,12 +279,12 @@ def run(logs: int, seed: int, whole_every: int) -> dict[str, Any]:
         nonlocal slowest
         folder = Path(tempfile.mkdtemp(dir=root))
         try:
-            start = time.monotonic()
+            start = time.process_time()
             outcome[account(folder, *log)] += 1
             if whole_every and sum(outcome.values()) % whole_every == 0:
                 outcome[f"whole: {whole(folder, *log)}"] += 1
-            slowest = max(slowest, time.monotonic() - start)
-            assert slowest < SLOW_SECONDS, f"{slowest:.1f} s for one log"
+            slowest = max(slowest, time.process_time() - start)
+            assert slowest < SLOW_SECONDS, f"{slowest:.1f} s of processor for one log"
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -293,7 +293,7 @@ def run(logs: int, seed: int, whole_every: int) -> dict[str, Any]:
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return {"logs": sum(n for k, n in outcome.items() if not k.startswith("whole")), "seed": seed,
-            "slowest_seconds": round(slowest, 3), "outcomes": dict(outcome.most_common())}  # fmt: skip
+            "slowest_cpu_seconds": round(slowest, 3), "outcomes": dict(outcome.most_common())}  # fmt: skip
 
 
 def main() -> None:
