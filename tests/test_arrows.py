@@ -15,7 +15,7 @@ PACKAGES = {
 }
 ROOMS = {
     "cache_store": "errors native format write read change store remote torch flight testing",
-    "vista": "errors config jagged ops data data/logs data/tables embedding stage1 stage2 model bundle "
+    "vista": "errors config jagged ops data data/logs data/tables embedding stage1 stage2 model new_items bundle "
     "training serving",
     "beam_jobs": "errors horizon run ingest generation tables follow",
 }  # a room may import those before it

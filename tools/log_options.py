@@ -98,7 +98,8 @@ def show_dry_run(options: IngestOptions, json: bool) -> int:
         console.table(f"{look.path}  ({look.of})", ("meaning", "column", "type", "read as"), rows)
         if look.unused:
             console.note(f"not read: {', '.join(look.unused)}")
-        console.table(f"first of {look.rows:,} rows looked at, as events", look.names, look.events)
+        kind = "items" if look.of == "items" else "events"
+        console.table(f"first of {look.rows:,} rows looked at, as {kind}", look.names, look.events)
         for letter in look.letters:
             console.note(f"would be set aside: row {letter.row}, {letter.reason}: {letter.values[:200]}")
     console.note("nothing was changed; leave out --dry-run to ingest")

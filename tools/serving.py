@@ -23,7 +23,7 @@ def open_index(bundle: Bundle, path: Path, kind: str = "exact") -> ItemIndex:
     if (path / "index.json").exists():
         try:
             index = ItemIndex.load(path, bundle.fingerprint)
-            if index.kind == kind:
+            if index.kind == kind and index.catalogue == bundle.catalogue:
                 return index
         except VistaError as error:
             console.note(f"{path}: building the index again ({error})")
@@ -31,6 +31,7 @@ def open_index(bundle: Bundle, path: Path, kind: str = "exact") -> ItemIndex:
         index = ItemIndex.build(
             bundle.model, bundle.items()["item_id"].to_numpy(), kind, fingerprint=bundle.fingerprint
         )
+        index.catalogue = bundle.catalogue
         try:
             index.save(path)
         except (

@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from vista.config import ModelConfig, fingerprint, from_before, from_dict, to_text
 from vista.data.logs.importer import hash_strings
 from vista.errors import BundleError, ConfigError, DataError, FingerprintMismatch
+from vista.new_items import NewItems
 
 if TYPE_CHECKING:
     import torch
@@ -70,21 +71,32 @@ class Meta:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded bundle. ``items()`` reads the catalogue when asked."""
+    """A loaded bundle. ``items()`` reads the catalogue when asked.
+
+    Attributes:
+        new_items: what ``vista items refresh`` found since training; None where it was not run.
+    """
 
     path: Path
     model: VistaModel
     config: ModelConfig
     fingerprint: str
     meta: Meta
+    new_items: NewItems | None = None
+
+    @property
+    def catalogue(self) -> str:
+        """Which items came after training: "" for none. What is made of the catalogue (an index) is of this one."""
+        return "" if self.new_items is None else self.new_items.mark
 
     def items(self) -> pa.Table:
-        """The catalogue (schema ``ITEMS``), ascending by ``item_id``.
+        """The catalogue (schema ``ITEMS``) with the new items, ascending by ``item_id``.
 
         Raises:
             BundleError: the file is not readable Parquet of that schema.
         """
-        return read_items(self.path / "items.parquet")
+        trained = read_items(self.path / "items.parquet")
+        return trained if self.new_items is None else self.new_items.over(trained)
 
     def encode(
         self,
@@ -230,7 +242,7 @@ def save(path: str | Path, model: VistaModel, meta: Meta, items: pa.Table) -> Pa
         (building / "config.json").write_text(to_text(model.config), encoding="utf-8")
         save_file(weights, str(building / "weights.safetensors"), metadata={"fingerprint": mark})
         pq.write_table(items, building / "items.parquet")
-        _publish_vectors(building / VECTORS, model, items)
+        publish_vectors(building / VECTORS, model, items)
         description = {
             "format": FORMAT,
             "fingerprint": mark,
@@ -260,11 +272,15 @@ def save(path: str | Path, model: VistaModel, meta: Meta, items: pa.Table) -> Pa
     return path
 
 
-def load(path: str | Path, device: str | torch.device = "cpu", expect: str | None = None) -> Bundle:
+def load(
+    path: str | Path, device: str | torch.device = "cpu", expect: str | None = None, serve: bool = False
+) -> Bundle:
     """Read a bundle, rebuild its model in evaluation mode and verify its fingerprint.
 
     Args:
         expect: fingerprint it must have (of the store it is to serve, say); None takes any.
+        serve: with what is known of items that came after training (``vista items refresh``), for retrieval and
+            ranking; summaries are made without.
 
     Raises:
         BundleError: not a bundle, incomplete, of another format, or damaged.
@@ -314,7 +330,11 @@ def load(path: str | Path, device: str | torch.device = "cpu", expect: str | Non
             f"{path}/weights.safetensors: expected the tensors of this version's model, found {error}; "
             "run `vista train` again"
         ) from error
-    return Bundle(path, model.to(device).eval(), config, mark, meta)
+    model = model.to(device).eval()
+    new = NewItems.read(path, mark) if serve else None
+    if new is not None:
+        new.apply(model)
+    return Bundle(path, model, config, mark, meta, new)
 
 
 def read_meta(path: str | Path) -> tuple[Meta, str]:
@@ -359,7 +379,7 @@ def read_meta(path: str | Path) -> tuple[Meta, str]:
         ) from error
 
 
-def _publish_vectors(path: Path, model: VistaModel, items: pa.Table) -> None:
+def publish_vectors(path: Path, model: VistaModel, items: pa.Table) -> None:
     """Unit vectors of the catalogue's items and of the clusters: what attends to summaries without the model
     (``cache_store.torch.sequence.ItemVectors``)."""
     import torch

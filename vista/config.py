@@ -32,19 +32,24 @@ class EmbeddingConfig:
     Attributes:
         tables: hash tables per item; an item's vector is the concatenation of one row of each.
         rows: rows per table. Two items collide in all tables with probability rows ** -tables.
-        content_width: width of content vectors read beside the hashed rows; 0 for none.
+        content_width: width of content rows read beside the hashed rows (vista/embedding/content.py); 0 for none.
+            ``vista train`` takes it from the tables.
+        words_width: how much of that are words of texts and categories.
         surfaces: rows of the surface table; surface ids are taken modulo this.
     """
 
     tables: int = 2
     rows: int = 65_536
     content_width: int = 0
+    words_width: int = 0
     surfaces: int = 64
 
     def __post_init__(self) -> None:
         _check(self.tables >= 1, "embedding.tables", "at least 1", self.tables)
         _check(self.rows >= 2, "embedding.rows", "at least 2", self.rows)
         _check(self.content_width >= 0, "embedding.content_width", "0 or more", self.content_width)
+        words, most = self.words_width, self.content_width
+        _check(0 <= words <= most, "embedding.words_width", "0 to embedding.content_width", words)
         _check(self.surfaces >= 1, "embedding.surfaces", "at least 1", self.surfaces)
 
 
@@ -348,6 +353,8 @@ def as_written(config: ModelConfig) -> Any:
     """The configuration as its text was before version 0.2, if it says nothing that was not there: fingerprints of
     models and signatures of states that were made then stay what they were."""
     values = to_dict(config)
+    if not config.embedding.words_width:
+        del values["embedding"]["words_width"]
     if not config.tokens.enabled and config.summarizer.rows == "events":
         del values["tokens"], values["summarizer"]["rows"]
     return values

@@ -1,5 +1,5 @@
 """Logs to tables.
 
 Read ``job``, then ``plan`` with ``text`` and ``vocabulary``, ``units``, ``pipeline`` with ``read``, ``spill`` and
-``build``; ``preview`` is the look before all that.
+``build``, ``items``; ``preview`` is the look before all that.
 """

@@ -1,4 +1,4 @@
-"""What the workers of ``ingest`` do after reading: sort and merge a bucket, add up items.
+"""What the workers of ``ingest`` do after reading: sort and merge a bucket. Items are added up in ``items``.
 
     log files ──read_logs──▶ chunk files, one record batch per bucket ─┐
                                                      (bucket, Piece) ──┴─▶ build_bucket ──▶ sorted table files
@@ -36,7 +36,7 @@ from beam_jobs.ingest.units import (
 from beam_jobs.run.record import DeadLetter, unit_name
 from vista.data import paths
 from vista.data.tables import sorting
-from vista.data.tables.items import ItemCounts, ItemTally
+from vista.data.tables.items import ItemTally
 from vista.data.tables.merge import joined, merged
 from vista.data.tables.reading import DataFile
 from vista.data.tables.rows import DTYPES, HISTORY, Kind, Rows, SortedWriter, batches_of
@@ -321,36 +321,3 @@ def _fill_times(rows: Rows, history: Sequence[str], bucket: int, dead: list[Dead
         ]
     columns = {**rows.columns, "time": time_}
     return Rows(rows.users, rows.lengths, columns).take(~lost)
-
-
-def build_items(shard: int, values: Iterable[Piece], settings: Settings) -> None:
-    """Add up the items of a shard over all buckets and write their file."""
-    name = f"items-{shard:05d}"
-    pieces = list(values)
-    inputs = inputs_digest([asdict(p) for p in pieces], settings)
-    if finished(settings, name, inputs) is not None:
-        return
-    start = time.monotonic()
-    counted = [b for b in read_pieces([p for p in pieces if p.tag == "counts"])]
-    named = [b for b in read_pieces([p for p in pieces if p.tag == "names"])]
-    parts = [[b.column(n).to_numpy() for b in counted] for n in ("item", "surface", "events")]
-    kinds = (np.int64, np.int32, np.int64)
-    item, surface, events = (np.concatenate([np.zeros(0, k), *p]) for p, k in zip(parts, kinds, strict=True))
-    names = None
-    if named:
-        table = pa.Table.from_batches(named).group_by("item", use_threads=False).aggregate([("name", "min")])
-        names = (table["item"].to_numpy(), np.array(table["name_min"].to_pylist(), dtype=object))
-    total = ItemCounts.of(item, surface, events, names)
-    uri = posixpath.join(
-        settings.roots["items"], "data", f"{settings.commit:08d}-{settings.run}-{shard:05d}.parquet"
-    )
-    total.write(uri)
-    write_unit(
-        settings,
-        name,
-        inputs,
-        [],
-        {"items": len(total), "item_events": int(total.events.sum())},
-        start,
-        [uri],
-    )

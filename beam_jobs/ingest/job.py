@@ -28,8 +28,8 @@ import pyarrow.parquet as pq
 
 from beam_jobs.errors import ExitCode, IncompleteRun
 from beam_jobs.ingest import pipeline as steps
+from beam_jobs.ingest.items import SHARD_BYTES, read_items, tells_content
 from beam_jobs.ingest.plan import LOG_KINDS, IngestOptions, Plan, holds_users, make_plan, read_tasks, rules_of
-from beam_jobs.ingest.read import read_items
 from beam_jobs.ingest.units import OldFile, Settings
 from beam_jobs.run import job as jobs
 from beam_jobs.run.job import Job, Run
@@ -38,6 +38,7 @@ from beam_jobs.run.record import DeadLetter, RunDirectory, RunRecord, write_atom
 from vista.data import paths
 from vista.data.logs.weights import spelled, weights
 from vista.data.tables.commits import Addition, TableChanged, alone, commit, recover
+from vista.data.tables.content import WIDTH
 from vista.data.tables.forgotten import ForgottenUsers
 from vista.data.tables.ledger import LedgerRow
 from vista.data.tables.manifests import PREFIX
@@ -46,6 +47,8 @@ from vista.data.tables.rows import HISTORY, IMPRESSIONS
 from vista.data.tables.warehouse import TableExists, Warehouse
 
 JOB = "ingest"
+TABLES = ("history", "impressions", "items", "content")
+"""Those that a run writes files of."""
 ITEM_SHARD_ROWS = 20_000_000
 SPILLED_BYTES, STORED_BYTES = 40, 4
 """Of a row on its way between readers and buckets, and at least of a row in the tables."""
@@ -149,6 +152,8 @@ def _prepare(warehouse: Warehouse, run_dir: RunDirectory, plan: Plan) -> Plan:
             made = plan.user_kind != warehouse.user_kind and warehouse.basis() == plan.basis
             if made:
                 _make_again(warehouse, plan.user_kind)
+    if tells_content(plan.items):
+        warehouse.create_content()
     basis = warehouse.refresh().basis()
     if made:
         plan = dataclasses.replace(plan, basis=basis)
@@ -184,16 +189,18 @@ def _make_again(warehouse: Warehouse, user_kind: str) -> None:
 
 
 def _settings(options: IngestOptions, warehouse: Warehouse, run_dir: RunDirectory, plan: Plan) -> Settings:
+    vectors = 4 * plan.vector_width * sum(s.rows for s in plan.items if "vector" in s.names)
     return Settings(
         run_dir=str(run_dir.path),
         run=plan.run,
         commit=plan.commit,
         user_kind=plan.user_kind,
         num_buckets=plan.num_buckets,
-        item_shards=max(1, math.ceil(plan.rows / ITEM_SHARD_ROWS)),
-        roots={n: warehouse.table(n).location() for n in ("history", "impressions", "items")}
+        item_shards=max(1, math.ceil(plan.rows / ITEM_SHARD_ROWS), math.ceil(vectors / SHARD_BYTES)),
+        roots={n: warehouse.table(n).location() for n in TABLES if warehouse.has_table(n)}
         if warehouse.exists()
         else {},
+        vector_width=plan.vector_width,
         rules=rules_of(plan, options.log),
         shown_rules=rules_of(plan, options.impression_log()),
         chunk_rows=min(options.chunk_rows, options.max_rows),
@@ -276,7 +283,8 @@ def _counts(run_dir: RunDirectory, plan: Plan) -> dict[str, int]:
     counts["unengaged"] = total("unengaged", "read-events-")
     counts["copies"] = sum(n for _, n in _copies(run_dir, plan))
     counts["events"] = counts["events_written"]
-    counts["items"] = total("items", "items-")
+    counts |= {"items": total("items", "items-"), "vectors": total("vectors", "items-")}
+    counts["items_repeated"] = total("items_repeated", "items-")
     if total("item_events", "items-") != counts["events_written"]:
         wrong.append(
             f"items: {total('item_events', 'items-')} events counted, {counts['events_written']} written"
@@ -307,7 +315,7 @@ def _commit(
     counts: dict[str, int],
     properties: Mapping[str, str],
 ) -> None:
-    files: dict[str, list[str]] = {"history": [], "impressions": [], "items": []}
+    files: dict[str, list[str]] = {n: [] for n in TABLES if warehouse.has_table(n)}
     for receipt in run_dir.receipts().values():
         for uri in receipt.get("table_files", ()):
             name = next(n for n in files if uri.startswith(warehouse.table(n).location() + "/"))
@@ -319,12 +327,14 @@ def _commit(
             history=sorted(files["history"]),
             impressions=sorted(files["impressions"]),
             items=sorted(files["items"]),
+            content=sorted(files.get("content", ())),
             sources=_ledger_rows(run_dir, plan, counts["events_in_table"] + counts["impressions_in_table"]),
             actions=plan.actions,
             surfaces=plan.surfaces,
             properties={
                 **{f"kind-{k}": v for k, v in plan.kinds.items() if k != "user_id"},
                 "weights": json.dumps({**warehouse.weights, **plan.log.get("weights", {})}),
+                **({WIDTH: str(plan.vector_width)} if plan.vector_width else {}),
                 **properties,
             },
             basis=plan.basis,

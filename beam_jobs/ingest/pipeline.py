@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from beam_jobs.ingest.build import build_bucket, build_items
+from beam_jobs.ingest.build import build_bucket
+from beam_jobs.ingest.items import build_items
 from beam_jobs.ingest.read import read_logs
 from beam_jobs.ingest.spill import Piece
 from beam_jobs.ingest.units import OldFile, ReadTask, Routed, Settings
@@ -38,7 +39,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class ItemShard:
-    """Counts and names of a share of the items."""
+    """Counts, names and content of a share of the items."""
 
     number: int
     values: tuple[Piece, ...]

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from beam_jobs.errors import OptionsError
+from beam_jobs.ingest.items import vector_width
 from beam_jobs.ingest.text import Converted, Log, as_parquet, convert_others
 from beam_jobs.ingest.units import ReadTask
 from beam_jobs.ingest.vocabulary import ScanColumns, vocabularies
 from beam_jobs.run.record import RunDirectory, RunRecord, write_atomically
 from vista.data import paths
 from vista.data.logs import schema
+from vista.data.logs.arrays import ids_file
 from vista.data.logs.columnar import is_columnar
 from vista.data.logs.importer import Rules
 from vista.data.logs.inspecting import inspect
@@ -26,6 +28,7 @@ from vista.data.logs.reading import Reading
 from vista.data.logs.schema import Source, UnreadableFile, WrongType
 from vista.data.tables import ledger
 from vista.data.tables.commits import recover
+from vista.data.tables.content import WIDTH
 from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
 
@@ -45,8 +48,8 @@ class IngestOptions:
     Attributes:
         events: files, folders or globs.
         impressions: likewise, or none.
-        items: Parquet files with ``item_id`` and ``name``; gives numbered items their names, and lists items that no
-            event has touched.
+        items: files with ``item_id`` and what is told of items: ``name``, ``category``, ``text``, ``vector``; lists
+            items that no event has touched, too.
         warehouse: folder of the tables, or properties of a PyIceberg catalog.
         run_dir: where the run keeps its record, and its chunks while it works; all workers see it.
         log: how the files of events are read.
@@ -110,7 +113,7 @@ class IngestOptions:
     def reading(self, kind: str) -> str:
         """How the logs of a kind (:data:`LOG_KINDS`) are read, as far as it was asked for: JSON, "" for nothing."""
         if kind == "items":
-            return ""
+            return json.dumps(dict(self.item_columns), sort_keys=True) if self.item_columns else ""
         log = self.log if kind == "events" else self.impression_log()
         asked = {
             **{k: v for k, v in log.to_json().items() if k not in ("weights", "about")},
@@ -159,6 +162,7 @@ class Plan:
         bad_files: (path, why) of files that were skipped.
         log: how the events are read (``Reading.to_json``).
         first_time_ms: of the first row, where order is time.
+        vector_width: floats of an item's vector; 0 where no item has one.
         left_out: files below folders that are no logs by their names.
     """
 
@@ -182,6 +186,7 @@ class Plan:
     log: dict[str, Any] = field(default_factory=dict)
     first_time_ms: int = 0
     left_out: int = 0
+    vector_width: int = 0
 
     @property
     def rows(self) -> int:
@@ -409,6 +414,7 @@ def make_plan(
             )
     basis, lines = (warehouse.basis(), ledger.entries(warehouse)) if there else ("", [])
     readings = {kind: options.reading(kind) for kind in LOG_KINDS}
+    readings["items"] += _ids_of_vectors(groups[-1])
     for kind, group in zip(LOG_KINDS, groups, strict=True):
         group.seen = set() if options.again else ledger.known(lines, kind, readings[kind])
     kinds, known = inspect_all(groups, fixed, options, bounds, run_dir, beam_args)
@@ -438,6 +444,7 @@ def make_plan(
         log=options.log.to_json(),
         first_time_ms=_first_time(options, warehouse if there else None),
         left_out=len(left_out),
+        vector_width=vector_width(items, int(warehouse.fact(WIDTH, "0")) if there else 0),
     )
     scan = ScanColumns(
         str(run_dir.path),
@@ -478,6 +485,13 @@ def _remarks(
         f"there; vista ingest --undo {run} takes it back"
         for run, n in found.items()
     )
+
+
+def _ids_of_vectors(items: _Logs) -> str:
+    """What files of ids beside vectors (``.npy``) hold, so that others make the vectors unknown again."""
+    arrays = [p for p in items.files if p.lower().endswith(".npy")]
+    names = [name for p in arrays if paths.exists(name := ids_file(p, items.reading))]
+    return " ".join(schema.identity(name)[1] for name in dict.fromkeys(names))
 
 
 def holds_users(warehouse: Warehouse) -> bool:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from beam_jobs.ingest.items import vector_width
 from beam_jobs.ingest.plan import IngestOptions, inspect_all, logs_asked, time_bounds
 from beam_jobs.ingest.vocabulary import text_columns
 from beam_jobs.run.record import RunDirectory
 from beam_jobs.run.runner import local_args
 from vista.data import paths
+from vista.data.logs import arrays
 from vista.data.logs.columnar import as_rows
 from vista.data.logs.csv_rows import QuotesAreText, csv_rows
-from vista.data.logs.importer import Rules, accepted, check
+from vista.data.logs.importer import Rules, accepted, check, check_items
 from vista.data.logs.letters import Letter, shown
 from vista.data.logs.reading import Reading
 from vista.data.logs.schema import BROKEN, LINE, SECOND, TOLD, Source, UnreadableFile, open_source
@@ -74,7 +76,7 @@ def preview(options: IngestOptions) -> list[Look]:
         asked = dataclasses.replace(
             options,
             **{
-                name: _heads(getattr(options, name), folder, heads)
+                name: _heads(getattr(options, name), folder, heads, options.item_columns)
                 for name in ("events", "impressions", "items")
             },
         )
@@ -96,7 +98,9 @@ def _now_ms() -> int:
     return int(time.time() * 1000)
 
 
-def _heads(patterns: Sequence[str], folder: str, heads: dict[str, str]) -> tuple[str, ...]:
+def _heads(
+    patterns: Sequence[str], folder: str, heads: dict[str, str], columns: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
     """The first rows of the first file, in the folder; ``heads`` takes where each is from."""
     if not patterns:
         return ()
@@ -106,6 +110,9 @@ def _heads(patterns: Sequence[str], folder: str, heads: dict[str, str]) -> tuple
     target = below / os.path.basename(path)
     if paths.text_ending(path):
         _text_head(path, target)
+    elif paths.array_ending(path):
+        target = target.with_suffix(".parquet")
+        arrays.as_rows(path, str(target), Reading(columns=columns or {}), ROWS)
     elif paths.table_ending(path) in (".parquet", ".pq", ".parq"):
         with open_source(path) as file:
             batch = next(file.iter_batches(ROWS), pa.RecordBatch.from_pylist([], file.schema_arrow))
@@ -153,7 +160,11 @@ def _look(source: Source, path: str, of: str, reading: Reading, bounds: tuple[in
     unused = [n for n in schema.names if n not in used and n not in (LINE, BROKEN)]
     rows = 0 if batch is None else batch.num_rows
     look = Look(path, of, rows, columns, unused)
-    return look if batch is None or of == "items" else _as_events(look, batch, source, reading, bounds)
+    if batch is None:
+        return look
+    return (
+        _as_items(look, batch, source) if of == "items" else _as_events(look, batch, source, reading, bounds)
+    )
 
 
 def _how(meaning: str, source: Source, reading: Reading) -> str:
@@ -172,6 +183,22 @@ def _how(meaning: str, source: Source, reading: Reading) -> str:
         return "time of the day"
     names = {"int": "number", "string": "name", "null": "nothing in it", "list of int": "list of numbers"}
     return names.get(kind, kind)
+
+
+def _as_items(look: Look, batch: pa.RecordBatch, source: Source) -> Look:
+    width = 0
+    if source.kinds.get("vector", "null") != "null":
+        width = vector_width([source], 0)
+    found = check_items(batch, source, 0, width)
+    rows = []
+    told = {n: c.to_pylist() for n, c in found.content.items()}
+    for i in range(min(SHOWN, len(found.item))):
+        vector = told["vector"][i] if "vector" in told else None
+        start = "-" if vector is None else " ".join(f"{v:.3g}" for v in vector[:3]) + f" ... ({len(vector)})"
+        words = [(told[n][i] or "-")[:40] if n in told else "-" for n in ("category", "text")]
+        rows.append((str(found.item[i]), found.name[i].as_py()[:40], *words, start))
+    head = ("item", "name", "category", "text", "vector")
+    return dataclasses.replace(look, names=head, events=rows, letters=found.letters[:SHOWN])
 
 
 def _as_events(

@@ -1,4 +1,4 @@
-"""Read and check some row groups of logs, or the files of items, and spill their rows by bucket or item shard."""
+"""Read and check some row groups of logs, and spill their rows by bucket and the names of items by item shard."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from beam_jobs.ingest.units import ReadTask, Routed, Settings, finished, inputs_
 from beam_jobs.ingest.vocabulary import batch_rows, text_columns
 from beam_jobs.run.record import DEAD_LETTER_SCHEMA, DeadLetter
 from cache_store.format.keys import bucket_of
-from vista.data.logs.importer import Checked, Letter, check, check_items
-from vista.data.logs.schema import Source, UnreadableFile, open_source
+from vista.data.logs.importer import Checked, Letter, check
+from vista.data.logs.schema import UnreadableFile, open_source
 from vista.data.paths import is_full
 
 
@@ -47,7 +47,7 @@ def read_logs(task: ReadTask, settings: Settings) -> list[Routed]:
                         checked = check(batch, source, rules, first_row + seen)
                         seen += batch.num_rows
                         chunks.add(checked, source.number)
-                        letters.append(_letters(checked.letters, source.path))
+                        letters.append(as_table(checked.letters, source.path))
             except (UnreadableFile, OSError, ValueError, pa.ArrowException) as error:
                 if is_full(error):
                     raise
@@ -78,43 +78,7 @@ def read_logs(task: ReadTask, settings: Settings) -> list[Routed]:
     return routed
 
 
-def read_items(sources: Sequence[Source], settings: Settings) -> list[Routed]:
-    """Read, check and spill the names of item files.
-
-    Raises:
-        UnreadableFile: pages of a file cannot be read.
-    """
-    name, inputs = "read-items", inputs_digest([asdict(source) for source in sources], settings)
-    done = finished(settings, name, inputs) if sources else []
-    if done is not None:
-        return done
-    start = time.monotonic()
-    routed: list[Routed] = []
-    letters: list[pa.Table] = []
-    for i, source in enumerate(sources):
-        row = 0
-        try:
-            with open_source(source.data, text_columns(source)) as file:
-                wanted = [n for m, n in source.names.items() if m != "vector"]
-                for batch in file.iter_batches(batch_rows(file, settings.chunk_rows), columns=wanted):
-                    item, names, bad = check_items(batch, source, row)
-                    letters.append(_letters(bad, source.path))
-                    routed += spill_names(item, names, f"file-{i:05d}-{row:012d}.arrow", settings)
-                    row += batch.num_rows
-        except (OSError, ValueError, pa.ArrowException) as error:
-            if is_full(error):
-                raise
-            raise UnreadableFile(
-                f"{source.path}: expected {source.rows} readable rows, found {row}, then: {error}; replace the file "
-                f"and run vista ingest again"
-            ) from error
-    dead = pa.concat_tables(letters) if letters else DEAD_LETTER_SCHEMA.empty_table()
-    settings.directory.write_dead_letters(name, dead)
-    write_unit(settings, name, inputs, routed, {"dead": dead.num_rows}, start)
-    return routed
-
-
-def _letters(letters: Sequence[Letter], path: str) -> pa.Table:
+def as_table(letters: Sequence[Letter], path: str) -> pa.Table:
     n = len(letters)
     columns = {
         "job": pa.array(["ingest"] * n, pa.string()),

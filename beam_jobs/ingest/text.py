@@ -213,8 +213,11 @@ def _kind(meaning: str, name: str, facts: Facts, fixed: Mapping[str, str], readi
     if meaning.startswith(TOLD):
         listed = facts.lists.get(name)
         return "string" if listed is None else f"list of {listed[0] if len(listed) == 1 else 'string'}"
-    if meaning in ("position", "name", SECOND):
+    if meaning in ("position", "name", "text", SECOND):
         return "int" if meaning == "position" else "string"
+    if meaning in ("category", "vector"):
+        listed = "list of string" if name in facts.lists else "string"
+        return "vector" if meaning == "vector" and values else listed
     if meaning == "timestamp_ms":
         count, integers, numbers, _ = facts.times
         if reading.time_format or "+" in reading.columns.get(meaning, ""):

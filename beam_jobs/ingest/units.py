@@ -33,6 +33,7 @@ class Settings:
 
     Attributes:
         rules, shown_rules: of events, and of files of impressions (by default the same).
+        vector_width: floats of an item's vector.
     """
 
     run_dir: str
@@ -48,6 +49,7 @@ class Settings:
     skip_bad_files: bool
     forgotten: ForgottenUsers = ForgottenUsers()
     shown_rules: Rules | None = None
+    vector_width: int = 0
 
     @property
     def directory(self) -> RunDirectory:

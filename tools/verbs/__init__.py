@@ -12,6 +12,7 @@ VERBS: dict[str, str] = {
     "layouts": "Data",
     "ingest": "Data",
     "train": "Model",
+    "items": "Model",
     "evaluate": "Model",
     "plan": "Cache",
     "summarize": "Cache",

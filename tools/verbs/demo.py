@@ -199,7 +199,7 @@ class Demo:
         from vista.data.tables.warehouse import Warehouse
         from vista.serving.recommender import MAX_RECENT, Recommender
 
-        bundle = bundles.load(self.home.model)
+        bundle = bundles.load(self.home.model, serve=True)
         tables = Warehouse(self.home.warehouse).open()
         with Store.open(self.home.store, fingerprint=bundle.fingerprint) as store:
             users = np.concatenate([store.users(b) for b in range(store.format.num_shards)])[:64]

@@ -48,7 +48,7 @@ def command(
 
     at = Home(home)
     bundle_path = model or at.model
-    bundle = bundles.load(bundle_path) if (bundle_path / "bundle.json").exists() else None
+    bundle = bundles.load(bundle_path, serve=True) if (bundle_path / "bundle.json").exists() else None
     tables = Warehouse(at.tables(warehouse))
     there = tables.exists()
     with Store.open(store or at.store, line=line) as opened:

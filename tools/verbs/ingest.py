@@ -62,7 +62,10 @@ def command(
     ] = None,
     items: Annotated[
         list[str] | None,
-        typer.Option(help="Files with item_id and name: names for numbered items. May be repeated."),
+        typer.Option(
+            help="What items are: files with item_id and, as far as known, name, category, text, vector; or vectors as "
+            "NumPy writes them (.npz, .npy). May be repeated, and given without events."
+        ),
     ] = None,
     column: Annotated[
         list[str] | None,
@@ -124,7 +127,10 @@ def command(
     ] = None,
     item_column: Annotated[
         list[str] | None,
-        typer.Option(metavar="MEANING=NAME", help="The same for the files of --items: item_id, name."),
+        typer.Option(
+            metavar="MEANING=NAME",
+            help="The same for the files of --items, e.g. vector=embedding; of a .npy item_id is the file of its ids.",
+        ),
     ] = None,
     buckets: Annotated[
         int,

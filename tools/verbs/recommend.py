@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,29 @@ from tools.options import (
     parse_users,
 )
 from tools.serving import open_index
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vista.bundle import Bundle
+    from vista.data.tables.warehouse import Warehouse
+
+
+def _named(bundle: Bundle, tables: Warehouse, items: np.ndarray) -> dict[int, str | None]:
+    """Names of items: the catalogue's, or where that has none what the tables were told since."""
+    import numpy as np
+
+    names = dict(zip(items.tolist(), bundle.names(items), strict=True))
+    without = np.array([i for i, name in names.items() if name in (None, str(i))], np.int64)
+    if len(without):
+        told = tables.read_items()
+        at = np.minimum(np.searchsorted(told.item, without), max(len(told) - 1, 0))
+        names |= {
+            int(i): told.name[k]
+            for i, k in zip(without, at, strict=True)
+            if len(told) and told.item[k] == i and told.name[k]
+        }
+    return names
 
 
 def command(
@@ -68,7 +91,7 @@ def command(
 
     at = Home(home)
     torch.set_num_threads(threads)
-    bundle = bundles.load(model or at.model)
+    bundle = bundles.load(model or at.model, serve=True)
     tables = Warehouse(at.tables(warehouse)).open()
     ids = parse_users([*(users or ()), *scores.users_of(users_from)], tables.user_kind)
     if not ids:
@@ -105,7 +128,7 @@ def command(
             return console.json_line(said) if json else console.fields("scored", said)
         found = answer(ids)
         seconds = time.perf_counter() - start
-    names = dict(zip(found.item.tolist(), bundle.names(found.item), strict=True))
+    names = _named(bundle, tables, found.item)
     answers = []
     for u, user in enumerate(ids):
         item, score, probability = found.of(u)

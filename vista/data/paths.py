@@ -113,6 +113,7 @@ def size(uri: str) -> int:
 
 TEXT_ENDINGS = (".csv", ".tsv", ".inter", ".jsonl", ".ndjson", ".txt")
 TABLE_ENDINGS = (".parquet", ".pq", ".parq", ".feather", ".arrow", ".ipc", ".orc")
+ARRAY_ENDINGS = (".npy", ".npz")
 COMPRESSED = (".gz", ".bz2", ".zst")
 
 
@@ -127,6 +128,12 @@ def table_ending(path: str) -> str:
     """One of :data:`TABLE_ENDINGS`, else empty."""
     found = os.path.splitext(path.lower())[1]
     return found if found in TABLE_ENDINGS else ""
+
+
+def array_ending(path: str) -> str:
+    """One of :data:`ARRAY_ENDINGS`, else empty."""
+    found = os.path.splitext(path.lower())[1]
+    return found if found in ARRAY_ENDINGS else ""
 
 
 def expand(patterns: Iterable[str], left_out: list[str] | None = None) -> list[str]:

@@ -2,7 +2,9 @@
 
 An item is the concatenation of one row from each of ``tables`` hash tables, so two items share a vector only
 if they collide in every table, and an item never seen in training has a vector like any other. A catalogue
-may add content vectors (text, image, ...), which are projected to D and added.
+may add content rows (text, image, ...; ``content``), which are projected to D and added. An item that training has
+never seen is its content alone: what the tables hold for it is of other items. So that content can stand alone, a
+step of training hides the table rows of every fifth item that has content (as DropoutNet does, NeurIPS 2017).
 
 An event for stage 1 depends on the event itself and on its past (the gap to the previous event), never on
 later events or on "now": otherwise layer states could not be kept.
@@ -26,6 +28,9 @@ _DAY_MS = 86_400_000
 _GAP_SCALES_MS = (1_000.0, 60_000.0, 3_600_000.0, float(_DAY_MS))
 _TIME_FEATURES = 4 + len(_GAP_SCALES_MS)
 _ITEM_SALT = 0x17E3
+_HIDDEN_SALT = 0xC01D
+HIDDEN = 5
+"""One in so many items with content is its content alone for a step of training."""
 
 NO_TIME = np.iinfo(np.int64).min
 """Stands for "no event before" where a time in milliseconds is expected (times before 1970 are negative)."""
@@ -56,6 +61,9 @@ class ItemEncoder(nn.Module):
 
     Rows start at N(0, 1/D): vectors of about unit length, nearly orthogonal, so that a read-out by inner
     product finds the same item before any training.
+
+    Attributes:
+        turn: number of the step of training, which decides whose table rows it hides; None hides none.
     """
 
     def __init__(self, config: ModelConfig):
@@ -67,16 +75,25 @@ class ItemEncoder(nn.Module):
             torch.randn(e.tables * e.rows, config.width // e.tables) * config.width**-0.5
         )
         self.content = ItemTable((e.content_width,), torch.float32) if e.content_width else None
+        self.alone = ItemTable((), torch.bool) if e.content_width else None
         self.project = nn.Linear(e.content_width, config.width, bias=False) if e.content_width else None
+        if self.project is not None:  # rows of unit length stay so
+            nn.init.normal_(self.project.weight, std=config.width**-0.5)
+        self.turn: int | None = None
 
-    def set_content(self, items: np.ndarray, vectors: np.ndarray) -> None:
-        """Content vectors of the catalogue: int64 [M], float32 [M, content_width].
+    def set_content(self, items: np.ndarray, rows: np.ndarray, alone: np.ndarray | None = None) -> None:
+        """Content rows of the catalogue: int64 [M], float32 [M, content_width].
+
+        Args:
+            alone: bool [M], items that are their content alone; none by default.
 
         Raises:
             DataError: shapes disagree, an item appears twice, or the configuration has ``content_width`` 0.
         """
         table = self.content if self.content is not None else ItemTable((0,), torch.float32)
-        table.set(items, vectors)
+        table.set(items, rows)
+        if self.alone is not None:
+            self.alone.set(items, np.zeros(len(items), bool) if alone is None else alone)
 
     def forward(self, item: torch.Tensor) -> torch.Tensor:
         """``item`` int64 [...] -> float32 [..., D]."""
@@ -85,9 +102,18 @@ class ItemEncoder(nn.Module):
             dim=-1,
         )
         vector = F.embedding(index, self.weight, sparse=self.sparse_gradients).flatten(-2)
-        if self.content is not None and self.project is not None and len(self.content):
+        if (
+            self.content is not None
+            and self.alone is not None
+            and self.project is not None
+            and len(self.content)
+        ):
             row, known = self.content(item)
-            vector = vector + self.project(self.content.values[row]) * known.unsqueeze(-1)
+            alone = self.alone.values[row] & known
+            if self.turn is not None:
+                alone = alone | ((bucket_torch(item, _HIDDEN_SALT + self.turn, HIDDEN) == 0) & known)
+            told = self.project(self.content.values[row]) * known.unsqueeze(-1)
+            vector = vector.masked_fill(alone.unsqueeze(-1), 0.0) + told
         return vector
 
     def vector(self, item: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,8 @@ On disk, built under a temporary name; the last step gives it its name, or excha
     INDEX/
       index.faiss   the FAISS index over item vectors (row r is item items[r])
       items.npy     int64 [M], item id of every row
-      index.json    format, kind, fingerprint of the model that made the vectors, width, count, options, seal
+      index.json    format, kind, fingerprint of the model that made the vectors, catalogue, width, count, options,
+                    seal
 
 The seal is a BLAKE2b of the facts and of both other files, keyed with the model's fingerprint: FAISS reads what it is
 given without asking, so nothing is given to it that this bundle's index was not. It tells a wrong or altered file, not
@@ -87,13 +88,21 @@ class ItemIndex:
         items: int64 [M].
         fingerprint: of the model that made the vectors; None where unknown (then nothing is refused).
         search_effort: candidates kept open per query (hnsw, at least twice k) or lists probed (ivf).
+        catalogue: ``Bundle.catalogue`` of the items; "" where none came after training.
     """
 
     def __init__(
-        self, index: faiss.Index, items: np.ndarray, kind: str, fingerprint: str | None, search_effort: int
+        self,
+        index: faiss.Index,
+        items: np.ndarray,
+        kind: str,
+        fingerprint: str | None,
+        search_effort: int,
+        catalogue: str = "",
     ) -> None:
         self._index = index
         self.items, self.kind, self.fingerprint, self.search_effort = items, kind, fingerprint, search_effort
+        self.catalogue = catalogue
 
     def __len__(self) -> int:
         """M, the number of items."""
@@ -278,6 +287,7 @@ class ItemIndex:
                 "width": self.width,
                 "count": len(self),
                 "search_effort": self.search_effort,
+                **({"catalogue": self.catalogue} if self.catalogue else {}),
             }
             facts["seal"] = _seal(building, facts, self.fingerprint)
             (building / "index.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -337,6 +347,7 @@ class ItemIndex:
                 facts["kind"],
                 mark,
                 facts["search_effort"],
+                facts.get("catalogue", ""),
             )
             expected, rows = (facts["count"], facts["width"]), (len(result.items), result._index.d)
         except (OSError, EOFError, ValueError, RuntimeError, MemoryError, TypeError) as error:
@@ -360,6 +371,15 @@ class ItemIndex:
         return result
 
 
+def kind_at(path: Path) -> str:
+    """Kind of the index at a path.
+
+    Raises:
+        IndexDamaged: there is none.
+    """
+    return str(_facts(path)["kind"])
+
+
 def _facts(path: Path) -> dict:
     """What index.json says, every field of its type and range.
 
@@ -380,6 +400,7 @@ def _facts(path: Path) -> dict:
         "kind": facts.get("kind") in KINDS if isinstance(facts.get("kind"), str) else False,
         "fingerprint": facts.get("fingerprint", 0) is None or isinstance(facts.get("fingerprint", 0), str),
         "seal": isinstance(facts.get("seal"), str),
+        "catalogue": isinstance(facts.get("catalogue", ""), str),
         **{
             n: type(facts.get(n)) is int and 0 <= facts[n] < 1 << 40
             for n in ("width", "count", "search_effort")

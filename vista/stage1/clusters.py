@@ -66,6 +66,37 @@ def company(
     return items, vector
 
 
+def joined(
+    items: np.ndarray, cluster: np.ndarray, more: np.ndarray, vectors: np.ndarray | torch.Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Clusters of some items, and of those of ``more`` that had none: the nearest by their vectors.
+
+    Args:
+        items, cluster: int64 [M], int32 [M].
+        more: int64 [K], of which those that are among ``items`` say where the clusters lie; at least one for others to
+            join.
+        vectors: float32 [K, W]; rows of zeros join nothing.
+    """
+    vectors = np.asarray(vectors, np.float32)
+    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    order = np.argsort(items)
+    row = (
+        order[np.minimum(np.searchsorted(items, more, sorter=order), len(items) - 1)] if len(items) else None
+    )
+    known = items[row] == more if row is not None else np.zeros(len(more), bool)
+    fresh = ~known & vectors.any(1)
+    if row is None or not known.any() or not fresh.any():
+        return items, cluster
+    found, place = np.unique(cluster[row[known]], return_inverse=True)
+    centre = np.zeros((len(found), vectors.shape[1]), np.float32)
+    np.add.at(centre, place, vectors[known])
+    there = centre.any(1)
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(centre[there] / np.linalg.norm(centre[there], axis=1, keepdims=True))
+    nearest = found[there][index.search(np.ascontiguousarray(vectors[fresh]), 1)[1][:, 0]]
+    return np.concatenate([items, more[fresh]]), np.concatenate([cluster, nearest.astype(cluster.dtype)])
+
+
 def kmeans(vectors: np.ndarray, clusters: int, seed: int = 0, iterations: int = 10) -> np.ndarray:
     """Spherical k-means of L2-normalised vectors, float32 [M, W] -> int32 [M]; for content vectors as well."""
     vectors = np.ascontiguousarray(vectors, np.float32)

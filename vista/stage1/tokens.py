@@ -85,6 +85,7 @@ class ExactTokens(nn.Module):
         self.cluster_table = Tables(t.clusters, t.half_lives_events, chunk) if t.clusters else None
         self.deciding = self.item_table.horizons.deciding if self.item_table else 0
         self.cluster_of = ItemTable((), torch.int32)
+        self._newer: tuple[ItemTable, ...] = ()  # in a tuple: no part of the model's weights
         self.cluster_vectors = nn.Parameter(torch.zeros(t.clusters if t.enabled else 0, config.width))
 
     @property
@@ -122,12 +123,27 @@ class ExactTokens(nn.Module):
             total.index_add_(0, number, encoder.vector(part))
         self.cluster_vectors.copy_(F.normalize(total, dim=-1))
 
+    def set_newer(self, items: np.ndarray, cluster: np.ndarray) -> None:
+        """Clusters that candidates read (int64 [M], int [M]) of items that came after training."""
+        table = ItemTable((), torch.int32).to(self.cluster_vectors.device)
+        table.set(items, cluster.astype(np.int32))
+        self._newer = (table,)
+
     def cluster(self, item: Tensor) -> Tensor:
         """Cluster of each item, int64 [...]; an unknown item's is drawn by hash, always the same."""
         found = bucket_torch(item, _CLUSTER_SALT, self.clusters)
         if len(self.cluster_of):
             row, known = self.cluster_of(item)
             found = torch.where(known, self.cluster_of.values[row].long(), found)
+        return found
+
+    def candidate_cluster(self, item: Tensor) -> Tensor:
+        """The cluster whose counter a candidate reads, int64 [...]: that of :meth:`cluster`, which counted the events;
+        for items that came after training the one they resemble (vista/new_items.py)."""
+        found = self.cluster(item)
+        for newer in self._newer:
+            row, known = newer(item)
+            found = torch.where(known, newer.values[row].long(), found)
         return found
 
     def _cluster_numpy(self, item: np.ndarray) -> np.ndarray:

@@ -95,7 +95,7 @@ class EntryReader:
         found = torch.where((held.item[row, at] == item)[:, None], held.mass[row, at], 0.0)
         parts = [found]
         if self.tokens.clusters:
-            parts.append(held.cluster[row, self.tokens.cluster(item)])
+            parts.append(held.cluster[row, self.tokens.candidate_cluster(item)])
         mass = torch.stack(parts, 1)
         return torch.cat([torch.log1p(mass).flatten(1), recency(mass).flatten(1)], -1)
 

@@ -22,7 +22,7 @@ from vista.data.events import Events
 from vista.data.tables.items import ItemCounts
 from vista.errors import DataError
 from vista.jagged import offsets_of
-from vista.stage1.clusters import fit_clusters, kmeans
+from vista.stage1.clusters import company, fit_clusters, joined, kmeans
 from vista.training.examples import ExampleConfig, PopularItems
 from vista.training.loader import FOREVER, Source
 
@@ -86,10 +86,15 @@ class Catalogue:
 
         return of
 
-    def table(self, names: dict[int, str | None] | None = None) -> pa.Table:
-        """The bundle's catalogue."""
-        found = [str((names or {}).get(i) or i) for i in self.item.tolist()]
-        return bundle.items_table(self.item, self.surface, self.events, found)
+    def table(self, names: dict[int, str | None] | None = None, told: np.ndarray | None = None) -> pa.Table:
+        """The bundle's catalogue: items with events, and those of ``told`` (int64 [M]), which have content."""
+        more = np.setdiff1d(np.zeros(0, np.int64) if told is None else told, self.item)
+        none = np.zeros(len(more), np.int64)
+        item, surface, events = (
+            np.concatenate(pair) for pair in ((self.item, more), (self.surface, none), (self.events, none))
+        )
+        found = [str((names or {}).get(i) or i) for i in item.tolist()]
+        return bundle.items_table(item, surface, events, found)
 
     def digest(self) -> str:
         """32 hex digits: same items, counts and split."""
@@ -99,43 +104,65 @@ class Catalogue:
         return digest.hexdigest()
 
     def fit(self, model: VistaModel, content: tuple[np.ndarray, np.ndarray] | None = None) -> bool:
-        """What a model takes from a look at the histories before training: content vectors where there are some, its
-        slots the clusters of items (of like content, else of those used together), its places where the items are.
+        """What a model takes from a look at the histories before training: content rows where there are some, the
+        clusters of items (of like content where most events are of items that have some, else of those used
+        together), its places where the items are. What has one and not the other joins the cluster that it is nearest
+        to by what it has (``clusters.joined``).
 
         Histories too short to tell leave clusters by hash, which is what unknown items get anyway.
 
         Args:
-            content: items int64 [M] and vectors float32 [M, W].
+            content: items int64 [M] and content rows float32 [M, W].
 
         Returns:
             whether clusters were fitted to what people did before ``fit_ms``: training has to ask later requests.
         """
         if content is not None:
-            model.items.set_content(*content)
+            model.items.set_content(*content, alone=~np.isin(content[0], self.early_items()))
         if not len(self.sample):
             return False
         model.summarizer.start(self.sample)
-        clusters = model.clusters
-        if not clusters:
-            return False
-        if content is not None:
-            model.set_clusters(content[0], kmeans(content[1], clusters, model.config.seed))
-            return False
         early = self.sample if self.fit_ms is None else before(self.sample, self.fit_ms)
-        return self._by_company(model, early)
+        return self._set_clusters(model, early, content)
 
     def refit(self, model: VistaModel, content: tuple[np.ndarray, np.ndarray] | None = None) -> None:
         """After training: clusters by co-occurrence from all of the training period. They are addresses, of which
         no weight knows one from another; vectors of clusters begin at the means of the trained items."""
-        if content is None and model.clusters and len(self.sample):
-            self._by_company(model, self.sample)
+        if len(self.sample):
+            self._set_clusters(model, self.sample, content, again=True)
 
-    def _by_company(self, model: VistaModel, sample: Events) -> bool:
+    def _set_clusters(
+        self,
+        model: VistaModel,
+        sample: Events,
+        content: tuple[np.ndarray, np.ndarray] | None,
+        again: bool = False,
+    ) -> bool:
+        """Whether what people did had a say; ``again``: else the clusters stay, with the vectors that they learned."""
+        clusters, seed = model.clusters, model.config.seed
+        if not clusters:
+            return False
+        told = content is not None and self._share_of_events(content[0]) > 0.5
+        if content is not None and told:
+            items, cluster = content[0], kmeans(content[1], clusters, seed)
+            rest = bool(len(np.setdiff1d(self.item, items)))
+            if again and not rest:
+                return False
+            if rest:
+                items, cluster = joined(items, cluster, *company(sample, seed=seed))
+            model.set_clusters(items, cluster)
+            return rest
         try:
-            model.set_clusters(*fit_clusters(sample, model.clusters, seed=model.config.seed))
+            items, cluster = fit_clusters(sample, clusters, seed=seed)
         except DataError:
             return False
+        model.set_clusters(*(joined(items, cluster, *content) if content is not None else (items, cluster)))
         return True
+
+    def _share_of_events(self, items: np.ndarray) -> float:
+        """Of the training period, those of some items."""
+        item, _, events = self.rows
+        return float(events[np.isin(item, items)].sum() / max(events.sum(), 1))
 
 
 def _clusters(model: VistaModel) -> int:

@@ -29,10 +29,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+import xxhash
 
 from vista import bundle
 from vista.config import to_dict
+from vista.data.tables.content import ItemContent
 from vista.data.tables.warehouse import Warehouse
+from vista.embedding.content import content_rows, widths
 from vista.errors import ConfigError, DataError
 from vista.model import VistaModel
 from vista.training.config import TrainingConfig
@@ -126,11 +129,16 @@ def train(
         weights=warehouse.weights,
     )
     names = warehouse.read_items()
+    told = warehouse.read_content()
+    config = with_content(config, told)
+    embedding = config.model.embedding
+    width = embedding.content_width - embedding.words_width
     return train_source(
         config,
         Tables.of(warehouse),
         out,
         meta,
+        content=content_rows(told, width, embedding.words_width) if embedding.content_width else None,
         names=dict(zip(names.item.tolist(), names.name.tolist(), strict=True)),
         progress=progress,
         on_step=on_step,
@@ -153,7 +161,8 @@ def train_source(
     """As :func:`train`, from any source (arrays in memory, say).
 
     Args:
-        content: items int64 [M] and vectors float32 [M, W]: what an item is about, W = ``embedding.content_width``.
+        content: items int64 [M] and content rows float32 [M, W]: what an item is about
+            (``vista.embedding.content``), W = ``embedding.content_width``.
     """
     out = Path(out)
     meta = meta or bundle.Meta(actions=tuple(config.model.actions))
@@ -184,7 +193,7 @@ def train_source(
         run = {
             "config": to_dict(config),
             "snapshot": meta.table_snapshot,
-            "catalogue": catalogue.digest(),
+            "catalogue": catalogue.digest() + (_digest(content) if content is not None else ""),
             "processes": world,
         }
         checkpoint = folder / "checkpoint.pt"
@@ -252,11 +261,40 @@ def train_source(
             training = {**to_dict(config), **dataclasses.asdict(at), "split_ms": catalogue.split_ms}
             catalogue.refit(trainer.model, content)
             meta = dataclasses.replace(meta, metrics=metrics, training=training)
-            bundle.save(out, trainer.model, meta, catalogue.table(names))
+            bundle.save(
+                out, trainer.model, meta, catalogue.table(names, None if content is None else content[0])
+            )
             checkpoint.unlink(missing_ok=True)
         if parallel():
             dist.barrier()
     return out
+
+
+def with_content(config: TrainingConfig, told: ItemContent) -> TrainingConfig:
+    """The configuration with the width of what the tables know of items, where it does not say one itself.
+
+    Raises:
+        ConfigError: it says another.
+    """
+    width, words = widths(told)
+    embedding = config.model.embedding
+    if embedding.content_width:
+        if (embedding.content_width, embedding.words_width) == (width + words, words):
+            return config
+        raise ConfigError(
+            f"embedding.content_width, words_width: expected {width + words} and {words}, as the tables hold, found "
+            f"{embedding.content_width} and {embedding.words_width}; leave both out of the configuration of `vista "
+            f"train`" + ("" if width + words else ", or bring vectors in with `vista ingest --items`")
+        )
+    embedding = dataclasses.replace(embedding, content_width=width + words, words_width=words)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, embedding=embedding))
+
+
+def _digest(content: tuple[np.ndarray, np.ndarray]) -> str:
+    digest = xxhash.xxh3_128()
+    for part in content:
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
 
 
 def _check_content(config: TrainingConfig, content: tuple[np.ndarray, np.ndarray] | None) -> None:
@@ -266,8 +304,7 @@ def _check_content(config: TrainingConfig, content: tuple[np.ndarray, np.ndarray
         raise ConfigError(
             f"embedding.content_width: expected {found}, the width of the content vectors that were given "
             f"({'none' if not found else len(content[0])}), found {expected}; "  # type: ignore[index]
-            "leave it out of the configuration of `vista train`, or give the vectors to train_source(content=...): the "
-            "tables keep none"
+            "give the vectors to train_source(content=...), or leave it out of the configuration"
         )
 
 

@@ -99,12 +99,13 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         # Every dense gradient of a lookup would be a whole table of zeros: sparse ones are summed, then made dense.
         self.model.items.sparse_gradients = True
+        self.model.items.turn = self.position.step
         try:
             with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
                 parts = self.objective(self.model, batch, self.position.step, epoch)
             parts["loss"].backward()
         finally:
-            self.model.items.sparse_gradients = False
+            self.model.items.sparse_gradients, self.model.items.turn = False, None
         rows = self.model.items.weight
         if rows.grad is not None:
             rows.grad = rows.grad.to_dense()

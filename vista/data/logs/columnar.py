@@ -13,6 +13,7 @@ import pyarrow.orc as orc
 import pyarrow.parquet as pq
 
 from vista.data import paths
+from vista.data.logs import arrays
 from vista.data.logs.exploding import explode_parts
 from vista.data.logs.reading import Reading, exploded
 from vista.data.logs.schema import BROKEN, LINE, Column, UnreadableFile, kind_of, open_source, wanted_names
@@ -24,6 +25,8 @@ def is_columnar(path: str, reading: Reading) -> bool:
     """Whether a file is no text and cannot be read as it is."""
     if paths.text_ending(path):
         return False
+    if paths.array_ending(path):
+        return True
     return bool(reading.explode) or paths.table_ending(path) in (".feather", ".arrow", ".ipc", ".orc")
 
 
@@ -33,6 +36,13 @@ def as_rows(path: str, target: str, columns: Sequence[Column], reading: Reading,
     Raises:
         UnreadableFile: it cannot be opened, or some of it cannot be read.
     """
+    if paths.array_ending(path):
+        if not any(c.name == "vector" for c in columns):
+            raise UnreadableFile(
+                f"{path}: expected a log of events or impressions, found a file of arrays; vectors of items are given "
+                f"by vista ingest --items {path}"
+            )
+        return arrays.as_rows(path, target, reading)
     wanted = wanted_names(columns, reading) | {exploded(spec)[0] for spec in reading.explode}
     temporary = f"{target}.tmp"
     try:

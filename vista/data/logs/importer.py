@@ -175,11 +175,29 @@ def accepted(
     return found
 
 
-def check_items(
-    batch: pa.RecordBatch, source: Source, first_row: int
-) -> tuple[np.ndarray, pa.Array, list[Letter]]:
-    """(item int64 [M], name string [M], the rows set aside) of an item file's rows; items of a file without a column
-    of names are their own names."""
+@dataclass(frozen=True)
+class CheckedItems:
+    """The good rows of a batch of an item file.
+
+    Attributes:
+        item: int64 [M].
+        name: string [M]; items of a file without a column of names are their own names.
+        content: ``category``, ``text`` (string [M]) and ``vector`` (list of float32 [M]), those that the file has.
+        letters: the other rows.
+    """
+
+    item: np.ndarray
+    name: pa.Array
+    content: dict[str, pa.Array]
+    letters: list[Letter]
+
+
+def check_items(batch: pa.RecordBatch, source: Source, first_row: int, width: int = 0) -> CheckedItems:
+    """Check a batch of an item file.
+
+    Args:
+        width: floats that a vector must have. One of zeros alone is as none.
+    """
     columns, line, bad = _columns(batch, source, first_row)
     item = columns["item_id"]
     name = columns.get("name", item)
@@ -187,9 +205,53 @@ def check_items(
     bad.where(name.is_null(), "null_name")
     ids, _, _ = _ids(item, source.kinds["item_id"], "item", bad)
     codes, values, _ = _texts(_as_text(name), "name", MAX_TEXT_BYTES, bad)
-    keep = ~bad.mask
+    content = {}
+    for meaning in ("category", "text"):
+        if meaning in columns:
+            content[meaning] = _words(columns[meaning], meaning, bad)
+    if "vector" in columns and not pa.types.is_null(columns["vector"].type):
+        content["vector"] = _vectors(columns["vector"], width, bad)
+    keep = pa.array(~bad.mask)
     found = letters(batch, source, np.flatnonzero(bad.mask), line, bad.reason)
-    return ids[keep], values.take(pa.array(codes[keep])), found
+    names = values.take(pa.array(codes[~bad.mask]))
+    return CheckedItems(ids[~bad.mask], names, {n: c.filter(keep) for n, c in content.items()}, found)
+
+
+def _words(column: pa.Array, name: str, bad: _Bad) -> pa.Array:
+    """Texts, null where there is none; of a list its elements with bars between."""
+    if pa.types.is_null(column.type):
+        return pa.nulls(len(column), pa.string())
+    if (kind_of(column.type) or "").startswith("list"):
+        inside = _plain(column.flatten()).cast(pa.string())
+        flat = pa.ListArray.from_arrays(_offsets(column), pc.fill_null(inside, ""))
+        column = pc.if_else(column.is_null(), pa.scalar(None, pa.string()), pc.binary_join(flat, "|"))
+    codes, values, null = _texts(_as_text(column), name, MAX_TEXT_BYTES, bad)
+    text = values.take(pa.array(codes))
+    return pc.if_else(pa.array(null | codes_empty(values)[codes]), pa.scalar(None, pa.string()), text)
+
+
+def _offsets(column: pa.Array) -> pa.Array:
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    return pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+
+
+def _vectors(column: pa.Array, width: int, bad: _Bad) -> pa.Array:
+    """Lists of float32, null where there is none or all of it is 0; those of another width or not finite are bad."""
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    there = column.is_valid().to_numpy(zero_copy_only=False)
+    bad.where(there & (lengths != width) & (lengths > 0), "vector_width")
+    row = owners_of(lengths)
+    flat = pc.fill_null(column.flatten().cast(pa.float64(), safe=False), np.nan).to_numpy(
+        zero_copy_only=False
+    )
+    with np.errstate(over="ignore"):
+        flat = flat.astype(np.float32)
+    wrong = np.zeros(len(column), bool)
+    wrong[row[~np.isfinite(flat)]] = True
+    bad.where(wrong, "vector_not_finite")
+    some = np.zeros(len(column), bool)
+    some[row[flat != 0]] = True
+    return pa.ListArray.from_arrays(_offsets(column), pa.array(flat), mask=pa.array(~some))
 
 
 def _columns(

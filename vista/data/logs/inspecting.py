@@ -127,7 +127,7 @@ def _find(
         if twice:
             raise MissingColumn(
                 f"{path}: expected one column {twice[0]!r} ({column.says}), found it twice in {_listed(there)}; rename "
-                f"one, or name another with vista ingest --column {column.name}=NAME"
+                f"one, or name another with vista ingest {option_of(columns)} {column.name}=NAME"
             )
         if all(p in there for p in parts):
             names[column.name] = parts[0]
@@ -138,17 +138,25 @@ def _find(
         elif column.required or mapped:
             missing.append((column, next(p for p in parts if p not in there)))
     if missing:
-        _refuse(path, missing, found_names or [n for n in there if n not in (LINE, BROKEN)])
+        there = found_names or [n for n in there if n not in (LINE, BROKEN)]
+        _refuse(path, missing, there, option_of(columns))
 
 
-def _refuse(path: str, missing: Sequence[tuple[Column, str]], there: Sequence[str]) -> None:
+def option_of(columns: Sequence[Column]) -> str:
+    """The option that names columns of such files."""
+    if shows(columns):
+        return "--impression-column"
+    return "--column" if any(c.name == "user_id" for c in columns) else "--item-column"
+
+
+def _refuse(path: str, missing: Sequence[tuple[Column, str]], there: Sequence[str], option: str) -> None:
     guesses = []
     for column, name in missing:
         guess = guessed(column, there) if name == column.name or name in (column.name, "timestamp") else ""
         if guess:
-            guesses.append(f"--column {column.name}={guess}")
+            guesses.append(f"{option} {column.name}={guess}")
     lacks = ", ".join(f"{name!r} ({column.says})" for column, name in missing)
-    example = " ".join(guesses) or f"--column {missing[0][0].name.removeprefix(TOLD)}=NAME"
+    example = " ".join(guesses) or f"{option} {missing[0][0].name.removeprefix(TOLD)}=NAME"
     flags = [
         c for c in there if c.lower().startswith(("is_", "has_")) or c.lower() in ("like", "click", "share")
     ]
@@ -210,7 +218,7 @@ def _kind(
         )
         raise WrongType(
             f"{path}: column {name!r}: expected {says}, found {type_}{listed}; cast the "
-            f"column, or name another with vista ingest --column {meaning.removeprefix(TOLD)}=NAME"
+            f"column, or name another with vista ingest {option_of(columns)} {meaning.removeprefix(TOLD)}=NAME"
         )
     if (
         meaning == "timestamp_ms"

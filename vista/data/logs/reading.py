@@ -36,6 +36,8 @@ MEANINGS = (
     "request_id",
     "position",
     "name",
+    "category",
+    "text",
     "vector",
 )
 UNENGAGED = ("events", "impressions", "refused")

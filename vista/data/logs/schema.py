@@ -90,10 +90,23 @@ IMPRESSIONS: tuple[Column, ...] = (
     Column("actions", ACTIONS, True, "a list, empty where not engaged", ("clicked", "label", "is_click")),
     Column("timestamp_ms", TIMES, False, _TIME.says, _TIME.likely),
 )
+WORDS = ("string", "int", "bool", "list of string", "list of int", "null")
 ITEMS: tuple[Column, ...] = (
     Column("item_id", IDS, True, "int64 or string", _ITEM.likely),
     Column("name", ("string", "null"), False, "string", ("title",)),
-    Column("vector", ("vector",), False, "a list of floats of one length", ("embed", "embedding", "vec")),
+    Column(
+        "category", WORDS, False, "a string, or a list of them", ("categories", "genres", "genre", "tags")
+    ),
+    Column(
+        "text",
+        ("string", "list of string", "null"),
+        False,
+        "a string",
+        ("description", "abstract", "features"),
+    ),
+    Column(
+        "vector", ("vector", "list of int", "null"), False, "a list of numbers", ("embed", "embedding", "vec")
+    ),
 )
 ALIASES = {"action": "actions", "actions": "action", "timestamp_ms": "timestamp"}
 """A column that is not mapped and not there under its name may be there under this one."""

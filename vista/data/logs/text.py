@@ -110,7 +110,7 @@ def typed(source: str, target: str, kinds: Mapping[str, str], reading: Reading |
 
     Args:
         kinds: by column of the draft that is to stay: ``int``, ``float``, ``time``, ``list of int``, ``list of
-            string`` or ``string``.
+            string``, ``vector`` or ``string``.
     """
     reading = reading or Reading()
     with pq.ParquetFile(source) as file:
@@ -326,6 +326,20 @@ def _list(value: bytes) -> list[Any]:
     return found
 
 
+def _vectors(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """Lists of numbers, as JSON or with spaces, commas, semicolons or bars between."""
+    found: list[np.ndarray | None] = []
+    wrong = np.zeros(len(column), bool)
+    for i, value in enumerate(column.view(pa.binary()).to_pylist()):
+        try:
+            words = [] if value is None else re.split(rb"[\s,;|]+", value.strip(b"[](){} \t\r"))
+            found.append(None if value is None else np.array([w for w in words if w]).astype(np.float64))
+        except ValueError:
+            found.append(None)
+            wrong[i] = True
+    return pa.array(found, pa.list_(pa.float64())), wrong
+
+
 def _list_of_text(value: bytes) -> list[str | None]:
     return [v if v is None or isinstance(v, str) else json.dumps(v) for v in _list(value)]
 
@@ -335,5 +349,6 @@ CASTS: dict[str, tuple[Callable[[pa.Array], tuple[pa.Array, np.ndarray]], str]] 
     "float": (_cast_by(NUMBER, (pa.float64(),), _float), "a number"),
     "list of int": (_by_value(_list, pa.list_(pa.int64())), "a list of integers"),
     "list of string": (_by_value(_list_of_text, pa.list_(pa.string())), "a list"),
+    "vector": (_vectors, "a list of numbers"),
 }
 """Kind to its cast (text to the values and bool [N]: which did not fit) and what it expects."""

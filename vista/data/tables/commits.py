@@ -1,8 +1,8 @@
 """One commit over several tables, whole or not at all.
 
-``sources``, ``items`` and ``impressions`` go first, ``history`` last. History carries the number of the last whole
-commit; a table that is ahead of it was left by a crash and is rolled back by :func:`recover`, which every writer
-calls first. So what readers of history see is whole at any moment, and a rerun starts from there.
+``sources``, ``items``, ``content`` and ``impressions`` go first, ``history`` last. History carries the number of the
+last whole commit; a table that is ahead of it was left by a crash and is rolled back by :func:`recover`, which every
+writer calls first. So what readers of history see is whole at any moment, and a rerun starts from there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Addition:
 
     Attributes:
         run: name of the run, kept in the snapshots' summaries.
-        history, impressions, items: URIs of files in the tables' data folders.
+        history, impressions, items, content: URIs of files in the tables' data folders.
         sources: rows of the ledger.
         basis: ``Warehouse.basis`` of the tables that it was built for; None takes those of now.
     """
@@ -42,6 +42,7 @@ class Addition:
     history: Sequence[str] = ()
     impressions: Sequence[str] = ()
     items: Sequence[str] = ()
+    content: Sequence[str] = ()
     sources: Sequence[LedgerRow] = ()
     actions: tuple[str, ...] | None = None
     surfaces: tuple[str, ...] | None = None
@@ -79,7 +80,9 @@ def _recover(warehouse: Warehouse) -> list[str]:
     warehouse.refresh()
     whole = warehouse.commit_number
     undone = []
-    for name in ("sources", "items", "impressions"):
+    for name in ("sources", "items", "content", "impressions"):
+        if not warehouse.has_table(name):
+            continue
         table = warehouse.table(name)
         current = table.current_snapshot()
         target = current
@@ -146,8 +149,8 @@ def _commit(warehouse: Warehouse, addition: Addition) -> int | None:
                     ),
                     snapshot_properties=summary,
                 )
-        for name, files in (("items", addition.items), ("impressions", addition.impressions)):
-            if files:
+        for name in ("items", "content", "impressions"):
+            if files := getattr(addition, name):
                 with warehouse.table(name).transaction() as tx:
                     _add(tx, files, summary)
         with warehouse.history.transaction() as tx:

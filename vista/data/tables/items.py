@@ -2,7 +2,8 @@
 
     item_id long | name string or null | surface int | events long
 
-Names are there where the logs name items by strings, or where an item file gave them.
+Names are there where the logs name items by strings, or where an item file gave them: the newest file's, before what is
+only the id again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from vista.data import paths
 from vista.jagged import lengths_between, owners_of, starts_of
@@ -143,7 +145,7 @@ class ItemCounts:
     def read(uris: Sequence[str]) -> ItemCounts:
         """Add up the files of the table."""
         tables = []
-        for uri in uris:
+        for uri in sorted(uris, key=lambda u: u.rsplit("/", 1)[-1], reverse=True):  # the newest commit first
             with paths.open_input(uri) as file:
                 tables.append(pq.read_table(file).select(ARROW_SCHEMA.names).cast(ARROW_SCHEMA))
         table = pa.concat_tables(tables) if tables else ARROW_SCHEMA.empty_table()
@@ -152,7 +154,7 @@ class ItemCounts:
             table["item_id"].to_numpy(),
             table["surface"].to_numpy(),
             table["events"].to_numpy(),
-            (named["item_id"].to_numpy(), np.array(named["name"].to_pylist(), dtype=object)),
+            chosen(named["item_id"].to_numpy(), named["name"]),
         )
 
     def to_arrow(self) -> pa.Table:
@@ -167,6 +169,28 @@ class ItemCounts:
         with paths.open_output(uri) as file:
             pq.write_table(self.to_arrow(), file, compression="zstd", store_schema=False)
         return uri
+
+
+def chosen(item: np.ndarray, names: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """(item int64 [M] distinct, name object [M]): of each item the first name that is not its id again, else the id.
+
+    Args:
+        item, names: [N], none null.
+    """
+    order = np.argsort(item, kind="stable")
+    item, names = item[order], np.array(names.take(pa.array(order)).to_pylist(), dtype=object)
+    starts = starts_of(item)
+    first = starts.copy()
+    ends = np.append(starts[1:], len(item))
+    for i in np.flatnonzero(ends - starts > 1).tolist():
+        if len(set(names[starts[i] : ends[i]])) > 1:
+            rows = range(starts[i], ends[i])
+            first[i] = next((r for r in rows if not _is_id(names[r], int(item[r]))), starts[i])
+    return item[starts], names[first]
+
+
+def _is_id(name: str, item: int) -> bool:
+    return name == str(item) or xxhash.xxh64_intdigest(name.encode()) == item % 2**64
 
 
 class ItemTally:

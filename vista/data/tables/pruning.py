@@ -49,7 +49,7 @@ def prune(warehouse: Warehouse, keep: Collection[int], before_ms: int, dry_run: 
     with alone(warehouse):
         warehouse.refresh()
         gone = Pruned([], [], [])
-        for name in ("history", "impressions", "items", "sources", "forgotten"):
+        for name in ("history", "impressions", "items", "content", "sources", "forgotten"):
             if not warehouse.has_table(name):
                 continue
             table = warehouse.table(name)

@@ -8,7 +8,7 @@ from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table.sorting import SortDirection, SortField, SortOrder
 from pyiceberg.transforms import IdentityTransform
-from pyiceberg.types import IntegerType, LongType, NestedField, StringType
+from pyiceberg.types import FloatType, IntegerType, ListType, LongType, NestedField, StringType
 
 from vista.data.tables.rows import IMPRESSIONS, Kind
 from vista.errors import DataError
@@ -45,6 +45,14 @@ FORGOTTEN = Schema(
     NestedField(2, "time", LongType(), required=True),
 )
 """Who was forgotten when (``forgotten``)."""
+
+CONTENT = Schema(
+    NestedField(1, "item_id", LongType(), required=True),
+    NestedField(2, "category", StringType(), required=False),
+    NestedField(3, "text", StringType(), required=False),
+    NestedField(4, "vector", ListType(5, FloatType(), element_required=False), required=False),
+)
+"""What items are about (``content``)."""
 
 
 def item_schema() -> Schema:

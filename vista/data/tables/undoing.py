@@ -21,6 +21,8 @@ from vista.data.tables.rows import HISTORY, batches_of
 from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
 
+KINDS = ("items", "content", "impressions", "history")
+
 
 @dataclass(frozen=True)
 class Undone:
@@ -68,7 +70,7 @@ def undo(warehouse: Warehouse, run: str) -> Undone:
         if name in undone:
             return Undone(name, 0, 0, (), ())
         commits = {line.commit for r, line in lines if r == name and line.commit}
-        found = {kind: _files(warehouse, kind, name, commits) for kind in ("items", "impressions", "history")}
+        found = {kind: _files(warehouse, kind, name, commits) for kind in KINDS}
         commits |= {int(posixpath.basename(uri).split("-", 1)[0]) for some in found.values() for uri in some}
         last = max(commits, default=number)
         sharing = {r for r, line in lines if line.commit > last and line.in_table}
@@ -83,8 +85,9 @@ def undo(warehouse: Warehouse, run: str) -> Undone:
             uri = _less(warehouse, found["history"], number)
             with warehouse.items.transaction() as tx:
                 tx.add_files([uri], snapshot_properties=summary, check_duplicate_files=False)
-        for kind in ("items", "impressions"):
-            replace_files(warehouse.table(kind), set(found[kind]), [], summary)
+        for kind in ("items", "content", "impressions"):
+            if found[kind]:
+                replace_files(warehouse.table(kind), set(found[kind]), [], summary)
         facts = {"commit": str(number), UNDONE: json.dumps({**undone, name: [first, number]})}
         properties = {PREFIX + key: value for key, value in facts.items()}
         replace_files(warehouse.history, set(found["history"]), [], summary, properties)
@@ -105,6 +108,8 @@ def _files(warehouse: Warehouse, kind: str, run: str, commits: set[int]) -> dict
     Raises:
         DataError: its rows were merged with others'.
     """
+    if not warehouse.has_table(kind):
+        return {}
     table = warehouse.table(kind)
     current = table.current_snapshot()
     files = [] if current is None else files_of(table, current.snapshot_id)

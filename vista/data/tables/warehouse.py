@@ -35,12 +35,14 @@ from pyiceberg.table.sorting import UNSORTED_SORT_ORDER
 from sqlalchemy.exc import OperationalError
 
 from vista.data import paths
+from vista.data.tables.content import ItemContent
 from vista.data.tables.folder import check_at_home, folder_properties
 from vista.data.tables.items import ItemCounts
 from vista.data.tables.manifests import PREFIX, UNDONE, commit_of, files_of, summary_of
 from vista.data.tables.reading import DataFile
 from vista.data.tables.rows import HISTORY, IMPRESSIONS, Kind
 from vista.data.tables.schemas import (
+    CONTENT,
     SOURCES,
     TABLE_PROPERTIES,
     bucket_spec,
@@ -187,6 +189,12 @@ class Warehouse:
                 properties=TABLE_PROPERTIES,
             )
 
+    def create_content(self) -> None:
+        """Make the table of what items are about, where it is not there: the tables of earlier versions have none."""
+        self.catalog.create_table_if_not_exists(
+            (self.namespace, "content"), CONTENT, properties=TABLE_PROPERTIES
+        )
+
     def exists(self) -> bool:
         if self.path is not None and not Path(paths.local_path(self.path), "catalog.db").exists():
             return False
@@ -224,7 +232,7 @@ class Warehouse:
         return self
 
     def table(self, name: str) -> Table:
-        """One of ``history``, ``impressions``, ``items``, ``sources``.
+        """One of ``history``, ``impressions``, ``items``, ``sources``; where they were made ``content``, ``forgotten``.
 
         Raises:
             TableMissing: it is not there.
@@ -387,6 +395,12 @@ class Warehouse:
         if current is None:
             return ItemCounts.empty()
         return ItemCounts.read([f.path for f in files_of(self.items, current.snapshot_id)])
+
+    def read_content(self) -> ItemContent:
+        """What items are about, as the newest ingest of each field told it; nothing where no item file said any."""
+        current = self.table("content").current_snapshot() if self.has_table("content") else None
+        files = [] if current is None else files_of(self.table("content"), current.snapshot_id)
+        return ItemContent.read([f.path for f in files])
 
     def read_sources(self) -> pa.Table:
         """The ledger of input files: path, bytes, digest, rows, run."""

@@ -1,0 +1,84 @@
+"""``vista items``: bring the items that came after training into the catalogue, the clusters and the index."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tools import console
+from tools.home import Home
+from tools.options import HOME, HomeOption, JsonOption, ModelOption, WarehouseOption
+from tools.serving import open_index
+
+
+class What(StrEnum):
+    refresh = "refresh"
+
+
+def command(
+    what: Annotated[
+        What,
+        typer.Argument(
+            help="refresh: find the items of the tables that training did not know, and the newer names."
+        ),
+    ],
+    home: HomeOption = HOME,
+    warehouse: WarehouseOption = None,
+    model: ModelOption = None,
+    index: Annotated[
+        str | None,
+        typer.Option(
+            help="Kind of item index: exact, hnsw or ivf.  [default: as it is, else exact]",
+            show_default=False,
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> int:
+    """New items can be recommended from then on, without training or summarising anew; the model stays the same.
+
+    One with content (vista ingest --items) is placed by it; one without is known by a hash of its id alone.
+    """
+    from vista import bundle as bundles
+    from vista.data.tables.warehouse import Warehouse
+    from vista.serving.catalogue import refresh_items
+
+    at = Home(home)
+    path: Path = model or at.model
+    found = refresh_items(path, Warehouse(at.tables(warehouse)).open())
+    loaded = bundles.load(path, serve=True)
+    made = open_index(loaded, at.index, index or _kind(at.index))
+    said = {
+        "bundle": str(path),
+        "fingerprint": loaded.fingerprint,
+        **dataclasses.asdict(found),
+        "index": made.kind,
+    }
+    console.json_line(said) if json else console.fields("items", said)
+    if found.hashed_only:
+        console.note(
+            f"{found.hashed_only:,} of {found.new:,} new items have only hashed vectors: "
+            + (
+                "give them content with vista ingest --items, or run vista train"
+                if loaded.config.embedding.content_width
+                else "this model reads no content; vista train takes in what the tables have"
+            )
+        )
+    if found.left_out:
+        console.note(
+            f"{found.left_out:,} items of the tables have neither events nor content and are left out"
+        )
+    return 0
+
+
+def _kind(path: Path) -> str:
+    from vista.errors import VistaError
+    from vista.serving.index import kind_at
+
+    try:
+        return kind_at(path)
+    except VistaError:
+        return "exact"
