@@ -140,7 +140,7 @@ def _whole(columns: dict[str, pa.Array], rows: int) -> dict[str, pa.Array]:
 def _spilled(
     tag: str, columns: dict[str, np.ndarray | pa.Array], file: str, settings: Settings
 ) -> list[Routed]:
-    part = item_shard(next(iter(columns.values())), settings.item_shards)  # type: ignore[arg-type]
+    part = item_shard(next(iter(columns.values())), settings.item_shards)
     pieces = write_chunk(settings.spill(tag, file), tag, part, columns)
     return [("items", shard, piece) for shard, piece in pieces.items()]
 

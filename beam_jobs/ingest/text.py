@@ -216,8 +216,8 @@ def _kind(meaning: str, name: str, facts: Facts, fixed: Mapping[str, str], readi
     if meaning in ("position", "name", "text", SECOND):
         return "int" if meaning == "position" else "string"
     if meaning in ("category", "vector"):
-        listed = "list of string" if name in facts.lists else "string"
-        return "vector" if meaning == "vector" and values else listed
+        words = "list of string" if name in facts.lists else "string"
+        return "vector" if meaning == "vector" and values else words
     if meaning == "timestamp_ms":
         count, integers, numbers, _ = facts.times
         if reading.time_format or "+" in reading.columns.get(meaning, ""):

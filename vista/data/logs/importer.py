@@ -205,7 +205,7 @@ def check_items(batch: pa.RecordBatch, source: Source, first_row: int, width: in
     bad.where(name.is_null(), "null_name")
     ids, _, _ = _ids(item, source.kinds["item_id"], "item", bad)
     codes, values, _ = _texts(_as_text(name), "name", MAX_TEXT_BYTES, bad)
-    content = {}
+    content: dict[str, pa.Array] = {}
     for meaning in ("category", "text"):
         if meaning in columns:
             content[meaning] = _words(columns[meaning], meaning, bad)
