@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from vista.data.events import Events
-    from vista.data.tables.reading import UserBatch
+    from vista.data.events import Events, UserBatch
     from vista.data.tables.warehouse import Warehouse
 
 MAX_ROWS = 262_144
@@ -17,7 +16,7 @@ MAX_ROWS = 262_144
 
 def newest(
     warehouse: Warehouse,
-    users: Sequence[int] | Sequence[str] | np.ndarray,
+    users: Sequence[int | str] | np.ndarray,
     limit: int,
     until: int | None = None,
 ) -> Events:
@@ -42,7 +41,7 @@ def newest(
     return Events.concat(tails.get(user, Events.empty(1)) for user in asked.tolist())
 
 
-def count(warehouse: Warehouse, users: Sequence[int] | Sequence[str] | np.ndarray) -> int:
+def count(warehouse: Warehouse, users: Sequence[int | str] | np.ndarray) -> int:
     """Events of the users, all together."""
     from cache_store.format.keys import as_users
 

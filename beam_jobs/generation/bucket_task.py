@@ -30,9 +30,11 @@ from cache_store.errors import Unstorable
 from cache_store.format.record import RecordSchema
 from cache_store.write.writer import ShardWriter
 from vista import bundle as bundles
-from vista.data.tables.reading import UserBatch, read_bucket
+from vista.data.events import UserBatch
+from vista.data.tables.reading import read_bucket
 from vista.model import VistaModel
-from vista.stage1.summarizer import SummaryBatch, UserState, summarize_stream
+from vista.stage1.state import UserState
+from vista.stage1.stream import SummaryBatch, summarize_stream
 
 PROGRESS_EVERY_S = 0.5
 EVERYBODY = 8
@@ -435,8 +437,8 @@ def _write(writer: ShardWriter, result: SummaryBatch, now_ms: int) -> dict[Any, 
             refused |= {plain(user): str(error) for user in error.users}
             rows = np.array([i for i in rows if plain(result.users[i]) not in refused], np.int64)
             continue
-        states = [result.states[i] for i in rows]
-        if states[0] is not None:
+        states = [state for i in rows if (state := result.states[i]) is not None]  # all, or none
+        if states:
             writer.add_states(users, [state.to_bytes() for state in states])
         break
     return refused

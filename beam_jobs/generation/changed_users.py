@@ -21,8 +21,8 @@ import numpy as np
 from beam_jobs.generation.bucket_task import BucketTask, Input, Meter, plain, select_users
 from cache_store import Store, as_users
 from cache_store.errors import Damaged, PublishConflict
-from vista.data.events import Events
-from vista.data.tables.reading import UserBatch, read_bucket
+from vista.data.events import Events, UserBatch
+from vista.data.tables.reading import read_bucket
 from vista.stage1.state import StateError, UserState, event_key
 
 LOOKUP_USERS = 1_024

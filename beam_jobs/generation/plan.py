@@ -23,11 +23,11 @@ from beam_jobs.generation.refresh import RefreshOptions
 from beam_jobs.generation.summarize import SummarizeOptions, schema_of
 from beam_jobs.horizon import horizon_of
 from beam_jobs.run.record import RunRecord
-from vista.data.events import Events
+from vista.data.events import Events, UserBatch
 from vista.data.tables.compaction import most_files
-from vista.data.tables.reading import DataFile, UserBatch, count_users, read_bucket
+from vista.data.tables.reading import DataFile, count_users, read_bucket
 from vista.model import VistaModel
-from vista.stage1.summarizer import summarize_stream
+from vista.stage1.stream import summarize_stream
 
 SAMPLE_EVENTS = 65_536
 SAMPLE_BUCKETS = 8

@@ -246,6 +246,11 @@ def parent_of(options: RefreshOptions, record: RunRecord, warehouse: Warehouse) 
     return parent
 
 
+def snapshot_of(parent: Manifest) -> int | None:
+    """The snapshot of the tables that a generation was made from."""
+    return None if parent.table_snapshot is None else int(parent.table_snapshot)
+
+
 def _delta(run: Run, options: RefreshOptions, warehouse: Warehouse) -> RunRecord:
     name = run.record.facts["parent"]
     model = worker_model(str(options.bundle), str(run.record.fingerprint))
@@ -255,7 +260,7 @@ def _delta(run: Run, options: RefreshOptions, warehouse: Warehouse) -> RunRecord
     again = _again(options, warehouse, store, name)
     if options.users is not None:
         added = {}
-        run.record = dataclasses.replace(run.record, table_snapshot=parent.table_snapshot)
+        run.record = dataclasses.replace(run.record, table_snapshot=snapshot_of(parent))
     oldest = (
         None if options.max_age_ms is None or options.users else run.record.started_ms - options.max_age_ms
     )
@@ -302,7 +307,7 @@ def files_of(
     if record.table_snapshot is None:
         return {}, {}
     files = warehouse.bucket_files(record.table_snapshot)
-    unseen = warehouse.bucket_files(record.table_snapshot, since=int(parent.table_snapshot))
+    unseen = warehouse.bucket_files(record.table_snapshot, since=snapshot_of(parent))
     if options.since is None:
         return files, unseen
     added = warehouse.bucket_files(record.table_snapshot, since=options.since)

@@ -75,10 +75,9 @@ def preview(options: IngestOptions) -> list[Look]:
         heads: dict[str, str] = {}
         asked = dataclasses.replace(
             options,
-            **{
-                name: _heads(getattr(options, name), folder, heads, options.item_columns)
-                for name in ("events", "impressions", "items")
-            },
+            events=_heads(options.events, folder, heads, options.item_columns),
+            impressions=_heads(options.impressions, folder, heads, options.item_columns),
+            items=_heads(options.items, folder, heads, options.item_columns),
         )
         run_dir = RunDirectory(Path(folder, "run"))
         run_dir.path.mkdir()
@@ -268,14 +267,13 @@ def first_values(patterns: Sequence[str]) -> tuple[str, dict[str, list[Any]]]:
                     except (ValueError, RecursionError):
                         continue
                     rows += [row] if isinstance(row, dict) else []
-            names = dict.fromkeys(name for row in rows for name in row)
-            return heads[head], {n: [row.get(n) for row in rows] for n in names}
+            keys = dict.fromkeys(name for row in rows for name in row)
+            return heads[head], {n: [row.get(n) for row in rows] for n in keys}
         if paths.text_ending(head):
-            names: list[str] = []
             with pa.input_stream(head, compression="detect") as stream:
                 reading = Reading()
                 try:
-                    found = list(csv_rows(stream, paths.text_ending(head), _Any(), names, reading, None))
+                    found = list(csv_rows(stream, paths.text_ending(head), _Any(), [], reading, None))
                 except (ValueError, QuotesAreText, pa.ArrowException) as error:
                     raise UnreadableFile(
                         f"{heads[head]}: expected a readable text log, found: {error}"

@@ -127,38 +127,15 @@ def vocabularies(
                 f"{', '.join(new)}; run vista ingest without naming them (--action), or with new names appended"
             )
     there = (*present[0], *(n for n in named if n not in present[0]))
-    wanted: list[tuple[Source, tuple[str, ...]]] = []
-    for source in (*events, *impressions):
-        meanings = []
-        for key in ("action", "actions"):
-            if key in source.names and source.kinds[key] != "null" and given[0] is None:
-                bounds = _int_bounds(source, key) if source.kinds[key].endswith("int") else None
-                if bounds is None or bounds[1] >= len(there):
-                    meanings.append(key)
-        if source.kinds.get("surface") == "string" and "surface" in source.names and given[1] is None:
-            meanings.append("surface")
-        if meanings and source.rows:
-            wanted.append((source, tuple(meanings)))
-    if wanted:
-        run_tasks("ingest: vocabularies", wanted, scan, beam_args, RunDirectory(scan.run_dir))
-    strings: dict[str, set[str]] = {"action": set(), "surface": set()}
-    largest = -1
-    for source in (*events, *impressions):
-        for meaning in ("action", "surface"):
-            value = source.constants.get(meaning)
-            if value and source.kinds.get(meaning) == "string" and source.decides:
-                strings[meaning].add(value)
-    for source, meanings in wanted:
-        for m in meanings:
-            for value in scan.values(source, m):
-                if isinstance(value, int):
-                    largest = max(largest, value if value <= MAX_ACTION else -1)
-                else:
-                    strings["surface" if m == "surface" else "action"].add(value)
-    actions = given[0] or (*there, *sorted(strings["action"] - set(there)))
+    sources = (*events, *impressions)
+    read = [(s, meanings) for s in sources if s.rows and (meanings := _unknown(s, given, len(there)))]
+    if read:
+        run_tasks("ingest: vocabularies", read, scan, beam_args, RunDirectory(scan.run_dir))
+    found, largest = _found(sources, read, scan)
+    actions = given[0] or (*there, *sorted(found["action"] - set(there)))
     # A number beyond the mask is a dead letter, not a name.
     actions = (*actions, *(str(a) for a in range(len(actions), largest + 1)))
-    surfaces = given[1] or (*present[1], *sorted(strings["surface"] - set(present[1])))
+    surfaces = given[1] or (*present[1], *sorted(found["surface"] - set(present[1])))
     for name, values, limit in (("action", actions, MAX_ACTION + 1), ("surface", surfaces, MAX_SURFACES)):
         if len(values) > limit:
             raise DataError(
@@ -168,6 +145,40 @@ def vocabularies(
                 f"vista ingest --action A --action B (surfaces: --surface); the rest will be dead letters"
             )
     return tuple(actions), tuple(surfaces)
+
+
+def _unknown(source: Source, given: tuple[Names | None, Names | None], actions: int) -> tuple[str, ...]:
+    """Columns whose values have to be read: text, and numbers that may lie beyond the ``actions`` names there are."""
+    found: list[str] = []
+    for key in ("action", "actions") if given[0] is None else ():
+        if key in source.names and source.kinds[key] != "null":
+            bounds = _int_bounds(source, key) if source.kinds[key].endswith("int") else None
+            if bounds is None or bounds[1] >= actions:
+                found.append(key)
+    if source.kinds.get("surface") == "string" and "surface" in source.names and given[1] is None:
+        found.append("surface")
+    return tuple(found)
+
+
+def _found(
+    sources: Sequence[Source], read: Sequence[tuple[Source, tuple[str, ...]]], scan: ScanColumns
+) -> tuple[dict[str, set[str]], int]:
+    """(names of actions and surfaces that the logs hold, the largest number of an action or -1)."""
+    names: dict[str, set[str]] = {"action": set(), "surface": set()}
+    largest = -1
+    for source in sources:
+        for meaning in names:
+            constant = source.constants.get(meaning)
+            if constant and source.kinds.get(meaning) == "string" and source.decides:
+                names[meaning].add(constant)
+    for source, meanings in read:
+        for meaning in meanings:
+            for value in scan.values(source, meaning):
+                if isinstance(value, int):
+                    largest = max(largest, value if value <= MAX_ACTION else -1)
+                else:
+                    names["surface" if meaning == "surface" else "action"].add(value)
+    return names, largest
 
 
 def _int_bounds(source: Source, meaning: str) -> tuple[int, int] | None:

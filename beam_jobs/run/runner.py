@@ -27,7 +27,7 @@ from types import FrameType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import apache_beam as beam
-import grpc
+import grpc  # type: ignore[import-untyped]  # its stubs are a package of their own
 from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.portability.api import beam_fn_api_pb2
@@ -102,7 +102,7 @@ def _check_words(args: Sequence[str], local: bool) -> None:
     """Refuse what Beam would pass over: options given twice, and, where no job server may know them, unknown ones."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
     for options in PipelineOptions.__subclasses__():
-        options._add_argparse_args(parser)
+        options._add_argparse_args(parser)  # type: ignore[arg-type]  # theirs abbreviates, and refuses repeats
     known = parser._option_string_actions
     names = [word.partition("=")[0] for word in args if word.startswith("--")]
     unknown = [name for name in names if name not in known and f"--{name[5:]}" not in known]
@@ -202,10 +202,9 @@ def run(
             direct.direct_running_mode = "in_memory"
     pipeline = beam.Pipeline(runner=FnApiRunner() if local else None, options=options)
     build(pipeline)
-    with (
-        _interrupts() as stopped,
-        _supervised_workers(imports, stopped) if local else contextlib.nullcontext([]) as lost,
-    ):
+    with contextlib.ExitStack() as stack:
+        stopped = stack.enter_context(_interrupts())
+        lost = stack.enter_context(_supervised_workers(imports, stopped)) if local else []
         try:
             result = pipeline.run()
             result.wait_until_finish()

@@ -88,15 +88,16 @@ def do_merge(merge: Merge, run_dir: str, max_rows: int) -> dict[str, int]:
     start = time.perf_counter()
     rows = write_merged(merge, max_rows)
     local = [paths.local_path(merge.target)] if paths.is_local(merge.target) else []
+    counts = {"files": len(merge.files), "events": merge.rows, "rows": rows}
     receipt = {
         "merge": facts,
         "files": run.describe_files(local),
-        "counts": {"files": len(merge.files), "events": merge.rows, "rows": rows},
+        "counts": counts,
         "timings": {"merge": round(time.perf_counter() - start, 4)},
         "peak_memory_bytes": peak_memory_bytes(),
     }
     run.write_receipt(merge.name, receipt)
-    return receipt["counts"]
+    return counts
 
 
 def run(options: CompactOptions, beam_args: Sequence[str] = ()) -> RunRecord:

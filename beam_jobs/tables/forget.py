@@ -93,11 +93,11 @@ def run(options: ForgetOptions) -> ForgetRecord:
     names = pa.array([str(user) for user in users], pa.string())
     for folder in options.runs:
         record.runs[str(folder)] = without_users(folder, users.tolist())
-        for path in sorted(Path(folder).rglob("*.parquet")):
-            if path.parent.name == "dead" or path.name == "dead-letters.parquet":
-                removed = _without(path, names)
+        for file in sorted(Path(folder).rglob("*.parquet")):
+            if file.parent.name == "dead" or file.name == "dead-letters.parquet":
+                removed = _without(file, names)
                 if removed:
-                    record.letters[str(path)] = removed
+                    record.letters[str(file)] = removed
     return record
 
 

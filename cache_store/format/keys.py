@@ -19,7 +19,7 @@ from cache_store.native import library as native
 MAX_KEY_BYTES = 511
 """Largest key of LMDB 0.9."""
 
-Users = np.ndarray | Sequence[int] | Sequence[str] | Any
+Users = np.ndarray | Sequence[int | str] | Any
 """int64 [B] or B strings: a list, an array of NumPy, or a column of Arrow, pandas or polars."""
 
 _SIGN = np.uint64(1 << 63)

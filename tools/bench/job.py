@@ -30,12 +30,12 @@ from cache_store.format.keys import bucket_of
 from tools.bench.harness import Figure, Result, median, ratio
 from vista import bundle
 from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, SummarizerConfig
-from vista.data.events import Events
+from vista.data.events import Events, UserBatch
 from vista.data.tables.appending import append
-from vista.data.tables.reading import UserBatch, read_bucket
+from vista.data.tables.reading import read_bucket
 from vista.data.tables.warehouse import Warehouse
 from vista.model import VistaModel
-from vista.stage1.summarizer import summarize_stream
+from vista.stage1.stream import summarize_stream
 
 START_MS = 1_600_000_000_000
 TARGET = 0.9

@@ -22,7 +22,8 @@ from tools.bench.harness import Figure, Result, in_turn, median, ratio
 from vista.config import EmbeddingConfig, ModelConfig, SummarizerConfig
 from vista.data.events import Events
 from vista.embedding.encoders import EventEncoder, ItemEncoder
-from vista.stage1.summarizer import Summarizer, summarize_stream
+from vista.stage1.stream import summarize_stream
+from vista.stage1.summarizer import Summarizer
 
 
 @dataclass

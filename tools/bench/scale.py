@@ -31,11 +31,11 @@ from cache_store.write.writer import ShardWriter
 from tools.bench.harness import Figure, Result
 from tools.bench.job import START_MS, histories, make_bundle
 from vista import bundle as bundles
+from vista.data.events import UserBatch
 from vista.data.tables.appending import append
-from vista.data.tables.reading import UserBatch
 from vista.data.tables.warehouse import Warehouse
 from vista.stage1.state import UserState
-from vista.stage1.summarizer import summarize_stream
+from vista.stage1.stream import summarize_stream
 
 
 @dataclass(frozen=True)

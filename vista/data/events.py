@@ -154,3 +154,17 @@ class Events:
         order = np.stack([np.arange(u), np.arange(u) + u], axis=1).ravel()
         joined = both.select(order)
         return Events(joined.offsets[::2].copy(), **joined.columns)
+
+
+@dataclass(frozen=True)
+class UserBatch:
+    """Consecutive users in key order; ``continues``: the last one goes on as the first of the next batch.
+
+    Attributes:
+        users: int64 [U], or object [U] of str.
+        events: their histories, U of them, in contract order.
+    """
+
+    users: np.ndarray
+    events: Events
+    continues: bool = False

@@ -172,7 +172,7 @@ class Lives:
 def mixed(*keys: np.ndarray | int) -> np.ndarray:
     """uint64 hash of integer keys, elementwise (the finaliser of SplitMix64, folded over the keys)."""
     with np.errstate(over="ignore"):
-        value = np.uint64(0x9E3779B97F4A7C15)
+        value: np.ndarray | np.uint64 = np.uint64(0x9E3779B97F4A7C15)
         for key in keys:
             value = finalised(np.asarray(key).astype(np.uint64) + value * np.uint64(0xBF58476D1CE4E5B9))
     return np.asarray(value)

@@ -237,6 +237,7 @@ def _flash(q: Tensor, own: Tensor, v: Tensor, keys: Tensor, values: Tensor, bias
     The context's softmax and the candidate's own term are merged by their log-sum-exp: with
     ``p = sigmoid(own - lse)`` the output is ``(1 - p) read + p v``.
     """
+    assert _FLASH is not None  # asked before
     wide = bias[:, None, None].expand(-1, 1, q.shape[1], -1)
     read, lse = _FLASH(
         q.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), attn_mask=wide, scale=1.0

@@ -18,7 +18,8 @@ chunk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -92,27 +93,18 @@ class Step:
         """The same plan with its tensors on ``device``."""
         if device.type == "cpu":
             return self
+        groups = tuple(_moved(group, device) for group in self.groups)
+        return replace(_moved(self, device), groups=groups)
 
-        def move(x: torch.Tensor | None) -> torch.Tensor | None:
-            return None if x is None else x.to(device, non_blocking=True)
 
-        groups = tuple(
-            TailGroup(g.first, g.stop, g.tails, g.length, move(g.gather), move(g.place), move(g.age))
-            for g in self.groups
-        )
-        return Step(
-            self.chunk,
-            self.chunks,
-            self.tails,
-            move(self.distance),
-            move(self.carried),
-            move(self.behind),
-            groups,
-            move(self.parent),
-            move(self.tail_length),
-            move(self.count),
-            move(self.bounds),
-        )
+_Planned = TypeVar("_Planned", TailGroup, Step)
+
+
+def _moved(plan: _Planned, device: torch.device) -> _Planned:
+    values = {f.name: getattr(plan, f.name) for f in fields(plan)}
+    tensors = {name: x for name, x in values.items() if isinstance(x, torch.Tensor)}
+    moved: dict[str, Any] = {name: x.to(device, non_blocking=True) for name, x in tensors.items()}
+    return replace(plan, **moved)
 
 
 def plan_step(
@@ -243,6 +235,7 @@ def qla_states(
                     age = torch.arange(c - 1, -1, -1, dtype=torch.float64, device=k.device)
                     keys = keys * decayed(log_decay, age, dtype).view(heads, 1, 1, c)
                 own = torch.matmul(keys, values).view(heads, p, -1)
+            assert step.distance is not None  # there are chunks
             reach = decayed(log_decay, step.distance, dtype)
             start = decayed(log_decay, step.behind, dtype).unsqueeze(-1)
             chunk_states = torch.baddbmm(start * carry.flatten(2)[:, step.carried], reach, own)

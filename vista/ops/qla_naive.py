@@ -53,7 +53,7 @@ def qla_naive(
         mean = gain[h] * state[h] / mass if count else torch.zeros_like(state[h])
         return _phi(row) @ _phi(mean)
 
-    out = [[None] * heads for _ in range(events)]
+    out = [[q.new_zeros(width)] * heads for _ in range(events)]
     chunk = chunk or max(events, 1)
     for start in range(0, events, chunk):
         rows = range(start, min(start + chunk, events))

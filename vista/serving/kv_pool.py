@@ -37,7 +37,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -139,7 +139,7 @@ class KVPool:
         config, path = model.config, Path(path)
         recent = config.ranker.recent if recent is None else recent
         seeds = 0 if model.ranker.places else config.summarizer.seeds
-        layout = {
+        layout: dict[str, Any] = {
             "slots": slots,
             "device": str(device),
             "layers": config.ranker.layers,
@@ -335,12 +335,12 @@ class KVPool:
         for name, asked in (("generation", generation), ("fingerprint", fingerprint)):
             if asked is not None and texts[name] != asked.encode():
                 return None, name
-        plain = {
+        plain: dict[str, Any] = {
             n: None if t is None else t.decode("utf-8", "replace") for n, t in texts.items() if n != "owner"
         }
         return ContextKV(**self._tensors(copy, length, recent), owner=np.array([owner]), **plain), "hit"
 
-    def _tensors(self, copy: Tensor, length: int, recent: int) -> dict[str, Tensor]:
+    def _tensors(self, copy: Tensor, length: int, recent: int) -> dict[str, Any]:
         """Tensors of one user's context out of the bytes of its slot."""
         shapes, sizes = shapes_of(self.layout, length, recent), sizes_of(self.layout, length, recent)
         tensors, at, dtypes = {}, 0, dtypes_of(self.layout)

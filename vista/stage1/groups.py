@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
 from vista.data.events import Events
-from vista.embedding.encoders import NO_TIME
+from vista.embedding.encoders import NO_TIME, EventEncoder
+from vista.ops.qla import Step
 from vista.stage1.state import UserState
 
 Parts = dict[str, np.ndarray]
@@ -109,7 +110,7 @@ class TokenGroup(Protocol):
         ...
 
 
-class SeedEncoder(Protocol):
+class SeedEncoder(nn.Module):
     """An encoder of seed tokens; one call runs one packed step.
 
     Attributes:
@@ -120,12 +121,22 @@ class SeedEncoder(Protocol):
     seeds: nn.Parameter
     state_shape: tuple[int, ...]
 
-    def rows(self, events: Any, *columns: Tensor) -> Tensor:
+    def rows(self, events: EventEncoder, item: Tensor, *others: Tensor) -> Tensor:
         """What it reads of events, [N, D]; columns as ``EventEncoder`` takes them."""
-        ...
+        raise NotImplementedError
 
-    def __call__(
-        self, x: Tensor, step: Any, carry: Tensor, reads: Tensor, kept: Tensor
+    def forward(
+        self, x: Tensor, step: Step, carry: Tensor, reads: Tensor, kept: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """See :meth:`vista.stage1.seeds.QLAEncoder.forward`."""
-        ...
+        """One step.
+
+        Args:
+            x: [rows, D], :meth:`rows` in the step's layout.
+            carry: float32 [R, *state_shape], row 0 zero.
+            reads: int64 [n], states the seeds read.
+            kept: int64 [m], states to return.
+
+        Returns:
+            seed tokens [n, S, D], and states float32 [m, *state_shape].
+        """
+        raise NotImplementedError

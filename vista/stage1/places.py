@@ -27,6 +27,7 @@ from vista.embedding.encoders import EventEncoder
 from vista.ops.crossing import Plan
 from vista.ops.qla import Step, qla_states
 from vista.stage1.clusters import kmeans
+from vista.stage1.groups import SeedEncoder
 
 _SHARPNESS = 48.0
 """At the start: an event that is .1 of cosine nearer to one place than to another falls on it 120 times as much."""
@@ -52,12 +53,14 @@ def decoded(code: Tensor) -> Tensor:
     return (torch.exp2(code.clamp_min(0) * _OCTAVES) - 1) * _LEAST
 
 
-class PlaceEncoder(nn.Module):
+class PlaceEncoder(SeedEncoder):
     """Places; see the module's docstring.
 
     Attributes:
         state_shape: (S, D + 1): sums of item vectors, and masses.
     """
+
+    log_decay: Tensor
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -68,15 +71,14 @@ class PlaceEncoder(nn.Module):
         decay = torch.tensor([-math.log(2.0) / life for _, life in self.horizons], dtype=torch.float64)
         self.register_buffer("log_decay", decay, persistent=False)
 
-    @staticmethod
-    def rows(events: EventEncoder, item: Tensor, *others: Tensor) -> Tensor:
-        """What the encoder reads of events: unit vectors of their items, [N, D]. Candidates have nothing else."""
+    def rows(self, events: EventEncoder, item: Tensor, *others: Tensor) -> Tensor:
+        """Unit vectors of their items, [N, D]. Candidates have nothing else."""
         return events.items.vector(item)
 
     def forward(
         self, x: Tensor, step: Step, carry: Tensor, reads: Tensor, kept: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """See :meth:`vista.stage1.seeds.QLAEncoder.forward`; states float32 [m, S, D + 1]."""
+        """See :class:`vista.stage1.groups.SeedEncoder`; states float32 [m, S, D + 1]."""
         value = torch.cat([x, x.new_ones(len(x), 1)], -1).unsqueeze(1)
         score = x @ F.normalize(self.seeds, dim=-1).T * self.log_sharpness.exp()
         sizes = [size for size, _ in self.horizons]

@@ -31,7 +31,8 @@ class SeedTokenGroup:
         self.step_rows = STEP_ROWS
 
     def groups(self) -> list[GroupShape]:
-        return [GroupShape(SEEDS, *self.encoder.seeds.shape, "int8")]
+        seeds, width = self.encoder.seeds.shape
+        return [GroupShape(SEEDS, seeds, width, "int8")]
 
     def tables(self) -> list[TableShape]:
         return []
@@ -119,9 +120,8 @@ class SeedTokenGroup:
         """Tokens [K, S, D] of prefixes."""
         run, c = self.run, self.config.chunk
         if not c:
-            first = Strands(
-                events.offsets[user_of], *np.zeros((2, len(cuts)), np.int64), np.arange(len(cuts)), cuts
-            )
+            none = np.zeros(len(cuts), np.int64)
+            first = Strands(events.offsets[user_of], none, none, np.arange(len(cuts)), cuts)
             return run(events, gaps(events), first, {})[0]
         whole = cuts // c
         if not exact:

@@ -17,6 +17,7 @@ counted from the user's last event, so states stay resumable.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from torch import nn
 from vista.config import ModelConfig
 from vista.embedding.encoders import EventEncoder
 from vista.ops.qla import Step, qla_memory, qla_read, qla_states, qla_target
+from vista.stage1.groups import SeedEncoder
 
 _EPS = 1e-8
 
@@ -104,7 +106,7 @@ class QLALayer(nn.Module):
         return x + (a * b) @ self.down
 
 
-class QLAEncoder(nn.Module):
+class QLAEncoder(SeedEncoder):
     """Layers and seeds. One call runs one packed step.
 
     Attributes:
@@ -112,6 +114,7 @@ class QLAEncoder(nn.Module):
     """
 
     layer = QLALayer
+    log_decay: torch.Tensor
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -125,30 +128,20 @@ class QLAEncoder(nn.Module):
         self.register_buffer("log_decay", log_decays(config), persistent=False)
 
     def rows(self, events: EventEncoder, item: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-        """What the encoder reads of events, [N, D]; columns as ``EventEncoder`` takes them."""
         return events(item, *others) if self.whole_events else events.items(item)
 
     def forward(
         self, x: torch.Tensor, step: Step, carry: torch.Tensor, reads: torch.Tensor, kept: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step.
-
-        Args:
-            x: [rows, D], :meth:`rows` in the step's layout.
-            carry: float32 [R, L, H, E, E], row 0 zero.
-            reads: int64 [n], states the seeds read.
-            kept: int64 [m], states to return.
-
-        Returns:
-            seed tokens [n, S, D], and states float32 [m, L, H, E, E].
-        """
+        """See :class:`vista.stage1.groups.SeedEncoder`; states float32 [m, L, H, E, E]."""
         seeds = self.seeds.expand(len(reads), -1, -1)
         states = []
-        for number, layer in enumerate(self.layers):
+        for number, layer in enumerate(cast("list[QLALayer]", self.layers)):
             before = carry[:, number].transpose(0, 1)
             last = number == len(self.layers) - 1
-            x, after, memory = layer.events(x, step, before, self.log_decay, last)
+            rows, after, memory = layer.events(x, step, before, self.log_decay, last)
             if len(reads):
                 seeds = layer.seeds(seeds, memory[:, reads])
             states.append(after[:, kept])
+            x = x if rows is None else rows
         return _norm(seeds), torch.stack(states).permute(2, 0, 1, 3, 4)

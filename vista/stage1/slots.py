@@ -62,6 +62,8 @@ class SlotState:
 class SlotMemory(nn.Module):
     """The masses: update, merge, serve, read. Nothing here is learned; the fitted clusters are buffers."""
 
+    decay_per_ms: torch.Tensor
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         s = config.slots

@@ -11,25 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from vista.data.events import COLUMNS, Events
+from vista.data.events import COLUMNS, Events, UserBatch
 from vista.stage1.state import UserState
-
-if TYPE_CHECKING:
-    from vista.stage1.summarizer import Summarizer
+from vista.stage1.summarizer import Summarizer
 
 _OUT_BYTES = 48 << 20
-
-
-class UserBatch(Protocol):
-    """Consecutive users in key order; ``continues``: the last one goes on as the first of the next batch."""
-
-    users: Any
-    events: Events
-    continues: bool
 
 
 @dataclass(slots=True)
@@ -80,7 +70,7 @@ def summarize_stream(
     carry: _Carry | None = None
     for window in _windows(batches, max_events):
         users = len(window.users)
-        given = list(states(window.users)) if states is not None else [None] * users
+        given: list[UserState | None] = list(states(window.users)) if states is not None else [None] * users
         late = np.zeros(users, bool)
         events = window.events
         if carry is not None:
@@ -150,20 +140,13 @@ def _windows(batches: Iterator[UserBatch], max_events: int) -> Iterator[UserBatc
         yield _join(held)
 
 
-@dataclass(slots=True)
-class _Window:
-    users: Any
-    events: Events
-    continues: bool
-
-
 def _join(batches: list[UserBatch]) -> UserBatch:
     if len(batches) == 1:
         return batches[0]
     # the first user of a batch is the last of the one before where that one says so
     new = [np.arange(len(b.users)) > 0 for b in batches]
-    for before, starts in zip([None, *batches[:-1]], new, strict=True):
-        starts[0] = before is None or not before.continues
+    for before, begins in zip([None, *batches[:-1]], new, strict=True):
+        begins[0] = before is None or not before.continues
     starts = np.flatnonzero(np.concatenate(new))
     lengths = np.add.reduceat(np.concatenate([b.events.lengths for b in batches]), starts)
     columns = {name: np.concatenate([getattr(b.events, name) for b in batches]) for name in COLUMNS}
@@ -172,4 +155,4 @@ def _join(batches: list[UserBatch]) -> UserBatch:
     else:
         ids = [user for b in batches for user in b.users]
         users = [ids[i] for i in starts]
-    return _Window(users, Events.of(lengths, **columns), batches[-1].continues)
+    return UserBatch(users, Events.of(lengths, **columns), batches[-1].continues)

@@ -38,7 +38,7 @@ from vista.config import ModelConfig, as_written, fingerprint
 from vista.data.events import Events
 from vista.embedding.encoders import EventEncoder, gaps
 from vista.errors import ConfigError, DataError
-from vista.stage1.groups import GroupShape, Parts, TableShape, TokenGroup, Work
+from vista.stage1.groups import GroupShape, Parts, SeedEncoder, TableShape, TokenGroup, Work
 from vista.stage1.places import PlaceEncoder
 from vista.stage1.reconstruction import ReconstructionDecoder
 from vista.stage1.resuming import capped, check_order, joined
@@ -47,13 +47,10 @@ from vista.stage1.seeds import QLAEncoder
 from vista.stage1.slot_tokens import SlotTokenGroup
 from vista.stage1.slots import SlotMemory
 from vista.stage1.state import StateError, UserState, event_key
-from vista.stage1.stream import SummaryBatch, summarize_stream
 from vista.stage1.tokens import ExactTokenGroup, ExactTokens
 
-__all__ = ["StateError", "Summarizer", "Summary", "SummaryBatch", "UserState", "summarize_stream"]
-
-KINDS = {"qla": QLAEncoder, "places": PlaceEncoder}
-"""``summarizer.kind``; all under one interface, one call per packed step."""
+KINDS: dict[str, type[SeedEncoder]] = {"qla": QLAEncoder, "places": PlaceEncoder}
+"""``summarizer.kind``."""
 
 
 @dataclass(slots=True)
@@ -222,7 +219,7 @@ class Summarizer(nn.Module):
     @torch.no_grad()
     def start(self, events: Events, sample: int = 20_000) -> None:
         """Before training: let encoders that have a use for it see a sample of events (kind ``places``)."""
-        if not hasattr(self.encoder, "start") or not len(events):
+        if not isinstance(self.encoder, PlaceEncoder) or not len(events):
             return
         rows = np.random.default_rng(self.config.seed).permutation(len(events))[:sample]
         columns = (events.item, events.action, events.surface, events.time, gaps(events))

@@ -182,7 +182,7 @@ class Tables:
 
     def after(self, entries: Entries, tails: Events, keys: np.ndarray) -> Entries:
         """Tables with fewer than C more events on top of each (U histories, keys int64 [N])."""
-        parts = []
+        parts: list[Entries] = []
         for a, b in _blocks(entries.offsets, tails.offsets):
             rows = slice(int(tails.offsets[a]), int(tails.offsets[b]))
             given = entries.select(np.arange(a, b))

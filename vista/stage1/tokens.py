@@ -158,6 +158,7 @@ class ExactTokens(nn.Module):
 
     def pack(self, items: Entries, clusters: Entries | None) -> dict[str, np.ndarray]:
         """Tables of U users as groups of a record, float32 [U, S_g, D]."""
+        assert self.item_table is not None
         users, rows = items.users, self.rows
         owner = np.repeat(np.arange(users), np.diff(items.offsets))
         place = np.arange(len(items.key)) - items.offsets[owner]
@@ -173,6 +174,7 @@ class ExactTokens(nn.Module):
             MASSES: mass.reshape(users, rows[MASSES], self.width),
         }
         if clusters is not None:
+            assert self.cluster_table is not None
             counters = np.zeros((users, rows[CLUSTERS] * self.width), np.float32)
             owner = np.repeat(np.arange(users), np.diff(clusters.offsets))
             found = self.cluster_table.horizons.floats(clusters.mass)
@@ -261,7 +263,8 @@ class ExactTokenGroup:
         place = np.full(len(work.given) + 1, len(users))
         place[users] = np.arange(len(users))
         new, tails = work.folded(users), work.tails(work.emitted)
-        served, kept = {}, {int(u): {} for u in users[work.chunks[users] > 0]}
+        served: dict[str, Entries] = {}
+        kept: dict[int, Parts] = {int(u): {} for u in users[work.chunks[users] > 0]}
         for name, table in self._tables().items():
             entries = _loaded(name, [work.given[u] for u in users], self.tokens.horizons)
             entries = table.fold(entries, new, self._keys(name, new))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -81,7 +81,8 @@ class ContextKV:
     def select(self, users: np.ndarray | Tensor | slice) -> ContextKV:
         """The contexts of ``users`` (positions, any order, repeats allowed; a slice makes views)."""
         index = users if isinstance(users, slice) else torch.as_tensor(users, device=self.mask.device)
-        picked = {name: x[:, index] if name in LAYERED else x[index] for name, x in self.tensors().items()}
+        tensors = self.tensors().items()
+        picked: dict[str, Any] = {n: x[:, index] if n in LAYERED else x[index] for n, x in tensors}
         owner = self.owner
         if owner is not None:
             host = index if isinstance(index, slice) else index.cpu().numpy()
@@ -131,7 +132,7 @@ class ContextKV:
         return tensors
 
     def to(self, device: torch.device | str) -> ContextKV:
-        moved = {name: x.to(device) for name, x in self.tensors().items()}
+        moved: dict[str, Any] = {name: x.to(device) for name, x in self.tensors().items()}
         return replace(self, **moved, hidden=None if self.hidden is None else self.hidden.to(device))
 
     def expect(self, fingerprint: str | None) -> None:

@@ -46,10 +46,10 @@ def rank_sequence(ranker: Ranker, request: dict, query: Tensor, item: Tensor | n
         c.summarized,
     )
     vectors = ranker.items.vector(item)
-    known = ranker.read(ctx, item, vectors, crossing.Plan.of([0, len(item)], item.device))
+    known = ranker.read(ctx, item, vectors, crossing.Plan.of(np.array([0, len(item)]), item.device))
     x = torch.cat([c.x, ranker.candidates(vectors, known)[None]], 1)
     bias = sequence_bias(c.mask, c.summary, len(item))
-    for layer in ranker.layers:
+    for layer in ranker.stack:
         h = layer.before_attention(x)
         q, k, v = (layer.split(part(h)).transpose(1, 2) for part in (layer.query, layer.key, layer.value))
         read = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)

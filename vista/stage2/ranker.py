@@ -24,8 +24,8 @@ E = D / H, L layers, Q queries, A actions.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -34,7 +34,6 @@ from torch.nn import functional as F
 
 from vista.config import ModelConfig
 from vista.data.events import Events
-from vista.data.recent import select_recent
 from vista.embedding.encoders import EventEncoder, ItemEncoder, gaps
 from vista.errors import DataError
 from vista.ops import crossing
@@ -53,8 +52,6 @@ from vista.stage2.readers import (
     ScoreReader,
     SlotReader,
 )
-
-__all__ = ["Ranker", "select_recent"]
 
 DAY_MS = 86_400_000
 FREQUENCIES = 8
@@ -138,9 +135,12 @@ class Ranker(nn.Module):
         with torch.no_grad():
             if self.summary is not None:
                 # a seed token keeps its direction, so that candidates find in it the items it was made of
-                nn.init.eye_(self.summary[1].weight)
-                self.summary[1].bias.zero_()
+                mix = self.summary[1]
+                assert isinstance(mix, nn.Linear)
+                nn.init.eye_(mix.weight)
+                mix.bias.zero_()
             for last in (self.query_mlp[-1], self.head[-1], self.deep[-1]):
+                assert isinstance(last, nn.Linear)
                 last.weight.mul_(0.1)
                 last.bias.zero_()
             if self.history_token is not None:
@@ -187,6 +187,11 @@ class Ranker(nn.Module):
     @property
     def tokens(self) -> ExactTokens:
         return self._borrowed[3]
+
+    @property
+    def stack(self) -> Iterable[Layer]:
+        """The layers, first to last."""
+        return cast("Iterable[Layer]", self.layers)
 
     @property
     def addressed(self) -> int:
@@ -310,6 +315,7 @@ class Ranker(nn.Module):
             users = len(slots)
             empty = slots.new_zeros(users, 0, self.config.width)
             return empty, slots.new_zeros(users, 0, self.config.tokens.horizons), (0.0, 0.0)
+        assert self.history_gain is not None and self.history_token is not None
         tokens = self.tokens
         held = tokens.unpack(slots[:, -sum(tokens.rows.values()) :])
         found = tokens.sequence(held, self.items)
@@ -387,7 +393,7 @@ class Ranker(nn.Module):
         """Keys and values [L, U, T, H, E]; hidden [U, T, D] if ``full``; hidden of the now token [U, D]."""
         sight = Sight(mask, s)
         keys, values = [], []
-        for number, layer in enumerate(self.layers):
+        for number, layer in enumerate(self.stack):
             h = layer.before_attention(x)
             k, v = layer.split(layer.key(h)), layer.split(layer.value(h))  # [U, T, H, E]
             keys.append(k)
@@ -483,7 +489,7 @@ class Ranker(nn.Module):
             )
         known = self.read(ctx, item, vector, plan)
         x = self.candidates(vector, known)
-        for number, layer in enumerate(self.layers):
+        for number, layer in enumerate(self.stack):
             h = layer.before_attention(x)
             q, k, v = (layer.split(part(h)) for part in (layer.query, layer.key, layer.value))  # [B, H, E]
             read = cross(q, k, v, ctx.keys[number], ctx.values[number], ctx.mask, plan)

@@ -60,7 +60,7 @@ class Curve:
 
     def add(self, step: int, seconds: float, values: dict[str, float]) -> None:
         if self._file:
-            row = {"step": step, "seconds": round(seconds, 3)}
+            row: dict[str, float | None] = {"step": step, "seconds": round(seconds, 3)}
             row |= {k: float(f"{v:.6g}") if math.isfinite(v) else None for k, v in values.items()}
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
@@ -79,7 +79,8 @@ class Bar:
         shown = console.is_terminal if shown is None else shown
         columns = (TextColumn("train"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
         self._progress = Progress(*columns, console=console, disable=not shown, transient=True)
-        self._task = self._progress.add_task("train", total=total, completed=done, text="")
+        self._task = self._progress.add_task("train", total=total, text="")
+        self._progress.update(self._task, completed=done)
 
     def __enter__(self) -> Bar:
         self._progress.start()

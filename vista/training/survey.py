@@ -273,7 +273,8 @@ def _added(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if not rows:
         return np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int64)
-    return ItemCounts.of(*(np.concatenate(column) for column in zip(*rows, strict=True))).rows
+    item, surface, events = (np.concatenate(column) for column in zip(*rows, strict=True))
+    return ItemCounts.of(item, surface, events).rows
 
 
 def _newest(events: Events, keep: np.ndarray, per_user: int, most: int) -> Events:

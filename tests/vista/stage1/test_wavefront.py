@@ -14,7 +14,8 @@ from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, SummarizerCon
 from vista.data.events import Events
 from vista.embedding.encoders import EventEncoder, ItemEncoder
 from vista.stage1.state import UserState
-from vista.stage1.summarizer import Summarizer, summarize_stream
+from vista.stage1.stream import summarize_stream
+from vista.stage1.summarizer import Summarizer
 
 CONFIG = ModelConfig(
     width=8,

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig, TokenConfig
 from vista.data.events import Events
+from vista.data.recent import select_recent
 from vista.embedding.encoders import EventEncoder, ItemEncoder
 from vista.errors import DataError, FingerprintMismatch
 from vista.ops import crossing
 from vista.stage1.slots import SlotMemory
 from vista.stage1.tokens import ExactTokenGroup
 from vista.stage2.naive import one_sequence
-from vista.stage2.ranker import Ranker, select_recent
+from vista.stage2.ranker import Ranker
 
 DAY = 86_400_000
 NOW = 20_000 * DAY

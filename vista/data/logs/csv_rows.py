@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class QuotesAreText(Exception):
 def csv_rows(
     stream: Any,
     ending: str,
-    wanted: Collection[str],
+    wanted: Container[str],
     found_names: list[str],
     reading: Reading,
     quotes: bool | None,
@@ -134,7 +134,7 @@ class _Lines:
 
 
 def _called(
-    names: Sequence[str], wanted: Collection[str], reading: Reading
+    names: Sequence[str], wanted: Container[str], reading: Reading
 ) -> tuple[list[str], dict[str, str]]:
     """(a name of its own for each column, those that are wanted: to the name they have)."""
     twice = sorted({name for name in names if names.count(name) > 1 and name in wanted}) if len(
@@ -228,9 +228,9 @@ def _header(head: bytes, ending: str, reading: Reading) -> tuple[list[str], str,
             raise ValueError("a file that ends in .inter has a header; leave --header out")
         return list(reading.header), separator, head
     block = csv.ReadOptions(block_size=max(len(first), 64))
-    line = first.rstrip(b"\r\n") + b"\n"
+    header = first.rstrip(b"\r\n") + b"\n"
     options = csv.ParseOptions(delimiter=separator, quote_char=False if ending == ".inter" else '"')
-    names = csv.read_csv(pa.BufferReader(line), block, options).column_names
+    names = csv.read_csv(pa.BufferReader(header), block, options).column_names
     if ending == ".inter":
         names = [name.split(":")[0] for name in names]
     return [name.strip() for name in names], separator, head[len(first) :]

@@ -172,7 +172,7 @@ def _as_list(column: pa.Array) -> pa.ListArray:
     return parts
 
 
-def _listed(text: str | None) -> list[str | None] | None:
+def _listed(text: str | None) -> Sequence[str | None] | None:
     if not text:
         return None
     if not text.startswith("["):

@@ -72,7 +72,7 @@ def shown(column: pa.Array | pa.ChunkedArray, rows: np.ndarray) -> list[Any]:
         return [None if v is None else _text(v) for v in raw.to_pylist()]
     if kind is not None and (kind.startswith("list") or kind == "vector"):
         offsets = pc.list_value_length(column).to_numpy(zero_copy_only=False)
-        found = []
+        found: list[list[Any] | None] = []
         for row in rows.tolist():
             if column[row].is_valid:
                 values = column[row].values

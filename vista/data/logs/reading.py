@@ -264,7 +264,7 @@ class Reading:
                 f"{where}: expected settings among {', '.join(fields)}, found {', '.join(unknown)}; "
                 f"`vista layouts NAME` shows a whole one"
             )
-        found = dict(values)
+        found: dict[str, Any] = dict(values)
         for name, value in values.items():
             default = _DEFAULTS[name]
             kind: tuple[type, ...] = (type(default),)
@@ -282,19 +282,13 @@ class Reading:
                     f"{' of text' if text else ''}, found {value!r}; `vista layouts NAME` shows a whole one"
                 )
             if isinstance(default, tuple) and name != "actions":
-                found[name] = tuple(value)
+                found[name] = tuple(values[name])
         if "actions" in values:
             found["actions"] = tuple(ActionColumn.of(n, says, where) for n, says in values["actions"].items())
         try:
             return Reading(**found)
         except WrongOption as error:
             raise WrongOption(f"{where}: {error}") from None
-
-
-_DEFAULTS = {
-    f.name: f.default_factory() if f.default is dataclasses.MISSING else f.default
-    for f in dataclasses.fields(Reading)
-}
 
 
 def exploded(spec: str) -> tuple[str, tuple[str, ...], str]:
@@ -364,3 +358,6 @@ def _toml(value: Any) -> str:
 
 def _key(name: str) -> str:
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml(name)
+
+
+_DEFAULTS: dict[str, Any] = {f.name: getattr(Reading(), f.name) for f in dataclasses.fields(Reading)}

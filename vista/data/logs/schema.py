@@ -199,7 +199,9 @@ def column_name(column: Column, mapping: Mapping[str, str], available: Collectio
     if name is not None:
         return name, True
     other = ALIASES.get(column.name)
-    return (other if column.name not in available and other in available else column.name), False
+    if other is not None and column.name not in available and other in available:
+        return other, False
+    return column.name, False
 
 
 def needed(columns: Sequence[Column], reading: Reading) -> tuple[Column, ...]:

@@ -136,6 +136,7 @@ def _forget_in(
     warehouse: Warehouse, kind: Kind, users: Sequence[Any] | np.ndarray, found: Sequence[_Found]
 ) -> RowsForgotten:
     table, wanted, whole = warehouse.table(kind.name), sorted_users(users), warehouse.commit_number
+    assert wanted is not None
     current = table.current_snapshot()
     if current is None:
         return RowsForgotten(kind.name, 0, 0, 0)

@@ -47,7 +47,7 @@ def added_up(
         if events is not None:
             table = table.set_column(2, "events", pa.array(events))
         total = table.group_by(["item", "surface"], use_threads=False).aggregate([("events", "sum")])
-        return tuple(total[n].to_numpy() for n in ("item", "surface", "events_sum"))  # type: ignore[return-value]
+        return tuple(total[n].to_numpy() for n in ("item", "surface", "events_sum"))
     # Sorting values alone is several times faster than hashing or sorting with an index.
     parts = []
     for s in seen:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vista.data.events import Events
+from vista.data.events import Events, UserBatch
 from vista.data.tables.merge import read_sorted
 from vista.data.tables.rows import HISTORY, IMPRESSIONS, open_sorted, read_users
 
@@ -33,20 +33,6 @@ class DataFile:
     max_time: int | None = None
     commit: int = 0
     first_commit: int = 0
-
-
-@dataclass(frozen=True)
-class UserBatch:
-    """Consecutive users in key order; ``continues``: the last one goes on as the first of the next batch.
-
-    Attributes:
-        users: int64 [U], or object [U] of str.
-        events: their histories, U of them, in contract order.
-    """
-
-    users: np.ndarray
-    events: Events
-    continues: bool = False
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ def _records(path: Path) -> list[Any]:
         return list(fastavro.reader(file))
 
 
-def _rewrite_avro(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def _rewrite_avro(path: Path, change: Callable[[Any], dict[str, Any]]) -> None:
     with open(path, "rb") as file:
         reader = fastavro.reader(file)
         records, metadata = list(reader), dict(reader.metadata)
