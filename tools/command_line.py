@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from tools import settings
 from tools.verbs import VERBS, load
@@ -55,7 +55,7 @@ class Verb(TyperCommand):
             if not word.startswith("--"):
                 name, equals = word[:2], word[2:]
             option = known.get(name)
-            if option is None or option.is_flag or option.count:
+            if not isinstance(option, TyperOption) or option.is_flag or option.count:
                 continue
             if not option.multiple and option.name in given:
                 raise typer.BadParameter("given twice; expected once", param_hint=name, ctx=ctx)

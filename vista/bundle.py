@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,7 +169,7 @@ def model_fingerprint(config: ModelConfig | dict[str, Any], weights: dict[str, t
     """32 hex digits over the configuration and every tensor's name, dtype, shape and bytes, in name order."""
     import torch
 
-    def parts():
+    def parts() -> Iterator[bytes]:
         for name in sorted(weights):
             value = weights[name].detach().cpu().contiguous()
             yield f"{name}|{value.dtype}|{tuple(value.shape)}|".encode()

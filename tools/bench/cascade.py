@@ -18,6 +18,7 @@ where the gain ends.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import tempfile
 import time
@@ -53,7 +54,9 @@ class Cascade:
         self.model = VistaModel(config).eval()
         self.ranker = self.model.ranker
         # An untrained head hardly looks at what was attended to, and every side would agree.
-        self.ranker.head[-1].weight.mul_(30)
+        last = self.ranker.head[-1]
+        assert isinstance(last, torch.nn.Linear)
+        last.weight.mul_(30)
         self.candidates = params["candidates"]
         self.requests = [request(self.model, 1, seed) for seed in range(params["requests"])]
         for number, inputs in enumerate(self.requests):
@@ -68,13 +71,13 @@ class Cascade:
 
     def rank_shared(self, ctx: ContextKV, found: Found) -> torch.Tensor:
         items, vectors = torch.from_numpy(found.ids[0]), torch.from_numpy(found.vectors[0])
-        return self.ranker.rank(ctx, items, [0, len(items)], vectors=vectors)
+        return self.ranker.rank(ctx, items, np.array([0, len(items)]), vectors=vectors)
 
     def rank_separate(self, inputs: dict[str, Any], query: torch.Tensor, ids: np.ndarray) -> torch.Tensor:
         return rank_sequence(self.ranker, inputs, query, ids)
 
     def rank_recomputed(self, inputs: dict[str, Any], ids: np.ndarray) -> torch.Tensor:
-        return self.ranker.rank(self.ranker.context(**inputs), ids, [0, len(ids)])
+        return self.ranker.rank(self.ranker.context(**inputs), ids, np.array([0, len(ids)]))
 
     def serve(self, side: str, inputs: dict[str, Any]) -> tuple[np.ndarray, torch.Tensor]:
         ctx, found = self.retrieve(inputs)
@@ -100,7 +103,7 @@ def run(
     processes: bool = True,
 ) -> Result:
     """Figures ``qps_gain`` and ``latency_ratio`` (shared against separate), and against recomputed."""
-    params = {
+    params: dict[str, Any] = {
         "width": width,
         "layers": layers,
         "heads": heads,
@@ -153,7 +156,7 @@ def _one_process(cascade: Cascade, result: Result, repeats: int) -> None:
             cascade.serve(side, inputs)
             latency[side].append(time.perf_counter() - start)
 
-    seconds = in_turn({side: lambda side=side: work(side) for side in SIDES}, repeats)
+    seconds = in_turn({side: functools.partial(work, side) for side in SIDES}, repeats)
     p50 = {s: np.median(np.reshape(v, (-1, len(cascade.requests)))[1:], axis=1) for s, v in latency.items()}
     f = result.figures
     f["qps_gain"] = ratio(seconds["separate"], seconds["shared"], target=1.8)
@@ -220,7 +223,7 @@ def _ranking_process(params: dict[str, Any], pool_path: Path, pipe: Connection) 
                 ticket, found = rest
                 pool = KVPool.attach(pool_path) if pool is None else pool
                 ctx = pool.get_or_compute(
-                    [ticket], np.array([number]), lambda _, inputs=inputs: cascade.ranker.context(**inputs)
+                    [ticket], np.array([number]), functools.partial(_computed, cascade, inputs)
                 )
                 logits = cascade.rank_shared(ctx, found)
             elif side == "separate":
@@ -229,6 +232,10 @@ def _ranking_process(params: dict[str, Any], pool_path: Path, pipe: Connection) 
                 logits = cascade.rank_recomputed(inputs, *rest)
             pipe.send((number, logits.numpy()))
         pipe.send(dict(pool.counts) if pool is not None else {})
+
+
+def _computed(cascade: Cascade, inputs: dict[str, Any], _: np.ndarray) -> ContextKV:
+    return cascade.ranker.context(**inputs)
 
 
 def _two_processes(params: dict[str, Any], result: Result, repeats: int, in_flight: int = 4) -> None:
@@ -270,10 +277,10 @@ def _two_processes(params: dict[str, Any], result: Result, repeats: int, in_flig
             while started:
                 finish()
 
-        seconds = in_turn({side: lambda side=side: work(side) for side in SIDES}, repeats)
+        seconds = in_turn({side: functools.partial(work, side) for side in SIDES}, repeats)
         for values in latency.values():
             values.clear()
-        in_turn({side: lambda side=side: work(side, 1) for side in SIDES}, repeats, warmup=0)
+        in_turn({side: functools.partial(work, side, 1) for side in SIDES}, repeats, warmup=0)
         mine.send(None)
         counts = mine.recv()
         worker.join()

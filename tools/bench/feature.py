@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ def run(quick: bool, users: int | None = None, codec: str = "float16", device: s
     )
 
 
-def _done(found, device: str):
+def _done(found: Any, device: str) -> Any:
     if device != "cpu":
         torch.cuda.synchronize(device)
     return found
@@ -79,9 +80,11 @@ def _ahead(feature: SummaryFeature, batches: list[np.ndarray], passes: int, busy
         for _ in SummaryLoader(batches, feature, lambda b: b, depth=2):
             consume()
 
-    seconds = in_turn(
-        {"plain": plain, "ahead": ahead, "consume": lambda: [consume() for _ in batches]}, passes
-    )
+    def alone() -> None:
+        for _ in batches:
+            consume()
+
+    seconds = in_turn({"plain": plain, "ahead": ahead, "consume": alone}, passes)
     hidden = (seconds["plain"] - seconds["ahead"]) / (seconds["plain"] - seconds["consume"])
     return median(hidden, "x")
 

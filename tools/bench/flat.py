@@ -6,6 +6,7 @@ served in turn: lookup, context, search, ranking. ``cost_ratio`` is the dearest 
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def run(
                     assert found.summarized.all() and len(found.item) == 10
 
                 seconds = in_turn(
-                    {str(n): lambda u=u: serve(u) for u, n in enumerate(lengths)}, repeats, warmup=5
+                    {str(n): functools.partial(serve, u) for u, n in enumerate(lengths)}, repeats, warmup=5
                 )
     finally:
         torch.set_num_threads(before)

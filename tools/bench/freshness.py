@@ -8,6 +8,7 @@ were asked for.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -18,7 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,29 +81,25 @@ def run(
     return result
 
 
-def _redis(folder: str):
-    import contextlib
-
+@contextlib.contextmanager
+def _redis(folder: str) -> Iterator[tuple[Any, str]]:
+    """A server of its own: a client, and the address of the stream."""
     import redis
 
-    @contextlib.contextmanager
-    def serve():
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
-            client = redis.Redis(port=port)
-            _until(lambda: _answers(client), 10, "Redis")
-            yield client, f"redis://127.0.0.1:{port}?stream=events"
-            server.kill()
-
-    return serve()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        client = redis.Redis(port=port)
+        _until(lambda: _answers(client), 10, "Redis")
+        yield client, f"redis://127.0.0.1:{port}?stream=events"
+        server.kill()
 
 
-def _answers(client) -> bool:
+def _answers(client: Any) -> bool:
     try:
-        return client.ping()
+        return bool(client.ping())
     except OSError:
         return False
     except Exception as error:
@@ -109,7 +108,7 @@ def _answers(client) -> bool:
         raise
 
 
-def _until(done, limit_s: float, what: str) -> None:
+def _until(done: Callable[[], bool], limit_s: float, what: str) -> None:
     end = time.monotonic() + limit_s
     while not done():
         if time.monotonic() > end:
@@ -129,7 +128,7 @@ def _model(home: Path, width: int) -> None:
 
 
 def _send(
-    client, rng: np.random.Generator, at: int, count: int, users: int, marker: int | None = None
+    client: Any, rng: np.random.Generator, at: int, count: int, users: int, marker: int | None = None
 ) -> int:
     """Add events number ``at`` and on; the next number. No two events are alike."""
     pipe = client.pipeline(transaction=False)
@@ -145,7 +144,7 @@ def _send(
     return at + count
 
 
-def _last(client) -> str:
+def _last(client: Any) -> str:
     return client.xinfo_stream("events")["last-generated-id"].decode()
 
 
@@ -202,7 +201,16 @@ class _Service:
         return found
 
 
-def _drive(client, service, rng, rate, users, seconds, kills, sent):
+def _drive(
+    client: Any,
+    service: _Service,
+    rng: np.random.Generator,
+    rate: int,
+    users: int,
+    seconds: float,
+    kills: int,
+    sent: int,
+) -> tuple[list[float], int, list[dict[str, float]]]:
     """Send at the rate and look markers up; lags in seconds, events sent, sizes over time."""
     from cache_store import Status, Store
 

@@ -12,6 +12,8 @@ the ranker, which knows no float64, against float32 on the CPU.
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 import json
 import platform
 import tempfile
@@ -26,7 +28,7 @@ import torch
 import typer
 from torch import Tensor
 
-from cache_store import Group, RecordSchema
+from cache_store import Group, RecordSchema, Store
 from cache_store.torch.feature import SummaryFeature, SummaryLoader
 from tools.bench import feature, rank, summarize
 from tools.bench.harness import Figure, Result, commit, in_turn, median, ratio
@@ -103,8 +105,9 @@ def _ceilings(result: Result, on: Device, quick: bool) -> None:
     n, size, repeats = (256, 1 << 22, 3) if quick else (8_192, 1 << 30, 20)
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         a = torch.randn(n, n, device=on.torch).to(dtype)
-        seconds = in_turn({"product": on.finished(lambda a=a: a @ a)}, repeats, warmup=3)["product"]
-        result.figures[f"matmul_{name}"] = median(2.0 * n**3 / seconds / 1e12, "TFLOP/s")
+        product = {"product": on.finished(functools.partial(torch.matmul, a, a))}
+        rate = 2.0 * n**3 / in_turn(product, repeats, warmup=3)["product"]
+        result.figures[f"matmul_{name}"] = median(rate / 1e12, "TFLOP/s")
     bytes_ = torch.empty(size, dtype=torch.uint8, device=on.torch).zero_()
     into = torch.empty_like(bytes_)
     host = torch.empty(size, dtype=torch.uint8, pin_memory=on.cuda).zero_()
@@ -132,9 +135,8 @@ def _stage1(result: Result, on: Device, quick: bool) -> None:
         few = events.select(np.arange(2))
         found, wanted = model.summarize(few).tokens["seeds"], exact.summarize(few).tokens["seeds"]
         result.figures["stage1_error"] = _error(found, wanted, 1e-3)
-        seconds = in_turn({"seeds": on.finished(lambda: model.summarize(events))}, 3 if quick else 10)[
-            "seeds"
-        ]
+        sides = {"seeds": on.finished(lambda: model.summarize(events))}
+        seconds = in_turn(sides, 3 if quick else 10)["seeds"]
     work = summarize.operations(model, len(events), users)
     peak = result.figures["matmul_float32"].value * 1e12
     result.figures["stage1_events"] = median(len(events) / seconds, "events/s")
@@ -146,36 +148,36 @@ def _features(result: Result, on: Device, quick: bool) -> None:
     rng = np.random.default_rng(1)
     batches = [rng.choice(users, feature.BATCH, replace=False) for _ in range(8)]
     for codec, tokens in (("float16", 255), ("int8", 481)):
+        schema = RecordSchema((Group("tokens", tokens, 64, codec),))
         with tempfile.TemporaryDirectory() as folder:
-            schema = RecordSchema((Group("tokens", tokens, 64, codec),))
             with feature.stored(Path(folder), feature.random_tokens(users, schema), schema) as store:
-                module = SummaryFeature(store, on_device=True, dtype=torch.bfloat16).to(on.torch)
-                size = feature.BATCH * schema.row_bytes
-                host = torch.empty(size, dtype=torch.uint8, pin_memory=on.cuda).zero_()
-                into = torch.empty(size, dtype=torch.uint8, device=on.torch)
-                turn = iter(range(1 << 30))
-                rows = module.fetch(batches[0]).rows
-                assert rows is not None
-                seconds = in_turn(
-                    {
-                        "lookup": on.finished(lambda m=module, t=turn: m(batches[next(t) % len(batches)])),
-                        "copy": on.finished(lambda i=into, h=host: i.copy_(h, non_blocking=True)),
-                        "decode": on.finished(lambda m=module, r=rows: m.decoder(r, torch.bfloat16)),
-                        "ahead": on.finished(
-                            lambda m=module: [t for _, t in SummaryLoader(batches, m, lambda b: b)]
-                        ),
-                    },
-                    repeats,
-                    warmup=3,
-                )
+                seconds = _reading(on, store, batches, repeats)
         ahead = seconds["ahead"] / len(batches)
         result.figures[f"lookup_{codec}_of_pinned_copy"] = ratio(seconds["copy"], ahead, target=0.9)
         result.figures[f"lookup_{codec}_users"] = median(feature.BATCH / ahead, "users/s")
         result.figures[f"lookup_{codec}_latency"] = median(seconds["lookup"] * 1e3, "ms")
-        moved = size + feature.BATCH * tokens * 64 * 2
+        moved = feature.BATCH * (schema.row_bytes + tokens * 64 * 2)
         result.figures[f"decode_{codec}_of_memory"] = median(
             moved / seconds["decode"] / 1e9 / result.figures["memory_copy"].value, "x"
         )
+
+
+def _reading(on: Device, store: Store, batches: list[np.ndarray], repeats: int) -> dict[str, np.ndarray]:
+    """Seconds of a lookup, of copying as many bytes from pinned memory, of decoding, of all batches read ahead."""
+    module = SummaryFeature(store, on_device=True, dtype=torch.bfloat16).to(on.torch)
+    size = feature.BATCH * store.row_bytes
+    host = torch.empty(size, dtype=torch.uint8, pin_memory=on.cuda).zero_()
+    into = torch.empty(size, dtype=torch.uint8, device=on.torch)
+    turn = itertools.cycle(batches)
+    rows = module.fetch(batches[0]).rows
+    assert rows is not None
+    sides = {
+        "lookup": on.finished(lambda: module(next(turn))),
+        "copy": on.finished(lambda: into.copy_(host, non_blocking=True)),
+        "decode": on.finished(lambda: module.decoder(rows, torch.bfloat16)),
+        "ahead": on.finished(lambda: list(SummaryLoader(batches, module, lambda b: b))),
+    }
+    return in_turn(sides, repeats, warmup=3)
 
 
 def _model(on: Device, quick: bool) -> VistaModel:
@@ -241,9 +243,8 @@ def _crossing(result: Result, on: Device, tokens: int, rows: int, repeats: int) 
     def shared() -> Tensor:
         return crossing.fast(q, k, v, keys, values, mask, plan)
 
-    wanted = crossing.naive(
-        *(x.cpu().double() for x in (q, k, v, keys, values)), mask.cpu(), np.array([0, rows])
-    )
+    own, theirs = [x.cpu().double() for x in (q, k, v)], [x.cpu().double() for x in (keys, values)]
+    wanted = crossing.naive(own[0], own[1], own[2], theirs[0], theirs[1], mask.cpu(), np.array([0, rows]))
     result.figures["crossing_error"] = _error(shared(), wanted, 1e-3)
     result.figures["expanded_error"] = _error(expanded(), wanted, 1e-3)
     seconds = in_turn({"shared": on.finished(shared), "expanded": on.finished(expanded)}, repeats, warmup=3)

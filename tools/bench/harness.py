@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def ratio(top: np.ndarray, bottom: np.ndarray, **kwargs: Any) -> Figure:
     return Figure(float(mid), low=float(low), high=float(high), **kwargs)
 
 
-def median(values: np.ndarray, unit: str, **kwargs: Any) -> Figure:
+def median(values: np.ndarray | Sequence[float], unit: str, **kwargs: Any) -> Figure:
     """Median of ``values`` with quartiles."""
     low, mid, high = np.percentile(values, [25, 50, 75])
     return Figure(float(mid), unit, low=float(low), high=float(high), **kwargs)

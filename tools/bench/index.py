@@ -7,6 +7,7 @@ no clusters to help or mislead it. Times are of one thread, one query at a time.
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from pathlib import Path
 
@@ -53,8 +54,10 @@ def run(
             )
         )
         _compare(result, "learned", items, vectors, queries, ks)
-        directions = [_unit(rng.standard_normal(x.shape).astype(np.float32)) for x in (vectors, queries)]
-        _compare(result, "random", items, *directions, ks)
+        vectors, queries = (
+            _unit(rng.standard_normal(x.shape).astype(np.float32)) for x in (vectors, queries)
+        )
+        _compare(result, "random", items, vectors, queries, ks)
         return result
     finally:
         torch.set_num_threads(threads[0])
@@ -101,7 +104,7 @@ def _compare(
                 key = f"{name}_{kind}{'' if times == 1 else f'_x{times}'}"
                 result.figures[f"{key}_recall@{k}"] = Figure(index.recall_vs_exact(queries, k), "of exact")
                 sides = {"exact": exact, kind: index}
-                seconds = in_turn({n: lambda i=i, k=k: _ask(i, timed, k) for n, i in sides.items()}, 5)
+                seconds = in_turn({n: functools.partial(_ask, i, timed, k) for n, i in sides.items()}, 5)
                 result.figures[f"{key}_speedup@{k}"] = ratio(seconds["exact"], seconds[kind])
     result.figures[f"{name}_exact_query"] = Figure(float(np.median(seconds["exact"])) / len(timed), "s")
 

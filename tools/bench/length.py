@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +19,10 @@ import torch
 
 from tools.bench.harness import Figure, Result, in_turn, median, ratio
 from vista.config import EmbeddingConfig, ModelConfig, SummarizerConfig
-from vista.data.events import Events
+from vista.data.events import Events, UserBatch
 from vista.embedding.encoders import EventEncoder, ItemEncoder
 from vista.stage1.stream import summarize_stream
 from vista.stage1.summarizer import Summarizer
-
-
-@dataclass
-class _Batch:
-    users: np.ndarray
-    events: Events
-    continues: bool
 
 
 def built(width: int, chunk: int) -> Summarizer:
@@ -46,14 +38,14 @@ ITEMS = 300_000
 """Distinct items that a history is drawn from."""
 
 
-def history(events: int, batch: int) -> Iterator[_Batch]:
+def history(events: int, batch: int) -> Iterator[UserBatch]:
     """One user of random events, in batches."""
     for number, start in enumerate(range(0, events, batch)):
         n = min(batch, events - start)
         random = np.random.default_rng(number)
         time = 1_600_000_000_000 + np.arange(start, start + n) * 60_000
         columns = {"item": random.integers(0, ITEMS, n), "action": random.integers(1, 8, n)}
-        yield _Batch(np.zeros(1, np.int64), Events.of([n], time=time, **columns), start + n < events)
+        yield UserBatch(np.zeros(1, np.int64), Events.of([n], time=time, **columns), start + n < events)
 
 
 def peak_bytes(events: int, batch: int, width: int, chunk: int) -> int:

@@ -88,7 +88,13 @@ def run(
     finally:
         shutil.rmtree(place, ignore_errors=True)
     row = SCHEMAS["float16"].pages * 4096
-    params = {"records": records, "batch": BATCH, "row_bytes": row, "shards": SHARDS, "repeats": repeats}
+    params: dict[str, Any] = {
+        "records": records,
+        "batch": BATCH,
+        "row_bytes": row,
+        "shards": SHARDS,
+        "repeats": repeats,
+    }
     params["kernel"] = native.kernel()
     return Result(params, figures, notes)
 
@@ -279,7 +285,7 @@ def _memmap(
     users: np.ndarray,
     ask: _Queries,
     out: np.ndarray,
-) -> Callable[[], None]:
+) -> Callable[[], Any]:
     with open(path, "wb") as file:
         for _, block in rows:
             file.write(block.data)
@@ -475,7 +481,7 @@ def _cold(figures: dict[str, Figure], notes: list[str], place: Path, users: np.n
             store.lookup_raw(batch, out=out)
             seconds["ours"].append(time.perf_counter() - start)
         with Store.open(folder, verify=False, lease=False) as store, store.pin() as pinned:
-            places = pinned.places(batch)
+            places = [place for place in pinned.places(batch) if place is not None]
         drop()
         if resident():
             notes.append("cold: the page cache would not be dropped here; left out")

@@ -9,11 +9,13 @@ request of 600 candidates costs with more recent events read raw.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tools.bench.harness import Figure, Result, in_turn, median, ratio
 from vista.config import ModelConfig, RankerConfig, SlotConfig, SummarizerConfig, TokenConfig
@@ -215,7 +217,7 @@ def _training(model: VistaModel, result: Result, users: int, repeats: int, sweep
             for part, given in chunked(inputs, np.repeat(np.arange(users), per_user))
         ]
 
-        def step(parts, items=items, label=label) -> None:
+        def step(parts: Any, items: Tensor = items, label: Tensor = label) -> None:
             model.zero_grad(set_to_none=True)
             for part, given, offsets in parts:
                 logits = ranker.rank(ranker.context(**given), items[part], offsets)
@@ -225,8 +227,8 @@ def _training(model: VistaModel, result: Result, users: int, repeats: int, sweep
 
         times = in_turn(
             {
-                "deduplicated": lambda whole=whole, step=step: step(whole),
-                "expanded": lambda each=each, step=step: step(each),
+                "deduplicated": functools.partial(step, whole),
+                "expanded": functools.partial(step, each),
             },
             repeats,
         )

@@ -18,6 +18,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -172,7 +173,7 @@ def _task(root: Path, bundle: Path, users: int) -> float:
     ids = np.arange(users, dtype=np.int64)
     tables = Warehouse(root / "tables").create(num_buckets=buckets)
     append(tables, ids, histories(np.full(users, 20), seed=2), bucket_of(ids, buckets))
-    shared = {
+    shared: dict[str, Any] = {
         "warehouse": str(root / "tables"),
         "bundle": str(bundle),
         "store": str(root / "store"),

@@ -72,7 +72,9 @@ def operations(model: Summarizer, events: int, users: int) -> float:
 
 def state_bytes(model: Summarizer, events: Events) -> float:
     """Mean over users."""
-    return float(np.mean([len(state.to_bytes()) for state in model.summarize(events).states]))
+    return float(
+        np.mean([len(state.to_bytes()) for state in model.summarize(events).states if state is not None])
+    )
 
 
 def run(

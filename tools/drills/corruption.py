@@ -20,7 +20,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ class Patient:
         self.kinds = sorted({r.kind for r in self.regions})
         self.original = {r.path: (root / r.path).read_bytes() for r in self.regions}
 
-    def _regions(self, store: Store):
+    def _regions(self, store: Store) -> Iterator[Region]:
         for name in ("FORMAT", "CURRENT"):
             yield Region(
                 "pointer" if name == "CURRENT" else "FORMAT", name, 0, (self.root / name).stat().st_size
@@ -116,7 +116,7 @@ class Patient:
                 for stem, states in ((receipt.record_stem, False), (receipt.state_stem, True)):
                     yield from self._file(generation, f"{base}/{stem}", k, states)
 
-    def _file(self, generation: Generation, stem: str, shard: int, states: bool):
+    def _file(self, generation: Generation, stem: str, shard: int, states: bool) -> Iterator[Region]:
         name = generation.manifest.generation
         what = "state" if states else "record"
         size = (self.root / f"{stem}.idx").stat().st_size

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -117,10 +118,12 @@ class World:
         self.main, self.copy, self.remote = root / "main", root / "copy", root / "remote"
         store, replica = truth.create(self.main), truth.create(self.copy)
         self.serial = 0
-        self.version, self.shadow, self.pushed = STEP, None, None
+        self.version: int = STEP
+        self.shadow: int | None = None
+        self.pushed: int | None = None
         truth.publish(store, "run-0", STEP)
         truth.publish(replica, "run-0", STEP)
-        self.copied = STEP
+        self.copied: int | None = STEP
         self.last_full = STEP
         self.watch = Watch([self.main, self.copy], truth, readers, seed) if readers else None
         self.forgotten = self.watch.forgotten if self.watch else np.zeros(truth.num_users, bool)
@@ -139,8 +142,8 @@ class World:
         self.version, self.shadow, self.copied = act.main, act.shadow, act.copy
 
     def _act(self, name: str, work: Callable[[], object], **after: int | None) -> Act:
-        state = {"main": self.version, "shadow": self.shadow, "copy": self.copied, **after}
-        return Act(name, work, **state)  # type: ignore[arg-type]
+        state: dict[str, Any] = {"main": self.version, "shadow": self.shadow, "copy": self.copied, **after}
+        return Act(name, work, **state)
 
     def _run(self) -> str:
         self.serial += 1

@@ -181,7 +181,7 @@ class History:
 
     def _refresh(self) -> Any:
         run = str(self.root / "runs" / f"refresh{self.number}")
-        shared = {
+        shared: dict[str, Any] = {
             "warehouse": str(self.root / "tables"), "bundle": str(self.model), "store": str(self.root / "store"),
             "progress": False, "max_depth": 2,
         }  # fmt: skip
@@ -218,7 +218,8 @@ class History:
             if (self.root / "store" / "FORMAT").exists():
                 store = Store(self.root / "store")
                 report = store.prune(1, -(10**12))
-                kept = {int(m.table_snapshot) for m in store.generations() if m.generation in report.kept}
+                live = [m.table_snapshot for m in store.generations() if m.generation in report.kept]
+                kept = {int(snapshot) for snapshot in live if snapshot is not None}
             prune(Warehouse(self.root / "tables").open(), kept, FOREVER)
             return len(prune_runs(self.root / "runs", FOREVER))
 

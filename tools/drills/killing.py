@@ -186,7 +186,7 @@ def _child(work: Callable[[], object], mode: str, at: float | None, pipe: int, g
 
     fsync = os.fsync
 
-    def counted_fsync(fd: int) -> None:
+    def counted_fsync(fd: Any) -> None:
         if mode == "file":
             step(f"before fsync of {_kind(os.readlink(f'/proc/self/fd/{fd}'))}")
         fsync(fd)

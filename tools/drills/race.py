@@ -176,11 +176,11 @@ class Track:
         for entry, result in zip(entries, results, strict=True):
             layout = Store(self.root, lease=False).layout
             pointer = live(layout, entry.line)
-            line = (pointer.live, *pointer.earlier)
-            if result != CONFLICT and result not in line:
-                raise WrongValue(f"{place}: {result} is lost, the line has {line}")
+            there = (pointer.live, *pointer.earlier)
+            if result != CONFLICT and result not in there:
+                raise WrongValue(f"{place}: {result} is lost, the line has {there}")
             if result == CONFLICT and entry.run in (
-                manifests.read(layout.generation(g)).run_id for g in line
+                manifests.read(layout.generation(g)).run_id for g in there
             ):
                 raise WrongValue(f"{place}: {entry.run} was refused, and is in the line")
         won = {r for r in results if r != CONFLICT}

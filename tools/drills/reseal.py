@@ -25,12 +25,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
 
 from cache_store import Status, Store
 from cache_store.errors import StoreError
+from cache_store.read.snapshot import Lookup
 from cache_store.remote.copy import pull, push
 from cache_store.testing import STEP, Truth
 from tools.drills.drill import memory_folder
@@ -213,7 +215,7 @@ EDITS: dict[Callable[[Path, np.random.Generator], str], float] = {
 }  # fmt: skip
 
 
-def _right(found: object, store: Store) -> None:
+def _right(found: Lookup, store: Store) -> None:
     """Every row that is served has the values of a version that was published."""
     good = np.flatnonzero(np.asarray(found.status) <= Status.STALE)
     if not len(good):
@@ -325,7 +327,9 @@ def _follow(ours: Connection, seeds: list[int], report: Report) -> list[int]:
     now, began, patience = seeds[0], time.monotonic(), 60.0
     while True:
         try:
-            said = ours.recv() if ours.poll(patience) else ("fault", f"no answer in {SECONDS} s")
+            said: tuple[Any, ...] = (
+                ours.recv() if ours.poll(patience) else ("fault", f"no answer in {SECONDS} s")
+            )
             silent = said[0] == "fault" and said[1].startswith("no answer")
         except (EOFError, OSError):
             said, silent = ("fault", "the process died"), True

@@ -101,7 +101,8 @@ def full_disk(trials: int, seed: int) -> Counter[str]:
     Raises:
         WrongValue: another error, the earlier generation is not live, or the second attempt does not do.
     """
-    rng, counts = np.random.default_rng(seed), Counter()
+    rng = np.random.default_rng(seed)
+    counts: Counter[str] = Counter()
     truth = Truth(num_users=40, record_scale=8)
     for number in range(trials):
         with small_disk(6 * _MIB) as disk, tempfile.TemporaryDirectory() as elsewhere:

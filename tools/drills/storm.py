@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -179,7 +180,7 @@ class _Threads:
         self._child.start()
         theirs.close()
 
-    def _run(self, root: Path, truth: Truth, seed: int, errors) -> None:
+    def _run(self, root: Path, truth: Truth, seed: int, errors: Any) -> None:
         os.nice(5)
         parent = os.getppid()
 

@@ -9,6 +9,7 @@ import pickle
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,15 @@ import numpy as np
 from cache_store import Status, Store
 from cache_store.errors import Damaged, NothingPublished
 from cache_store.format import manifest as manifests
+from cache_store.read.snapshot import Lookup
 from cache_store.testing import Truth, WrongValue
 
 _LOOKUPS, _MOVES, _AS_OF, _STATES, _OLD = range(5)
 
 
-def shared(count: int, dtype: type) -> np.ndarray:
+def shared(count: int, kind: type) -> np.ndarray:
     """Zeros that a process shares with those it forks."""
-    dtype = np.dtype(dtype)
+    dtype = np.dtype(kind)
     return np.frombuffer(mmap.mmap(-1, max(1, count) * dtype.itemsize), dtype, count)
 
 
@@ -116,7 +118,7 @@ class Watch:
         self.check()
         return Seen(*self._counts.sum(axis=0).tolist())
 
-    def _read(self, root: Path, truth: Truth, number: int, seed: int, pipe) -> None:
+    def _read(self, root: Path, truth: Truth, number: int, seed: int, pipe: Connection) -> None:
         os.nice(5)
         try:
             self._loop(root, truth, number, np.random.default_rng([seed, number]))
@@ -172,9 +174,9 @@ class Watch:
                 truth.check(old[0].lookup(truth.users[at]), at, old[1], self.forgotten)
                 counts[_OLD] += 1
 
-    def _check_as_of(self, store: Store, found, truth: Truth, at: np.ndarray, as_of: int) -> None:
+    def _check_as_of(self, store: Store, found: Lookup, truth: Truth, at: np.ndarray, as_of: int) -> None:
         try:
-            version = manifests.read(store.layout.generation(found.generation)).watermark_ms
+            version = manifests.read(store.layout.generation(str(found.generation))).watermark_ms
         except Damaged:
             # Pruned since it was opened: then every value is still whole, its user's own, and not of the future.
             here = found.status == Status.FRESH

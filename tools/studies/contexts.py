@@ -279,15 +279,17 @@ class Alone(nn.Module):
         d, actions = model.config.width, len(model.config.actions)
         self.model = (model,)  # a parameter of the contest already
         self.horizons = (0, model.tokens.horizons - 1)  # ever, and lately
-        self.attention = nn.ModuleList(WeightedAttention(d) for _ in self.horizons)
-        heads = sum(len(a.empty) for a in self.attention)
+        each = [WeightedAttention(d) for _ in self.horizons]
+        self.attention = nn.ModuleList(each)
+        heads = sum(len(a.empty) for a in each)
+        last = nn.Linear(d, actions)
         self.wide = nn.Linear(2 * heads, actions)
-        self.deep = nn.Sequential(nn.Linear(heads * (d + 2) + d, d), nn.SiLU(), nn.Linear(d, actions))
+        self.deep = nn.Sequential(nn.Linear(heads * (d + 2) + d, d), nn.SiLU(), last)
         with torch.no_grad():
             self.wide.weight.fill_(0.5 / heads)
             self.wide.bias.zero_()
-            self.deep[-1].weight.mul_(0.1)
-            self.deep[-1].bias.zero_()
+            last.weight.mul_(0.1)
+            last.bias.zero_()
 
     def forward(self, tokens: dict[str, Tensor], laid: _Laid, asked: Tensor) -> Tensor:
         (model,) = self.model
@@ -325,7 +327,7 @@ def decoded(model: VistaModel, record: np.ndarray) -> dict[str, Tensor]:
 
 
 def _layer_values(model: VistaModel, number: int, x: Tensor) -> Tensor:
-    layer = model.ranker.layers[number]
+    layer = list(model.ranker.stack)[number]
     return layer.split(layer.value(layer.before_attention(x)))
 
 
@@ -450,14 +452,15 @@ class _Tokens:
         assert contest.long is not None
         self.reader, self.model, self.sets = contest.long, contest.model, sets
         self.laid = _Laid(sets.unit, batch.offsets, len(sets.item))
-        items = self.model.items
+        items, project = self.model.items, self.model.items.project
+        assert self.reader.amount is not None and project is not None
         if sets.vector is not None:
-            vector = nn.functional.normalize(items.project(sets.vector), dim=-1)
+            vector = nn.functional.normalize(project(sets.vector), dim=-1)
         else:
             known = (sets.item >= 0)[..., None]
             vector = items.vector(sets.item.clamp_min(0))
             if sets.centre is not None:
-                centres = nn.functional.normalize(items.project(sets.centre), dim=-1)
+                centres = nn.functional.normalize(project(sets.centre), dim=-1)
                 vector = torch.where(known, vector, centres[(-1 - sets.item).clamp_min(0)])
         self.vector = vector
         self.there = sets.mass[..., 0] > 0

@@ -65,7 +65,7 @@ def prepare(
     generate(dataclasses.replace(options, **(lives or {})), logs)
     cuts = [int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() * 1_000) for day in CUTS]
     parts = example("split_logs").split(logs, cuts)
-    where = {"warehouse": str(home / "warehouse")}
+    where: dict[str, Any] = {"warehouse": str(home / "warehouse")}
     made = {**where, "bundle": str(home / "model"), "store": str(home / "store")}
     for number, part in enumerate(parts[:-1]):
         ingest.run(

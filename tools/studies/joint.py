@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -259,6 +260,7 @@ def _same_user(batch: Batch) -> float:
 def questions(config: TrainingConfig, found: Data, slates: int) -> Iterator[Batch]:
     """Held-out requests, the same for every side and seed."""
     catalogue, recent = found.catalogue, config.model.ranker.recent
+    assert catalogue.split_ms is not None
     examples = dataclasses.replace(config.examples, negatives=NEGATIVES)
     visits = held_out(
         found.source, examples, recent, catalogue.popular(), catalogue.split_ms, slates, PER_USER
@@ -307,11 +309,12 @@ def _entropy(scored: Scored, actions: int, thin: float) -> Rows:
     return Rows(owner, loss(scored.probability[kept]) / base, np.ones(len(owner)))
 
 
+def _mean(measure: Rows | float) -> float:
+    return float(measure.mean()) if isinstance(measure, Rows) else measure
+
+
 def _figures(result: Result, judged: dict[str, list[dict[str, Rows | float]]]) -> None:
-    numbers = {
-        name: {m: [r[m].mean() if isinstance(r[m], Rows) else r[m] for r in runs] for m in runs[0]}
-        for name, runs in judged.items()
-    }
+    numbers = {name: {m: [_mean(r[m]) for r in runs] for m in runs[0]} for name, runs in judged.items()}
     for name, table in numbers.items():
         for measure, values in table.items():
             result.figures[f"{name}_{measure}"] = Figure(
@@ -326,7 +329,8 @@ def _figures(result: Result, judged: dict[str, list[dict[str, Rows | float]]]) -
             first = judged["joint"][0][measure]
             if isinstance(first, Rows):
                 pairs = zip(judged["joint"], judged[name], strict=True)
-                mean = np.mean([a[measure].value - b[measure].value for a, b in pairs], axis=0)
+                rows = [(cast(Rows, a[measure]), cast(Rows, b[measure])) for a, b in pairs]
+                mean = np.mean([a.value - b.value for a, b in rows], axis=0)
                 _, low, high = metrics.bootstrap(first.owner, mean, first.weight)
             result.figures[f"joint_over_{name}_{measure}"] = Figure(
                 float(gains.mean()), f"{measure} gained", low=low, high=high

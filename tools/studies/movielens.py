@@ -348,9 +348,9 @@ def run(
             }
             result.notes.append(f"seed {seed}: test NDCG@10 {each}; {note}")
         if recbole is not None:
-            scores, told = sasrec(split, recbole, folder / "sasrec", rival, length, 0, SASREC)
-            sides["sasrec"] = [scores]
-            _same_metrics(scores, split, told)
+            rivals, told = sasrec(split, recbole, folder / "sasrec", rival, length, 0, SASREC)
+            sides["sasrec"] = [rivals]
+            _same_metrics(rivals, split, told)
             result.notes.append(
                 f"sasrec: {told['epochs']} epochs in {told['cpu_seconds']:.0f} CPU s, {told['parameters']:,} "
                 f"parameters, ended by {told['stopped']}, validation NDCG@10 {[round(v, 4) for _, v in told['curve']]}"
@@ -370,9 +370,10 @@ def ours(split: Split, folder: Path, config: TrainingConfig) -> tuple[dict[str, 
             f"vista: {trained.steps} steps in {trained.seconds:.0f} CPU s, {parameters:,} parameters, "
             f"validation NDCG@10 of retrieval {[round(v, 4) for _, v in trained.curve]}"
         )
+        assert found.ranking is not None
         np.savez(kept, retrieval=found.retrieval, ranking=found.ranking, note=np.array(note))
-    with np.load(kept) as found:
-        return {name: found[name] for name in ("retrieval", "ranking")}, str(found["note"])
+    with np.load(kept) as held:
+        return {name: held[name] for name in ("retrieval", "ranking")}, str(held["note"])
 
 
 def _same_metrics(scores: np.ndarray, split: Split, told: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -142,14 +143,14 @@ def load(path: str | Path, held_out: float = 0.1, users: int = 0, events: int = 
         joined = Events.of(lengths, **{n: c[order] for n, c in joined.columns.items()}).sorted()
         return _finish(path.name, np.arange(len(names)), joined, warehouse.actions, held_out)
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    names = ["user_id", "item_id", "action", "surface", "timestamp_ms", "request_id"]
+    wanted = ["user_id", "item_id", "action", "surface", "timestamp_ms", "request_id"]
     try:
-        table = pq.read_table(files, columns=names)
+        table = pq.read_table(files, columns=wanted)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
-            f"{path}: expected a warehouse (`vista ingest`) or Parquet files with {names}, found {error}"
+            f"{path}: expected a warehouse (`vista ingest`) or Parquet files with {wanted}, found {error}"
         ) from error
-    column = {n: table[n].to_numpy() for n in names}
+    column = {n: table[n].to_numpy() for n in wanted}
     kinds = int(column["action"].max()) + 1
     return from_columns(
         path.stem,
@@ -166,7 +167,7 @@ def load(path: str | Path, held_out: float = 0.1, users: int = 0, events: int = 
     )
 
 
-SETS = {
+SETS: dict[str, dict[str, Any]] = {
     "generated": dict(min_events=2_000, max_events=50_000, session_events=4, sleep_share=0.4),
     "fresh": dict(
         min_events=3_000, max_events=40_000, tail=1.4, clusters=128, niches=32, niche_items=512, session_events=16,
@@ -181,7 +182,7 @@ def generated(folder: Path, users: int, events: int, which: str = "generated", h
     """Lives of one of ``SETS``; made in ``folder`` where they are not yet."""
     options = GeneratorOptions(
         users=users, events=events, slate=0, content_width=32, order="user", **SETS[which]
-    )  # type: ignore[arg-type]
+    )
     if not (folder / "options.json").exists():
         generate(options, folder)
     files = sorted(folder.glob("events-*.parquet"))

@@ -14,6 +14,7 @@ name.
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import sys
@@ -237,7 +238,7 @@ class Runs:
             curve[step] = answer(contest, self.questions, asked).measures(self.questions)
 
         stops = [self.steps // 2 * 2**i for i in range(12) if self.steps // 2 * 2**i <= steps]
-        train(contest, batches, fed, at={step: lambda step=step: judge(step) for step in stops})
+        train(contest, batches, fed, at={step: functools.partial(judge, step) for step in stops})
         for step, found in curve.items():
             for part in SLICES:
                 if part in found:

@@ -12,6 +12,8 @@ Letters: K slates (or windows), C candidates, T tokens, H heads, E width of a he
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +50,9 @@ class Reader(nn.Module):
         self.empty = nn.Parameter(scale * EMPTY)
         self.wide = nn.Linear(r.layers * r.heads, len(config.actions))
         with torch.no_grad():
-            for match in self.match:
+            for match in cast("Iterable[nn.Linear]", self.match):
                 nn.init.orthogonal_(match.weight, math.sqrt(d / (d - r.heads)))
-            for age in self.age or ():
+            for age in cast("Iterable[nn.Linear]", self.age or ()):
                 age.weight.mul_(0.1)
                 age.bias.zero_()
             if self.amount is not None:
@@ -111,12 +113,13 @@ class Addressed(nn.Module):
     def __init__(self, config: ModelConfig, features: int) -> None:
         super().__init__()
         self.wide = nn.Linear(features, len(config.actions))
-        self.deep = nn.Sequential(nn.Linear(features, 32), nn.SiLU(), nn.Linear(32, len(config.actions)))
+        last = nn.Linear(32, len(config.actions))
+        self.deep = nn.Sequential(nn.Linear(features, 32), nn.SiLU(), last)
         with torch.no_grad():
             self.wide.weight.fill_(1.0 / max(features, 1))
             self.wide.bias.zero_()
-            self.deep[-1].weight.mul_(0.1)
-            self.deep[-1].bias.zero_()
+            last.weight.mul_(0.1)
+            last.bias.zero_()
 
     def forward(self, features: Tensor) -> Tensor:
         return self.wide(features) + self.deep(features)

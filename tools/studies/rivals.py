@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from tools.studies.contexts import BASE, Variant
 
@@ -17,14 +18,14 @@ CURVE = tuple(f"ours_{kib}KiB" for kib in SIZES) + tuple(f"raw_{kib}KiB" for kib
 _WIDTH = 64
 
 
-def _record(kib: int) -> dict[str, int]:
+def _record(kib: int) -> dict[str, Any]:
     """A record of so many KiB: about a third of it for clusters of one byte a horizon, the rest for items."""
     horizons = BASE.tokens.horizons
     clusters = 1 << max(8, (kib * 1_024 * 3 // 8 // horizons).bit_length() - 1)
     return {"items": (kib * 1_024 - clusters * horizons) // (8 + horizons), "clusters": clusters}
 
 
-def _bytes(options: dict[str, int]) -> int:
+def _bytes(options: dict[str, Any]) -> int:
     tokens = replace(BASE.tokens, **options)
     return tokens.items * (8 + tokens.horizons) + tokens.clusters * tokens.horizons
 

@@ -51,6 +51,7 @@ def build(data: Data, space: Space, variant: Variant, fed: Sequence[Fed], seed: 
     with torch.no_grad():
         # An item's own row is noise until it was trained, and where items seldom come twice it never is.
         model.items.weight.mul_(0.3)
+        assert model.items.project is not None
         torch.nn.init.orthogonal_(model.items.project.weight, generator=torch.Generator().manual_seed(seed))
     if model.clusters:
         model.set_clusters(data.catalogue.item, space.clusters(model.clusters)[0])

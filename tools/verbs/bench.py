@@ -33,8 +33,11 @@ def measure(verb: str, folder: Path, name: str, quick: bool, json: bool, param: 
     """What ``vista bench`` and ``vista study`` have in common."""
     known = harness.names(folder)
     if name == "list":
-        rows = [(n, harness.purpose(n, folder)) for n in known]
-        console.json_line(dict(rows)) if json else console.table(verb, ("name", "what it measures"), rows)
+        known_for = {n: harness.purpose(n, folder) for n in known}
+        if json:
+            console.json_line(known_for)
+        else:
+            console.table(verb, ("name", "what it measures"), list(known_for.items()))
         return
     if name not in known:
         raise typer.BadParameter(f"no {verb} {name!r}; expected one of {', '.join(known)}")

@@ -224,13 +224,13 @@ class Demo:
         from cache_store import Store
 
         new = self._ingest(ingest, self.made.later, [])
-        shared = {
+        shared: dict[str, Any] = {
             "warehouse": str(self.home.warehouse),
             "bundle": str(self.home.model),
             "store": str(self.home.store),
         }
-        run = refresh.RefreshOptions(**shared, run_dir=str(self.home.new_run("refresh")))
-        delta = refresh.run(run, self.beam)
+        asked = refresh.RefreshOptions(**shared, run_dir=str(self.home.new_run("refresh")))
+        delta = refresh.run(asked, self.beam)
         # the proof: a line of its own, made from all events at once
         run = summarize.SummarizeOptions(**shared, run_dir=str(self.home.new_run("summarize")), line="proof")
         whole = summarize.run(run, self.beam)

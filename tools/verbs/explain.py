@@ -89,6 +89,7 @@ def _show(found: dict[str, Any]) -> None:
         rows["events in the tables"] = history["events"]
         rows["not yet seen"] = max(history["events"] - r["events"], 0)
     console.fields(f"user {r['user']}", rows)
+    table: list[tuple[Any, ...]]
     if history and history["items"]:
         table = [(i["name"] or str(i["item"]), i["times"]) for i in history["items"]]
         console.table("most often in the history", ("item", "times"), table)

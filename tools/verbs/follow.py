@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,9 @@ from tools.options import (
     WarehouseOption,
     pairs,
 )
+
+if TYPE_CHECKING:
+    from beam_jobs.follow.service import Turn
 
 
 def command(
@@ -109,7 +112,7 @@ def command(
             return
 
 
-def _line(turn) -> str:
+def _line(turn: Turn) -> str:
     counts = turn.counts
     words = [f"turn {turn.number}: {counts.get('events_written', 0):,} events"]
     if counts.get("dead_rows"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -49,7 +49,7 @@ def command(
     from vista.data.generator import GeneratorOptions, generate
 
     base = from_text(GeneratorOptions, config.read_text()) if config else GeneratorOptions()
-    given = {
+    given: dict[str, Any] = {
         "users": users,
         "events": events,
         "min_events": min_events,

@@ -40,8 +40,8 @@ def command(
         found = opened.lookup(ids, as_of=as_of)
         seconds = time.perf_counter() - start
         whole = {g.name for g in opened.manifest.schema.groups if g.codec == "int64"}  # bits, no numbers
-        rows = [s for name, s in opened.manifest.schema.slices.items() if name not in whole]
-    values = np.concatenate([found.tokens[:, s] for s in rows], 1) if rows else np.zeros((len(ids), 1, 1))
+        parts = [s for name, s in opened.manifest.schema.slices.items() if name not in whole]
+    values = np.concatenate([found.tokens[:, s] for s in parts], 1) if parts else np.zeros((len(ids), 1, 1))
     norms = np.sqrt((values.astype(np.float64) ** 2).mean((1, 2)))
     rows = [
         {

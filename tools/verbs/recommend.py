@@ -124,12 +124,12 @@ def command(
         start = time.perf_counter()
         if out is not None:
             told = scores.write(out, ids, answer, bundle.names)
-            said = {**told, "out": str(out), "seconds": time.perf_counter() - start, "weights": worth}
-            return console.json_line(said) if json else console.fields("scored", said)
+            total = {**told, "out": str(out), "seconds": time.perf_counter() - start, "weights": worth}
+            return console.json_line(total) if json else console.fields("scored", total)
         found = answer(ids)
         seconds = time.perf_counter() - start
     names = _named(bundle, tables, found.item)
-    answers = []
+    answers: list[dict[str, Any]] = []
     for u, user in enumerate(ids):
         item, score, probability = found.of(u)
         answers.append(
@@ -151,12 +151,12 @@ def command(
         said = {"generation": found.generation, "seconds": seconds, "weights": worth, "users": answers}
         console.json_line(said)
         return
-    for answer in answers:
+    for each in answers:
         rows = [
             (n + 1, row["name"] or row["item"], row["score"], *row["probability"].values())
-            for n, row in enumerate(answer["items"])
+            for n, row in enumerate(each["items"])
         ]
         columns = ("", "item", "score", *(f"p({a})" for a in found.actions))
-        console.table(f"user {answer['user']} (summary {answer['status']})", columns, rows)
+        console.table(f"user {each['user']} (summary {each['status']})", columns, rows)
     console.note(f"{len(ids)} users in {seconds * 1e3:.1f} ms, summaries of generation {found.generation}")
     console.note(f"score = the sum of p(action) times: {spelled(worth)} (--weight changes it)")

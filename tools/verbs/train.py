@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -71,7 +71,7 @@ def command(
             f"{tables.name}: expected events to learn from, found none; bring logs in with vista ingest"
         )
     settings = from_text(TrainingConfig, config.read_text()) if config else TrainingConfig()
-    changes: dict[str, object] = {"model": dataclasses.replace(settings.model, actions=tables.actions)}
+    changes: dict[str, Any] = {"model": dataclasses.replace(settings.model, actions=tables.actions)}
     limits = {"max_steps": steps, "max_epochs": epochs, "max_seconds": seconds}
     if any(limits.values()):
         changes |= {name: value or 0 for name, value in limits.items()}

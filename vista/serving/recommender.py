@@ -30,7 +30,7 @@ from vista.stage2.context_kv import ContextKV
 if TYPE_CHECKING:
     from vista.model import VistaModel
 
-Users = np.ndarray | Sequence[str]
+Users = np.ndarray | Sequence[int | str]
 MAX_RECENT = 1_024
 """Raw events read beside a summary, at most: stage 2's cost grows with their square."""
 
@@ -50,10 +50,14 @@ class Summaries(Protocol):
         generation: its name, or None.
     """
 
-    tokens: Mapping[str, Any] | Any
-    status: Any
-    last_event_ms: Any
-    generation: Any
+    @property
+    def tokens(self) -> Any: ...
+    @property
+    def status(self) -> Any: ...
+    @property
+    def last_event_ms(self) -> Any: ...
+    @property
+    def generation(self) -> Any: ...
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class ContextKV:
     recent_age_ms: Tensor
     summarized: Tensor
     hidden: Tensor | None = None
-    owner: np.ndarray | Sequence[str] | None = None
+    owner: np.ndarray | Sequence[int | str] | None = None
     generation: str | None = None
     fingerprint: str | None = None
 

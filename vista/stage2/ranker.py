@@ -24,7 +24,7 @@ E = D / H, L layers, Q queries, A actions.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -217,7 +217,7 @@ class Ranker(nn.Module):
         *,
         masked: Tensor | np.ndarray | None = None,
         full: bool = False,
-        owner: np.ndarray | Sequence[str] | None = None,
+        owner: np.ndarray | Sequence[int | str] | None = None,
         generation: str | None = None,
         fingerprint: str | None = None,
     ) -> ContextKV:
@@ -462,7 +462,7 @@ class Ranker(nn.Module):
         item: Tensor | np.ndarray,
         offsets: Tensor | np.ndarray | crossing.Plan,
         vectors: Tensor | None = None,
-        cross=crossing.fast,
+        cross: Callable[..., Tensor] = crossing.fast,
     ) -> Tensor:
         """Logits [B, A] of candidates, one per action; the candidate's own action is always hidden.
 
