@@ -13,6 +13,7 @@ from typing import Any, TypeVar, Unpack
 import numpy as np
 
 from cache_store.change import compact, forget, prune, publish, verify
+from cache_store.change.changes import Changes, changes
 from cache_store.change.fold import fold
 from cache_store.change.forget import ForgetReport
 from cache_store.change.prune import PruneReport
@@ -208,6 +209,15 @@ class Store:
         A row is what :meth:`lookup_raw` copies: the record begins 16 bytes into it.
         """
         return self._current(self._clock()).places(users)
+
+    def changes(self, since: str | None = None) -> Iterator[Changes]:
+        """What differs from an earlier generation to the one that is read, in blocks; None: all of it.
+
+        Raises:
+            GenerationUnknown: ``since`` or one below it is not kept any more. Damaged, StoreClosed
+        """
+        before = None if since is None else self._views.at(since)
+        return changes(before, self._current(self._clock()))
 
     @property
     def manifest(self) -> Manifest:

@@ -1,3 +1,3 @@
 """What changes a store: ``publish``, ``compact`` and ``fold``, ``prune``, ``forget`` and ``forgotten``; and
-``verify``; ``compare`` shows two generations side by side.
+``verify``. ``changes`` is what one generation has that another has not, ``compare`` shows two side by side.
 """

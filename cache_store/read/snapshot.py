@@ -165,6 +165,12 @@ class Snapshot:
             out.append((generation.folder / generation.table.names[k], place - int(starts[k]) - PAGE_HEADER))
         return out if found.inverse is None else [out[u] for u in found.inverse.tolist()]
 
+    def checks(self, users: Users) -> tuple[np.ndarray, np.ndarray]:
+        """Whether each of B users has a record, bool [B], and its check by the index, uint64 [B]; nothing is read."""
+        found = self._find(users)
+        there, check = found.depth >= 0, found.check
+        return (there, check) if found.inverse is None else (there[found.inverse], check[found.inverse])
+
     def nothing(self, users: Users, out: np.ndarray | None, fill: np.ndarray | None) -> Lookup:
         """What a lookup gives where no generation may be read: every row MISSING."""
         ids = as_users(users, self.schema.user_kind)

@@ -193,6 +193,19 @@ class Views:
                 f"{self.layout.root}: line {self.line!r} changes faster than it can be read; try again"
             )
 
+    def at(self, name: str) -> Snapshot:
+        """A kept generation with all below it.
+
+        Raises:
+            GenerationUnknown, Damaged
+        """
+        with self._lock:
+            try:
+                return self._take(name)
+            finally:
+                self._let_go()
+                self._hold()
+
     @contextmanager
     def pinned(self, snapshot: Snapshot) -> Iterator[None]:
         """Keep a snapshot's generations under lease whatever is refreshed meanwhile."""
