@@ -51,6 +51,12 @@ class SourceLost(JobError):
     exit_code = ExitCode.NOT_PUBLISHED
 
 
+class SinkLost(JobError):
+    """The sink that summaries are delivered to does not answer, or refuses some; the store is as it should be."""
+
+    exit_code = ExitCode.NOT_PUBLISHED
+
+
 class BucketFailed(JobError):
     """A task failed after all attempts; nothing was published and the old generation is live."""
 

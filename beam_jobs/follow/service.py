@@ -1,11 +1,11 @@
 """``vista follow``: one process from a source of events to what serving reads.
 
-    source ──▶ ingest-NUMBER.jsonl ──▶ tables (events and position in one commit) ──▶ delta, live ──▶ ... ──▶ tidy
+    source ──▶ ingest-NUMBER.jsonl ──▶ tables (events and position in one commit) ──▶ delta, live ──▶ sinks ──▶ tidy
 
-A turn takes what has arrived, ingests it, and refreshes the users it touched. The position that the source was read up
-to is a fact of the history table and becomes visible with the events, in one Iceberg commit: killed at any moment and
-started again, the service reads on from there, and no event is lost or taken twice. A batch whose commit did not happen
-is read again from the source; its run directory is removed.
+A turn takes what has arrived, ingests it, refreshes the users it touched, and delivers their records (``delivery``).
+The position that the source was read up to is a fact of the history table and becomes visible with the events, in one
+Iceberg commit: killed at any moment and started again, the service reads on from there, and no event is lost or taken
+twice. A batch whose commit did not happen is read again from the source; its run directory is removed.
 
 Between turns it tidies, by rules that are stated in ``FollowOptions``: small files of the tables are merged, deltas are
 folded (``Store.fold``), generations, snapshots and files that nothing needs are pruned, and finished run directories of
@@ -28,6 +28,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from beam_jobs.errors import OptionsError
+from beam_jobs.follow.delivery import Delivery
+from beam_jobs.follow.sinks import open_sink
 from beam_jobs.follow.sources import Batch, Source
 from beam_jobs.generation import refresh
 from beam_jobs.generation.refresh import RefreshOptions
@@ -56,6 +58,7 @@ class FollowOptions:
     Attributes:
         warehouse, bundle, store, line, device: as in ``RefreshOptions``.
         run_dir: folder of the service's own runs; one service at a time holds it.
+        deliver: URLs of sinks that get each changed record (``sinks``).
         reading: further fields of ``IngestOptions``: how events are to be read.
         batch_events: most events of a turn.
         batch_s: seconds that a turn waits for the first event.
@@ -73,6 +76,7 @@ class FollowOptions:
     run_dir: str
     line: str = "main"
     device: str = "cpu"
+    deliver: tuple[str, ...] = ()
     reading: Mapping[str, Any] = field(default_factory=dict)
     batch_events: int = 20_000
     batch_s: float = 1.0
@@ -97,10 +101,10 @@ class Turn:
 
     Attributes:
         number: of the turn, from 1.
-        counts: events_written, dead_rows, users, ... of its runs.
+        counts: events_written, dead_rows, users, ... of its runs; delivered, of records and sinks.
         generation: what is live after it; None while there is none.
         position: up to where the source was read.
-        seconds: of each step: read, ingest, refresh, tidy.
+        seconds: of each step: read, ingest, refresh, deliver, tidy.
         lag_s: from the arrival of its oldest event at the source to the publication; None where it is not known.
         tidied: what was tidied, in words.
     """
@@ -129,6 +133,8 @@ class Service:
         self.folder = Path(options.run_dir)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.warehouse = Warehouse(options.warehouse)
+        self._sinks = [(url, open_sink(url)) for url in options.deliver]
+        self._deliveries: list[Delivery] = []  # from the moment on that there is a store
         self._turns, self._tidied_at = 0, clock()
         self._behind = (
             True  # until a refresh has shown otherwise: the last service may have died before its own
@@ -178,8 +184,11 @@ class Service:
             counts |= {name: record.counts.get(name, 0) for name in ("users", "resumed", "dead_letters")}
             took("refresh")
         published = self._clock()
+        if delivered := self._deliver():
+            counts["delivered"] = delivered
+            took("deliver")
         tidied = self._tidy() if published - self._tidied_at >= self.options.tidy_s else ()
-        if batch is None and generation is None and not tidied:
+        if batch is None and generation is None and not delivered and not tidied:
             return None
         took("tidy")
         self._turns += 1
@@ -229,6 +238,14 @@ class Service:
             progress=False,
         )
         return refresh.run(options, (HERE,))
+
+    def _deliver(self) -> int:
+        """Records sent; what a service that died had not delivered is among them."""
+        options = self.options
+        if self._sinks and not self._behind and not self._deliveries:
+            store = Store.open(options.store, line=options.line)
+            self._deliveries = [Delivery(sink, url, store, self.folder) for url, sink in self._sinks]
+        return sum(delivery.advance() for delivery in self._deliveries)
 
     def _tidy(self) -> list[str]:
         """Merge, prune and forget runs by the stated rules; what was done, in words."""

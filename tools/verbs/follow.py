@@ -65,6 +65,14 @@ def command(
     keep_minutes: Annotated[
         float, typer.Option(min=0, help="Snapshots and files of the tables younger than this stay.")
     ] = 15.0,
+    deliver: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="Send each changed record there as well: redis://HOST?stream=NAME, redis://HOST?prefix=NAME, "
+            "kafka://BROKER/TOPIC, flight://HOST:PORT/NAME. May be repeated.",
+        ),
+    ] = None,
     turns: Annotated[
         int | None, typer.Option(min=1, help="End after so many turns that did something.")
     ] = None,
@@ -93,6 +101,7 @@ def command(
         store=str(store or at.store),
         run_dir=str(run_dir or at.runs / "follow"),
         line=line,
+        deliver=tuple(deliver or ()),
         reading=reading,
         batch_events=batch_events,
         batch_s=batch_seconds,
@@ -119,6 +128,8 @@ def _line(turn: Turn) -> str:
         words.append(f"{counts['dead_rows']:,} set aside")
     if turn.generation:
         words.append(f"{counts.get('users', 0):,} users live in {turn.generation}")
+    if counts.get("delivered"):
+        words.append(f"{counts['delivered']:,} records delivered")
     if turn.lag_s is not None:
         words.append(f"{turn.lag_s:.1f} s after the oldest arrived")
     return ", ".join([*words, *turn.tidied])

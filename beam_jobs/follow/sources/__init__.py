@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from beam_jobs.errors import OptionsError
+from beam_jobs.run.secrets import redacted
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,13 @@ def open_source(url: str) -> Source:
             return KafkaTopic(url)
     except ImportError as error:
         raise OptionsError(
-            f"{url}: expected the library of {scheme}, found {error}; pip install 'vista-cache[follow]'"
+            f"{redacted(url)}: expected the library of {scheme}, found {error}; pip install 'vista-cache[follow]'"
         ) from error
     if scheme == "folder":
         from beam_jobs.follow.sources.folder import Folder
 
         return Folder(url)
     raise OptionsError(
-        f"source: expected a folder, redis://HOST?stream=NAME or kafka://BROKER/TOPIC, found {url!r}; "
+        f"source: expected a folder, redis://HOST?stream=NAME or kafka://BROKER/TOPIC, found {redacted(url)!r}; "
         f"see vista follow --help"
     )

@@ -14,6 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from beam_jobs.errors import OptionsError, SourceLost
 from beam_jobs.follow.sources import Batch
+from beam_jobs.run.secrets import redacted
 
 TIMEOUT_S = 10.0
 
@@ -31,10 +32,10 @@ class KafkaTopic:
         self.topic = parts.path.strip("/")
         if not parts.netloc or not self.topic or "/" in self.topic:
             raise OptionsError(
-                f"{url}: expected brokers and one topic; for example kafka://localhost:9092/events"
+                f"{redacted(url)}: expected brokers and one topic; for example kafka://localhost:9092/events"
             )
         self.name = f"kafka-{self.topic}"
-        self._at, self._assigned = url, ""
+        self._at, self._assigned = redacted(url), ""
         self._consumer = Consumer(
             {
                 "bootstrap.servers": parts.netloc,

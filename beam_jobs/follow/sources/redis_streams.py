@@ -14,6 +14,7 @@ import redis
 
 from beam_jobs.errors import OptionsError, SourceLost
 from beam_jobs.follow.sources import Batch
+from beam_jobs.run.secrets import redacted
 
 FIELD = b"event"
 
@@ -29,13 +30,13 @@ class RedisStream:
         streams = parse_qs(urlsplit(url).query).get("stream", [])
         if len(streams) != 1:
             raise OptionsError(
-                f"{url}: expected ?stream=NAME once, found {len(streams)}; for example "
+                f"{redacted(url)}: expected ?stream=NAME once, found {len(streams)}; for example "
                 f"redis://localhost:6379?stream=events"
             )
         self.stream = streams[0]
         self.name = f"redis-{self.stream}"
-        self._at = url.partition("?")[0]
-        self._redis = redis.Redis.from_url(self._at, socket_timeout=30, socket_connect_timeout=5)
+        self._at = redacted(url.partition("?")[0])
+        self._redis = redis.Redis.from_url(url.partition("?")[0], socket_timeout=30, socket_connect_timeout=5)
 
     def read(self, after: str, most: int, wait_s: float) -> Batch | None:
         entry, _, read = after.partition(" ")

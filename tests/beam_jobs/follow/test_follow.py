@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_worlds import CONFIG, save_bundle
+from small_worlds import CONFIG
 
 from beam_jobs.errors import OptionsError, RunInProgress, SourceLost
 from beam_jobs.follow.service import FollowOptions, Service
@@ -26,7 +24,6 @@ from beam_jobs.follow.sources import Batch, open_source
 from cache_store import Store
 from vista.data.tables.reading import read_bucket
 from vista.data.tables.warehouse import Warehouse
-from vista.model import VistaModel
 
 START = 1_700_000_000_000
 ACTIONS = CONFIG.actions
@@ -58,15 +55,6 @@ class Listed:
         at = int(after or 0)
         found = self.messages[at : at + most]
         return Batch(str(at + len(found)), found, arrived_ms=START) if found else None
-
-
-@pytest.fixture
-def options(tmp_path: Path) -> FollowOptions:
-    bundle = save_bundle(tmp_path / "model", VistaModel(CONFIG).eval())
-    return FollowOptions(
-        warehouse=str(tmp_path / "warehouse"), bundle=str(bundle), store=str(tmp_path / "store"),
-        run_dir=str(tmp_path / "runs"), reading={"num_buckets": 2, "actions": ACTIONS}, batch_events=40, batch_s=0.01,
-    )  # fmt: skip
 
 
 def stored(options: FollowOptions) -> list[tuple[int, int]]:
@@ -184,37 +172,6 @@ def test_a_source_that_is_none_is_told_with_an_example(url):
 
 
 # Redis --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def redis_server(tmp_path: Path):
-    if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not installed")
-    redis = pytest.importorskip("redis")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        "redis-server",
-        "--port",
-        str(port),
-        "--bind",
-        "127.0.0.1",
-        "--save",
-        "",
-        "--dir",
-        str(tmp_path),
-    ]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
-        client = redis.Redis(port=port)
-        for _ in range(100):
-            try:
-                client.ping()
-                break
-            except redis.ConnectionError:
-                time.sleep(0.05)
-        yield client, f"redis://127.0.0.1:{port}?stream=events"
-        server.kill()
 
 
 SERVE = """
