@@ -188,7 +188,7 @@ def kinds_of(logs: Sequence[tuple[Log, Facts]], fixed: Mapping[str, str]) -> lis
         if log.columns == schema.ITEMS:
             continue
         for meaning, name in names.items():
-            listed = facts.lists.get(name)
+            listed = facts.lists.get(name) if _is_listed(meaning, name, facts) else None
             if "string" in listed if listed is not None else _is_text(name, facts):
                 texts.add("action" if meaning == "actions" else meaning)
     fixed = {**dict.fromkeys(texts, "string"), **fixed}
@@ -206,6 +206,12 @@ def _is_text(name: str, facts: Facts) -> bool:
     return facts.integers.get(name, 0) < facts.values[name] or (
         name in facts.texts and facts.values[name] > 0
     )
+
+
+def _is_listed(meaning: str, name: str, facts: Facts) -> bool:
+    """Whether a column is one of lists: of actions if any is one, else if most are."""
+    listed = facts.listed.get(name, 0)
+    return listed > 0 and (meaning in ("action", "actions") or 2 * listed > facts.values[name])
 
 
 def _kind(meaning: str, name: str, facts: Facts, fixed: Mapping[str, str], reading: Reading) -> str:
@@ -226,7 +232,7 @@ def _kind(meaning: str, name: str, facts: Facts, fixed: Mapping[str, str], readi
             return "int"
         return "float" if 2 * numbers >= count else "time"
     kind = fixed.get("action" if meaning == "actions" else meaning, "int")
-    if name in facts.lists:
+    if _is_listed(meaning, name, facts):
         return f"list of {kind}"
     if not values:
         return "string"

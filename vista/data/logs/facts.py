@@ -11,6 +11,7 @@ class Facts:
     how many of them are integers, numbers (integers too), and lists of integers or of strings.
 
     Attributes:
+        listed: rows of JSON, of all, whose value is a list.
         texts: columns of JSON in which a text looks like an integer, which makes all of it text.
         names: all columns of the file, or keys of its objects.
         times: of all rows' times, how many there are, are integers, numbers, and times as text; samples: some of
@@ -22,6 +23,7 @@ class Facts:
     integers: dict[str, int] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
     lists: dict[str, list[str]] = field(default_factory=dict)
+    listed: dict[str, int] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     times: list[int] = field(default_factory=lambda: [0, 0, 0, 0])

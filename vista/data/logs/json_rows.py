@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -24,8 +24,10 @@ KEPT_KEYS = 100
 _NULLS = frozenset(NULLS)
 
 
-def json_rows(stream: Any, names: list[str], facts: Facts, reading: Reading) -> Iterator[pa.RecordBatch]:
-    """Batches of the columns ``names`` as text, with ``LINE`` and ``BROKEN``."""
+def json_rows(
+    stream: Any, names: list[str], facts: Facts, reading: Reading, ids: Collection[str] = ()
+) -> Iterator[pa.RecordBatch]:
+    """Batches of the columns ``names`` as text, with ``LINE`` and ``BROKEN``; of ``ids`` a list or object is broken."""
     schema = pa.schema([*((name, pa.string()) for name in names), (LINE, pa.int64()), (BROKEN, pa.string())])
     rows: list[tuple[Any, ...]] = []
     keys: dict[str, None] = {}
@@ -45,7 +47,9 @@ def json_rows(stream: Any, names: list[str], facts: Facts, reading: Reading) -> 
             start = line[: 4 * KEPT].decode(errors="replace").strip()[:KEPT]
             some, why = ({},), f"expected a JSON object, found {start!r} ({said})"
         for row in some:
-            rows.append((*map(row.get, names), number, why))
+            odd = next((n for n in ids if type(row.get(n)) in (list, dict)), None)
+            wrong = why if odd is None else f"{odd}: expected one id, found {str(row[odd])[:KEPT]}"
+            rows.append((*map(row.get, names), number, wrong))
             if len(keys) < KEPT_KEYS:
                 keys.update(dict.fromkeys(row))
             if len(rows) >= BATCH_ROWS:
@@ -121,6 +125,7 @@ def _texts(name: str, values: list[Any], facts: Facts) -> list[str | None]:
         inner = {type(v) for row in values if type(row) is list for v in row} - {type(None)}
         listed = {"int" if kind is int else "string" for kind in inner}
         facts.lists[name] = sorted(listed.union(facts.lists.get(name, ())))
+        facts.listed[name] = facts.listed.get(name, 0) + kinds[list]
     if kinds[str]:
         values = [None if type(v) is str and v in _NULLS else v for v in values]
         if name not in facts.texts and any(type(v) is str and v.isdecimal() for v in values):

@@ -81,7 +81,12 @@ def draft(
             raise ValueError("nothing, not even a header")
         if ending in (".jsonl", ".ndjson"):
             with pa.input_stream(paths.open_input(path), compression=compression) as stream:
-                _write(target, map(count, json_rows(stream, sorted(wanted), facts, reading)))
+                ids = [
+                    column_name(c, reading.columns, ())[0]
+                    for c in columns
+                    if c.name in ("user_id", "item_id")
+                ]
+                _write(target, map(count, json_rows(stream, sorted(wanted), facts, reading, ids)))
             facts.values = {n: v for n, v in facts.values.items() if n in facts.names}
         else:
             quotes = reading.quotes
@@ -320,10 +325,9 @@ def _float(value: bytes) -> float:
 
 
 def _list(value: bytes) -> list[Any]:
+    """Of one value that is no list, the list of it."""
     found = json.loads(value)
-    if not isinstance(found, list):
-        raise ValueError(found)
-    return found
+    return found if isinstance(found, list) else [found]
 
 
 def _vectors(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
@@ -341,6 +345,8 @@ def _vectors(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 
 def _list_of_text(value: bytes) -> list[str | None]:
+    if not value.startswith(b"["):
+        return [value.decode()]
     return [v if v is None or isinstance(v, str) else json.dumps(v) for v in _list(value)]
 
 
