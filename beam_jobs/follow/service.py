@@ -20,14 +20,16 @@ import os
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import xxhash
 
-from beam_jobs.errors import OptionsError
+from beam_jobs.errors import OptionsError, RunRecordDamaged
 from beam_jobs.follow.delivery import Delivery
 from beam_jobs.follow.sinks import open_sink
 from beam_jobs.follow.sources import Batch, Source
@@ -37,9 +39,10 @@ from beam_jobs.horizon import horizon_of
 from beam_jobs.ingest import job as ingest
 from beam_jobs.ingest.plan import IngestOptions
 from beam_jobs.run.engines import HERE
-from beam_jobs.run.record import RunDirectory, RunRecord
+from beam_jobs.run.record import RunDirectory, RunRecord, write_atomically
 from beam_jobs.tables import compact
 from cache_store import Store
+from vista.data.logs.schema import MissingColumn, UnreadableFile, WrongTime, WrongType
 from vista.data.tables.commits import TableChanged
 from vista.data.tables.compaction import most_files
 from vista.data.tables.pruning import prune
@@ -106,7 +109,7 @@ class Turn:
         position: up to where the source was read.
         seconds: of each step: read, ingest, refresh, deliver, tidy.
         lag_s: from the arrival of its oldest event at the source to the publication; None where it is not known.
-        tidied: what was tidied, in words.
+        tidied: what was set aside and what was tidied, in words.
     """
 
     number: int
@@ -135,6 +138,7 @@ class Service:
         self.warehouse = Warehouse(options.warehouse)
         self._sinks = [(url, open_sink(url)) for url in options.deliver]
         self._deliveries: list[Delivery] = []  # from the moment on that there is a store
+        self._understood = False  # whether a batch was ingested
         self._turns, self._tidied_at = 0, clock()
         self._behind = (
             True  # until a refresh has shown otherwise: the last service may have died before its own
@@ -168,9 +172,10 @@ class Service:
 
         batch = self.source.read(self.position, self.options.batch_events, self.options.batch_s)
         took("read")
+        aside: list[str] = []
         if batch is not None:
             try:
-                counts |= self._ingest(batch).counts
+                counts |= self._take(batch, aside)
             except TableChanged:
                 return (
                     None  # another writer was faster: the batch is read again, from the position that stands
@@ -193,14 +198,72 @@ class Service:
         took("tidy")
         self._turns += 1
         lag = published - batch.arrived_ms / 1000 if batch and batch.arrived_ms is not None else None
-        return Turn(self._turns, counts, generation, self.position, seconds, lag, tuple(tidied))
+        return Turn(self._turns, counts, generation, self.position, seconds, lag, (*aside, *tidied))
 
     @property
     def position(self) -> str:
-        """Up to where the tables hold the source; "" before the first commit."""
-        if not self.warehouse.exists():
-            return ""
-        return self.warehouse.refresh().fact(POSITION + self.source.name)
+        """Up to where the source was taken; "" before the first commit.
+
+        That is where the tables hold it, or the end of what was set aside from there on.
+        """
+        committed = self._committed
+        try:
+            aside = json.loads(self._aside.read_bytes())
+            return str(aside["position"] if aside["after"] == committed else committed)
+        except FileNotFoundError:
+            return committed
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunRecordDamaged(
+                f"{self._aside}: expected two positions, found {error!r}; remove it, and what was set aside last is "
+                f"looked at again"
+            ) from error
+
+    @property
+    def _committed(self) -> str:
+        exists = self.warehouse.exists()
+        return self.warehouse.refresh().fact(POSITION + self.source.name) if exists else ""
+
+    @property
+    def _aside(self) -> Path:
+        """Says how far beyond the tables' position the source was taken, where nothing of that could be ingested."""
+        return self.folder / f"set-aside-{self.source.name}.json"
+
+    def _take(self, batch: Batch, aside: list[str]) -> Mapping[str, int]:
+        """Ingest a batch. Where it holds nothing that can be ingested, it is set aside and the service goes on.
+
+        Raises:
+            MissingColumn, WrongType, WrongTime: the first messages that this service sees have not the declared form,
+            which is a fault of the options rather than theirs.
+        """
+        try:
+            counts = self._ingest(batch).counts
+            self._understood = True
+            return counts
+        except (UnreadableFile, MissingColumn, WrongType, WrongTime) as error:
+            said = str(error)
+            if batch.messages and not self._understood and not isinstance(error, UnreadableFile):
+                raise
+        self._clear_unfinished()
+        if batch.messages:
+            return self._set_aside(batch, said, aside)
+        if len(batch.files) == 1:
+            aside.append(f"left out {batch.files[0]}: {said}")
+            return {"bad_files": 1}
+        counts = Counter[str]()
+        for file in batch.files:
+            counts.update(self._take(dataclasses.replace(batch, files=(file,)), aside))
+        return counts
+
+    def _set_aside(self, batch: Batch, said: str, aside: list[str]) -> Mapping[str, int]:
+        """Keep the messages of a batch as a file beside the dead letters, and go on after it."""
+        folder = self.folder / "dead-letters"
+        folder.mkdir(exist_ok=True)
+        kept = folder / f"set-aside-{xxhash.xxh3_64_hexdigest(batch.position.encode())}.jsonl"
+        write_atomically(kept, b"".join(m.replace(b"\n", b" ") + b"\n" for m in batch.messages))
+        taken = {"after": self._committed, "position": batch.position}
+        write_atomically(self._aside, json.dumps(taken).encode())
+        aside.append(f"set aside {len(batch.messages)} messages, none of them an event, as {kept}: {said}")
+        return {"dead_rows": len(batch.messages)}
 
     def _ingest(self, batch: Batch) -> RunRecord:
         folder = self._next("ingest")

@@ -22,6 +22,7 @@ from beam_jobs.errors import OptionsError, RunInProgress, SourceLost
 from beam_jobs.follow.service import FollowOptions, Service
 from beam_jobs.follow.sources import Batch, open_source
 from cache_store import Store
+from vista.data.logs.schema import MissingColumn
 from vista.data.tables.reading import read_bucket
 from vista.data.tables.warehouse import Warehouse
 
@@ -248,3 +249,46 @@ def test_a_topic_of_several_partitions_is_read_once_from_the_tables_own_offsets(
     producer.flush(10)
     assert follow_until(wide, open_source(url), 10) == 10
     assert stored(options) == expected(70)
+
+
+# What is no event ---------------------------------------------------------------------------------------
+
+
+def test_a_batch_of_nothing_but_nonsense_is_set_aside_and_the_stream_goes_on(options):
+    nonsense = [b"nonsense", b"[]", b'"text"', b""] * 10
+    source = Listed(
+        [*nonsense, *(message(n) for n in range(40)), *nonsense, *(message(n) for n in range(40, 60))]
+    )
+    told = [turn for turns in (1, 2, 1) for turn in follow(options, source, turns)]
+    assert [t.position for t in told] == ["40", "80", "120", "140"]
+    assert stored(options) == expected(60)
+    kept = sorted((Path(options.run_dir) / "dead-letters").glob("set-aside-*.jsonl"))
+    assert [len(path.read_bytes().splitlines()) for path in kept] == [40, 40]
+    assert "set aside 40 messages" in told[0].tidied[0]
+
+
+def test_messages_without_the_declared_columns_are_a_fault_of_the_options_until_one_batch_was_understood(
+    options,
+):
+    other = [b'{"user": 1, "thing": 2}'] * 40
+    with pytest.raises(MissingColumn, match="user_id"):
+        follow(options, Listed(list(other)), 1)
+    source = Listed([*(message(n) for n in range(40)), *other])
+    assert [t.position for t in follow(options, source, 2)] == ["40", "80"]
+    assert stored(options) == expected(40)
+
+
+def test_a_file_that_is_no_log_is_told_and_does_not_stop_the_folder(options, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    old = time.time() - 60
+    for name, text in {
+        "a.jsonl": message(1),
+        "notes.csv": b"a note\nof mine\n",
+        "b.jsonl": message(2),
+    }.items():
+        (folder / name).write_bytes(text)
+        os.utime(folder / name, (old, old))
+    (turn,) = follow(options, open_source(str(folder)), 1)
+    assert turn.counts["events_written"] == 2 and turn.counts["bad_files"] == 1
+    assert "notes.csv" in turn.tidied[0] and (folder / "notes.csv").exists()
