@@ -6,7 +6,8 @@
     SummaryFeature                          the lookup as a layer of a PyTorch model (extra ``torch``)
 
 To read the code: ``store`` (the face), then ``format`` (what the bytes are), ``read``, ``write``, ``change``
-(publish, compact, prune, forget, verify), ``remote`` (push and pull), ``torch``; ``native`` is the same loops in C,
+(publish, compact, prune, forget, verify), ``remote`` (push and pull), ``torch``, ``flight``
+(readers on other hosts); ``native`` is the same loops in C,
 ``errors`` what can go wrong, ``testing`` an aid for tests of one's own. docs/format.md says what the bytes are for
 readers in other languages.
 """

@@ -3,5 +3,5 @@
 Read in this order: ``layout`` (what lies where), ``keys`` (users as keys and buckets), ``record`` and ``quantize``
 (the bytes of one user), ``index`` and ``pages`` (where a record lies), ``receipt`` and ``manifest`` (what a shard and
 a generation say of themselves), ``lines`` (what is live); ``checked`` reads small files that anybody may have
-written.
+written, ``shown`` is how things look at a prompt.
 """
