@@ -4,5 +4,6 @@
     SummaryClient("grpc://127.0.0.1:8815").lookup(users)
 
 To read the code: ``asking`` (what a request says), ``coalescing`` (many requests, one lookup), ``server``, ``counts``
-and ``pages`` (health and metrics over HTTP), ``client``. docs/serve-protocol.md is what a client in another language is written from.
+and ``pages`` (health and metrics over HTTP), ``client``. docs/serve-protocol.md is what a client in another language
+is written from.
 """

@@ -1,6 +1,7 @@
 """From users to tokens.
 
 Read in this order: ``options`` (how a store is read), ``mapping`` (files as memory), ``generation`` (one of them),
-``snapshot`` (a pinned chain and its batches), ``found`` and ``columns`` (what they give), ``views`` (which generation), ``watch`` (files that change beneath a
-reader), ``leases`` (what ``prune`` must leave); then ``prefetch`` and ``counters``.
+``snapshot`` (a pinned chain and its batches), ``found`` and ``columns`` (what they give), ``views`` (which
+generation), ``watch`` (files that change beneath a reader), ``leases`` (what ``prune`` must leave); then ``prefetch``
+and ``counters``.
 """

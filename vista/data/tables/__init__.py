@@ -2,9 +2,9 @@
 
 Read in this order: ``rows`` and ``sorting`` (a sorted file and its order), ``merge`` and ``reading`` (many files as
 one stream; paths alone, no catalogue), ``schemas`` and ``manifests`` (what Iceberg keeps), ``warehouse`` (open,
-facts, files) over ``folder``, ``items`` and their ``content``, ``ledger`` (which logs are in), ``forgotten`` and ``remembering`` (who may
-not come back). Then the verbs, functions of a warehouse: ``commits``, ``appending``, ``adopting``, ``undoing``,
-``pruning``, ``forgetting``, ``compaction``, ``relocating``.
+facts, files) over ``folder``, ``items`` and their ``content``, ``ledger`` (which logs are in), ``forgotten`` and
+``remembering`` (who may not come back). Then the verbs, functions of a warehouse: ``commits``, ``appending``,
+``adopting``, ``undoing``, ``pruning``, ``forgetting``, ``compaction``, ``relocating``.
 """
 
 from __future__ import annotations
