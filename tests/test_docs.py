@@ -180,3 +180,20 @@ def test_api_pages_are_made_from_the_docstrings(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     page = (tmp_path / "cache_store.html").read_text(encoding="utf-8")
     assert "lookup" in page and "Traceback" not in done.stderr
+
+
+TWICE = {
+    "FingerprintMismatch": "the store and the model refuse it each on its own: neither package knows the other",
+    "MissingExtra": "either package is installed without the other",
+}
+"""Class names that mean the same thing in two packages, with the reason why there are two."""
+
+
+def test_a_class_name_means_one_thing_in_all_packages():
+    found: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(f"{name_of(path)}:{node.lineno}")
+    assert {name: places for name, places in found.items() if len(places) > 1 and name not in TWICE} == {}
+    assert {name for name in TWICE if len(found.get(name, ())) < 2} == set()

@@ -32,7 +32,7 @@ import xxhash
 from beam_jobs.errors import OptionsError, RunRecordDamaged
 from beam_jobs.follow.delivery import Delivery
 from beam_jobs.follow.sinks import open_sink
-from beam_jobs.follow.sources import Batch, Source
+from beam_jobs.follow.sources import Arrived, EventSource
 from beam_jobs.generation import refresh
 from beam_jobs.generation.refresh import RefreshOptions
 from beam_jobs.horizon import horizon_of
@@ -131,7 +131,7 @@ class Service:
         clock: seconds since the epoch.
     """
 
-    def __init__(self, options: FollowOptions, source: Source, clock: Callable[[], float] = time.time):
+    def __init__(self, options: FollowOptions, source: EventSource, clock: Callable[[], float] = time.time):
         self.options, self.source, self._clock = options, source, clock
         self.folder = Path(options.run_dir)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -228,7 +228,7 @@ class Service:
         """Says how far beyond the tables' position the source was taken, where nothing of that could be ingested."""
         return self.folder / f"set-aside-{self.source.name}.json"
 
-    def _take(self, batch: Batch, aside: list[str]) -> Mapping[str, int]:
+    def _take(self, batch: Arrived, aside: list[str]) -> Mapping[str, int]:
         """Ingest a batch. Where it holds nothing that can be ingested, it is set aside and the service goes on.
 
         Raises:
@@ -254,7 +254,7 @@ class Service:
             counts.update(self._take(dataclasses.replace(batch, files=(file,)), aside))
         return counts
 
-    def _set_aside(self, batch: Batch, said: str, aside: list[str]) -> Mapping[str, int]:
+    def _set_aside(self, batch: Arrived, said: str, aside: list[str]) -> Mapping[str, int]:
         """Keep the messages of a batch as a file beside the dead letters, and go on after it."""
         folder = self.folder / "dead-letters"
         folder.mkdir(exist_ok=True)
@@ -265,7 +265,7 @@ class Service:
         aside.append(f"set aside {len(batch.messages)} messages, none of them an event, as {kept}: {said}")
         return {"dead_rows": len(batch.messages)}
 
-    def _ingest(self, batch: Batch) -> RunRecord:
+    def _ingest(self, batch: Arrived) -> RunRecord:
         folder = self._next("ingest")
         files = tuple(batch.files)
         if batch.messages:

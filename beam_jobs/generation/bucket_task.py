@@ -74,7 +74,7 @@ class BucketTask:
 
 
 @dataclass(frozen=True)
-class Settings:
+class SummarySettings:
     """What all tasks of a run share.
 
     Attributes:
@@ -89,7 +89,7 @@ class Settings:
     fingerprint: str
     schema: RecordSchema
     num_shards: int
-    source: Source
+    source: BucketSource
     max_events: int
     threads: int
     now_ms: int
@@ -172,7 +172,7 @@ StatesOf = Callable[[Any], list[UserState | None]]
 Input = tuple[Iterator[UserBatch], StatesOf]
 
 
-class Source(Protocol):
+class BucketSource(Protocol):
     """What of a bucket is read. A frozen dataclass of plain values."""
 
     def open(
@@ -208,7 +208,7 @@ def torch_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def do_bucket(task: BucketTask, settings: Settings) -> dict[str, int]:
+def do_bucket(task: BucketTask, settings: SummarySettings) -> dict[str, int]:
     """Make the shard of one bucket and write its receipt; returns its counts.
 
     Idempotent: a finished bucket whose files are intact is left as it is.
@@ -223,7 +223,7 @@ def do_bucket(task: BucketTask, settings: Settings) -> dict[str, int]:
     return receipt["counts"]
 
 
-def _build(task: BucketTask, settings: Settings, run: RunDirectory) -> dict[str, Any]:
+def _build(task: BucketTask, settings: SummarySettings, run: RunDirectory) -> dict[str, Any]:
     model = worker_model(settings.bundle, settings.fingerprint, settings.device)
     failed: dict[Any, tuple[str, str]] = {}
     started = time.perf_counter()
@@ -272,7 +272,7 @@ def _build(task: BucketTask, settings: Settings, run: RunDirectory) -> dict[str,
 
 def _stream(
     task: BucketTask,
-    settings: Settings,
+    settings: SummarySettings,
     model: VistaModel,
     writer: ShardWriter,
     failed: dict[Any, tuple[str, str]],
@@ -348,7 +348,12 @@ class _Feed:
 
 
 def _answers(
-    model: VistaModel, feed: _Feed, states_of: StatesOf, task: BucketTask, settings: Settings, meter: Meter
+    model: VistaModel,
+    feed: _Feed,
+    states_of: StatesOf,
+    task: BucketTask,
+    settings: SummarySettings,
+    meter: Meter,
 ) -> Iterator[SummaryBatch]:
     """``summarize_stream`` with its time on the meter, and with failures traced to the users that cause them."""
     stream = summarize_stream(model, iter(feed), states_of, settings.max_events)
@@ -394,7 +399,7 @@ def _check_finite(answer: SummaryBatch, model: VistaModel) -> None:
 
 
 def _failing_alone(
-    users: list[Any], model: VistaModel, task: BucketTask, settings: Settings
+    users: list[Any], model: VistaModel, task: BucketTask, settings: SummarySettings
 ) -> dict[Any, tuple[str, str]]:
     """Those of ``users`` that fail without the others, with reason and detail of each, by halving."""
     if not users:

@@ -82,7 +82,7 @@ def plan(options: SummarizeOptions | RefreshOptions, workers: int = 1) -> JobPla
     """
     if workers < 1:
         raise OptionsError(f"--workers: expected at least 1, found {workers}; see vista plan --help")
-    world = summarize.World.of(options)
+    world = summarize.TablesAndModel.of(options)
     warehouse, fingerprint, notes = world.warehouse, world.fingerprint, world.notes
     model = worker_model(str(options.bundle), fingerprint)
     schema = schema_of(model, warehouse.user_kind, options.codecs)

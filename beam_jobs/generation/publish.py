@@ -17,7 +17,7 @@ from typing import Any
 
 from beam_jobs.errors import ExitCode, IncompleteRun
 from beam_jobs.generation import gate
-from beam_jobs.generation.bucket_task import BucketTask, Settings, do_bucket
+from beam_jobs.generation.bucket_task import BucketTask, SummarySettings, do_bucket
 from beam_jobs.generation.gate import Bounds
 from beam_jobs.run.job import Receipts, Run, totals, wall_clock
 from beam_jobs.run.record import RunRecord
@@ -30,7 +30,7 @@ def to_generation(
     run: Run,
     store: Store,
     tasks: Sequence[BucketTask],
-    settings: Settings,
+    settings: SummarySettings,
     target: Publication,
     limits: Bounds | None = None,
 ) -> RunRecord:

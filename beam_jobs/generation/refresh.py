@@ -27,7 +27,7 @@ from beam_jobs.generation.bucket_task import BucketTask, worker_model
 from beam_jobs.generation.changed_users import RefreshSource
 from beam_jobs.generation.gate import Bounds
 from beam_jobs.generation.publish import nothing_to_do, to_generation
-from beam_jobs.generation.summarize import SummarizeOptions, World, schema_of
+from beam_jobs.generation.summarize import SummarizeOptions, TablesAndModel, schema_of
 from beam_jobs.run import job as jobs
 from beam_jobs.run.job import Run
 from beam_jobs.run.record import RunRecord
@@ -126,7 +126,7 @@ def run(options: RefreshOptions, beam_args: Sequence[str] = ()) -> RunRecord:
     Raises:
         VistaError, StoreError: with the exit code in the class; the old generation stays live.
     """
-    world = World.of(options)
+    world = TablesAndModel.of(options)
     warehouse = world.warehouse
 
     def work(run: Run) -> RunRecord:

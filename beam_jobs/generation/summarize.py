@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from beam_jobs.errors import OptionsError
 from beam_jobs.generation.bucket_task import (
+    BucketSource,
     BucketTask,
     FullSource,
-    Settings,
-    Source,
+    SummarySettings,
     worker_bytes,
     worker_model,
 )
@@ -120,7 +120,7 @@ def run(options: SummarizeOptions, beam_args: Sequence[str] = ()) -> RunRecord:
     Raises:
         VistaError, StoreError: with the exit code in the class; the old generation stays live.
     """
-    world = World.of(options)
+    world = TablesAndModel.of(options)
 
     def work(run: Run) -> RunRecord:
         if run.record.fingerprint is None:  # a continued run reads what it began with
@@ -131,7 +131,7 @@ def run(options: SummarizeOptions, beam_args: Sequence[str] = ()) -> RunRecord:
 
 
 @dataclass(frozen=True)
-class World:
+class TablesAndModel:
     """Tables and the model of a bundle that fits them; ``notes`` tell what the model has not seen."""
 
     warehouse: Warehouse
@@ -139,11 +139,11 @@ class World:
     notes: list[str]
 
     @staticmethod
-    def of(options: SummarizeOptions | RefreshOptions) -> World:
+    def of(options: SummarizeOptions | RefreshOptions) -> TablesAndModel:
         """Raises OptionsError: see :func:`check_same_world`."""
         meta, fingerprint = bundles.read_meta(options.bundle)
         warehouse = Warehouse(options.warehouse).open()
-        return World(warehouse, fingerprint, check_same_world(meta, warehouse))
+        return TablesAndModel(warehouse, fingerprint, check_same_world(meta, warehouse))
 
     def job(self, name: str, options: SummarizeOptions | RefreshOptions, args: Sequence[str]) -> Job:
         return Job(
@@ -207,10 +207,10 @@ def settings_of(
     options: SummarizeOptions | RefreshOptions,
     store: Store,
     schema: RecordSchema,
-    source: Source,
-) -> Settings:
+    source: BucketSource,
+) -> SummarySettings:
     """What the tasks of a run share."""
-    return Settings(
+    return SummarySettings(
         job=run.record.job,
         run_dir=str(run.directory.path),
         staging=str(store.staging(run.record.run_id)),

@@ -22,12 +22,12 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from beam_jobs.ingest.spill import Piece, groups_of, read_pieces, write_chunk
+from beam_jobs.ingest.spill import Spilled, groups_of, read_pieces, write_chunk
 from beam_jobs.ingest.units import (
     KINDS,
+    IngestSettings,
     OldFile,
     Routed,
-    Settings,
     finished,
     inputs_digest,
     item_shard,
@@ -43,10 +43,10 @@ from vista.data.tables.rows import DTYPES, HISTORY, Kind, Rows, SortedWriter, ba
 from vista.errors import DataError
 
 
-def build_bucket(bucket: int, values: Iterable[Piece | OldFile], settings: Settings) -> list[Routed]:
+def build_bucket(bucket: int, values: Iterable[Spilled | OldFile], settings: IngestSettings) -> list[Routed]:
     """Sort the new rows of a bucket, drop those that are repeated or in the table, write one file per table."""
     values = list(values)
-    new = {tag: [v for v in values if isinstance(v, Piece) and v.tag == tag] for tag in KINDS}
+    new = {tag: [v for v in values if isinstance(v, Spilled) and v.tag == tag] for tag in KINDS}
     old = {tag: [v.file for v in values if isinstance(v, OldFile) and v.tag == tag] for tag in KINDS}
     if not any(new.values()):
         return []
@@ -93,9 +93,9 @@ class _Written:
 def _write_table(
     bucket: int,
     tag: str,
-    pieces: Sequence[Piece],
+    pieces: Sequence[Spilled],
     old: Sequence[DataFile],
-    settings: Settings,
+    settings: IngestSettings,
     fill: Callable[[Rows], Rows] | None = None,
 ) -> _Written:
     kind = KINDS[tag]
@@ -139,9 +139,9 @@ def _write_table(
 
 def _sorted_rows(
     bucket: int,
-    pieces: Sequence[Piece],
+    pieces: Sequence[Spilled],
     kind: Kind,
-    settings: Settings,
+    settings: IngestSettings,
     fill: Callable[[Rows], Rows] | None,
     copies: Counter[str],
 ) -> Iterator[tuple[Rows, int]]:
@@ -177,7 +177,7 @@ def _sorted_rows(
 
 
 def _sort_group(
-    pieces: Sequence[Piece],
+    pieces: Sequence[Spilled],
     kind: Kind,
     fill: Callable[[Rows], Rows] | None,
     copies: Counter[str],

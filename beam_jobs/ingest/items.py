@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_jobs.ingest.read import as_table
-from beam_jobs.ingest.spill import Piece, read_pieces, write_chunk
-from beam_jobs.ingest.units import Routed, Settings, finished, inputs_digest, item_shard, write_unit
+from beam_jobs.ingest.spill import Spilled, read_pieces, write_chunk
+from beam_jobs.ingest.units import IngestSettings, Routed, finished, inputs_digest, item_shard, write_unit
 from beam_jobs.ingest.vocabulary import batch_rows, text_columns
 from beam_jobs.run.record import DEAD_LETTER_SCHEMA
 from vista.data.logs.importer import check_items
-from vista.data.logs.schema import Source, UnreadableFile, WrongType, open_source
+from vista.data.logs.schema import LogFile, UnreadableFile, WrongType, open_source
 from vista.data.paths import is_full
 from vista.data.tables import content
 from vista.data.tables.items import ItemCounts, chosen
@@ -33,7 +33,7 @@ SHARD_BYTES = 1 << 28
 """Of vectors in one item shard, about."""
 
 
-def vector_width(sources: Sequence[Source], present: int) -> int:
+def vector_width(sources: Sequence[LogFile], present: int) -> int:
     """Floats of an item's vector: those of the tables, else what most vectors of the files have; 0 where none has one.
 
     Raises:
@@ -58,7 +58,7 @@ def vector_width(sources: Sequence[Source], present: int) -> int:
     return expected
 
 
-def _widths(source: Source) -> Counter[int]:
+def _widths(source: LogFile) -> Counter[int]:
     found: Counter[int] = Counter()
     with open_source(source.data) as file:
         for batch in file.iter_batches(65_536, columns=[source.names["vector"]]):
@@ -70,7 +70,7 @@ def _widths(source: Source) -> Counter[int]:
     return found
 
 
-def _first(source: Source, width: int) -> int:
+def _first(source: LogFile, width: int) -> int:
     """Number of the first row with a vector of a width."""
     row = 0
     with open_source(source.data) as file:
@@ -82,12 +82,12 @@ def _first(source: Source, width: int) -> int:
     return row
 
 
-def tells_content(sources: Sequence[Source]) -> bool:
+def tells_content(sources: Sequence[LogFile]) -> bool:
     """Whether item files have more than names."""
     return any(source.kinds.get(name, "null") != "null" for source in sources for name in content.FIELDS)
 
 
-def read_items(sources: Sequence[Source], settings: Settings) -> list[Routed]:
+def read_items(sources: Sequence[LogFile], settings: IngestSettings) -> list[Routed]:
     """Read, check and spill what item files say.
 
     Raises:
@@ -138,14 +138,14 @@ def _whole(columns: dict[str, pa.Array], rows: int) -> dict[str, pa.Array]:
 
 
 def _spilled(
-    tag: str, columns: dict[str, np.ndarray | pa.Array], file: str, settings: Settings
+    tag: str, columns: dict[str, np.ndarray | pa.Array], file: str, settings: IngestSettings
 ) -> list[Routed]:
     part = item_shard(next(iter(columns.values())), settings.item_shards)
     pieces = write_chunk(settings.spill(tag, file), tag, part, columns)
     return [("items", shard, piece) for shard, piece in pieces.items()]
 
 
-def build_items(shard: int, values: Iterable[Piece], settings: Settings) -> None:
+def build_items(shard: int, values: Iterable[Spilled], settings: IngestSettings) -> None:
     """Add up the items of a shard over all buckets, with what item files say of them, and write a file per table."""
     name = f"items-{shard:05d}"
     pieces = list(values)
@@ -180,7 +180,7 @@ def build_items(shard: int, values: Iterable[Piece], settings: Settings) -> None
     write_unit(settings, name, inputs, [], counts, start, files)
 
 
-def _in_order(pieces: Sequence[Piece]) -> list[Piece]:
+def _in_order(pieces: Sequence[Spilled]) -> list[Spilled]:
     return sorted(pieces, key=lambda p: p.path)
 
 

@@ -29,8 +29,16 @@ import pyarrow.parquet as pq
 from beam_jobs.errors import ExitCode, IncompleteRun
 from beam_jobs.ingest import pipeline as steps
 from beam_jobs.ingest.items import SHARD_BYTES, read_items, tells_content
-from beam_jobs.ingest.plan import LOG_KINDS, IngestOptions, Plan, holds_users, make_plan, read_tasks, rules_of
-from beam_jobs.ingest.units import OldFile, Settings
+from beam_jobs.ingest.plan import (
+    LOG_KINDS,
+    IngestOptions,
+    IngestPlan,
+    holds_users,
+    make_plan,
+    read_tasks,
+    rules_of,
+)
+from beam_jobs.ingest.units import IngestSettings, OldFile
 from beam_jobs.run import job as jobs
 from beam_jobs.run.job import Job, Run
 from beam_jobs.run.limits import check_disk
@@ -110,7 +118,7 @@ def _ingest(run: Run, options: IngestOptions) -> RunRecord:
 
 
 def _built_and_committed(
-    run: Run, options: IngestOptions, warehouse: Warehouse, plan: Plan
+    run: Run, options: IngestOptions, warehouse: Warehouse, plan: IngestPlan
 ) -> dict[str, int]:
     """Counts of the run, which is in the tables afterwards.
 
@@ -135,7 +143,7 @@ def _built_and_committed(
     return counts
 
 
-def _prepare(warehouse: Warehouse, run_dir: RunDirectory, plan: Plan) -> Plan:
+def _prepare(warehouse: Warehouse, run_dir: RunDirectory, plan: IngestPlan) -> IngestPlan:
     """Make the tables where there are none.
 
     Raises:
@@ -188,9 +196,11 @@ def _make_again(warehouse: Warehouse, user_kind: str) -> None:
     warehouse.open()
 
 
-def _settings(options: IngestOptions, warehouse: Warehouse, run_dir: RunDirectory, plan: Plan) -> Settings:
+def _settings(
+    options: IngestOptions, warehouse: Warehouse, run_dir: RunDirectory, plan: IngestPlan
+) -> IngestSettings:
     vectors = 4 * plan.vector_width * sum(s.rows for s in plan.items if "vector" in s.names)
-    return Settings(
+    return IngestSettings(
         run_dir=str(run_dir.path),
         run=plan.run,
         commit=plan.commit,
@@ -210,7 +220,7 @@ def _settings(options: IngestOptions, warehouse: Warehouse, run_dir: RunDirector
     )
 
 
-def _work(run: Run, warehouse: Warehouse, plan: Plan, settings: Settings) -> None:
+def _work(run: Run, warehouse: Warehouse, plan: IngestPlan, settings: IngestSettings) -> None:
     """Every step; what one hands to the next are paths, grouped here by bucket and by item shard."""
     named = read_items(plan.items, settings)
     tasks = [
@@ -230,7 +240,7 @@ def _work(run: Run, warehouse: Warehouse, plan: Plan, settings: Settings) -> Non
     run.do("ingest: items", shards, functools.partial(steps.add_up, settings=settings))
 
 
-def _check_room(options: IngestOptions, run_dir: RunDirectory, plan: Plan) -> None:
+def _check_room(options: IngestOptions, run_dir: RunDirectory, plan: IngestPlan) -> None:
     """Raises OptionsError, RunStorageFull: rows under way, or in the tables, have no room."""
     needs: dict[str | Path, int] = {run_dir.path: plan.rows * SPILLED_BYTES}
     if isinstance(options.warehouse, str) and paths.is_local(options.warehouse):
@@ -238,12 +248,12 @@ def _check_room(options: IngestOptions, run_dir: RunDirectory, plan: Plan) -> No
     check_disk(needs, options.max_bytes)
 
 
-def _write_bad_files(run_dir: RunDirectory, plan: Plan) -> None:
+def _write_bad_files(run_dir: RunDirectory, plan: IngestPlan) -> None:
     letters = [DeadLetter(JOB, "unreadable_file", why, source=path, rows=0) for path, why in plan.bad_files]
     run_dir.write_dead_letters("files", letters)
 
 
-def _counts(run_dir: RunDirectory, plan: Plan) -> dict[str, int]:
+def _counts(run_dir: RunDirectory, plan: IngestPlan) -> dict[str, int]:
     """Sums over the receipts, and law 8: what was read is accounted for.
 
     Raises:
@@ -298,7 +308,7 @@ def _counts(run_dir: RunDirectory, plan: Plan) -> dict[str, int]:
     return counts
 
 
-def _copies(run_dir: RunDirectory, plan: Plan) -> list[tuple[str, int]]:
+def _copies(run_dir: RunDirectory, plan: IngestPlan) -> list[tuple[str, int]]:
     """(file, how many of its rows were dropped as copies of others of it), most first."""
     receipts = run_dir.receipts().values()
     found: Counter[str] = Counter()
@@ -311,7 +321,7 @@ def _copies(run_dir: RunDirectory, plan: Plan) -> list[tuple[str, int]]:
 def _commit(
     warehouse: Warehouse,
     run_dir: RunDirectory,
-    plan: Plan,
+    plan: IngestPlan,
     counts: dict[str, int],
     properties: Mapping[str, str],
 ) -> None:
@@ -342,7 +352,7 @@ def _commit(
     )
 
 
-def _ledger_rows(run_dir: RunDirectory, plan: Plan, in_table: int) -> list[LedgerRow]:
+def _ledger_rows(run_dir: RunDirectory, plan: IngestPlan, in_table: int) -> list[LedgerRow]:
     dead: dict[str, int] = {}
     for path in sorted((run_dir.path / "dead").glob("read-*.parquet")):
         letters = pq.read_table(path, columns=["source", "rows"])
@@ -356,7 +366,7 @@ def _ledger_rows(run_dir: RunDirectory, plan: Plan, in_table: int) -> list[Ledge
 
 
 def _notes(
-    plan: Plan, warehouse: Warehouse, counts: dict[str, int], copies: Sequence[tuple[str, int]]
+    plan: IngestPlan, warehouse: Warehouse, counts: dict[str, int], copies: Sequence[tuple[str, int]]
 ) -> list[str]:
     notes = list(plan.remarks)
     if copies:

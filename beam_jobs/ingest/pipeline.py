@@ -16,8 +16,8 @@ from typing import Any
 from beam_jobs.ingest.build import build_bucket
 from beam_jobs.ingest.items import build_items
 from beam_jobs.ingest.read import read_logs
-from beam_jobs.ingest.spill import Piece
-from beam_jobs.ingest.units import OldFile, ReadTask, Routed, Settings
+from beam_jobs.ingest.spill import Spilled
+from beam_jobs.ingest.units import IngestSettings, OldFile, ReadTask, Routed
 from beam_jobs.run.record import unit_name
 
 
@@ -26,7 +26,7 @@ class Bucket:
     """New rows of a bucket and the files that the tables have of it."""
 
     number: int
-    values: tuple[Piece | OldFile, ...]
+    values: tuple[Spilled | OldFile, ...]
 
     @property
     def name(self) -> str:
@@ -34,7 +34,7 @@ class Bucket:
 
     @property
     def rows(self) -> int:
-        return sum(v.rows for v in self.values if isinstance(v, Piece))
+        return sum(v.rows for v in self.values if isinstance(v, Spilled))
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ItemShard:
     """Counts, names and content of a share of the items."""
 
     number: int
-    values: tuple[Piece, ...]
+    values: tuple[Spilled, ...]
 
     @property
     def name(self) -> str:
@@ -53,18 +53,18 @@ class ItemShard:
         return sum(v.rows for v in self.values)
 
 
-def read(task: ReadTask, settings: Settings) -> dict[str, int]:
+def read(task: ReadTask, settings: IngestSettings) -> dict[str, int]:
     read_logs(task, settings)
     return {"rows_read": task.rows}
 
 
-def build(task: Bucket, settings: Settings) -> dict[str, int]:
+def build(task: Bucket, settings: IngestSettings) -> dict[str, int]:
     build_bucket(task.number, task.values, settings)
     counts = (settings.directory.receipt(task.name, verify=False) or {"counts": {}})["counts"]
     return {name: counts.get(name, 0) for name in ("users", "events")}
 
 
-def add_up(task: ItemShard, settings: Settings) -> dict[str, int]:
+def add_up(task: ItemShard, settings: IngestSettings) -> dict[str, int]:
     build_items(task.number, task.values, settings)
     return {}
 
@@ -74,12 +74,12 @@ def handed_on(receipts: Iterable[Mapping[str, Any]]) -> Iterator[Routed]:
     for receipt in receipts:
         shared: dict[str, str] = {}  # thousands of pieces lie in one file
         for to, number, piece in receipt["routed"]:
-            yield to, number, Piece(**{**piece, "path": shared.setdefault(piece["path"], piece["path"])})
+            yield to, number, Spilled(**{**piece, "path": shared.setdefault(piece["path"], piece["path"])})
 
 
-def grouped(routed: Iterable[Routed], to: str) -> dict[int, list[Piece]]:
+def grouped(routed: Iterable[Routed], to: str) -> dict[int, list[Spilled]]:
     """Pieces for ``bucket`` or ``items`` by number, in order."""
-    found: defaultdict[int, list[Piece]] = defaultdict(list)
+    found: defaultdict[int, list[Spilled]] = defaultdict(list)
     for kind, number, piece in routed:
         if kind == to:
             found[number].append(piece)

@@ -25,7 +25,7 @@ from vista.data.logs.columnar import is_columnar
 from vista.data.logs.importer import Rules
 from vista.data.logs.inspecting import inspect
 from vista.data.logs.reading import Reading
-from vista.data.logs.schema import Source, UnreadableFile, WrongType
+from vista.data.logs.schema import LogFile, UnreadableFile, WrongType
 from vista.data.tables import ledger
 from vista.data.tables.commits import recover
 from vista.data.tables.content import WIDTH
@@ -148,7 +148,7 @@ class IngestOptions:
 
 
 @dataclass(frozen=True)
-class Plan:
+class IngestPlan:
     """What a run decided at its start; ``plan.json``.
 
     Attributes:
@@ -173,9 +173,9 @@ class Plan:
     user_kind: str
     num_buckets: int
     kinds: dict[str, str]
-    events: tuple[Source, ...]
-    impressions: tuple[Source, ...]
-    items: tuple[Source, ...]
+    events: tuple[LogFile, ...]
+    impressions: tuple[LogFile, ...]
+    items: tuple[LogFile, ...]
     known: int
     bad_files: tuple[tuple[str, str], ...]
     actions: tuple[str, ...] = ()
@@ -196,14 +196,14 @@ class Plan:
         return (json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode()
 
     @staticmethod
-    def from_json(text: str) -> Plan:
+    def from_json(text: str) -> IngestPlan:
         values = json.loads(text)
         for name in ("events", "impressions", "items"):
-            values[name] = tuple(Source(**{**s, "groups": tuple(s["groups"])}) for s in values[name])
+            values[name] = tuple(LogFile(**{**s, "groups": tuple(s["groups"])}) for s in values[name])
         values["bad_files"] = tuple((a, b) for a, b in values["bad_files"])
         for name in ("actions", "surfaces", "remarks"):
             values[name] = tuple(values.get(name, ()))
-        return Plan(**values)
+        return IngestPlan(**values)
 
 
 @dataclass
@@ -214,7 +214,7 @@ class _Logs:
     columns: tuple[schema.Column, ...]
     reading: Reading
     seen: set[tuple[int, str]] = field(default_factory=set)
-    good: list[Source] = field(default_factory=list)
+    good: list[LogFile] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
 
     def to_convert(self, folder: str, bounds: tuple[int, int]) -> list[Log]:
@@ -235,7 +235,7 @@ class _Logs:
             DataError: the first fault of a column.
         """
 
-        def look(path: str) -> Source | UnreadableFile:
+        def look(path: str) -> LogFile | UnreadableFile:
             try:
                 found = inspect(
                     path, self.columns, self.reading, bounds,
@@ -304,7 +304,7 @@ def _agreed(groups: Sequence[_Logs], fixed: Mapping[str, str]) -> dict[str, str]
     return {**named, **kinds}
 
 
-def common_kinds(sources: Iterable[Source], fixed: Mapping[str, str]) -> dict[str, str]:
+def common_kinds(sources: Iterable[LogFile], fixed: Mapping[str, str]) -> dict[str, str]:
     """The kind of each meaning (user, item, action, surface) over all files, equal to what the table has. Files without
     a row that will be taken, and columns of nulls, say nothing.
 
@@ -334,10 +334,10 @@ def common_kinds(sources: Iterable[Source], fixed: Mapping[str, str]) -> dict[st
     return kinds
 
 
-def read_tasks(sources: Sequence[Source], tag: str, chunk_rows: int) -> list[ReadTask]:
+def read_tasks(sources: Sequence[LogFile], tag: str, chunk_rows: int) -> list[ReadTask]:
     """Row groups dealt out in order: tasks of about ``chunk_rows`` rows, across files where those are small."""
     tasks: list[ReadTask] = []
-    parts: list[tuple[Source, tuple[int, ...], int]] = []
+    parts: list[tuple[LogFile, tuple[int, ...], int]] = []
     rows = 0
 
     def close() -> None:
@@ -391,11 +391,11 @@ def make_plan(
     run_dir: RunDirectory,
     record: RunRecord,
     beam_args: Sequence[str],
-) -> Plan:
+) -> IngestPlan:
     """The plan of an earlier attempt, or a new one."""
     path = run_dir.path / "plan.json"
     if path.exists():
-        return _unchanged(Plan.from_json(path.read_text()), run_dir)
+        return _unchanged(IngestPlan.from_json(path.read_text()), run_dir)
     bounds = time_bounds(options, record.started_ms)
     left_out: list[str] = []
     groups = logs_asked(options, left_out)
@@ -425,7 +425,7 @@ def make_plan(
         )
     events, shown, items = ([s for s in g.good if (s.bytes, s.digest) not in g.seen] for g in groups)
     known += sum(len(g.good) for g in groups) - len(events) - len(shown) - len(items)
-    plan = Plan(
+    plan = IngestPlan(
         run=record.run_id,
         commit=warehouse.commit_number + 1 if there else 1,
         min_time_ms=bounds[0],
@@ -505,7 +505,7 @@ def _user_kind(kinds: Mapping[str, str], warehouse: Warehouse | None) -> str:
     return warehouse.user_kind
 
 
-def rules_of(plan: Plan, reading: Reading) -> Rules:
+def rules_of(plan: IngestPlan, reading: Reading) -> Rules:
     """What the rows of a plan's files must satisfy."""
     return Rules(plan.min_time_ms, plan.max_time_ms, plan.actions, plan.surfaces, reading, plan.first_time_ms)
 
@@ -526,9 +526,9 @@ def _known_weights(log: dict[str, Any], actions: Sequence[str], options: IngestO
     return {**log, "weights": known} if told else log
 
 
-def _numbered(sources: Sequence[Source]) -> tuple[Source, ...]:
+def _numbered(sources: Sequence[LogFile]) -> tuple[LogFile, ...]:
     """The files with their numbers, and the number of each one's first row."""
-    found: list[Source] = []
+    found: list[LogFile] = []
     first = 0
     for number, source in enumerate(sources):
         found.append(dataclasses.replace(source, number=number, first=first))
@@ -545,7 +545,7 @@ def _first_time(options: IngestOptions, warehouse: Warehouse | None) -> int:
     return max(times) + 1 if times else FIRST_ORDER_MS
 
 
-def _unchanged(plan: Plan, run_dir: RunDirectory) -> Plan:
+def _unchanged(plan: IngestPlan, run_dir: RunDirectory) -> IngestPlan:
     """The plan, if its files are still those it was made for.
 
     Raises:

@@ -31,7 +31,7 @@ from vista.data.logs.csv_rows import QuotesAreText, csv_rows
 from vista.data.logs.importer import Rules, accepted, check, check_items
 from vista.data.logs.letters import Letter, shown
 from vista.data.logs.reading import Reading
-from vista.data.logs.schema import BROKEN, LINE, SECOND, TOLD, Source, UnreadableFile, open_source
+from vista.data.logs.schema import BROKEN, LINE, SECOND, TOLD, LogFile, UnreadableFile, open_source
 
 ROWS = 1_000
 HEAD_BYTES = 1 << 20
@@ -134,7 +134,7 @@ def _text_head(path: str, target: Path) -> None:
         out.write(b"".join(whole[: ROWS + 1]))
 
 
-def _look(source: Source, path: str, of: str, reading: Reading, bounds: tuple[int, int]) -> Look:
+def _look(source: LogFile, path: str, of: str, reading: Reading, bounds: tuple[int, int]) -> Look:
     with open_source(source.data, text_columns(source)) as file:
         schema = file.schema_arrow
         wanted = list(dict.fromkeys(source.names.values()))
@@ -166,7 +166,7 @@ def _look(source: Source, path: str, of: str, reading: Reading, bounds: tuple[in
     )
 
 
-def _how(meaning: str, source: Source, reading: Reading) -> str:
+def _how(meaning: str, source: LogFile, reading: Reading) -> str:
     kind = source.kinds.get(meaning, "text")
     if meaning.startswith(TOLD):
         action = next(a for a in reading.actions if TOLD + a.name == meaning)
@@ -184,7 +184,7 @@ def _how(meaning: str, source: Source, reading: Reading) -> str:
     return names.get(kind, kind)
 
 
-def _as_items(look: Look, batch: pa.RecordBatch, source: Source) -> Look:
+def _as_items(look: Look, batch: pa.RecordBatch, source: LogFile) -> Look:
     width = 0
     if source.kinds.get("vector", "null") != "null":
         width = vector_width([source], 0)
@@ -201,7 +201,7 @@ def _as_items(look: Look, batch: pa.RecordBatch, source: Source) -> Look:
 
 
 def _as_events(
-    look: Look, batch: pa.RecordBatch, source: Source, reading: Reading, bounds: tuple[int, int]
+    look: Look, batch: pa.RecordBatch, source: LogFile, reading: Reading, bounds: tuple[int, int]
 ) -> Look:
     open_rules = Rules(*bounds, (), (), reading)
     asked = [

@@ -10,7 +10,15 @@ import numpy as np
 import pyarrow as pa
 
 from beam_jobs.ingest.spill import write_chunk
-from beam_jobs.ingest.units import ReadTask, Routed, Settings, finished, inputs_digest, item_shard, write_unit
+from beam_jobs.ingest.units import (
+    IngestSettings,
+    ReadTask,
+    Routed,
+    finished,
+    inputs_digest,
+    item_shard,
+    write_unit,
+)
 from beam_jobs.ingest.vocabulary import batch_rows, text_columns
 from beam_jobs.run.record import DEAD_LETTER_SCHEMA, DeadLetter
 from cache_store.format.keys import bucket_of
@@ -19,7 +27,7 @@ from vista.data.logs.schema import UnreadableFile, open_source
 from vista.data.paths import is_full
 
 
-def read_logs(task: ReadTask, settings: Settings) -> list[Routed]:
+def read_logs(task: ReadTask, settings: IngestSettings) -> list[Routed]:
     """Read, check and spill the rows of a task.
 
     Raises:
@@ -101,7 +109,7 @@ class _Chunks:
         shown: of them, those that are impressions; unengaged: those that are nothing else.
     """
 
-    def __init__(self, task: ReadTask, settings: Settings):
+    def __init__(self, task: ReadTask, settings: IngestSettings):
         self._task, self._settings = task, settings
         self._held: dict[str, list[tuple[pa.Array, dict[str, np.ndarray]]]] = {}
         self._held_rows = 0
@@ -173,7 +181,7 @@ def _distinct(parts: Sequence[tuple[np.ndarray, pa.Array]]) -> tuple[np.ndarray,
     return item, names.take(pa.array(first))
 
 
-def spill_names(item: np.ndarray, names: pa.Array, file: str, settings: Settings) -> list[Routed]:
+def spill_names(item: np.ndarray, names: pa.Array, file: str, settings: IngestSettings) -> list[Routed]:
     """Names of items (int64 [M], string [M]) by item shard."""
     part = item_shard(item, settings.item_shards)
     pieces = write_chunk(settings.spill("names", file), "names", part, {"item": item, "name": names})

@@ -1,7 +1,7 @@
 """Chunks on their way from the readers of logs to the buckets: one file per chunk, one record batch per bucket.
 
-What goes from step to step is a :class:`Piece`: the file's path, the number of the record batch and its rows. The rows
-themselves lie under the run's directory, which all workers see, and are memory-mapped from there. So the shuffle of
+What goes from step to step is a :class:`Spilled`: the file's path, the number of the record batch, how many rows it
+has. The rows lie under the run's directory, which all workers see, and are memory-mapped from there. So the shuffle of
 a hundred million events moves a few thousand small values, whatever a runner can hold in memory or in one message.
 """
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 
 
 @dataclass(frozen=True)
-class Piece:
+class Spilled:
     """Rows of one part (bucket or item shard) in one chunk file.
 
     Attributes:
@@ -36,7 +36,7 @@ class Piece:
 
 def write_chunk(
     path: Path, tag: str, part: np.ndarray, columns: Mapping[str, np.ndarray | pa.Array]
-) -> dict[int, Piece]:
+) -> dict[int, Spilled]:
     """Write rows grouped by ``part`` (int32 [N], 0 or more); the file appears whole under ``path``.
 
     Returns:
@@ -55,14 +55,14 @@ def write_chunk(
         arrays[name] = pa.array(column[order]) if isinstance(column, np.ndarray) else column.take(take)
     batch = pa.record_batch(arrays)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    pieces: dict[int, Piece] = {}
+    pieces: dict[int, Spilled] = {}
     start = 0
     try:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
             for number in np.flatnonzero(counts).tolist():
                 rows = int(counts[number])
                 writer.write_batch(batch.slice(start, rows))
-                pieces[number] = Piece(tag, str(path), len(pieces), rows)
+                pieces[number] = Spilled(tag, str(path), len(pieces), rows)
                 start += rows
         os.replace(temporary, path)
     finally:
@@ -70,16 +70,16 @@ def write_chunk(
     return pieces
 
 
-def read_pieces(pieces: Sequence[Piece]) -> Iterator[pa.RecordBatch]:
+def read_pieces(pieces: Sequence[Spilled]) -> Iterator[pa.RecordBatch]:
     """The rows of each piece, memory-mapped."""
     for piece in pieces:
         with pa.memory_map(piece.path) as source:
             yield pa.ipc.open_file(source).get_batch(piece.index)
 
 
-def groups_of(pieces: Iterable[Piece], max_rows: int) -> list[list[Piece]]:
+def groups_of(pieces: Iterable[Spilled], max_rows: int) -> list[list[Spilled]]:
     """Pieces in groups of at most ``max_rows`` rows (a piece that is larger stands alone), in order of path."""
-    groups: list[list[Piece]] = []
+    groups: list[list[Spilled]] = []
     rows = 0
     for piece in sorted(pieces, key=lambda p: (p.path, p.index)):
         if not groups or rows + piece.rows > max_rows:

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from beam_jobs.ingest.spill import Piece
+from beam_jobs.ingest.spill import Spilled
 from beam_jobs.run.record import RunDirectory, peak_memory_bytes
 from vista.data import paths
 from vista.data.logs.importer import Rules
-from vista.data.logs.schema import Source
+from vista.data.logs.schema import LogFile
 from vista.data.tables.forgotten import ForgottenUsers
 from vista.data.tables.reading import DataFile
 from vista.data.tables.rows import HISTORY, IMPRESSIONS
@@ -28,7 +28,7 @@ KINDS = {"events": HISTORY, "impressions": IMPRESSIONS}
 
 
 @dataclass(frozen=True)
-class Settings:
+class IngestSettings:
     """What all tasks of a run share; plain values.
 
     Attributes:
@@ -65,7 +65,7 @@ class ReadTask:
 
     number: int
     tag: str
-    parts: tuple[tuple[Source, tuple[int, ...], int], ...]
+    parts: tuple[tuple[LogFile, tuple[int, ...], int], ...]
 
     @property
     def name(self) -> str:
@@ -84,12 +84,12 @@ class OldFile:
     file: DataFile
 
 
-Routed = tuple[str, int, Piece]
+Routed = tuple[str, int, Spilled]
 """(``bucket`` or ``items``, number of the bucket or item shard, piece)."""
 
 
 def write_unit(
-    settings: Settings,
+    settings: IngestSettings,
     name: str,
     inputs: str,
     routed: Sequence[Routed],
@@ -112,7 +112,7 @@ def write_unit(
     run.write_receipt(name, receipt)
 
 
-def inputs_digest(values: Sequence[dict[str, Any]], settings: Settings) -> str:
+def inputs_digest(values: Sequence[dict[str, Any]], settings: IngestSettings) -> str:
     """What a unit's receipt stands for: the same inputs, read by the same rules, for the same commit."""
     rules = [_plain(r) for r in (settings.rules, settings.shown_rules) if r is not None]
     facts = [settings.commit, rules, sorted(json.dumps(v, sort_keys=True) for v in values)]
@@ -123,12 +123,12 @@ def _plain(rules: Rules) -> dict[str, Any]:
     return {**asdict(rules), "reading": rules.reading.to_json()}
 
 
-def finished(settings: Settings, name: str, inputs: str) -> list[Routed] | None:
+def finished(settings: IngestSettings, name: str, inputs: str) -> list[Routed] | None:
     """What a unit handed on, where its receipt is for these inputs and its files are still there."""
     receipt = settings.directory.receipt(name)
     if receipt is None or receipt["inputs"] != inputs:
         return None
-    routed = [(to, number, Piece(**piece)) for to, number, piece in receipt["routed"]]
+    routed = [(to, number, Spilled(**piece)) for to, number, piece in receipt["routed"]]
     return routed if all(Path(p).exists() for p in {piece.path for _, _, piece in routed}) else None
 
 

@@ -20,7 +20,7 @@ from beam_jobs.run.engines import run_tasks
 from beam_jobs.run.record import RunDirectory, write_atomically
 from vista.data.logs.importer import MAX_ACTION, Rules, accepted
 from vista.data.logs.inspecting import column_bounds
-from vista.data.logs.schema import BROKEN, LINE, SECOND, Source, UnreadableFile, open_source
+from vista.data.logs.schema import BROKEN, LINE, SECOND, LogFile, UnreadableFile, open_source
 from vista.errors import DataError
 
 MAX_SURFACES = 1_000_000
@@ -41,17 +41,17 @@ class ScanColumns:
     events: Rules
     impressions: Rules
 
-    def __call__(self, task: tuple[Source, Names]) -> dict[str, int]:
+    def __call__(self, task: tuple[LogFile, Names]) -> dict[str, int]:
         self.scan(*task)
         return {}
 
-    def path(self, source: Source) -> Path:
+    def path(self, source: LogFile) -> Path:
         name = xxhash.xxh3_64_hexdigest(
             f"{source.path}|{source.bytes}|{source.digest}|{source.shows}".encode()
         )
         return Path(self.run_dir, "vocabulary", f"{name}.json")
 
-    def scan(self, source: Source, meanings: Sequence[str]) -> None:
+    def scan(self, source: LogFile, meanings: Sequence[str]) -> None:
         """Raises UnreadableFile."""
         if self.path(source).exists():
             return
@@ -75,7 +75,7 @@ class ScanColumns:
         write_atomically(self.path(source), json.dumps(values).encode())
 
     def _scan_group(
-        self, source: Source, rules: Rules, group: int, row: int, found: dict[str, set[str | int]]
+        self, source: LogFile, rules: Rules, group: int, row: int, found: dict[str, set[str | int]]
     ) -> None:
         with open_source(source.data, text_columns(source)) as file:
             columns = list(dict.fromkeys(source.names.values()))
@@ -85,11 +85,11 @@ class ScanColumns:
                         found[m].update(values)
                 row += batch.num_rows
 
-    def values(self, source: Source, meaning: str) -> list[str | int]:
+    def values(self, source: LogFile, meaning: str) -> list[str | int]:
         return json.loads(self.path(source).read_text()).get(meaning, [])
 
 
-def text_columns(source: Source) -> list[str]:
+def text_columns(source: LogFile) -> list[str]:
     """Columns to read as dictionaries: a text that stands in a million rows is held once."""
     return [n for m, n in source.names.items() if source.kinds.get(m) == "string" or m == BROKEN]
 
@@ -102,8 +102,8 @@ def batch_rows(file: pq.ParquetFile, most: int) -> int:
 
 
 def vocabularies(
-    events: Sequence[Source],
-    impressions: Sequence[Source],
+    events: Sequence[LogFile],
+    impressions: Sequence[LogFile],
     present: tuple[Names, Names],
     given: tuple[Names | None, Names | None],
     named: Names,
@@ -147,7 +147,7 @@ def vocabularies(
     return tuple(actions), tuple(surfaces)
 
 
-def _unknown(source: Source, given: tuple[Names | None, Names | None], actions: int) -> tuple[str, ...]:
+def _unknown(source: LogFile, given: tuple[Names | None, Names | None], actions: int) -> tuple[str, ...]:
     """Columns whose values have to be read: text, and numbers that may lie beyond the ``actions`` names there are."""
     found: list[str] = []
     for key in ("action", "actions") if given[0] is None else ():
@@ -161,7 +161,7 @@ def _unknown(source: Source, given: tuple[Names | None, Names | None], actions: 
 
 
 def _found(
-    sources: Sequence[Source], read: Sequence[tuple[Source, tuple[str, ...]]], scan: ScanColumns
+    sources: Sequence[LogFile], read: Sequence[tuple[LogFile, tuple[str, ...]]], scan: ScanColumns
 ) -> tuple[dict[str, set[str]], int]:
     """(names of actions and surfaces that the logs hold, the largest number of an action or -1)."""
     names: dict[str, set[str]] = {"action": set(), "surface": set()}
@@ -181,7 +181,7 @@ def _found(
     return names, largest
 
 
-def _int_bounds(source: Source, meaning: str) -> tuple[int, int] | None:
+def _int_bounds(source: LogFile, meaning: str) -> tuple[int, int] | None:
     if not source.rows:
         return (0, -1)
     with open_source(source.data) as file:

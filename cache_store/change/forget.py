@@ -45,7 +45,7 @@ from cache_store.format.layout import (
 from cache_store.format.manifest import Manifest
 from cache_store.format.receipt import FileFact, ShardReceipt
 from cache_store.format.record import HEADER, HEADER_BYTES
-from cache_store.read.generation import Generation, Table
+from cache_store.read.generation import Generation, ShardFiles
 from cache_store.write.writer import ShardWriter
 
 assert HEADER.fields is not None  # it is structured
@@ -214,7 +214,7 @@ def reseal(folder: Path, before: Manifest, after: Manifest) -> None:
     fsync_folder(folder)
 
 
-def _present(table: Table | None, shard: np.ndarray, ids: np.ndarray) -> np.ndarray:
+def _present(table: ShardFiles | None, shard: np.ndarray, ids: np.ndarray) -> np.ndarray:
     if table is None:
         return np.zeros(len(ids), bool)
     second = second_hash_of(ids) if ids.dtype == object else None
@@ -244,7 +244,7 @@ def _rewrite(generation: Generation, k: int, gone: set[bytes]) -> ShardReceipt:
 
 
 def _kept(
-    generation: Generation, k: int, table: Table, gone: set[bytes], step: int = 256
+    generation: Generation, k: int, table: ShardFiles, gone: set[bytes], step: int = 256
 ) -> Iterator[tuple[np.ndarray, list[bytearray]]]:
     """Blocks of users and values of one shard without some keys, in key order.
 

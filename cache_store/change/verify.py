@@ -23,7 +23,7 @@ from cache_store.format import manifest as manifests
 from cache_store.format.keys import from_keys, hash_of, second_hash_of
 from cache_store.format.layout import DELETING, Layout, digest_file
 from cache_store.format.record import HEADER, HEADER_BYTES, TOMBSTONE, sound
-from cache_store.read.generation import Generation, Table
+from cache_store.read.generation import Generation, ShardFiles
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def _file(path: Path, size: int, digest: str) -> str:
 
 
 def _contents(
-    layout: Layout, generation: Generation, k: int, table: Table, stem: str, report: VerifyReport
+    layout: Layout, generation: Generation, k: int, table: ShardFiles, stem: str, report: VerifyReport
 ) -> Iterator[Problem]:
     """Every record or state of one shard against its index, its own check and its payload hash."""
     manifest = generation.manifest
@@ -264,7 +264,7 @@ def _contents(
 def _judge_records(
     generation: Generation,
     k: int,
-    table: Table,
+    table: ShardFiles,
     hashes: np.ndarray,
     offset: np.ndarray,
     length: np.ndarray,
@@ -293,7 +293,7 @@ def _judge_records(
 def _judge_states(
     generation: Generation,
     k: int,
-    table: Table,
+    table: ShardFiles,
     hashes: np.ndarray,
     offset: np.ndarray,
     length: np.ndarray,

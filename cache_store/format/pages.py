@@ -20,7 +20,7 @@ _BIG = 1
 
 
 @dataclass(frozen=True)
-class Entries:
+class LeafEntries:
     """Keys of one LMDB file in order, with the place of their values.
 
     Attributes:
@@ -57,7 +57,7 @@ def root_page(data: np.ndarray, name: str) -> tuple[int, int]:
     return (-1 if root == (1 << 64) - 1 else root), entries
 
 
-def walk(data: np.ndarray, name: str) -> Entries:
+def walk(data: np.ndarray, name: str) -> LeafEntries:
     """All entries in key order.
 
     Args:
@@ -113,4 +113,4 @@ def walk(data: np.ndarray, name: str) -> Entries:
     if len(keys) != count:
         raise Damaged(f"{name}: states {count} entries, holds {len(keys)}; run `vista verify`")
     join = np.concatenate if offsets else lambda _: np.zeros(0, np.int64)
-    return Entries(keys, join(offsets), join(lengths))
+    return LeafEntries(keys, join(offsets), join(lengths))

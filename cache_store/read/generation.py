@@ -43,7 +43,7 @@ NOWHERE = 1 << 62
 """And for a record that its index puts before the file: past every range, so that its row is CORRUPT."""
 
 
-class Table:
+class ShardFiles:
     """The data files of all shards and their indexes, as two ranges of addresses.
 
     Args:
@@ -117,7 +117,7 @@ class Generation:
         schema = manifest.schema
         self.schema = schema
         self.model = model_word(manifest.fingerprint)
-        self.table = Table(folder, manifest, False, verify)
+        self.table = ShardFiles(folder, manifest, False, verify)
         self.row_bytes = schema.row_bytes
         flat, size = self.table.files.data, self.row_bytes
         # Every place at which a row can begin, as overlapping items: one index then copies a whole row.
@@ -132,11 +132,11 @@ class Generation:
         self._step = np.arange(max(1, schema.pages))
 
     @cached_property
-    def states(self) -> Table | None:
+    def states(self) -> ShardFiles | None:
         """The state files, mapped on first use; None where the generation has none."""
         if not self.manifest.shards[0].with_states:
             return None
-        return Table(self.folder, self.manifest, True, self._verify)
+        return ShardFiles(self.folder, self.manifest, True, self._verify)
 
     def locate(
         self, shard: np.ndarray, hashes: np.ndarray, second: np.ndarray | None
@@ -240,7 +240,7 @@ class Generation:
             good &= head["payload_hash"] == payload_hashes(records)
         return good
 
-    def keys(self, shard: int, states: bool = False) -> pages.Entries:
+    def keys(self, shard: int, states: bool = False) -> pages.LeafEntries:
         """Keys of one shard in key order with the places of their values in its file.
 
         Raises:
@@ -248,7 +248,7 @@ class Generation:
         """
         table = self.states if states else self.table
         if table is None:
-            return pages.Entries([], np.zeros(0, np.int64), np.zeros(0, np.int64))
+            return pages.LeafEntries([], np.zeros(0, np.int64), np.zeros(0, np.int64))
         entries = pages.walk(table.shard_data(shard), str(self.folder / table.names[shard]))
         if len(entries.keys) != table.counts[shard]:
             raise Damaged(f"{self.folder / table.names[shard]}: file and index differ; run `vista verify`")

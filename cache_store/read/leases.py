@@ -106,7 +106,7 @@ def _remove(path: Path, pid: int) -> None:
 
 
 @dataclass
-class Held:
+class HeldLeases:
     """What the files of ``leases/`` say.
 
     Attributes:
@@ -118,13 +118,13 @@ class Held:
     aside: dict[str, str] = field(default_factory=dict)
 
 
-def held(layout: Layout, now_ms: int, sweep: bool = False) -> Held:
+def held(layout: Layout, now_ms: int, sweep: bool = False) -> HeldLeases:
     """Generations in use; leases that no longer hold are left out.
 
     Args:
         sweep: remove leases that no longer hold, and rename what is no lease to ``.aside-…``, out of the way.
     """
-    out = Held()
+    out = HeldLeases()
     if not layout.leases.is_dir():
         return out
     place = here()

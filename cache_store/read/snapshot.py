@@ -25,7 +25,7 @@ from cache_store.format.record import HEADER, PAGE_HEADER
 from cache_store.native.crew import Crew
 from cache_store.read.found import Heaviest, Lookup, RawLookup, Status
 from cache_store.read.generation import ABSENT, STREAM_BYTES, Generation
-from cache_store.read.watch import Watch
+from cache_store.read.watch import FileWatch
 
 __all__ = ["Heaviest", "Lookup", "RawLookup", "Snapshot", "Status"]
 
@@ -72,7 +72,7 @@ class Snapshot:
         self.row_bytes = chain[0].row_bytes
         self._shards = np.uint64(chain[0].manifest.num_shards)
         self._local = threading.local()
-        self.watch = Watch(chain, verify, opened_ms)
+        self.watch = FileWatch(chain, verify, opened_ms)
 
     @property
     def names(self) -> list[str]:

@@ -30,7 +30,7 @@ from cache_store.read.generation import Generation
 from cache_store.read.leases import Lease
 from cache_store.read.options import ReadOptions, wall_clock
 from cache_store.read.snapshot import Snapshot
-from cache_store.read.watch import Watch, look_at_all
+from cache_store.read.watch import FileWatch, look_at_all
 
 AS_OF_OPEN = 32
 """Chains kept open for as-of reads, least recently used first out."""
@@ -238,7 +238,7 @@ class Views:
         self._history, self._pins = history, pins
         if snapshot is not None:
             self._generations = {g.manifest.generation: g for g in snapshot.chain}
-            snapshot.watch = Watch(snapshot.chain, self.verify, self._clock())
+            snapshot.watch = FileWatch(snapshot.chain, self.verify, self._clock())
         if snapshot is not None or pins:
             self._hold()
 

@@ -23,7 +23,7 @@ PIECE_BYTES = 256 << 10
 """Of an index, hashed at a time."""
 
 
-class Watch:
+class FileWatch:
     """What was looked at of one chain, and what comes next. For threads: one looks, the others go on.
 
     Args:

@@ -152,7 +152,7 @@ class SortedFile:
         os.replace(self._temp, self.path)
         return facts
 
-    def _check(self, data: np.ndarray, entries: pages.Entries) -> None:
+    def _check(self, data: np.ndarray, entries: pages.LeafEntries) -> None:
         """Compare our reading of the pages with LMDB's own, entry by entry."""
         if len(entries.keys) != self.count:
             raise Damaged(

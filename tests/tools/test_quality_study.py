@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tools.studies import quality
-from tools.studies.contexts import Fed, Feed, Variant, _Window, encoded, product
+from tools.studies.contexts import Fed, Feed, Variant, _NewestEvents, encoded, product
 from tools.studies.protocol import (
     Data,
     bytes_per_event,
@@ -20,7 +20,7 @@ from tools.studies.protocol import (
     last_touch,
     training_batches,
 )
-from tools.studies.reader import Reader
+from tools.studies.reader import TokenReader
 from tools.studies.rivals import CURVE, SIZES, WHOLE, variants
 from tools.studies.study import answer, build, feeds, train
 from tools.studies.tokens import Space, item_tokens, touches, weights
@@ -135,7 +135,7 @@ def test_the_ceiling_is_softmax_over_the_events_before_the_cut_and_an_empty_plac
     limit = 50
     contest = build(data, space, VARIANTS[1], [Fed()]).eval()
     batch = asked.batches[0]
-    window, read, n = _Window(contest, batch, limit), contest.raw, 0
+    window, read, n = _NewestEvents(contest, batch, limit), contest.raw, 0
     vectors = contest.model.items.vector(torch.from_numpy(batch.item))
     got = window(n, vectors)
     events = window.events
@@ -160,7 +160,7 @@ def test_tokens_with_masses_read_as_the_raw_events_they_stand_for():
     """One reader, two contexts: n events of an item, and one token of mass n."""
     config = ModelConfig(width=16, actions=("a",))
     torch.manual_seed(0)
-    reader = Reader(config, horizons=1)
+    reader = TokenReader(config, horizons=1)
     item, times = torch.randn(5, 16), torch.tensor([1, 3, 2, 7, 1])
     asked, values = torch.randn(1, 4, 16), torch.randn(5, 2, 8)
     one = reader.read(0, asked, reader.vectors(0, item)[None], reader.by_mass(0, times[:, None].float())[None],

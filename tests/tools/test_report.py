@@ -15,7 +15,7 @@ from tools import cli, evaluations
 from tools.home import Home
 from tools.report import charts
 from tools.report.assemble import assemble
-from tools.report.page import Figure, Section, render
+from tools.report.page import Exhibit, Section, render
 
 
 def vista(capsys, *words: object) -> tuple[int, str, str]:
@@ -114,7 +114,7 @@ def test_no_name_of_the_data_is_markup_or_steers(small_home):
     hostile = "<script>alert(1)</script>\x1b[2J‮&\"'"
     at = Home(small_home.path)
     svg = charts.bars("odd", hostile, hostile, [(hostile, {hostile: 1.0, "$b_2$": 2.0})], hostile)
-    figure = Figure("odd-figure", hostile, hostile, columns=(hostile,), rows=[(hostile,)], svg=svg)
+    figure = Exhibit("odd-figure", hostile, hostile, columns=(hostile,), rows=[(hostile,)], svg=svg)
     more = [Section("odd", hostile, hostile, [figure])]
     text = render(assemble(at, warehouse=str(at.warehouse), model=at.model, store=at.store, more=more))
     reader = Reader(text)

@@ -64,7 +64,7 @@ class Act:
 
 
 @dataclass
-class Report:
+class KillReport:
     """Counts of a drill.
 
     Attributes:
@@ -293,7 +293,7 @@ def _ignore(_: object) -> None:
 
 def run(
     kills: int, seed: int, *, readers: int = 2, power: bool = False, folder: Path | None = None
-) -> Report:
+) -> KillReport:
     """Kill ``kills`` times.
 
     Args:
@@ -303,7 +303,7 @@ def run(
         WrongValue, WorkFailed: a law does not hold; the text says where, and the seed reproduces counted kills.
     """
     rng = np.random.default_rng(seed)
-    report, start = Report(), time.perf_counter()
+    report, start = KillReport(), time.perf_counter()
     aim = Aim(rng)
     number = 0
     while report.total < kills:
@@ -357,7 +357,7 @@ class Aim:
             self._steps[name, mode] = self._rng.permutation(steps).tolist()
 
 
-def _turn(world: World, rng: np.random.Generator, report: Report, aim: Aim, power: bool) -> None:
+def _turn(world: World, rng: np.random.Generator, report: KillReport, aim: Aim, power: bool) -> None:
     act = world.choose()
     mode = "file" if power else str(rng.choice(MODES, p=[0.6, 0.25, 0.15]))
     at = aim.next(act.name, mode)
@@ -393,7 +393,7 @@ def memory_folder() -> str | None:
     return str(path) if os.access(path, os.W_OK) and shutil.disk_usage(path).free > 1 << 28 else None
 
 
-def table(report: Report) -> str:
+def table(report: KillReport) -> str:
     """The summary, for people."""
     rows = [f"{'action':<10}{'kills':>7}{'distinct steps':>16}"]
     rows += [

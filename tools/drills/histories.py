@@ -64,7 +64,7 @@ WEIGHTS = {"ingest": 5, "refresh": 4, "compact": 1, "prune": 1, "forget": 2, "un
 
 
 @dataclass
-class Truth:
+class ExpectedRows:
     """What must be there.
 
     Attributes:
@@ -76,8 +76,10 @@ class Truth:
     until: dict[int, int] = field(default_factory=dict)
     brought: dict[str, set[Row]] = field(default_factory=dict)
 
-    def copy(self) -> Truth:
-        return Truth(set(self.rows), dict(self.until), {run: set(rows) for run, rows in self.brought.items()})
+    def copy(self) -> ExpectedRows:
+        return ExpectedRows(
+            set(self.rows), dict(self.until), {run: set(rows) for run, rows in self.brought.items()}
+        )
 
     def ingest(self, run: str, rows: set[Row]) -> None:
         new = {row for row in rows if row[1] > self.until.get(row[0], -1)} - self.rows
@@ -96,7 +98,7 @@ class Truth:
 
 
 @dataclass
-class Report:
+class HistoriesReport:
     """What was done and seen."""
 
     histories: int = 0
@@ -119,13 +121,13 @@ class WrongHistory(AssertionError):
 class History:
     """One home and its model."""
 
-    def __init__(self, root: Path, model: Path, seed: int, report: Report) -> None:
+    def __init__(self, root: Path, model: Path, seed: int, report: HistoriesReport) -> None:
         self.root, self.model, self.report = root, model, report
         self.rng = np.random.default_rng(seed)
         self.engine = (
             LOCAL if seed % 4 == 0 else [HERE]
         )  # without Beam a step of a task is a step of the process
-        self.truth, self.number = Truth(), 0
+        self.truth, self.number = ExpectedRows(), 0
         self.seen: list[set[Row]] = []
         self.steps: dict[str, int] = {}
         self.forgot = False
@@ -466,7 +468,7 @@ def small_bundle(folder: Path) -> Path:
 def warmed(model: Path, folder: Path) -> None:
     """Play a home in this process, so that what every job imports and compiles is there in each child."""
     folder.mkdir()
-    history = History(folder, model, 1, Report())
+    history = History(folder, model, 1, HistoriesReport())
     for kind in ("ingest", "ingest", "refresh", "ingest", "refresh", "compact", "prune", "undo", "forget"):
         history.number += 1
         if kind == "undo":
@@ -482,13 +484,13 @@ def warmed(model: Path, folder: Path) -> None:
 
 def run(
     histories: int, kills: int, seed: int, length: int = 7, told: Callable[[str], None] = print
-) -> Report:
+) -> HistoriesReport:
     """Play histories, as many kills as asked shared among them.
 
     Raises:
         WrongHistory, WorkFailed: the text begins with the seed that shows it again.
     """
-    report, began = Report(), time.perf_counter()
+    report, began = HistoriesReport(), time.perf_counter()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="vista-histories-", dir=memory_folder()) as folder:
         model = small_bundle(Path(folder, "model"))
@@ -511,7 +513,7 @@ def run(
     return report
 
 
-def summary(report: Report) -> str:
+def summary(report: HistoriesReport) -> str:
     return (
         f"{report.histories} histories, {sum(report.steps.values())} steps {dict(report.steps)}, {report.killed} kills "
         f"({dict(report.halfway)} the step), {report.events_checked} rows and {report.lookups_checked} lookups "

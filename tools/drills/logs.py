@@ -216,7 +216,7 @@ def account(folder: Path, name: str, data: bytes, reading: Reading) -> str:
     return "kept and set aside"
 
 
-def _checked(source: schema.Source, reading: Reading) -> int:
+def _checked(source: schema.LogFile, reading: Reading) -> int:
     meanings = [m for m in ("action", "surface") if m in source.names and source.kinds[m] not in ("null",)]
     meanings = [m for m in meanings if not (m == "surface" and source.kinds[m] == "int")]
     rules = Rules(*BOUNDS, (), (), reading, 0)

@@ -66,7 +66,7 @@ PAIRS = (
 
 
 @dataclass
-class Report:
+class RaceReport:
     """Counts of races.
 
     Attributes:
@@ -223,14 +223,14 @@ class Track:
                         raise WrongValue(f"{place}: {left} came back in {manifest.generation}")
 
 
-def run(races: int, seed: int, *, readers: int = 2, folder: Path | None = None) -> Report:
+def run(races: int, seed: int, *, readers: int = 2, folder: Path | None = None) -> RaceReport:
     """Run races.
 
     Raises:
         WrongValue, WorkFailed: a law does not hold; the text says where.
     """
     rng = np.random.default_rng(seed)
-    report, start, aim = Report(), time.perf_counter(), Aim(rng)
+    report, start, aim = RaceReport(), time.perf_counter(), Aim(rng)
     while sum(report.races.values()) < races:
         truth = Truth(num_users=20, strings=bool(rng.integers(4) == 0))
         with tempfile.TemporaryDirectory(dir=folder or memory_folder()) as root:
@@ -248,7 +248,7 @@ def run(races: int, seed: int, *, readers: int = 2, folder: Path | None = None) 
     return report
 
 
-def _race(track: Track, rng: np.random.Generator, report: Report, aim: Aim) -> None:
+def _race(track: Track, rng: np.random.Generator, report: RaceReport, aim: Aim) -> None:
     layout = Store(track.root, lease=False).layout
     with Store.open(track.root) as store:
         parent, depth = store.manifest.generation, store.manifest.depth

@@ -45,7 +45,7 @@ VERSIONS = (STEP, 2 * STEP, 2 * STEP + 1)
 
 
 @dataclass
-class Report:
+class ResealReport:
     """What was done, what it came to, and every fault."""
 
     edits: int = 0
@@ -302,9 +302,9 @@ def _worker(world: str, folder: str, seeds: list[int], out: Connection) -> None:
     out.send(("end",))
 
 
-def run(edits: int, seed: int = 0) -> Report:
+def run(edits: int, seed: int = 0) -> ResealReport:
     """Do so many edits; the report tells every fault with its seed."""
-    report, start = Report(), time.perf_counter()
+    report, start = ResealReport(), time.perf_counter()
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
         world = Path(folder) / "world"
@@ -322,7 +322,7 @@ def run(edits: int, seed: int = 0) -> Report:
     return report
 
 
-def _follow(ours: Connection, seeds: list[int], report: Report) -> list[int]:
+def _follow(ours: Connection, seeds: list[int], report: ResealReport) -> list[int]:
     """Listen to a child until it ends, dies or is silent; the seeds that are left."""
     now, began, patience = seeds[0], time.monotonic(), 60.0
     while True:

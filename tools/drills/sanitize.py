@@ -51,7 +51,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
-class Guarded:
+class GuardedRoom:
     """Room between two pages that no one may touch; arrays in it end at the second."""
 
     def __init__(self, pages: int) -> None:
@@ -127,7 +127,11 @@ def run(calls: int, seed: int = 0) -> dict[str, object]:
 
 def child(library: Path, calls: int, seed: int) -> dict[str, object]:
     """Call the functions; each kind in turn."""
-    built, rng, rooms = native.Library(library), np.random.default_rng(seed), [Guarded(64) for _ in range(6)]
+    built, rng, rooms = (
+        native.Library(library),
+        np.random.default_rng(seed),
+        [GuardedRoom(64) for _ in range(6)],
+    )
     kinds = (_copy, _find, _hash, _decode)
     start, counts = time.perf_counter(), dict.fromkeys((k.__name__[1:] for k in kinds), 0)
     for n in range(calls):
@@ -137,7 +141,7 @@ def child(library: Path, calls: int, seed: int) -> dict[str, object]:
     return {"calls": calls, **counts, "seconds": round(time.perf_counter() - start, 1)}
 
 
-def _copy(built: native.Library, rng: np.random.Generator, rooms: list[Guarded]) -> None:
+def _copy(built: native.Library, rng: np.random.Generator, rooms: list[GuardedRoom]) -> None:
     pages, held, n = int(rng.integers(1, 3)), int(rng.integers(1, 12)), int(rng.integers(0, 10))
     payload = int(rng.integers(241, pages * PAGE - 79))
     data = rooms[0].put(rng.integers(0, 256, held * PAGE, np.uint8))
@@ -166,7 +170,7 @@ def _copy(built: native.Library, rng: np.random.Generator, rooms: list[Guarded])
             raise AssertionError(f"copy_rows: row {i} at {at}")
 
 
-def _find(built: native.Library, rng: np.random.Generator, rooms: list[Guarded]) -> None:
+def _find(built: native.Library, rng: np.random.Generator, rooms: list[GuardedRoom]) -> None:
     n, text = int(rng.integers(0, 40)), bool(rng.integers(2))
     hashes, second = rng.integers(0, 1 << 64, (2, n), np.uint64, endpoint=False)
     words = index.build(hashes, second if text else None, hashes ^ second, np.arange(n) + 16, None, 99)
@@ -194,7 +198,7 @@ def _find(built: native.Library, rng: np.random.Generator, rooms: list[Guarded])
                 raise AssertionError("find: another answer than NumPy's")
 
 
-def _hash(built: native.Library, rng: np.random.Generator, rooms: list[Guarded]) -> None:
+def _hash(built: native.Library, rng: np.random.Generator, rooms: list[GuardedRoom]) -> None:
     ids = rng.integers(-(1 << 63), (1 << 63) - 1, int(rng.integers(0, 20)), np.int64, endpoint=True)
     held, native.library = native.library, None
     try:
@@ -205,7 +209,7 @@ def _hash(built: native.Library, rng: np.random.Generator, rooms: list[Guarded])
         raise AssertionError("hash: another than NumPy's")
 
 
-def _decode(built: native.Library, rng: np.random.Generator, rooms: list[Guarded]) -> None:
+def _decode(built: native.Library, rng: np.random.Generator, rooms: list[GuardedRoom]) -> None:
     codec = str(rng.choice(native.CODECS))
     n, tokens, width = (int(x) for x in rng.integers(1, (6, 5, 40)))
     fields = {name: (base, shape) for name, base, shape in Codec(codec, tokens, width).fields}

@@ -29,7 +29,7 @@ import numpy as np
 
 from cache_store.store import Store
 from tools.drills import killing
-from tools.drills.histories import USERS, History, Report, WrongHistory, small_bundle
+from tools.drills.histories import USERS, HistoriesReport, History, WrongHistory, small_bundle
 from tools.drills.onlooker import reader
 from vista.data.tables import compaction
 from vista.data.tables.warehouse import Warehouse
@@ -81,7 +81,7 @@ class Soak:
 
     def __init__(self, root: Path, seed: int, readers: int) -> None:
         self.root, self.rng, self.readers = root, np.random.default_rng(seed), readers
-        self.history = History(root, small_bundle(root / "model"), seed, Report())
+        self.history = History(root, small_bundle(root / "model"), seed, HistoriesReport())
         self.soaked = Soaked()
         self.known: Known = {}
         self.gone: set[int] = set()

@@ -11,7 +11,7 @@ from pathlib import Path
 from tools import console, evaluations
 from tools.home import Home
 from tools.report import health, run_history, sections, store_seen
-from tools.report.page import Fact, Figure, Page, Section
+from tools.report.page import Exhibit, Fact, Page, Section
 
 RUNS = 20
 
@@ -24,7 +24,7 @@ def assemble(
     store: Path,
     studies: Sequence[Path] = (),
     users: int = 2_000,
-    limits: health.Limits | None = None,
+    limits: health.AgeLimits | None = None,
     more: Sequence[Section] = (),
 ) -> Page:
     """Everything there is to look at.
@@ -102,7 +102,7 @@ def _of_store(found: health.Health, path: Path, users: int) -> list[Section]:
                 sections.lookups(opened, sample, missing),
             ]
     except StoreError as error:
-        says = Figure(
+        says = Exhibit(
             "store-damaged",
             "The store cannot be read",
             str(error),

@@ -39,7 +39,7 @@ NETWORK = {
 
 
 @dataclass(frozen=True)
-class Check:
+class LookedAt:
     """One thing looked at.
 
     Attributes:
@@ -55,7 +55,7 @@ class Check:
     remedy: str = ""
 
 
-def checks(folder: Path, store: Path) -> Iterator[Check]:
+def checks(folder: Path, store: Path) -> Iterator[LookedAt]:
     """Everything, in the order in which it is read.
 
     Args:
@@ -68,43 +68,43 @@ def checks(folder: Path, store: Path) -> Iterator[Check]:
     yield from _limits(store)
 
 
-def _versions() -> Iterator[Check]:
-    yield Check("python", f"{platform.python_version()} on {platform.platform()}")
+def _versions() -> Iterator[LookedAt]:
+    yield LookedAt("python", f"{platform.python_version()} on {platform.platform()}")
     for name in PACKAGES:
         try:
-            yield Check(name, version(name))
+            yield LookedAt(name, version(name))
         except PackageNotFoundError:
             verdict = NOTE if name == "vista-cache" else NO
-            yield Check(name, "not installed", verdict, "pip install -e . in the checkout")
+            yield LookedAt(name, "not installed", verdict, "pip install -e . in the checkout")
     for module, what in EXTRAS.items():
         if importlib.util.find_spec(module) is None:
-            yield Check(module, f"not installed: no {what}", NOTE, f"pip install {module}")
+            yield LookedAt(module, f"not installed: no {what}", NOTE, f"pip install {module}")
 
 
-def _processor() -> Iterator[Check]:
+def _processor() -> Iterator[LookedAt]:
     from cache_store.native import library
 
     kernel = library.kernel()
     slow = "cache_store's compiled part was not built: lookups are about half as fast"
-    yield Check("store reads by", kernel, OK if kernel == "native" else NOTE,
+    yield LookedAt("store reads by", kernel, OK if kernel == "native" else NOTE,
                 "" if kernel == "native" else f"{slow}; install gcc and libc6-dev, then pip install -e .")  # fmt: skip
     cores = len(os.sched_getaffinity(0))
-    yield Check("cores", f"{cores} may be used, {os.cpu_count()} are there")
+    yield LookedAt("cores", f"{cores} may be used, {os.cpu_count()} are there")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     bound = _cgroup_memory()
     told = size(memory) + (f", this container may use {size(bound)}" if bound else "")
     low = min(memory, bound or memory) < 2 << 30
-    yield Check(
+    yield LookedAt(
         "memory", told, NOTE if low else OK, "a worker needs about 1 GiB; see `vista plan`" if low else ""
     )
     threads = os.environ.get("OMP_NUM_THREADS")
-    yield Check("OMP_NUM_THREADS", threads or "not set", OK if threads == "1" else NOTE,
+    yield LookedAt("OMP_NUM_THREADS", threads or "not set", OK if threads == "1" else NOTE,
                 "" if threads == "1" else "set it to 1: more threads were measured slower (Threads)")  # fmt: skip
     gpu = Path("/dev/nvidia0").exists()
-    yield Check("GPU", "there" if gpu else "none; everything runs on the CPU")
+    yield LookedAt("GPU", "there" if gpu else "none; everything runs on the CPU")
     for program, what in (("java", "Flink and Spark job servers"), ("cc", "building the compiled part")):
         if shutil.which(program) is None:
-            yield Check(program, f"not found: no {what}", NOTE, f"install it if you need {what}")
+            yield LookedAt(program, f"not found: no {what}", NOTE, f"install it if you need {what}")
 
 
 def _cgroup_memory() -> int | None:
@@ -115,28 +115,28 @@ def _cgroup_memory() -> int | None:
     return None
 
 
-def _file_system(folder: Path) -> Iterator[Check]:
+def _file_system(folder: Path) -> Iterator[LookedAt]:
     there = folder
     while not there.exists() and there != there.parent:
         there = there.parent
     kind = file_system(there)
     remote = kind in NETWORK
-    yield Check(f"file system of {folder}", kind, NOTE if remote else OK,
+    yield LookedAt(f"file system of {folder}", kind, NOTE if remote else OK,
                 "tables' SQLite catalog and readers want a local disk (docs/operations.md, Where the files must be)"
                 if remote else "")  # fmt: skip
     if not os.access(there, os.W_OK):
-        yield Check("writing there", "not allowed", NOTE, "reading works; jobs need a folder of their own")
+        yield LookedAt("writing there", "not allowed", NOTE, "reading works; jobs need a folder of their own")
         return
     with tempfile.TemporaryDirectory(prefix=".vista-doctor-", dir=there) as temp:
         for name, probe in (("atomic rename", _rename), ("locks (flock)", _flock), ("locks of SQLite", _sqlite),
                             ("memory maps", _map)):  # fmt: skip
             try:
                 probe(Path(temp))
-                yield Check(name, "works")
+                yield LookedAt(name, "works")
             except Exception as error:
-                yield Check(name, f"fails: {error}", NO, "put the home on a local file system")
+                yield LookedAt(name, f"fails: {error}", NO, "put the home on a local file system")
     free = shutil.disk_usage(there).free
-    yield Check(
+    yield LookedAt(
         "disk", f"{size(free)} left", NOTE if free < 1 << 30 else OK, "" if free >= 1 << 30 else "make room"
     )
 
@@ -188,7 +188,7 @@ def _map(folder: Path) -> None:
             raise OSError("the map does not show the file")
 
 
-def _limits(store: Path) -> Iterator[Check]:
+def _limits(store: Path) -> Iterator[LookedAt]:
     need, why = _files_needed(store)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     told = f"{soft:,} allowed ({hard:,} at most), a reader needs about {need:,} ({why})"
@@ -211,8 +211,8 @@ def _limits(store: Path) -> Iterator[Check]:
     yield _judged("terminal", encoding, NOTE if plain else OK, remedy)
 
 
-def _judged(about: str, found: str, verdict: str, remedy: str) -> Check:
-    return Check(about, found, verdict, "" if verdict == OK else remedy)
+def _judged(about: str, found: str, verdict: str, remedy: str) -> LookedAt:
+    return LookedAt(about, found, verdict, "" if verdict == OK else remedy)
 
 
 def _files_needed(store: Path) -> tuple[int, str]:

@@ -18,7 +18,7 @@ HOUR_MS = 3_600_000
 
 
 @dataclass(frozen=True)
-class Limits:
+class AgeLimits:
     """When age becomes a problem, in hours.
 
     Attributes:
@@ -32,7 +32,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Problem:
+class Trouble:
     """One thing that is not as it should be.
 
     Attributes:
@@ -53,11 +53,11 @@ class Health:
     """What was found, as ``vista status --json`` prints it."""
 
     home: str
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Trouble] = field(default_factory=list)
     warehouse: dict[str, Any] | None = None
     model: dict[str, Any] | None = None
     store: dict[str, Any] | None = None
-    runs: list[run_history.Run] = field(default_factory=list)
+    runs: list[run_history.PastRun] = field(default_factory=list)
 
     @property
     def code(self) -> int:
@@ -87,7 +87,7 @@ def look(
     warehouse: str | dict[str, str],
     model: Path,
     store: Path,
-    limits: Limits | None = None,
+    limits: AgeLimits | None = None,
     last: int = 5,
     now_ms: int | None = None,
 ) -> Health:
@@ -101,7 +101,7 @@ def look(
     """
     from vista.data.tables.warehouse import Warehouse
 
-    limits = limits or Limits()
+    limits = limits or AgeLimits()
     now_ms = int(time.time() * 1000) if now_ms is None else now_ms
     found = Health(str(at.root))
     everything = run_history.runs(at.runs)
@@ -126,7 +126,7 @@ def look(
 
 def _add(found: Health, code: int, what: str, paragraph: str, at: Home, *words: object) -> None:
     command = invocation.command(*words, "--home", at.root)
-    found.problems.append(Problem(code, what, command, paragraph))
+    found.problems.append(Trouble(code, what, command, paragraph))
 
 
 def _model(path: Path) -> dict[str, Any] | None:
@@ -139,7 +139,7 @@ def _model(path: Path) -> dict[str, Any] | None:
     return {"path": str(path), "fingerprint": fingerprint, "verdict": verdict(meta.metrics), **meta.metrics}
 
 
-def _store(found: Health, at: Home, path: Path, tables: Any, limits: Limits, now_ms: int) -> None:
+def _store(found: Health, at: Home, path: Path, tables: Any, limits: AgeLimits, now_ms: int) -> None:
     from cache_store import Store
     from cache_store.errors import StoreError
     from cache_store.format import lines
@@ -180,7 +180,9 @@ def _store(found: Health, at: Home, path: Path, tables: Any, limits: Limits, now
                     _add(found, WRONG, f"line {name}: {error}", "A damaged store", at, "verify")
 
 
-def _line(found: Health, at: Home, path: Path, name: str, tables: Any, limits: Limits, now_ms: int) -> None:
+def _line(
+    found: Health, at: Home, path: Path, name: str, tables: Any, limits: AgeLimits, now_ms: int
+) -> None:
     """Facts of a line's live generation; clocks, lag and space of ``main``."""
     from cache_store import Store
 
@@ -231,7 +233,7 @@ def _line(found: Health, at: Home, path: Path, name: str, tables: Any, limits: L
         _add(found, ATTENTION, what, "Another model", at, "summarize")
 
 
-def _runs(found: Health, at: Home, runs: list[run_history.Run]) -> None:
+def _runs(found: Health, at: Home, runs: list[run_history.PastRun]) -> None:
     """The newest run that ended badly, of those whose work no later run has done."""
     done: set[str] = set()
     for run in runs:

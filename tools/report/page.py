@@ -12,7 +12,7 @@ from tools.report.health import Health
 
 
 @dataclass(frozen=True)
-class Figure:
+class Exhibit:
     """A chart, a table, or both beside each other.
 
     Attributes:
@@ -38,7 +38,7 @@ class Section:
     name: str
     title: str
     says: str
-    figures: Sequence[Figure]
+    figures: Sequence[Exhibit]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _view(page: Page) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _figure(f: Figure) -> dict[str, Any]:
+def _figure(f: Exhibit) -> dict[str, Any]:
     import markupsafe
 
     rows = [list(row) for row in f.rows]

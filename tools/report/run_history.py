@@ -21,7 +21,7 @@ DONE, LETTERS, FAILED, RUNNING, STOPPED, DAMAGED = (
 
 
 @dataclass(frozen=True)
-class Run:
+class PastRun:
     """One run directory.
 
     Attributes:
@@ -69,7 +69,7 @@ class Run:
         }
 
 
-def runs(folder: Path, last: int | None = None) -> list[Run]:
+def runs(folder: Path, last: int | None = None) -> list[PastRun]:
     """Runs below a folder, also those of ``refresh --follow`` one level deeper; newest first."""
     held = _held()
     found = [_read(path.parent, held) for path in _records(folder)]
@@ -77,7 +77,7 @@ def runs(folder: Path, last: int | None = None) -> list[Run]:
     return found if last is None else found[:last]
 
 
-def read(path: Path) -> Run:
+def read(path: Path) -> PastRun:
     """One run directory."""
     return _read(path, _held())
 
@@ -87,7 +87,7 @@ def _records(folder: Path) -> Iterator[Path]:
     yield from folder.glob("*/*/run.json")
 
 
-def _read(path: Path, held: set[tuple[int, int]]) -> Run:
+def _read(path: Path, held: set[tuple[int, int]]) -> PastRun:
     try:
         facts = json.loads((path / "run.json").read_text(encoding="utf-8"))
         job, started = str(facts["job"]), int(facts["started_ms"])
@@ -97,7 +97,9 @@ def _read(path: Path, held: set[tuple[int, int]]) -> Run:
         if not isinstance(counts, dict) or not isinstance(finished, (int, type(None))):
             raise TypeError("counts or finished_ms")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return Run(path, path.name.partition("-")[0], DAMAGED, _changed_ms(path), why=f"run.json: {error!r}")
+        return PastRun(
+            path, path.name.partition("-")[0], DAMAGED, _changed_ms(path), why=f"run.json: {error!r}"
+        )
     failure = _failure(path)
     if code is None:
         outcome = RUNNING if _lock(path) in held else FAILED if failure else STOPPED
@@ -105,7 +107,7 @@ def _read(path: Path, held: set[tuple[int, int]]) -> Run:
         outcome = DONE if code == 0 else LETTERS if code == 3 else FAILED
     notes = facts.get("notes") or []
     why = (failure or str(facts.get("error") or "")) if outcome in (FAILED, STOPPED) else ""
-    return Run(path, job, outcome, started, finished, why or "; ".join(map(str, notes)), facts)
+    return PastRun(path, job, outcome, started, finished, why or "; ".join(map(str, notes)), facts)
 
 
 def _failure(path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tools import console
 from tools.report import charts, run_history
 from tools.report.health import size
-from tools.report.page import Figure, Section
+from tools.report.page import Exhibit, Section
 
 if TYPE_CHECKING:
     from cache_store.format.manifest import Manifest
@@ -25,7 +25,7 @@ KEPT_POINTS = 400
 def training(model: Path) -> Section:
     """Loss by step, of ``MODEL.training/curve.jsonl``."""
     rows = _curve(model.with_name(f"{model.name}.training") / "curve.jsonl")
-    figures: list[Figure] = []
+    figures: list[Exhibit] = []
     if rows:
         parts = [k for k in rows[-1] if k not in ("step", "seconds", "loss", "gradient_norm", "lr")]
         every = max(1, len(rows) // KEPT_POINTS)
@@ -43,7 +43,7 @@ def training(model: Path) -> Section:
             [r["step"], float(r["seconds"]), *(_float(r.get(k)) for k in ("loss", *parts))] for r in shown
         ]
         svg = charts.lines("training", "Training loss by step", says, series, "step", "loss", "y")
-        figures.append(Figure("training-loss", "Training curves", says, svg, columns, table))
+        figures.append(Exhibit("training-loss", "Training curves", says, svg, columns, table))
     says = "How training went, and how well the model ranks what it has not seen."
     return Section("model", "The model", says, figures)
 
@@ -59,9 +59,9 @@ SLICES = {
 }
 
 
-def quality(model: Mapping[str, Any] | None, evaluation: Mapping[str, Any] | None) -> list[Figure]:
+def quality(model: Mapping[str, Any] | None, evaluation: Mapping[str, Any] | None) -> list[Exhibit]:
     """Figures of a bundle, and AUC by slice of its last evaluation."""
-    figures: list[Figure] = []
+    figures: list[Exhibit] = []
     own = {k: {"value": v} for k, v in (model or {}).items() if isinstance(v, float)}
     found = (evaluation or {}).get("measures") or own
     rows = [(k, m.get("value"), m.get("low"), m.get("high")) for k, m in found.items()]
@@ -74,14 +74,14 @@ def quality(model: Mapping[str, Any] | None, evaluation: Mapping[str, Any] | Non
         )
         columns = ("measure", "value", "low", "high")
         says = f"In words: {verdict}."
-        figures.append(Figure("quality-all", "Quality on held-out requests", says, svg, columns, rows))
+        figures.append(Exhibit("quality-all", "Quality on held-out requests", says, svg, columns, rows))
     for key, parts in ((evaluation or {}).get("slices") or {}).items():
         if parts and key in SLICES:
             figures.append(_sliced(key, parts))
     return figures
 
 
-def _sliced(key: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
+def _sliced(key: str, rows: Sequence[Mapping[str, Any]]) -> Exhibit:
     title, what = SLICES[key]
     best, worst = max(rows, key=lambda r: r["auc"]), min(rows, key=lambda r: r["auc"])
     says = (
@@ -92,12 +92,12 @@ def _sliced(key: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
     points = [(r["slice"], r["auc"], r["low"], r["high"]) for r in rows]
     svg = charts.intervals(name, title, says, points, "AUC, 95 % interval", 0.5)
     table = [(r["slice"], r["requests"], r["auc"], r["low"], r["high"], r["mrr"]) for r in rows]
-    return Figure(f"by-{name}", title, says, svg, ("slice", "requests", "AUC", "low", "high", "MRR"), table)
+    return Exhibit(f"by-{name}", title, says, svg, ("slice", "requests", "AUC", "low", "high", "MRR"), table)
 
 
 def studies(files: Iterable[Path]) -> Section:
     """What ``vista study`` and ``vista bench`` found: files that hold their JSON lines."""
-    figures: list[Figure] = []
+    figures: list[Exhibit] = []
     for file in files:
         for report in _json_lines(file):
             named = str(report.get("bench", file.stem))
@@ -117,17 +117,17 @@ def studies(files: Iterable[Path]) -> Section:
                 )
             says = "; ".join(map(str, report.get("notes") or ())) or f"from {file.name}"
             columns = ("figure", "value", "low", "high", "unit")
-            figures.append(Figure(f"study-figure-{number}", named, says, svg, columns, rows))
+            figures.append(Exhibit(f"study-figure-{number}", named, says, svg, columns, rows))
     says = "Results of `vista study` and `vista bench` that were kept."
     return Section("studies", "What summaries are worth", says, figures)
 
 
 def freshness(
-    store: Store, users: Sequence[Any], kept: Sequence[Manifest], runs: Sequence[run_history.Run]
+    store: Store, users: Sequence[Any], kept: Sequence[Manifest], runs: Sequence[run_history.PastRun]
 ) -> Section:
     """The three clocks over users, how old the newest event was at each publication, and how often was published."""
     now = time.time() * 1000
-    figures: list[Figure] = []
+    figures: list[Exhibit] = []
     found = store.lookup_raw(list(users)) if len(users) else None
     if found is not None and (found.event_count > 0).any():
         there = found.event_count > 0
@@ -144,7 +144,7 @@ def freshness(
         )
         svg = charts.shares("clocks", "Three clocks", says, since, "hours ago")
         columns: Sequence[str] = ("hours since", "least", "10 %", "median", "90 %", "most")
-        figures.append(Figure("three-clocks", "Three clocks", says, svg, columns, rows))
+        figures.append(Exhibit("three-clocks", "Three clocks", says, svg, columns, rows))
     main = [m for m in kept if m.line == store.line]
     if main:
         seconds = {r.facts.get("generation"): r.seconds for r in runs if r.job in run_history.PUBLISHERS}
@@ -159,7 +159,7 @@ def freshness(
             "lag", "Lag at publication", says, [m.published_ms for m in main], age, "hours"
         )
         columns = ("generation", "kind", "published", "hours behind", "seconds to make")
-        figures.append(Figure("lag-over-time", "Lag of refreshes over time", says, svg, columns, rows))
+        figures.append(Exhibit("lag-over-time", "Lag of refreshes over time", says, svg, columns, rows))
     return Section("freshness", "Freshness", "How old is what readers get: by the newest event, by when it was "
                    "summarised, by when it went live.", figures)  # fmt: skip
 
@@ -189,7 +189,7 @@ def store(opened: Store, users: Sequence[Any], kept: Sequence[Manifest]) -> Sect
         "published",
     )
     svg = charts.bars("sizes", "Bytes of generations", says, drawn, "MiB")
-    figures = [Figure("generations", "Generations by size and depth", says, svg, columns, rows)]
+    figures = [Exhibit("generations", "Generations by size and depth", says, svg, columns, rows)]
     schema = opened.manifest.schema
     groups = [(g.name, g.tokens, g.width, g.codec, schema.dtype[g.name].itemsize) for g in schema.groups]
     says = f"{schema.record_bytes:,} bytes a user, {schema.tokens} tokens of width {schema.width}."
@@ -197,7 +197,7 @@ def store(opened: Store, users: Sequence[Any], kept: Sequence[Manifest]) -> Sect
         "record", "Bytes of a record", says, [("a record", {g[0]: g[4] for g in groups})], "bytes"
     )
     columns = ("group", "tokens", "width", "codec", "bytes")
-    figures.append(Figure("record-bytes", "What a user's record holds", says, svg, columns, groups))
+    figures.append(Exhibit("record-bytes", "What a user's record holds", says, svg, columns, groups))
     found = opened.lookup_raw(list(users)) if len(users) else None
     if found is not None and (found.event_count > 0).any():
         lengths = found.event_count[found.event_count > 0]
@@ -205,7 +205,7 @@ def store(opened: Store, users: Sequence[Any], kept: Sequence[Manifest]) -> Sect
         svg = charts.counts("lengths", "Lengths of histories", says, lengths, "events")
         columns = ("events", "least", "10 %", "median", "90 %", "most")
         table = [("of a user", *_quantiles(lengths))]
-        figures.append(Figure("history-lengths", "Lengths of histories", says, svg, columns, table))
+        figures.append(Exhibit("history-lengths", "Lengths of histories", says, svg, columns, table))
     return Section("store", "The store", "What is kept, how deep it lies, what a user costs.", figures)
 
 
@@ -229,21 +229,21 @@ def lookups(opened: Store, users: Sequence[Any], missing: int | None) -> Section
     says = "Measured on this machine while the report was made; the first read of a page comes from the disk."
     points = [(f"{b} users, median", m, m, t) for b, (m, t) in drawn.items()]
     svg = charts.intervals("latency", "Latency of a lookup", says, points, "ms, to the 95th percentile")
-    figures = [Figure("latency", "Latency of a lookup", says, svg,
+    figures = [Exhibit("latency", "Latency of a lookup", says, svg,
                       ("batch", "median ms", "95 % ms", "users a second"), rows)]  # fmt: skip
     counts = opened.counters.as_dict()
     asked = [(name, counts[name]) for name in ("users", "fresh", "stale", "missing", "corrupt")]
     table = [*asked, ("new users of the tables", missing), ("dead letters of the live generation",
                                                              opened.manifest.dead_letters)]  # fmt: skip
-    figures.append(Figure("misses", "Misses", "What the lookups above found, and who would be MISSING now: users "
+    figures.append(Exhibit("misses", "Misses", "What the lookups above found, and who would be MISSING now: users "
                           "whose first events came after the live generation, and its dead letters.", "",
                           ("", "users"), table))  # fmt: skip
     return Section("lookups", "Lookups", "How fast, and for whom there is nothing.", figures)
 
 
-def runs(found: Sequence[run_history.Run]) -> Section:
+def runs(found: Sequence[run_history.PastRun]) -> Section:
     """What the last runs did and cost."""
-    figures: list[Figure] = []
+    figures: list[Exhibit] = []
     if found:
         rows = [
             (r.path.name, r.outcome, None if r.seconds is None else float(r.seconds), r.counts.get("users", 0),
@@ -255,7 +255,7 @@ def runs(found: Sequence[run_history.Run]) -> Section:
         says = f"The last {len(found)}; {bad or 'none'} ended badly."
         svg = charts.bars("runs", "Seconds of the last runs", says, drawn, "seconds")
         columns = ("run", "outcome", "seconds", "users", "events", "dead", "peak MiB")
-        figures.append(Figure("last-runs", "The last runs", says, svg, columns, rows))
+        figures.append(Exhibit("last-runs", "The last runs", says, svg, columns, rows))
     return Section("runs", "Runs", "What ran last, how it ended, what it cost.", figures)
 
 

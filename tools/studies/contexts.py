@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cache_store.format.quantize import Codec
 from tools.studies import tokens as kept
-from tools.studies.reader import Addressed, Reader
+from tools.studies.reader import Addressed, TokenReader
 from tools.studies.tokens import HALF_LIVES, Kept, SimHash, Space
 from vista.config import ModelConfig, fingerprint
 from vista.data.events import Events
@@ -218,10 +218,10 @@ class Contest(nn.Module):
         self.tokens = variant.options.get("events", self.tokens)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.recent = Reader(model.config, ages=4 * FREQUENCIES)
+            self.recent = TokenReader(model.config, ages=4 * FREQUENCIES)
             raw, sets = variant.kind == "raw", variant.kind in ("items", "twin", "sketch")
-            self.raw = Reader(model.config, ages=4 * FREQUENCIES) if raw else None
-            self.long = Reader(model.config, horizons=len(HALF_LIVES)) if sets else None
+            self.raw = TokenReader(model.config, ages=4 * FREQUENCIES) if raw else None
+            self.long = TokenReader(model.config, horizons=len(HALF_LIVES)) if sets else None
             self.own = Addressed(model.config, features) if features else None
             self.alone = None
             if variant.kind == "record":
@@ -241,7 +241,7 @@ class Contest(nn.Module):
         asked = model.items.vector(item)
         reads: list[Any] = [_Recent(self, batch, recent)]
         if self.raw is not None:
-            reads.append(_Window(self, batch, self.variant.options["events"]))
+            reads.append(_NewestEvents(self, batch, self.variant.options["events"]))
         if self.long is not None and fed.sets is not None:
             reads.append(_Tokens(self, batch, fed.sets))
         shares: list[list[Tensor]] = [[] for _ in reads]
@@ -355,7 +355,7 @@ class _Laid:
 class _Events:
     """Raw events under a reader: U histories, padded."""
 
-    def __init__(self, contest: Contest, reader: Reader, events: Events, now: np.ndarray) -> None:
+    def __init__(self, contest: Contest, reader: TokenReader, events: Events, now: np.ndarray) -> None:
         self.reader, model = reader, contest.model
         ranker = model.ranker
         columns = (events.item, events.action, events.surface, events.time, gaps(events))
@@ -399,7 +399,7 @@ class _Recent:
         return self.laid.back(self.reader.read(number, self.laid.out(asked), keys, bias, values, self.seen))
 
 
-class _Window:
+class _NewestEvents:
     """All raw events of a visit's window; a slate sees the ``limit`` newest before its cut.
 
     Ages are taken at the window's last slate: within a visit of some dozen slates they differ little.

@@ -67,7 +67,7 @@ PER_USER = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class PerUser:
     """A measure as a weighted mean over rows: owner int64 [n], value and weight float64 [n]."""
 
     owner: np.ndarray
@@ -103,7 +103,7 @@ def run(
     result = Result(
         params=dict(data=Path(data).name if data else "generated", seeds=seeds, steps=steps, slates=slates)
     )
-    judged: dict[str, list[dict[str, Rows | float]]] = {name: [] for name in chosen}
+    judged: dict[str, list[dict[str, PerUser | float]]] = {name: [] for name in chosen}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(keep) if keep else Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
@@ -270,7 +270,7 @@ def questions(config: TrainingConfig, found: Data, slates: int) -> Iterator[Batc
 
 def measured(
     scored: Scored, offered: Offered, actions: tuple[str, ...], trained_negatives: int = 8
-) -> dict[str, Rows | float]:
+) -> dict[str, PerUser | float]:
     """All measures of one side's predictions."""
     engaged = scored.action != 0
     sizes = np.diff(scored.offsets)
@@ -278,16 +278,16 @@ def measured(
     owner = scored.owner[per["group"]]
     split = ~np.isnan(per["auc"])
     weight = sizes[per["group"]].astype(np.float64)
-    found: dict[str, Rows | float] = {
-        "mrr": Rows(owner, per["mrr"], np.ones(len(owner))),
-        "gauc": Rows(owner[split], per["auc"][split], weight[split]),
+    found: dict[str, PerUser | float] = {
+        "mrr": PerUser(owner, per["mrr"], np.ones(len(owner))),
+        "gauc": PerUser(owner[split], per["auc"][split], weight[split]),
         "ne": _entropy(scored, len(actions), trained_negatives / NEGATIVES),
     }
     retrieved = ("", "retrieval_", scored.owner[scored.rank_slate], scored.rank)
     for recall, mrr, owner, rank in (retrieved, ("offered_", "offered_", offered.owner, offered.rank)):
         for k in (10, 100):
-            found[f"{recall}recall@{k}"] = Rows(owner, (rank <= k).astype(np.float64), np.ones(len(owner)))
-        found[f"{mrr}mrr"] = Rows(owner, 1 / rank, np.ones(len(owner)))
+            found[f"{recall}recall@{k}"] = PerUser(owner, (rank <= k).astype(np.float64), np.ones(len(owner)))
+        found[f"{mrr}mrr"] = PerUser(owner, 1 / rank, np.ones(len(owner)))
     labels = action_labels(torch.from_numpy(scored.action[engaged]), len(actions)).numpy()
     share = scored.probability[engaged] / scored.probability[engaged].sum(1, keepdims=True)
     areas = [metrics.auc(share[:, a], labels[:, a]) for a in range(len(actions))]
@@ -295,7 +295,7 @@ def measured(
     return found
 
 
-def _entropy(scored: Scored, actions: int, thin: float) -> Rows:
+def _entropy(scored: Scored, actions: int, thin: float) -> PerUser:
     """Log loss of each candidate, all actions together, over that of predicting every action's base rate."""
     kept = scored.shown | (np.random.default_rng(13).random(len(scored.shown)) < thin)
     owner = np.repeat(scored.owner, np.diff(scored.offsets))[kept]
@@ -306,14 +306,14 @@ def _entropy(scored: Scored, actions: int, thin: float) -> Rows:
         return -(y * np.log(p) + (1 - y) * np.log1p(-p)).sum(1)
 
     base = loss(np.broadcast_to(y.mean(0), y.shape)).mean()
-    return Rows(owner, loss(scored.probability[kept]) / base, np.ones(len(owner)))
+    return PerUser(owner, loss(scored.probability[kept]) / base, np.ones(len(owner)))
 
 
-def _mean(measure: Rows | float) -> float:
-    return float(measure.mean()) if isinstance(measure, Rows) else measure
+def _mean(measure: PerUser | float) -> float:
+    return float(measure.mean()) if isinstance(measure, PerUser) else measure
 
 
-def _figures(result: Result, judged: dict[str, list[dict[str, Rows | float]]]) -> None:
+def _figures(result: Result, judged: dict[str, list[dict[str, PerUser | float]]]) -> None:
     numbers = {name: {m: [_mean(r[m]) for r in runs] for m in runs[0]} for name, runs in judged.items()}
     for name, table in numbers.items():
         for measure, values in table.items():
@@ -327,9 +327,9 @@ def _figures(result: Result, judged: dict[str, list[dict[str, Rows | float]]]) -
             gains = np.array(ours) - np.array(numbers[name][measure])
             low, high = float(gains.min()), float(gains.max())
             first = judged["joint"][0][measure]
-            if isinstance(first, Rows):
+            if isinstance(first, PerUser):
                 pairs = zip(judged["joint"], judged[name], strict=True)
-                rows = [(cast(Rows, a[measure]), cast(Rows, b[measure])) for a, b in pairs]
+                rows = [(cast(PerUser, a[measure]), cast(PerUser, b[measure])) for a, b in pairs]
                 mean = np.mean([a.value - b.value for a, b in rows], axis=0)
                 _, low, high = metrics.bootstrap(first.owner, mean, first.weight)
             result.figures[f"joint_over_{name}_{measure}"] = Figure(

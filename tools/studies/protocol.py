@@ -26,7 +26,7 @@ from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
 from vista.stage1.clusters import company
 from vista.training.examples import Batch, ExampleConfig, PopularItems, Visit, collate
-from vista.training.loader import Arrays, Source, Tables, visit_stream
+from vista.training.loader import Arrays, PieceSource, WarehouseSource, visit_stream
 from vista.training.survey import Catalogue, before, survey
 
 NEAR, FAR = 64, 1_024
@@ -67,7 +67,7 @@ class Data:
         return PopularItems(*self.catalogue.rows, power=0.0)
 
     @property
-    def source(self) -> Source:
+    def source(self) -> PieceSource:
         return Arrays(self.users, self.events, of=min(8, max(self.events.users, 1)))
 
 
@@ -126,7 +126,7 @@ def load(path: str | Path, held_out: float = 0.1, users: int = 0, events: int = 
     path = Path(path)
     if (path / "catalog.db").exists():
         warehouse = Warehouse(path).open()
-        source = Tables.of(warehouse)
+        source = WarehouseSource.of(warehouse)
         pieces, held, seen = [], 0, 0
         for bucket in np.random.default_rng(0).permutation(source.buckets()).tolist():
             if (users and seen >= users) or (events and held >= events):

@@ -28,7 +28,7 @@ EMPTY = 0.8
 _LEAST = 1e-6
 
 
-class Reader(nn.Module):
+class TokenReader(nn.Module):
     """Attention from candidates to tokens, one set of weights per layer of the ranker.
 
     Args:

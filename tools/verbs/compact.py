@@ -26,16 +26,16 @@ from tools.options import (
 )
 
 
-class What(StrEnum):
+class Compacted(StrEnum):
     store = "store"
     tables = "tables"
 
 
 def command(
     what: Annotated[
-        What,
+        Compacted,
         typer.Argument(help="store: deltas of a line. tables: files of the buckets."),
-    ] = What.store,
+    ] = Compacted.store,
     beam: BeamArguments = None,
     home: HomeOption = HOME,
     store: StoreOption = None,
@@ -64,7 +64,7 @@ def command(
     oldest kept generation of the store stay as they are, so that refresh can go on from it.
     """
     at = Home(home)
-    if what is What.tables:
+    if what is Compacted.tables:
         from beam_jobs.tables import compact as compact_tables
 
         options = compact_tables.CompactOptions(

@@ -15,13 +15,13 @@ from tools.options import HOME, HomeOption, JsonOption, ModelOption, WarehouseOp
 from tools.serving import open_index
 
 
-class What(StrEnum):
+class ItemWork(StrEnum):
     refresh = "refresh"
 
 
 def command(
     what: Annotated[
-        What,
+        ItemWork,
         typer.Argument(
             help="refresh: find the items of the tables that training did not know, and the newer names."
         ),

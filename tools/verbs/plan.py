@@ -22,13 +22,13 @@ from tools.options import (
 )
 
 
-class Job(StrEnum):
+class PlannedJob(StrEnum):
     summarize = "summarize"
     refresh = "refresh"
 
 
 def command(
-    job: Annotated[Job, typer.Argument(help="Which job.")] = Job.summarize,
+    job: Annotated[PlannedJob, typer.Argument(help="Which job.")] = PlannedJob.summarize,
     home: HomeOption = HOME,
     warehouse: WarehouseOption = None,
     model: ModelOption = None,
@@ -44,9 +44,9 @@ def command(
     from beam_jobs.generation.summarize import SummarizeOptions
 
     at = Home(home)
-    options = (SummarizeOptions if job is Job.summarize else RefreshOptions)(
+    options = (SummarizeOptions if job is PlannedJob.summarize else RefreshOptions)(
         warehouse=at.tables(warehouse),
-        bundle=str(model or (at.newest_model if job is Job.summarize else at.model)),
+        bundle=str(model or (at.newest_model if job is PlannedJob.summarize else at.model)),
         store=str(store or at.store),
         run_dir=str(at.runs / "plan"),
         line=line,

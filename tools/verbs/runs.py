@@ -62,7 +62,7 @@ def command(
 def _one(r: object, at: Home, json: bool) -> int:
     from tools.report import run_history
 
-    assert isinstance(r, run_history.Run)
+    assert isinstance(r, run_history.PastRun)
     if json:
         console.json_line({**r.as_dict(), "record": r.facts})
         return 3 if r.bad else 0

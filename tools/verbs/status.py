@@ -51,7 +51,7 @@ def command(
     from tools.report import health
 
     at = Home(home)
-    limits = health.Limits(max_lag_hours, max_event_age_hours)
+    limits = health.AgeLimits(max_lag_hours, max_event_age_hours)
     if store is not None and not (store / "FORMAT").exists():
         raise typer.BadParameter(f"--store: no store at {store}; `vista summarize --store {store}` makes one")
     while True:

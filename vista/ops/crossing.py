@@ -38,7 +38,7 @@ the log-sum-exp to itself. It has no gradient for it; torch without it takes the
 
 
 @dataclass(frozen=True)
-class Group:
+class AlikeUsers:
     """Users whose slates have similar lengths.
 
     Attributes:
@@ -68,7 +68,7 @@ class Plan:
         longest: most candidates of one user.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[AlikeUsers, ...]
     back: Tensor | None
     user: Tensor
     users: int
@@ -97,11 +97,11 @@ class Plan:
         if total == 0:
             return Plan((), None, *shape)
         if (lengths == lengths[0]).all():
-            return Plan((Group(None, None, int(lengths[0])),), None, *shape)
+            return Plan((AlikeUsers(None, None, int(lengths[0])),), None, *shape)
         order = np.argsort(-lengths, kind="stable")
         order = order[lengths[order] > 0]
         back = np.empty(total, np.int64)
-        groups: list[Group] = []
+        groups: list[AlikeUsers] = []
         start = done = 0
         while start < len(order):
             width = int(lengths[order[start]])
@@ -111,7 +111,7 @@ class Plan:
             real = column < lengths[members, None]
             rows = ends[members, None] + np.where(real, column, 0)
             back[rows[real]] = done + np.flatnonzero(real)
-            groups.append(Group(_index(members, device), _index(rows, device), width))
+            groups.append(AlikeUsers(_index(members, device), _index(rows, device), width))
             start, done = stop, done + rows.size
         return Plan(tuple(groups), _index(back, device), *shape)
 
@@ -185,7 +185,14 @@ def fast(
 
 
 def _group(
-    group: Group, users: int, q: Tensor, own: Tensor, v: Tensor, keys: Tensor, values: Tensor, bias: Tensor
+    group: AlikeUsers,
+    users: int,
+    q: Tensor,
+    own: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor,
 ) -> Tensor:
     """Output rows [G * M, H, E] of one group; padding rows hold copies of a real candidate's output."""
 

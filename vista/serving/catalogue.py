@@ -15,7 +15,7 @@ from vista.embedding.content import content_rows
 from vista.model import VistaModel
 from vista.new_items import SCHEMA, NewItems
 from vista.stage1.clusters import company, joined
-from vista.training.loader import Tables
+from vista.training.loader import WarehouseSource
 from vista.training.survey import survey
 
 VECTORS = "items.npz"
@@ -110,7 +110,7 @@ def _clusters(
         both = np.concatenate([before[0], told]), np.concatenate([before[1], rows])
         _take(found, new, *joined(items, cluster, *both))
     if (used & (found < 0)).any():
-        sample = survey(Tables.of(warehouse), 0.0, model.config.seed).sample
+        sample = survey(WarehouseSource.of(warehouse), 0.0, model.config.seed).sample
         more = joined(items, cluster, *company(sample, seed=model.config.seed))
         rest = np.where(found < 0, new, new.min() - 1)
         _take(found, rest, *more)

@@ -28,9 +28,9 @@ from vista.jagged import offsets_of, owners_of
 from vista.model import VistaModel
 from vista.training import metrics
 from vista.training.examples import Batch, ExampleConfig, PopularItems, Visit, collate
-from vista.training.loader import Source, Tables, grouped, visit_stream
+from vista.training.loader import PieceSource, WarehouseSource, grouped, visit_stream
 from vista.training.losses import action_labels
-from vista.training.slices import Facts, sliced
+from vista.training.slices import SlateFacts, sliced
 from vista.training.survey import Catalogue, survey
 from vista.training.verdict import verdict
 
@@ -120,7 +120,7 @@ class Scored:
 
 
 def held_out(
-    source: Source,
+    source: PieceSource,
     examples: ExampleConfig,
     recent: int,
     popular: PopularItems | None,
@@ -296,7 +296,7 @@ def measures(
 
 def evaluate_model(
     model: VistaModel,
-    source: Source,
+    source: PieceSource,
     examples: ExampleConfig,
     catalogue: Catalogue,
     *,
@@ -322,7 +322,7 @@ def evaluate_model(
     judged = dataclasses.replace(examples, negatives=max(examples.negatives, NEGATIVES))
     visits = held_out(source, judged, recent, catalogue.popular(), after, slates, per_user, seed)
     batches = (collate(group, recent, judged.recent_pool) for group in grouped(visits, 256, 131_072))
-    facts = Facts()
+    facts = SlateFacts()
     scored = score(model, facts.noting(batches), catalogue.item, judged.keep_unengaged)
     if not len(scored.owner):
         raise DataError(
@@ -375,7 +375,7 @@ def evaluate(
             f"{warehouse.name}: expected users of kind {loaded.meta.user_kind} as in the bundle, found "
             f"{warehouse.user_kind}; train on this warehouse with `vista train`"
         )
-    source = Tables.of(warehouse)
+    source = WarehouseSource.of(warehouse)
     catalogue = survey(source, 0.1, seed, split_ms=after, sample_events=0)
     found = evaluate_model(
         loaded.model,

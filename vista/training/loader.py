@@ -53,7 +53,7 @@ class Piece:
     continues: bool = False
 
 
-class Source(Protocol):
+class PieceSource(Protocol):
     """Where pieces come from: the warehouse, or arrays."""
 
     def buckets(self) -> list[int]: ...
@@ -80,7 +80,7 @@ class Arrays:
 
 
 @dataclass(frozen=True)
-class Tables:
+class WarehouseSource:
     """The warehouse as a source: plain file lists, so that workers need no catalog.
 
     Attributes:
@@ -94,10 +94,10 @@ class Tables:
     max_rows: int = 1 << 20
 
     @staticmethod
-    def of(warehouse: Warehouse, max_rows: int = 1 << 20, snapshot: int | None = None) -> Tables:
+    def of(warehouse: Warehouse, max_rows: int = 1 << 20, snapshot: int | None = None) -> WarehouseSource:
         """Files of the current tables (or of a history snapshot)."""
         shown = warehouse.bucket_files(kind=IMPRESSIONS)
-        return Tables(warehouse.bucket_files(snapshot), shown or None, max_rows)
+        return WarehouseSource(warehouse.bucket_files(snapshot), shown or None, max_rows)
 
     def buckets(self) -> list[int]:
         return sorted(self.history)
@@ -238,7 +238,7 @@ def rejoined(pieces: Iterable[Piece], keep: int) -> Iterator[Joined]:
 
 
 def visit_stream(
-    source: Source,
+    source: PieceSource,
     buckets: Iterable[int],
     config: ExampleConfig,
     recent: int,
@@ -314,7 +314,7 @@ class Loader(torch.utils.data.IterableDataset):
 
     def __init__(
         self,
-        source: Source,
+        source: PieceSource,
         examples: ExampleConfig,
         config: LoaderConfig,
         recent: int,

@@ -25,7 +25,7 @@ FEW = 5
 
 
 @dataclass
-class Facts:
+class SlateFacts:
     """What is noted of each slate that is judged: arrays by batch, [K] each."""
 
     length: list[np.ndarray] = field(default_factory=list)
@@ -59,7 +59,7 @@ def _touch_ms(batch: Batch) -> np.ndarray:
     return found
 
 
-def sliced(facts: Facts, score: np.ndarray, engaged: np.ndarray, offsets: np.ndarray, owner: np.ndarray,
+def sliced(facts: SlateFacts, score: np.ndarray, engaged: np.ndarray, offsets: np.ndarray, owner: np.ndarray,
            draws: int, seed: int) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
     """AUC with its 95 % interval over users, by slice.
 

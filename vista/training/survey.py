@@ -24,7 +24,7 @@ from vista.errors import DataError
 from vista.jagged import offsets_of
 from vista.stage1.clusters import company, fit_clusters, joined, kmeans
 from vista.training.examples import ExampleConfig, PopularItems
-from vista.training.loader import FOREVER, Source
+from vista.training.loader import FOREVER, PieceSource
 
 if TYPE_CHECKING:
     from vista.model import VistaModel
@@ -190,7 +190,7 @@ def _requests(source: Events, engaged: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def survey(
-    source: Source,
+    source: PieceSource,
     held_out: float,
     seed: int = 0,
     split_ms: int | None = None,
@@ -251,7 +251,7 @@ def survey(
 
 
 def time_splits(
-    source: Source, shares: Sequence[float], seed: int = 0, most: int = 1 << 20
+    source: PieceSource, shares: Sequence[float], seed: int = 0, most: int = 1 << 20
 ) -> list[int | None]:
     """Times in ms before which each share of the events happened; exact up to ``most`` events, else from a sample."""
     rng = np.random.default_rng([seed, 8])

@@ -40,7 +40,7 @@ from vista.errors import ConfigError, DataError
 from vista.model import VistaModel
 from vista.training.config import TrainingConfig
 from vista.training.evaluate import evaluate_model
-from vista.training.loader import Loader, Source, Tables
+from vista.training.loader import Loader, PieceSource, WarehouseSource
 from vista.training.log import Bar, Curve
 from vista.training.objective import parallel
 from vista.training.survey import Catalogue, survey
@@ -135,7 +135,7 @@ def train(
     width = embedding.content_width - embedding.words_width
     return train_source(
         config,
-        Tables.of(warehouse),
+        WarehouseSource.of(warehouse),
         out,
         meta,
         content=content_rows(told, width, embedding.words_width) if embedding.content_width else None,
@@ -148,7 +148,7 @@ def train(
 
 def train_source(
     config: TrainingConfig,
-    source: Source,
+    source: PieceSource,
     out: str | Path,
     meta: bundle.Meta | None = None,
     *,
@@ -361,7 +361,7 @@ def _most(value: float) -> float:
     return float(found)
 
 
-def _validate(trainer: Trainer, source: Source, catalogue: Catalogue) -> dict[str, float]:
+def _validate(trainer: Trainer, source: PieceSource, catalogue: Catalogue) -> dict[str, float]:
     config = trainer.config
     if catalogue.split_ms is None or not config.validation_slates:
         return {}

@@ -16,7 +16,7 @@ from beam_jobs.run.secrets import redacted
 
 
 @dataclass(frozen=True)
-class Batch:
+class Arrived:
     """What a source gave.
 
     Attributes:
@@ -32,13 +32,13 @@ class Batch:
     arrived_ms: int | None = None
 
 
-class Source(Protocol):
+class EventSource(Protocol):
     """Events in an order that does not change."""
 
     name: str
     """Under which the tables keep the position."""
 
-    def read(self, after: str, most: int, wait_s: float) -> Batch | None:
+    def read(self, after: str, most: int, wait_s: float) -> Arrived | None:
         """At most ``most`` events after a position ("" is the beginning), or None after ``wait_s`` seconds without.
 
         Raises:
@@ -47,7 +47,7 @@ class Source(Protocol):
         ...
 
 
-def open_source(url: str) -> Source:
+def open_source(url: str) -> EventSource:
     """A source by its URL.
 
     Args:

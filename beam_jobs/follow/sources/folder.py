@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from beam_jobs.errors import OptionsError
-from beam_jobs.follow.sources import Batch
+from beam_jobs.follow.sources import Arrived
 from vista.data import paths
 
 SETTLED_S = 0.5
@@ -26,7 +26,7 @@ class Folder:
             raise OptionsError(f"{path}: expected a folder, found none; make it, or see vista follow --help")
         self._taken: set[tuple[str, int, int]] = set()
 
-    def read(self, after: str, most: int, wait_s: float) -> Batch | None:
+    def read(self, after: str, most: int, wait_s: float) -> Arrived | None:
         """Files that were not given before; of a file that has grown, all of it. ``most`` does not cut files."""
         end = time.monotonic() + wait_s
         while True:
@@ -34,7 +34,7 @@ class Folder:
             if found:
                 self._taken.update(found)
                 oldest = min(mtime for _, _, mtime in found) // 1_000_000
-                return Batch("", files=[name for name, _, _ in found], arrived_ms=oldest)
+                return Arrived("", files=[name for name, _, _ in found], arrived_ms=oldest)
             if time.monotonic() >= end:
                 return None
             time.sleep(min(0.1, wait_s))

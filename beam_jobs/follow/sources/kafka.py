@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from beam_jobs.errors import OptionsError, SourceLost
-from beam_jobs.follow.sources import Batch
+from beam_jobs.follow.sources import Arrived
 from beam_jobs.run.secrets import redacted
 
 TIMEOUT_S = 10.0
@@ -47,7 +47,7 @@ class KafkaTopic:
             }
         )
 
-    def read(self, after: str, most: int, wait_s: float) -> Batch | None:
+    def read(self, after: str, most: int, wait_s: float) -> Arrived | None:
         try:
             offsets = self._assign(after)
             messages = self._take(most, wait_s)
@@ -63,7 +63,7 @@ class KafkaTopic:
             offsets[partition] = offset + 1
         self._assigned = json.dumps({str(p): o for p, o in sorted(offsets.items())})
         times = [t for kind, t in (m.timestamp() for m in messages) if kind and t >= 0]
-        return Batch(
+        return Arrived(
             self._assigned, [m.value() or b"" for m in messages], arrived_ms=min(times, default=None)
         )
 

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import redis
 
 from beam_jobs.errors import OptionsError, SourceLost
-from beam_jobs.follow.sources import Batch
+from beam_jobs.follow.sources import Arrived
 from beam_jobs.run.secrets import redacted
 
 FIELD = b"event"
@@ -38,7 +38,7 @@ class RedisStream:
         self._at = redacted(url.partition("?")[0])
         self._redis = redis.Redis.from_url(url.partition("?")[0], socket_timeout=30, socket_connect_timeout=5)
 
-    def read(self, after: str, most: int, wait_s: float) -> Batch | None:
+    def read(self, after: str, most: int, wait_s: float) -> Arrived | None:
         entry, _, read = after.partition(" ")
         try:
             before = int(read) if after else self._removed()
@@ -57,7 +57,7 @@ class RedisStream:
         first, last = entries[0][0].decode(), entries[-1][0].decode()
         messages = [values.get(FIELD, b"") for _, values in entries]
         position = f"{last} {before + len(entries)}"
-        return Batch(position, messages, arrived_ms=int(first.partition("-")[0]))
+        return Arrived(position, messages, arrived_ms=int(first.partition("-")[0]))
 
     def _removed(self) -> int:
         """Entries that the stream had and no longer has."""

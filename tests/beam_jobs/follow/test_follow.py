@@ -20,7 +20,7 @@ from small_worlds import CONFIG
 
 from beam_jobs.errors import OptionsError, RunInProgress, SourceLost
 from beam_jobs.follow.service import FollowOptions, Service
-from beam_jobs.follow.sources import Batch, open_source
+from beam_jobs.follow.sources import Arrived, open_source
 from cache_store import Store
 from vista.data.logs.schema import MissingColumn
 from vista.data.tables.reading import read_bucket
@@ -52,10 +52,10 @@ class Listed:
     def __init__(self, messages: list[bytes]):
         self.messages = messages
 
-    def read(self, after: str, most: int, wait_s: float) -> Batch | None:
+    def read(self, after: str, most: int, wait_s: float) -> Arrived | None:
         at = int(after or 0)
         found = self.messages[at : at + most]
-        return Batch(str(at + len(found)), found, arrived_ms=START) if found else None
+        return Arrived(str(at + len(found)), found, arrived_ms=START) if found else None
 
 
 def stored(options: FollowOptions) -> list[tuple[int, int]]:
@@ -158,7 +158,7 @@ def test_files_that_appear_in_a_folder_are_taken_once_and_half_written_ones_are_
     assert follow(options, open_source(str(logs)), 1)[0].counts["events_written"] == 30
     assert (
         not Service(options, open_source(str(logs)))
-        ._ingest(Batch("", files=[str(logs / "b.jsonl")]))
+        ._ingest(Arrived("", files=[str(logs / "b.jsonl")]))
         .counts["events"]
     )
     assert stored(options) == expected(30)

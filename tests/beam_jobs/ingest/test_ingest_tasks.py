@@ -11,7 +11,7 @@ import pytest
 
 from beam_jobs.ingest.build import build_bucket
 from beam_jobs.ingest.spill import groups_of, read_pieces, write_chunk
-from beam_jobs.ingest.units import Settings
+from beam_jobs.ingest.units import IngestSettings
 from beam_jobs.run.record import RunDirectory
 from vista.data.logs.importer import Rules
 from vista.data.tables.reading import read_bucket
@@ -20,8 +20,8 @@ from vista.data.tables.rows import ROW_GROUP
 KNOB = 30_000
 
 
-def settings(folder: Path, max_rows: int = KNOB) -> Settings:
-    return Settings(
+def settings(folder: Path, max_rows: int = KNOB) -> IngestSettings:
+    return IngestSettings(
         run_dir=str(folder / "run"),
         run="r",
         commit=1,

@@ -18,7 +18,7 @@ from vista.training.loader import (
     Loader,
     LoaderConfig,
     Piece,
-    Tables,
+    WarehouseSource,
     grouped,
     owner_numbers,
     shuffled,
@@ -221,7 +221,7 @@ def tables(tmp_path):
 @pytest.mark.parametrize("max_rows", [1_000, 14, 5, 1])
 def test_the_bucket_join_finds_every_impression_of_every_user(tables, max_rows):
     history, shown = tables
-    source = Tables(history, shown, max_rows)
+    source = WarehouseSource(history, shown, max_rows)
     assert pickle.loads(pickle.dumps(source)) == source
     visits = list(visit_stream(source, source.buckets(), EXAMPLES, 4, None, (0,)))
     per_user: dict[int, int] = {}
@@ -236,6 +236,6 @@ def test_the_bucket_join_finds_every_impression_of_every_user(tables, max_rows):
 
 def test_without_impressions_the_tables_give_sampled_negatives(tables):
     history, _ = tables
-    visits = list(visit_stream(Tables(history, None, 100), [0, 1], EXAMPLES, 4, POPULAR, (0,)))
+    visits = list(visit_stream(WarehouseSource(history, None, 100), [0, 1], EXAMPLES, 4, POPULAR, (0,)))
     assert sum(len(v.slates) for v in visits) == 5 * 11
     assert any((~v.slates.shown).any() for v in visits)

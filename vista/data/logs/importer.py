@@ -18,7 +18,7 @@ import xxhash
 from vista.data.logs import actions, times
 from vista.data.logs.letters import Letter, letters
 from vista.data.logs.reading import Reading
-from vista.data.logs.schema import BROKEN, LINE, SECOND, TOLD, Source, kind_of
+from vista.data.logs.schema import BROKEN, LINE, SECOND, TOLD, LogFile, kind_of
 from vista.jagged import owners_of
 
 MAX_USER_BYTES = 511
@@ -84,7 +84,7 @@ def hash_strings(values: Sequence[str] | pa.Array) -> np.ndarray:
     return np.fromiter(map(xxhash.xxh64_intdigest, raw), np.uint64, len(raw)).view(np.int64)
 
 
-def check(batch: pa.RecordBatch | pa.Table, source: Source, rules: Rules, first_row: int) -> Checked:
+def check(batch: pa.RecordBatch | pa.Table, source: LogFile, rules: Rules, first_row: int) -> Checked:
     """Check a batch of a file whose footer was checked by ``vista.data.logs.inspecting.inspect``.
 
     Args:
@@ -133,7 +133,7 @@ def check(batch: pa.RecordBatch | pa.Table, source: Source, rules: Rules, first_
 
 
 def _checked_rows(
-    columns: dict[str, pa.Array], source: Source, rules: Rules, first_row: int, bad: _Bad
+    columns: dict[str, pa.Array], source: LogFile, rules: Rules, first_row: int, bad: _Bad
 ) -> tuple[pa.Array, np.ndarray]:
     """(user, time int64 [N]) of the rows; those without user, item or a time within the bounds are bad."""
     user = columns["user_id"]
@@ -154,7 +154,7 @@ def _checked_rows(
 
 
 def accepted(
-    batch: pa.RecordBatch | pa.Table, source: Source, rules: Rules, first_row: int, meanings: Sequence[str]
+    batch: pa.RecordBatch | pa.Table, source: LogFile, rules: Rules, first_row: int, meanings: Sequence[str]
 ) -> dict[str, list[str | int]]:
     """The distinct values of columns of actions and surfaces in the rows that :func:`check` would take, whatever the
     vocabularies."""
@@ -192,7 +192,7 @@ class CheckedItems:
     letters: list[Letter]
 
 
-def check_items(batch: pa.RecordBatch, source: Source, first_row: int, width: int = 0) -> CheckedItems:
+def check_items(batch: pa.RecordBatch, source: LogFile, first_row: int, width: int = 0) -> CheckedItems:
     """Check a batch of an item file.
 
     Args:
@@ -255,7 +255,7 @@ def _vectors(column: pa.Array, width: int, bad: _Bad) -> pa.Array:
 
 
 def _columns(
-    batch: pa.RecordBatch | pa.Table, source: Source, first_row: int
+    batch: pa.RecordBatch | pa.Table, source: LogFile, first_row: int
 ) -> tuple[dict[str, pa.Array], np.ndarray, _Bad]:
     """Columns by meaning, the line or row of the file that each row is of, and the rows that are broken already."""
     n = batch.num_rows
@@ -453,7 +453,7 @@ def _small(column: pa.Array, largest: int, name: str, bad: _Bad) -> np.ndarray:
     return np.where((values < 0) | (values > largest), 0, values).astype(np.int32)
 
 
-def _surfaces(columns: dict[str, pa.Array], source: Source, rules: Rules, bad: _Bad) -> np.ndarray:
+def _surfaces(columns: dict[str, pa.Array], source: LogFile, rules: Rules, bad: _Bad) -> np.ndarray:
     kind = source.kinds.get("surface", "null") if "surface" in columns else "null"
     if kind == "null":
         return np.zeros(len(columns["user_id"]), np.int32)
@@ -480,7 +480,7 @@ def _named(
 
 
 def _masks(
-    columns: dict[str, pa.Array], source: Source, rules: Rules, bad: _Bad, item: pa.Array, null_is_none: bool
+    columns: dict[str, pa.Array], source: LogFile, rules: Rules, bad: _Bad, item: pa.Array, null_is_none: bool
 ) -> np.ndarray:
     """int32 [N]: the bits of a row's actions, from every column that tells some."""
     n = len(item)

@@ -23,8 +23,8 @@ from vista.data.logs.schema import (
     SECOND,
     TOLD,
     Column,
+    LogFile,
     MissingColumn,
-    Source,
     WrongTime,
     WrongType,
     column_name,
@@ -48,7 +48,7 @@ def inspect(
     time_bounds: tuple[int, int] | None = None,
     rows_at: str = "",
     found_names: Sequence[str] = (),
-) -> Source:
+) -> LogFile:
     """Read a file's footer and check what it promises.
 
     Args:
@@ -80,7 +80,7 @@ def inspect(
         if "timestamp_ms" in names and file.metadata.num_rows:
             _check_times(path, file, names, kinds, reading, time_bounds)
         groups = tuple(file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups))
-        return Source(
+        return LogFile(
             str(path),
             size,
             digest,

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vista.data.logs.schema import BROKEN, LINE, Source, kind_of
+from vista.data.logs.schema import BROKEN, LINE, LogFile, kind_of
 
 KEPT = 500
 """Characters of a value that are kept."""
@@ -33,7 +33,7 @@ class Letter:
 
 def letters(
     batch: pa.RecordBatch | pa.Table,
-    source: Source,
+    source: LogFile,
     rows: np.ndarray,
     line: np.ndarray,
     reason: Callable[[int], str],

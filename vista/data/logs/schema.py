@@ -155,7 +155,7 @@ def kind_of(type_: pa.DataType) -> str | None:
 
 
 @dataclass(frozen=True)
-class Source:
+class LogFile:
     """One input file as its footer describes it; plain values, JSON-able, so it can be sent to a worker.
 
     Attributes:

@@ -97,7 +97,7 @@ def forget_users(
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Holding:
     """A file with rows of the users: how many, and the time of the newest."""
 
     file: DataFile
@@ -107,7 +107,7 @@ class _Found:
 
 def files_with(
     warehouse: Warehouse, kind: Kind, users: Sequence[Any] | np.ndarray, buckets: Iterable[int] | None
-) -> list[_Found]:
+) -> list[_Holding]:
     """Files of a table that have rows of these users.
 
     Raises:
@@ -128,12 +128,12 @@ def files_with(
         if within is None or file.bucket in within:
             rows, newest = _rows_of(file, kind, wanted)
             if rows:
-                found.append(_Found(file, rows, newest))
+                found.append(_Holding(file, rows, newest))
     return found
 
 
 def _forget_in(
-    warehouse: Warehouse, kind: Kind, users: Sequence[Any] | np.ndarray, found: Sequence[_Found]
+    warehouse: Warehouse, kind: Kind, users: Sequence[Any] | np.ndarray, found: Sequence[_Holding]
 ) -> RowsForgotten:
     table, wanted, whole = warehouse.table(kind.name), sorted_users(users), warehouse.commit_number
     assert wanted is not None
