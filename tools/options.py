@@ -160,17 +160,38 @@ def split_beam(words: Sequence[str] | None) -> tuple[list[str], list[str]]:
     return words[:at], words[at:]
 
 
+EXAMPLES = {
+    "--column": "timestamp_ms=event_time",
+    "--impression-column": "position=rank",
+    "--item-column": "name=title",
+    "--constant": "surface=web",
+    "--weight": "like=1",
+}
+"""Of options that take names with values, those in which an empty one is a mistake."""
+
+
 def pairs(given: Sequence[str] | None, option: str) -> dict[str, str]:
     """``NAME=VALUE`` words of a repeated option as a dict."""
     found = [word.partition("=") for word in given or []]
     wrong = [name for name, equals, _ in found if not equals or not name]
     if wrong:
-        raise typer.BadParameter(f"{option} takes NAME=VALUE, found {wrong[0]!r}")
+        said = next(word for word in given or [] if "=" not in word or word.startswith("="))
+        raise typer.BadParameter(
+            f"{option} takes NAME=VALUE, found {said!r}; for example {option} {EXAMPLES.get(option, 'NAME=VALUE')}"
+        )
     names = [name for name, _, _ in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         values = [value for name, _, value in found if name == twice[0]]
-        raise typer.BadParameter(f"{option} {twice[0]}=... given twice ({', '.join(values)}); expected once")
+        raise typer.BadParameter(
+            f"{option} {twice[0]}=... given twice ({', '.join(values)}); expected once, for example {option} "
+            f"{twice[0]}={values[0]}"
+        )
+    empty = [name for name, _, value in found if not value.strip()]
+    if empty and option in EXAMPLES:
+        raise typer.BadParameter(
+            f"{option} {empty[0]}=: expected a value, found none; for example {option} {EXAMPLES[option]}"
+        )
     return {name: value for name, _, value in found}
 
 

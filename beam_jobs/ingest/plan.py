@@ -65,6 +65,7 @@ class IngestOptions:
         attempts: how often a failed task is handed to the runner.
         max_bytes: refuse to write more than this, so far as it can be told before; None for what the disk has.
         properties: facts of the history table that become visible with the events, in one commit.
+        weighed: actions whose weight was asked for here and now, so that they must be there; a layout's need not.
     """
 
     events: tuple[str, ...]
@@ -87,6 +88,7 @@ class IngestOptions:
     attempts: int = 2
     max_bytes: int | None = None
     properties: Mapping[str, str] = field(default_factory=dict)
+    weighed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, low in (("max_rows", 1), ("chunk_rows", 1), ("attempts", 1), ("num_buckets", 0)):
@@ -100,6 +102,23 @@ class IngestOptions:
                 f"--min-time: expected 0 or more (1970), as times before 1970 cannot be kept, found "
                 f"{self.min_time_ms}; for example --min-time 0"
             )
+        for option, names, of in (
+            ("--impression-column", self.impression_columns, schema.IMPRESSIONS),
+            ("--item-column", self.item_columns, schema.ITEMS),
+        ):
+            known = [c.name for c in of]
+            unknown = [n for n in names if n not in known and schema.ALIASES.get(n) not in known]
+            if unknown:
+                raise OptionsError(
+                    f"{option}: expected names among {', '.join(known)}, found {unknown[0]!r}; for example "
+                    f"{option} {known[-1]}={names[unknown[0]]}"
+                )
+        for option, given in (("--action", self.actions), ("--surface", self.surfaces)):
+            twice = sorted({n for n in given or () if (given or ()).count(n) > 1})
+            if twice:
+                raise OptionsError(
+                    f"{option}: expected each name once, found {twice[0]!r} twice; for example {option} {twice[0]}"
+                )
         if not self.events and not self.impressions and not self.items:
             raise OptionsError(
                 "expected files of events, impressions or items, found none; see vista ingest --help"
@@ -132,7 +151,7 @@ class IngestOptions:
         return {
             k: v
             for k, v in values.items()
-            if k not in ("run_dir", "max_rows", "chunk_rows", "attempts", "max_bytes")
+            if k not in ("run_dir", "max_rows", "chunk_rows", "attempts", "max_bytes", "weighed")
         }
 
     def impression_log(self) -> Reading:
@@ -239,11 +258,13 @@ class _Logs:
             try:
                 found = inspect(
                     path, self.columns, self.reading, bounds,
-                    converted.rows_at.get(path, ""), converted.names.get(path, ()),
+                    converted.rows_at.get((path, self.columns), ""), converted.names.get((path, self.columns), ()),
                 )  # fmt: skip
             except UnreadableFile as error:
                 return error
-            return dataclasses.replace(found, decides=found.rows > 0 and path not in converted.undecided)
+            return dataclasses.replace(
+                found, decides=found.rows > 0 and (path, self.columns) not in converted.undecided
+            )
 
         with ThreadPoolExecutor(8) as pool:
             for path, found in zip(files, pool.map(look, files), strict=True):
@@ -275,14 +296,13 @@ def inspect_all(
     converted = convert_others(flat, beam_args)
     texts = {log.path for log in flat if log.is_text}
     for group in groups:
-        group.bad += [(p, converted.bad[p]) for p in group.files if p in converted.bad]
-        group.inspect(
-            [p for p in group.files if p not in texts and p not in converted.bad], converted, bounds
-        )
+        bad = {p: converted.bad[m] for p in group.files if (m := (p, group.columns)) in converted.bad}
+        group.bad += bad.items()
+        group.inspect([p for p in group.files if p not in texts and p not in bad], converted, bounds)
     kinds = _agreed(groups, fixed)
     converted = as_parquet(flat, converted, kinds, beam_args)
     for group in groups:
-        mine = [p for p in group.files if p in texts and p not in converted.bad]
+        mine = [p for p in group.files if p in texts and (p, group.columns) not in converted.bad]
         group.inspect(mine, converted, bounds)
         order = {path: i for i, path in enumerate(group.files)}
         group.good.sort(key=lambda s: order[s.path])
@@ -514,13 +534,14 @@ def _known_weights(log: dict[str, Any], actions: Sequence[str], options: IngestO
     """The reading with the weights of actions that there are: a layout's may name others.
 
     Raises:
-        OptionsError: none of the names is an action.
+        OptionsError: a name that was asked for, or every name of a layout, is none.
     """
     told = log.get("weights", {})
     known = {a: w for a, w in told.items() if a in actions}
-    if told and actions and not known:
+    unknown = [a for a in options.weighed if a not in actions] or (list(told) if not known else [])
+    if unknown and actions:
         raise OptionsError(
-            f"--weight: expected names among {', '.join(actions)}, found {', '.join(told)}; for example "
+            f"--weight: expected names among {', '.join(actions)}, found {', '.join(unknown)}; for example "
             f"--weight {actions[0]}=1"
         )
     return {**log, "weights": known} if told else log

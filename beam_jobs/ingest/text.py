@@ -34,6 +34,7 @@ from vista.data.logs.schema import SECOND, TOLD, Column, UnreadableFile
 from vista.data.logs.text import draft, typed
 
 Columns = tuple[Column, ...]
+Mark = tuple[str, Columns]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Log:
     columns: Columns
     reading: Reading
     bounds: tuple[int, int]
+
+    @property
+    def mark(self) -> tuple[str, Columns]:
+        """The file and what its rows are taken for: one file may be a log of events and of items."""
+        return self.path, self.columns
 
     @property
     def is_text(self) -> bool:
@@ -121,16 +127,16 @@ class Converted:
     """Logs as Parquet.
 
     Attributes:
-        rows_at: path to Parquet file.
-        bad: path to the error of those that cannot be read.
-        names: path to all columns of a text log.
+        rows_at: ``Log.mark`` to Parquet file.
+        bad: to the error of those that cannot be read.
+        names: to all columns of a text log.
         undecided: text logs none of whose rows says what an id is.
     """
 
-    rows_at: dict[str, str]
-    bad: dict[str, str]
-    names: dict[str, list[str]]
-    undecided: frozenset[str]
+    rows_at: dict[Mark, str]
+    bad: dict[Mark, str]
+    names: dict[Mark, list[str]]
+    undecided: frozenset[Mark]
 
 
 def convert_others(logs: Sequence[Log], beam_args: Sequence[str]) -> Converted:
@@ -140,8 +146,8 @@ def convert_others(logs: Sequence[Log], beam_args: Sequence[str]) -> Converted:
     run = RunDirectory(Path(logs[0].folder).parents[1])
     run_tasks("ingest: text", logs, _draft, beam_args, run)
     failures = {name: fact["text"] for name, fact in run.failures().items()}
-    bad = {log.path: failures[f"text-{log.key}"] for log in logs if f"text-{log.key}" in failures}
-    done = {log.path: str(log.file(".parquet")) for log in logs if not log.is_text and log.path not in bad}
+    bad = {log.mark: failures[f"text-{log.key}"] for log in logs if f"text-{log.key}" in failures}
+    done = {log.mark: str(log.file(".parquet")) for log in logs if not log.is_text and log.mark not in bad}
     return Converted(done, bad, {}, frozenset())
 
 
@@ -156,7 +162,7 @@ def as_parquet(
     Raises:
         WrongTime: most of a log's times are none.
     """
-    good = [log for log in logs if log.is_text and log.path not in drafted.bad]
+    good = [log for log in logs if log.is_text and log.mark not in drafted.bad]
     if not good:
         return drafted
     found = [(log, log.facts()) for log in good]
@@ -166,10 +172,10 @@ def as_parquet(
     run = RunDirectory(Path(good[0].folder).parents[1])
     run_tasks("ingest: types", list(zip(good, kinds, strict=True)), _typed, beam_args, run)
     return Converted(
-        {**drafted.rows_at, **{log.path: str(log.file(".parquet")) for log in good}},
+        {**drafted.rows_at, **{log.mark: str(log.file(".parquet")) for log in good}},
         drafted.bad,
-        {log.path: facts.names for log, facts in found},
-        frozenset(log.path for log, facts in found if not facts.taken),
+        {log.mark: facts.names for log, facts in found},
+        frozenset(log.mark for log, facts in found if not facts.taken),
     )
 
 

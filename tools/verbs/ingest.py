@@ -225,13 +225,18 @@ def command(
     if undo is not None:
         return _undo(at.tables(warehouse), undo, json)
     events, beam = split_beam(files)
+    if action_is is not None and not action_is.strip():
+        raise typer.BadParameter(
+            "--action-is: expected the name of an action, found none; for example --action-is view"
+        )
+    worth = weights(weight)
     log = given_reading(
         at,
         layout,
         columns=pairs(column, "--column"),
         actions=action_column,
         constants=pairs(constant, "--constant"),
-        weights=weights(weight),
+        weights=worth,
         action_is=action_is,
         unengaged=unengaged,
         header=tuple(header.split(",")) if header else None,
@@ -261,6 +266,7 @@ def command(
         skip_bad_files=skip_bad_files,
         max_time_ms=max_time,
         again=again,
+        weighed=tuple(worth),
         max_rows=memory_rows,
         max_bytes=as_bytes(max_bytes),
         **optional,

@@ -38,7 +38,13 @@ def command(
         )
     path, columns = ("the layout", {}) if layout else first_values(logs)
     found = Guess(load(layout), {"layout": layout}, ()) if layout else guess(columns)
-    reading = dataclasses.replace(found.reading, weights={**found.reading.weights, **weights(weight)})
+    worth, named = weights(weight), found.reading.named_actions()
+    unknown = [a for a in worth if a not in named]
+    if unknown and found.reading.actions:
+        raise WrongOption(
+            f"--weight: expected names among {', '.join(named)}, found {unknown[0]}; for example --weight {named[0]}=1"
+        )
+    reading = dataclasses.replace(found.reading, weights={**found.reading.weights, **worth})
     text = _with_log(there.path, reading.to_toml())
     at.root.mkdir(parents=True, exist_ok=True)
     temporary = there.path.with_suffix(".toml.tmp")

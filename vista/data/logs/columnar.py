@@ -48,6 +48,12 @@ def as_rows(path: str, target: str, columns: Sequence[Column], reading: Reading,
     try:
         with paths.open_input(path) as file:
             schema, batches = _open(file, path)
+            lists = {exploded(spec)[0] for spec in reading.explode}
+            if absent := sorted(lists - set(schema.names)):
+                raise ValueError(
+                    f"--explode {absent[0]}: expected a column of that name, found {schema.names[:40]}; for example "
+                    f"--explode {schema.names[-1]}"
+                )
             there = [n for n in dict.fromkeys(schema.names) if every or n in wanted] or schema.names[:1]
             writer = None
             for batch in _numbered(batches, schema, there):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import csv as csv_text
 import re
+from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
@@ -148,6 +150,11 @@ def _called(
         called.append(f"{name}#{i}" if name in seen or name in ("", "-") else name)
         seen.add(name)
     lists = {spec.partition(":")[0] for spec in reading.explode}
+    if absent := sorted(lists - set(called)):
+        raise ValueError(
+            f"--explode {absent[0]}: expected a column of that name, found {called[:40]}; for example --explode "
+            f"{called[-1]}"
+        )
     chosen = {c: c for c in called if c in wanted or c in lists}
     if not chosen:
         chosen = {called[0]: called[0]}
@@ -226,6 +233,8 @@ def _header(head: bytes, ending: str, reading: Reading) -> tuple[list[str], str,
     if reading.header:
         if ending == ".inter":
             raise ValueError("a file that ends in .inter has a header; leave --header out")
+        if not reading.sections:
+            _check_fields(head, separator, reading)
         return list(reading.header), separator, head
     block = csv.ReadOptions(block_size=max(len(first), 64))
     header = first.rstrip(b"\r\n") + b"\n"
@@ -234,6 +243,21 @@ def _header(head: bytes, ending: str, reading: Reading) -> tuple[list[str], str,
     if ending == ".inter":
         names = [name.split(":")[0] for name in names]
     return [name.strip() for name in names], separator, head[len(first) :]
+
+
+def _check_fields(head: bytes, separator: str, reading: Reading) -> None:
+    """Raises ValueError where most of the first lines have another number of fields than ``--header`` has names."""
+    lines = head.split(b"\n")[: (-1 if len(head) >= HEAD else None)][:100]
+    texts = [line.decode(errors="replace").rstrip("\r") for line in lines if line.strip()]
+    quote = csv_text.QUOTE_NONE if reading.quotes is False or separator == "\t" else csv_text.QUOTE_MINIMAL
+    counts = Counter(len(row) for row in csv_text.reader(texts, delimiter=separator, quoting=quote))
+    most, names = counts.most_common(1)[0][0], len(reading.header)
+    if most != names and counts[names] * 2 < len(texts):
+        example = ",".join([*reading.header, *["-"] * (most - names)][:most])
+        raise ValueError(
+            f"--header {','.join(reading.header)}: expected a name for each of the {most} fields of {texts[0][:80]!r}, "
+            f"found {names} names; for example --header {example}"
+        )
 
 
 def _quotes_are_text(head: bytes) -> bool:

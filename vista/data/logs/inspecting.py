@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vista.data import paths
-from vista.data.logs import times
-from vista.data.logs.reading import TIME_UNITS, Reading
+from vista.data.logs import actions, times
+from vista.data.logs.reading import TIME_UNITS, ActionColumn, Reading
 from vista.data.logs.schema import (
     BROKEN,
     LINE,
@@ -136,10 +136,11 @@ def _find(
         elif name in folders and not column.name.startswith(TOLD):
             constants[column.name] = folders[name]
         elif column.required or mapped:
-            missing.append((column, next(p for p in parts if p not in there)))
+            told = found_names or there
+            missing.append((column, next((p for p in parts if p not in told), parts[0])))
     if missing:
         there = found_names or [n for n in there if n not in (LINE, BROKEN)]
-        _refuse(path, missing, there, option_of(columns))
+        _refuse(path, missing, there, option_of(columns), reading)
 
 
 def option_of(columns: Sequence[Column]) -> str:
@@ -149,14 +150,22 @@ def option_of(columns: Sequence[Column]) -> str:
     return "--column" if any(c.name == "user_id" for c in columns) else "--item-column"
 
 
-def _refuse(path: str, missing: Sequence[tuple[Column, str]], there: Sequence[str], option: str) -> None:
+def _refuse(
+    path: str, missing: Sequence[tuple[Column, str]], there: Sequence[str], option: str, reading: Reading
+) -> None:
     guesses = []
-    for column, name in missing:
-        guess = guessed(column, there) if name == column.name or name in (column.name, "timestamp") else ""
-        if guess:
+    for column, _ in missing:
+        guess = guessed(column, there)
+        if column.name.startswith(TOLD):
+            guesses.append(f"--action-column {column.name.removeprefix(TOLD)}={guess or there[0]}")
+        elif guess:
             guesses.append(f"{option} {column.name}={guess}")
     lacks = ", ".join(f"{name!r} ({column.says})" for column, name in missing)
     example = " ".join(guesses) or f"{option} {missing[0][0].name.removeprefix(TOLD)}=NAME"
+    if reading.header and option == "--column":
+        example = (
+            "--header user_id,item_id,action,timestamp_ms (a name for every column, - for one of no meaning)"
+        )
     flags = [
         c for c in there if c.lower().startswith(("is_", "has_")) or c.lower() in ("like", "click", "share")
     ]
@@ -209,6 +218,8 @@ def _kind(
         if column is None
         else column.kinds
     )
+    if meaning.startswith(TOLD) and kind == "string":
+        _check_told(path, file, name, next(a for a in reading.actions if TOLD + a.name == meaning))
     if kind not in fits:
         says = "a number, a truth value or a list" if column is None else column.says
         listed = (
@@ -232,6 +243,27 @@ def _kind(
         ids = meaning in ("user_id", "item_id", "request_id")
         return "int" if ids or all(_whole(values) for values in _values(file, name)) else "string"
     return "int" if all(_fits_int64(values) for values in _values(file, name)) else "string"
+
+
+def _check_told(path: str, file: pq.ParquetFile, name: str, action: ActionColumn) -> None:
+    """Raises WrongType for a column of text that tells no action in the first rows."""
+    batch = next(file.iter_batches(SAMPLE, columns=[name]), None)
+    if batch is None:
+        return
+    column = batch.column(0)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    try:
+        column = column.drop_null().cast(pa.string())
+    except pa.ArrowInvalid:
+        return  # bytes that are no text cost their rows alone
+    _, wrong = actions.told(column, action, pa.nulls(len(column)))
+    if 2 * int(wrong.sum()) > len(column):
+        value = column[int(np.argmax(wrong))].as_py()[:80]
+        raise WrongType(
+            f"{path}: column {name!r} (--action-column {action.name}={action}): expected 0/1, true/false or numbers, "
+            f"found most values like {value!r}; for example --action-column '{action.name}={action.column}=={value}'"
+        )
 
 
 def _values(file: pq.ParquetFile, name: str) -> Iterator[pa.Array]:

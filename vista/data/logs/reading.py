@@ -130,14 +130,16 @@ class Reading:
         for option, names in (("--column", self.columns), ("--constant", self.constants)):
             unknown = sorted(set(names) - set(MEANINGS))
             if unknown:
+                example = "timestamp_ms=event_time" if option == "--column" else "surface=web"
                 raise WrongOption(
-                    f"{option}: expected names among {', '.join(MEANINGS)}, found {', '.join(unknown)}; "
-                    f"see vista ingest --help"
+                    f"{option}: expected names among {', '.join(MEANINGS)}, found {', '.join(unknown)}; for example "
+                    f"{option} {example}"
                 )
         if self.sections and self.sections not in MEANINGS:
             raise WrongOption(f"sections: expected one of {', '.join(MEANINGS)}, found {self.sections!r}")
         self._check_actions()
         self._check_times()
+        self._check_constants()
         self._check_text()
 
     def _check_actions(self) -> None:
@@ -175,6 +177,24 @@ class Reading:
                     f"--time-format: expected a format of strptime, found {self.time_format!r}; for example "
                     f"--time-format '%m/%d/%Y %I:%M:%S %p'"
                 )
+
+    def _check_constants(self) -> None:
+        for name in ("timestamp_ms", "timestamp", "position"):
+            value = self.constants.get(name)
+            if value is None or (_number(value) is not None):
+                continue
+            try:
+                if name == "position":
+                    raise ValueError(value)
+                datetime.strptime(value, self.time_format) if self.time_format else datetime.fromisoformat(
+                    value
+                )
+            except ValueError:
+                wanted = "a number" if name == "position" else "a number or a time"
+                example = "0" if name == "position" else "2024-01-31T12:00:00"
+                raise WrongOption(
+                    f"--constant: {name}: expected {wanted}, found {value!r}; for example --constant {name}={example}"
+                ) from None
 
     def _check_text(self) -> None:
         twice = sorted({n for n in self.header if n != "-" and self.header.count(n) > 1})
