@@ -165,37 +165,6 @@ def test_a_repository_becomes_events_of_its_authors_and_files(tmp_path, capsys):
     assert code == 2 and "expected a Git repository" in err
 
 
-BAD = {
-    "--action-column": ("like", "expected NAME=COLUMN", "--action-column like=is_like"),
-    "--action-column ": (
-        "long=play>=x",
-        "expected a number behind >=, found 'x'",
-        "--action-column 'long=play>=4'",
-    ),
-    "--unengaged": ("maybe", "expected one of events, impressions, refused", "--unengaged events"),
-    "--header": ("a,a", "expected each name once, found 'a' twice", "--header user_id,item_id"),
-    "--explode": (":x", "expected COLUMN", "--explode events"),
-    "--time-from": ("soon", "expected order, or the date", "--time-from 2020-01-01"),
-    "--time-format": ("noon", "expected a format of strptime", "--time-format '%m/%d/%Y"),
-    "--time-unit": ("days", "expected one of s, ms, us, ns", "--time-unit s"),
-    "--weight": ("like=much", "expected a number, found 'much'", "--weight like=1"),
-    "--layout": ("nosuch", "expected one of amazon-reviews-2023", "--layout amazon-reviews-2023"),
-    "--constant": ("colour=red", "expected names among user_id", "--help"),
-    "--min-time": ("-5", "expected 0 or more", "--min-time 0"),
-}
-
-
-@pytest.mark.parametrize("option", BAD)
-def test_a_bad_value_of_an_option_is_one_line_with_an_example_that_would_work(tmp_path, capsys, option):
-    value, expected, example = BAD[option]
-    (tmp_path / "a.csv").write_text(f"user_id,item_id,action,timestamp_ms\n1,2,c,{T0}\n")
-    words = ("ingest", tmp_path / "a.csv", "--home", tmp_path / "home", f"{option.strip()}={value}")
-    code, _, err = vista(capsys, *words)
-    said = err.replace("\n", " ")
-    assert code == 2 and option.strip() in said and expected in said and example in said, err
-    assert not (tmp_path / "home").exists()
-
-
 def test_every_layout_reads_back_from_what_it_prints(capsys, tmp_path):
     for name, reading in layouts().items():
         (tmp_path / f"{name}.toml").write_text(reading.to_toml())
