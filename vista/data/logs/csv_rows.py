@@ -249,8 +249,9 @@ def _check_fields(head: bytes, separator: str, reading: Reading) -> None:
     """Raises ValueError where most of the first lines have another number of fields than ``--header`` has names."""
     lines = head.split(b"\n")[: (-1 if len(head) >= HEAD else None)][:100]
     texts = [line.decode(errors="replace").rstrip("\r") for line in lines if line.strip()]
-    quote = csv_text.QUOTE_NONE if reading.quotes is False or separator == "\t" else csv_text.QUOTE_MINIMAL
-    counts = Counter(len(row) for row in csv_text.reader(texts, delimiter=separator, quoting=quote))
+    quoted = reading.quotes is not False and separator != "\t"
+    rows = csv_text.reader(texts, delimiter=separator) if quoted else (t.split(separator) for t in texts)
+    counts = Counter(map(len, rows))
     most, names = counts.most_common(1)[0][0], len(reading.header)
     if most != names and counts[names] * 2 < len(texts):
         example = ",".join([*reading.header, *["-"] * (most - names)][:most])

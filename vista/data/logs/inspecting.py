@@ -136,11 +136,11 @@ def _find(
         elif name in folders and not column.name.startswith(TOLD):
             constants[column.name] = folders[name]
         elif column.required or mapped:
-            told = found_names or there
-            missing.append((column, next((p for p in parts if p not in told), parts[0])))
+            in_file = found_names or there
+            missing.append((column, next((p for p in parts if p not in in_file), parts[0])))
     if missing:
-        there = found_names or [n for n in there if n not in (LINE, BROKEN)]
-        _refuse(path, missing, there, option_of(columns), reading)
+        in_file = found_names or [n for n in there if n not in (LINE, BROKEN)]
+        _refuse(path, missing, in_file, option_of(columns), reading)
 
 
 def option_of(columns: Sequence[Column]) -> str:
