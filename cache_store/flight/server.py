@@ -29,8 +29,9 @@ from cache_store.flight.asking import Asked, BadRequest, Busy, Moved, Stopping, 
 from cache_store.flight.coalescing import Coalescer
 from cache_store.flight.counts import ServerCounts
 from cache_store.format.manifest import Manifest
+from cache_store.format.record import PAGE_HEADER, RecordSchema
 from cache_store.read import columns
-from cache_store.read.found import Lookup, RawLookup
+from cache_store.read.found import RawLookup, heaviest
 from cache_store.store import Store
 
 PER_REQUEST = 8_192
@@ -71,7 +72,7 @@ class Tls:
 class _Served:
     """What one lookup has found, and of which generation."""
 
-    found: Lookup | RawLookup
+    found: RawLookup
     manifest: Manifest
 
 
@@ -101,8 +102,7 @@ class SummaryServer(flight.FlightServerBase):
         self.store, self.counts, self.limits = store, ServerCounts(), limits or Limits()
         self._vectors_of, self._vectors = vectors, dict[str, tuple[np.ndarray, np.ndarray] | None]()
         self._refresh_s = refresh_s
-        self._decoded = Coalescer(self._look, self.limits.per_lookup, self.limits.waiting)
-        self._raw = Coalescer(self._look_raw, self.limits.per_lookup, self.limits.waiting)
+        self._lookups = Coalescer(self._look, self.limits.per_lookup, self.limits.waiting)
         self._state = threading.Condition()
         self._busy = self._streams = 0
         self._stop, self._draining = threading.Event(), False
@@ -179,40 +179,48 @@ class SummaryServer(flight.FlightServerBase):
                 raise BadRequest(
                     f"users: expected at most {self.limits.per_request} of one request, found {len(users)}"
                 )
-            raw = asked.form == "rows"
-            served, rows = (self._raw if raw else self._decoded).ask(users)
-            manifest = served.manifest
+            served, rows = self._lookups.ask(users)
+            manifest, found = served.manifest, _part(served.found, rows)
             if asked.fingerprint not in (None, manifest.fingerprint):
                 raise FingerprintMismatch(
                     f"generation {manifest.generation}: made by model {manifest.fingerprint}, asked for "
                     f"{asked.fingerprint}"
                 )
-            form = asked.form_of(manifest.schema)
-            found = _part(served.found, rows)
-            if isinstance(found, RawLookup):
+            form, schema = asked.form_of(manifest.schema), manifest.schema
+            if form == "rows":
                 return columns.of_rows(found, users, manifest.published_ms)
             if form == "groups":
-                return columns.of_groups(found, manifest.published_ms)
-            return self._sequence(found, asked.tokens, manifest)
+                tokens = np.empty((len(users), schema.tokens, schema.width), np.float32)
+                schema.decode(_records(found, schema), tokens)
+                return columns.of_groups(found.decoded(tokens, users, schema), manifest.published_ms)
+            return self._sequence(found, users, asked.tokens, manifest)
 
-    def _sequence(self, found: Lookup, tokens: int, manifest: Manifest) -> pa.RecordBatch:
-        seen, vectors = found.heaviest(tokens), self._vectors.get(manifest.fingerprint)
+    def _sequence(
+        self, found: RawLookup, users: np.ndarray, count: int, manifest: Manifest
+    ) -> pa.RecordBatch:
+        """Decodes what a sequence needs and no more."""
+        schema = manifest.schema
+        table = next(t for t in schema.tables if t.keys)
+        records, n = _records(found, schema), table.entries * table.horizons
+        keys = schema.decode_group(records, table.keys).reshape(len(records), -1).view(np.int64)
+        masses = schema.decode_group(records, table.masses).reshape(len(records), -1)[:, :n]
+        seen = heaviest(
+            keys[:, : table.entries],
+            masses.reshape(-1, table.entries, table.horizons),
+            table.deciding,
+            count,
+        )
+        vectors = self._vectors.get(manifest.fingerprint)
         if vectors is None:
-            return columns.of_sequence(found, seen, None, manifest.published_ms)
+            return columns.of_sequence(found, users, seen, None, manifest.published_ms)
         values, known = columns.tokens_of(vectors, seen.items)
         seen = seen._replace(log_mass=np.where(known, seen.log_mass, np.float32(-np.inf)))
-        return columns.of_sequence(found, seen, values, manifest.published_ms)
+        return columns.of_sequence(found, users, seen, values, manifest.published_ms)
 
     def _look(self, users: np.ndarray) -> _Served:
-        return self._served(users, self.store.lookup)
-
-    def _look_raw(self, users: np.ndarray) -> _Served:
-        return self._served(users, self.store.lookup_raw)
-
-    def _served(self, users: np.ndarray, look: Callable[[np.ndarray], Lookup | RawLookup]) -> _Served:
         self.counts.looked_up(len(users))
         while True:
-            manifest, found = self.store.manifest, look(users)
+            manifest, found = self.store.manifest, self.store.lookup_raw(users)
             if found.generation == manifest.generation:  # else it moved between the two
                 return _Served(found, manifest)
 
@@ -341,16 +349,17 @@ class _Guard(flight.ServerMiddlewareFactory):
             )
 
 
-def _part(found: Lookup | RawLookup, rows: slice) -> Lookup | RawLookup:
+def _part(found: RawLookup, rows: slice) -> RawLookup:
     """Some rows of a lookup, views."""
     if rows == slice(0, len(found.status)):
         return found
-    arrays: dict[str, Any] = {
-        f.name: value[rows] for f in dataclasses.fields(found)
-        if isinstance(value := getattr(found, f.name), np.ndarray)
-    }  # fmt: skip
-    parts: Lookup | RawLookup = dataclasses.replace(found, **arrays)
-    return parts
+    facts = (found.status, found.event_count, found.last_event_ms, found.summarized_ms)
+    return RawLookup(found.rows[rows], *(fact[rows] for fact in facts), found.generation)
+
+
+def _records(found: RawLookup, schema: RecordSchema) -> np.ndarray:
+    """The records of rows, structured [B]; all zero, and so tokens of zeros, where there is none."""
+    return found.rows[:, PAGE_HEADER : PAGE_HEADER + schema.record_bytes].view(schema.dtype)[:, 0]
 
 
 def read_vectors(path: Path) -> tuple[np.ndarray, np.ndarray]:

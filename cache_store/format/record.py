@@ -298,6 +298,14 @@ class RecordSchema:
                     records[g.name], out[:, self.slices[g.name]], streamed
                 )
 
+    def decode_group(self, records: np.ndarray, name: str) -> np.ndarray:
+        """Tokens of one group of structured records [n], float32 [n, S_g, D]."""
+        g = next(g for g in self.groups if g.name == name)
+        out = np.empty((len(records), g.tokens, g.width), np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            Codec(g.codec, g.tokens, g.width).decode(records[g.name], out)
+        return out
+
     def fields(self, group: str) -> tuple[str, ...]:
         """Names of what one record holds of a group, in order."""
         return self.dtype[group].names or ()

@@ -35,10 +35,14 @@ def of_groups(found: Lookup, published_ms: int | None = None) -> pyarrow.RecordB
 
 
 def of_sequence(
-    found: Lookup, seen: Heaviest, tokens: np.ndarray | None, published_ms: int | None = None
+    found: RawLookup,
+    users: np.ndarray,
+    seen: Heaviest,
+    tokens: np.ndarray | None,
+    published_ms: int | None = None,
 ) -> pyarrow.RecordBatch:
     """User, status, clocks, and the heaviest items with their bias; ``tokens``: float32 [B, n, D], their vectors."""
-    columns = _facts(found, found.users, published_ms) | {
+    columns = _facts(found, users, published_ms) | {
         "items": _list(seen.items),
         "bias": _list(seen.log_mass),
     }

@@ -45,6 +45,25 @@ class Heaviest(NamedTuple):
     masses: NDArray[np.float32]
 
 
+def heaviest(keys: NDArray[np.int64], masses: NDArray[np.float32], deciding: int, count: int) -> Heaviest:
+    """The ``count`` heaviest entries of each row by one horizon, of equal ones the first (int64 [B, E], [B, E, H])."""
+    weight, entries = masses[..., deciding], keys.shape[1]
+    n = min(count, entries)
+    # bits of floats that are not negative are in their order; the place below makes all of them different
+    key = np.ascontiguousarray(weight).view(np.int32).astype(np.int64) << 24
+    key += entries - np.arange(entries)
+    if n < entries:
+        top = np.argpartition(key, entries - n, axis=1)[:, entries - n :]
+        top = np.take_along_axis(top, np.argsort(np.take_along_axis(key, top, 1), axis=1)[:, ::-1], 1)
+    else:
+        top = np.argsort(key, axis=1)[:, ::-1]
+    chosen = np.take_along_axis(masses, top[..., None], 1)
+    there = chosen[..., deciding] > 0
+    with np.errstate(divide="ignore"):
+        log_mass = np.log(chosen[..., deciding])
+    return Heaviest(np.where(there, np.take_along_axis(keys, top, 1), -1), log_mass, chosen)
+
+
 @dataclass(frozen=True, repr=False)
 class Lookup:
     """What a lookup of B users gives, in the caller's order.
@@ -103,23 +122,7 @@ class Lookup:
                 f"heaviest: expected records with a table of items, found groups {list(self.schema.slices)}; run "
                 f"`vista train` and `vista summarize` with this version"
             )
-        mass = self.masses(table)
-        weight = mass[..., table.deciding]
-        n = min(count, table.entries)
-        # bits of floats that are not negative are in their order; the place below makes all of them different
-        key = np.ascontiguousarray(weight).view(np.int32).astype(np.int64) << 24
-        key += table.entries - np.arange(table.entries)
-        if n < table.entries:
-            top = np.argpartition(key, table.entries - n, axis=1)[:, table.entries - n :]
-            top = np.take_along_axis(top, np.argsort(np.take_along_axis(key, top, 1), axis=1)[:, ::-1], 1)
-        else:
-            top = np.argsort(key, axis=1)[:, ::-1]
-        chosen = np.take_along_axis(mass, top[..., None], 1)
-        there = chosen[..., table.deciding] > 0
-        with np.errstate(divide="ignore"):
-            log_mass = np.log(chosen[..., table.deciding])
-        items = np.take_along_axis(self.groups[table.keys], top, 1)
-        return Heaviest(np.where(there, items, -1), log_mass, chosen)
+        return heaviest(self.groups[table.keys], self.masses(table), table.deciding, count)
 
     def to_arrow(self) -> pyarrow.RecordBatch:
         """All of it as one record batch (docs/serve-protocol.md); needs ``pyarrow``. Polars reads it by ``from_arrow``.
@@ -176,3 +179,8 @@ class RawLookup:
     last_event_ms: np.ndarray
     summarized_ms: np.ndarray
     generation: str
+
+    def decoded(self, tokens: NDArray[np.float32], users: np.ndarray, schema: RecordSchema) -> Lookup:
+        """With the tokens of its records, float32 [B, S, D], of these users."""
+        facts = (self.status, self.event_count, self.last_event_ms, self.summarized_ms)
+        return Lookup(tokens, *facts, self.generation, users, schema)

@@ -34,8 +34,6 @@ import mmap
 import multiprocessing
 import os
 import shutil
-import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +46,7 @@ import numpy as np
 from cache_store import Group, Publication, RecordSchema, ShardWriter, Store, bucket_of
 from cache_store.native import library as native
 from tools.bench.harness import Figure, Result, median, ratio
+from tools.bench.redis_rows import RedisRows
 
 BATCH = 512
 CALLS = 5
@@ -245,7 +244,9 @@ def _others(
         except ImportError:
             notes.append("rocksdict is not installed: RocksDB was left out")
         if shutil.which("redis-server"):
-            sides["redis"] = _redis(stack, place, rows(), ask, out)
+            redis = stack.enter_context(RedisRows(place, out.shape[1]))
+            redis.fill(rows())
+            sides["redis"] = redis.reader(ask, out)
         else:
             notes.append("redis-server is not installed: Redis was left out")
         for name, side in sides.items():
@@ -354,59 +355,6 @@ def _rocksdb(
 
     trial, _ = _turns({"join": read, "each": read_each}, 3)
     return read if np.median(trial["join"]) < np.median(trial["each"]) else read_each
-
-
-def _redis(
-    stack: contextlib.ExitStack,
-    place: Path,
-    rows: Iterator[tuple[np.ndarray, np.ndarray]],
-    ask: _Queries,
-    out: np.ndarray,
-) -> Callable[[], None]:
-    path = str(place / "redis.sock")
-    server = subprocess.Popen(
-        ["redis-server", "--port", "0", "--unixsocket", path, "--save", "", "--appendonly", "no", "--dir", str(place)],
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    stack.callback(server.wait)
-    stack.callback(server.terminate)
-    wire = stack.enter_context(socket.socket(socket.AF_UNIX))
-    for _ in range(1_000):
-        with contextlib.suppress(OSError):
-            wire.connect(path)
-            break
-        time.sleep(0.01)
-    size = out.shape[1]
-    head = b"$%d\r\n" % size
-    for ids, block in rows:
-        for user, row in zip(ids.tolist(), block, strict=True):
-            key = b"%d" % user
-            wire.sendall(b"*3\r\n$3\r\nSET\r\n$%d\r\n%s\r\n%s%s\r\n" % (len(key), key, head, row.tobytes()))
-        _receive(wire, memoryview(bytearray(5 * len(ids))))
-    start = b"*%d\r\n" % BATCH
-    step = len(head) + size + 2
-    reply = bytearray(len(start) + BATCH * step)
-    values = np.frombuffer(reply, np.uint8)[len(start) :].reshape(BATCH, step)[
-        :, len(head) : len(head) + size
-    ]
-
-    def read() -> None:
-        keys = [b"%d" % u for u in ask().tolist()]
-        words = [b"*%d\r\n$4\r\nMGET\r\n" % (len(keys) + 1), *(b"$%d\r\n%s\r\n" % (len(k), k) for k in keys)]
-        wire.sendall(b"".join(words))
-        _receive(wire, memoryview(reply))
-        np.copyto(out, values)
-
-    return read
-
-
-def _receive(wire: socket.socket, into: memoryview) -> None:
-    got = 0
-    while got < len(into):
-        n = wire.recv_into(into[got:])
-        if not n:
-            raise RuntimeError("bench lookup: redis closed the connection")
-        got += n
 
 
 def _two_processes(figures: dict[str, Figure], place: Path, users: np.ndarray, repeats: int) -> None:
