@@ -353,8 +353,10 @@ def _part(found: RawLookup, rows: slice) -> RawLookup:
     """Some rows of a lookup, views."""
     if rows == slice(0, len(found.status)):
         return found
-    facts = (found.status, found.event_count, found.last_event_ms, found.summarized_ms)
-    return RawLookup(found.rows[rows], *(fact[rows] for fact in facts), found.generation)
+    return RawLookup(
+        found.rows[rows], found.status[rows], found.event_count[rows], found.last_event_ms[rows],
+        found.summarized_ms[rows], found.generation,
+    )  # fmt: skip
 
 
 def _records(found: RawLookup, schema: RecordSchema) -> np.ndarray:

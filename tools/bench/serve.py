@@ -13,6 +13,7 @@ user on the wire instead of 32.
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import re
 import shutil
@@ -75,10 +76,10 @@ def run(
         for count, name in ((BATCH, "batch"), (1, "single")):
             ask, out = _asker(ids, count), np.zeros((count, store.row_bytes), np.uint8)
             sides: dict[str, Callable[[], Any]] = {
-                "in_process": lambda ask=ask, out=out: store.lookup_raw(ask(), out=out),
-                "serve": lambda ask=ask: client.lookup(ask()),
-                "serve_sequence": lambda ask=ask: decoded.lookup(ask()),
-            }  # fmt: skip
+                "in_process": functools.partial(_ask, functools.partial(store.lookup_raw, out=out), ask),
+                "serve": functools.partial(_ask, client.lookup, ask),
+                "serve_sequence": functools.partial(_ask, decoded.lookup, ask),
+            }
             if redis is not None:
                 sides["redis"] = redis.reader(ask, out)
                 _same(store, client, sides["redis"], ids[:count], out, ask)
@@ -93,15 +94,13 @@ def run(
                 figures[f"vs_redis_{name}"] = ratio(seconds["redis"], seconds["serve"])
             figures[f"of_in_process_{name}"] = ratio(seconds["in_process"], seconds["serve"])
         before = _lookups(server.http)
-        rate, took = _together(clients, asked, share, ids, ("serve", server.address), store.row_bytes)
-        figures[f"serve_users_per_s_{clients}_clients"] = Figure(rate, "users/s")
-        figures[f"serve_p99_{clients}_clients"] = Figure(took, "s")
+        crowds = {"serve": server.address, "serve_sequence": server.address}
+        for kind, where in (crowds | ({"redis": redis.address} if redis is not None else {})).items():
+            rate, p99 = _together(clients, asked, share, ids, (kind, where), store.row_bytes)
+            figures[f"{kind}_users_per_s_{clients}_clients"] = Figure(rate, "users/s")
+            figures[f"{kind}_p99_{clients}_clients"] = Figure(p99, "s")
         after = _lookups(server.http)
         figures["users_per_lookup"] = Figure((after[1] - before[1]) / (after[0] - before[0]), "users")
-        if redis is not None:
-            rate, took = _together(clients, asked, share, ids, ("redis", redis.address), store.row_bytes)
-            figures[f"redis_users_per_s_{clients}_clients"] = Figure(rate, "users/s")
-            figures[f"redis_p99_{clients}_clients"] = Figure(took, "s")
     return Result(
         {"users": users, "batch": BATCH, "clients": clients, "share": share, "repeats": repeats, "kernel": store.kernel,
          "row_bytes": SCHEMA.row_bytes}, figures, notes,
@@ -134,6 +133,10 @@ def _asker(ids: np.ndarray, count: int, seed: int = 1) -> Callable[[], np.ndarra
     batches = [rng.choice(ids, count, replace=False) for _ in range(64)]
     at = iter(range(1 << 62))
     return lambda: batches[next(at) % len(batches)]
+
+
+def _ask(look: Callable[[np.ndarray], Any], ask: Callable[[], np.ndarray]) -> Any:
+    return look(ask())
 
 
 def _same(store: Store, client: SummaryClient, read: Callable[[], Any], users: np.ndarray, out: np.ndarray,
@@ -193,11 +196,11 @@ def _client(
     pipe: Any,
 ) -> None:
     ask, out = _asker(ids, share, seed), np.zeros((share, size), np.uint8)
-    if where[0] == "serve":
-        client = SummaryClient(where[1], form="rows")
-        read: Callable[[], Any] = lambda: client.lookup(ask())  # noqa: E731
+    if where[0] == "redis":
+        read: Callable[[], Any] = reader(connect(where[1]), ask, out)
     else:
-        read = reader(connect(where[1]), ask, out)
+        client = SummaryClient(where[1], form="rows" if where[0] == "serve" else "sequence")
+        read = functools.partial(_ask, client.lookup, ask)
     read()
     barrier.wait(START_S)
     start, took = time.monotonic(), []
