@@ -46,7 +46,7 @@ from cache_store.format.receipt import ShardReceipt
 from cache_store.native import library as native
 from cache_store.read.counters import LookupCounters
 from cache_store.read.options import ReadOptions, completed, wall_clock
-from cache_store.read.snapshot import Lookup, RawLookup, Snapshot, Status
+from cache_store.read.snapshot import Facts, Lookup, RawLookup, Snapshot, Status
 from cache_store.read.views import Views
 
 AsOf = int | Sequence[int] | np.ndarray
@@ -175,6 +175,14 @@ class Store:
             As :meth:`lookup`.
         """
         return self._counted(users, lambda live, now: self._lookup_raw(live, now, users, out, as_of))
+
+    def facts(self, users: Users) -> Facts:
+        """Status, counts and times of B users from the headers of their records, an eighth of the reading; uncounted.
+
+        Raises:
+            KeyKind, Damaged, StoreClosed
+        """
+        return self._current(self._clock()).facts(users)
 
     def states(self, users: Users) -> list[bytes | None]:
         """Resumable state of each user, or None where the store has none.

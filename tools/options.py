@@ -62,6 +62,16 @@ CodecOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON line instead of a table.")]
+ExpireOption = Annotated[
+    float | None,
+    typer.Option(
+        "--expire-after",
+        metavar="DAYS",
+        min=0.001,
+        help="Leave out users without events for so many days; a new event brings one back, whole.",
+        show_default=False,
+    ),
+]
 GateOption = Annotated[
     Path | None,
     typer.Option(
@@ -117,6 +127,11 @@ MaxBytesOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def as_ms(days: float | None) -> int | None:
+    """Days as milliseconds."""
+    return None if days is None else int(days * 86_400_000)
 
 
 def as_bytes(text: str | None) -> int | None:

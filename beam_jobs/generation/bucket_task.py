@@ -10,8 +10,10 @@ are computed beside it), and the bucket starts again without them.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import dataclasses
+import itertools
 import os
 import platform
 import threading
@@ -27,6 +29,7 @@ import torch
 from beam_jobs.errors import OptionsError
 from beam_jobs.run.record import DeadLetter, RunDirectory, peak_memory_bytes, unit_name
 from cache_store.errors import Unstorable
+from cache_store.format.keys import as_users
 from cache_store.format.record import RecordSchema
 from cache_store.write.writer import ShardWriter
 from vista import bundle as bundles
@@ -80,6 +83,7 @@ class SummarySettings:
     Attributes:
         source: what of a bucket is read.
         now_ms: the run's start, so that a resumed run repeats the bytes.
+        expired_before_ms: users without an event from then on are left out; None for nobody.
     """
 
     job: str
@@ -94,6 +98,7 @@ class SummarySettings:
     threads: int
     now_ms: int
     device: str = "cpu"
+    expired_before_ms: int | None = None
 
 
 @dataclass
@@ -175,6 +180,10 @@ Input = tuple[Iterator[UserBatch], StatesOf]
 class BucketSource(Protocol):
     """What of a bucket is read. A frozen dataclass of plain values."""
 
+    def gone(self, task: BucketTask, before_ms: int) -> list[Any]:
+        """Users in key order that lie below what is built, and have had no event since; for a full one nobody."""
+        ...
+
     def open(
         self, task: BucketTask, max_events: int, meter: Meter, users: Sequence[Any] | None = None
     ) -> Input:
@@ -185,6 +194,9 @@ class BucketSource(Protocol):
 @dataclass(frozen=True)
 class FullSource:
     """Every user of the bucket, from its first event."""
+
+    def gone(self, task: BucketTask, before_ms: int) -> list[Any]:
+        return []
 
     def open(
         self, task: BucketTask, max_events: int, meter: Meter, users: Sequence[Any] | None = None
@@ -261,7 +273,12 @@ def _build(task: BucketTask, settings: SummarySettings, run: RunDirectory) -> di
         "files": {
             str(Path(settings.staging) / name): fact.as_dict() for name, fact in sorted(shard.files.items())
         },
-        "counts": {"dead_letters": len(letters), "records": shard.records, **meter.counts},
+        "counts": {
+            "dead_letters": len(letters),
+            "records": shard.records,
+            "tombstones": shard.tombstones,
+            **meter.counts,
+        },
         "timings": {name: round(s, 4) for name, s in meter.seconds.items()},
         "watermark_ms": meter.watermark_ms,
         "peak_memory_bytes": peak_memory_bytes(),
@@ -285,36 +302,91 @@ def _stream(
     """
     run = RunDirectory(settings.run_dir)
     letters = dict(failed)
-    meter.counts |= {"users": 0, "events": 0, "written": 0}
+    meter.counts |= {"users": 0, "events": 0, "written": 0, "expired": 0}
+    before = settings.expired_before_ms
+    leaving = [] if before is None else [u for u in settings.source.gone(task, before) if u not in failed]
     with meter.step("read"):
         batches, states_of = settings.source.open(task, settings.max_events, meter)
-    feed = _Feed(batches, meter, failed)
+    feed = _Feed(batches, meter, failed, before if task.added is None else None)
     said = time.monotonic()
     for result in _answers(model, feed, states_of, task, settings, meter):
         users = result.users
         if result.late.any():
             raise MustRecompute([plain(users[i]) for i in np.flatnonzero(result.late)])
+        rows = np.arange(len(users))
+        if before is not None:
+            rows = np.flatnonzero(np.asarray(result.last_event_ms) >= before)
+            meter.add("expired", len(users) - len(rows))
         with meter.step("write"):
-            refused = _write(writer, result, settings.now_ms)
+            refused = {}
+            for due, part in _in_order(leaving, result.users, rows, meter):
+                if due:
+                    writer.add_tombstones(as_users(due), settings.now_ms)
+                refused |= _write(writer, result, settings.now_ms, part)
         letters |= {user: ("unstorable", reason) for user, reason in refused.items()}
-        meter.add("written", len(users) - len(refused))
+        meter.add("written", len(rows) - len(refused))
         meter.watermark_ms = max(meter.watermark_ms, int(np.max(result.last_event_ms, initial=0)))
         feed.answered(len(users))
         if time.monotonic() - said > PROGRESS_EVERY_S:
             said = time.monotonic()
             run.note_progress(task.name, meter.counts["users"], meter.counts["events"])
+    if leaving:
+        writer.add_tombstones(as_users(leaving), settings.now_ms)
+        _count_gone(meter, len(leaving))
     return [
         DeadLetter(settings.job, reason, detail, bucket=task.bucket, user=str(user))
         for user, (reason, detail) in sorted(letters.items())
     ]
 
 
+def _in_order(
+    leaving: list[Any], users: Any, rows: np.ndarray, meter: Meter
+) -> Iterator[tuple[list[Any], np.ndarray]]:
+    """Rows of a batch to write, cut where users who leave come between them; these are taken off ``leaving``.
+
+    One that is in the batch stays if its row is written; else it leaves, and was counted with the batch.
+    """
+    if not leaving or not len(users):
+        yield [], rows
+        return
+    kept, there, last = {plain(users[i]) for i in rows}, {plain(u) for u in users}, plain(users[-1])
+    due = list(itertools.takewhile(lambda user: user <= last, leaving))
+    del leaving[: len(due)]
+    _count_gone(meter, sum(user not in there for user in due))
+    due = [user for user in due if user not in kept]
+    written = [plain(users[i]) for i in rows]
+    while due:
+        cut = bisect.bisect_left(written, due[0])
+        until = bisect.bisect_left(due, written[cut]) if cut < len(written) else len(due)
+        yield [], rows[:cut]
+        yield due[:until], rows[:0]
+        rows, written, due = rows[cut:], written[cut:], due[until:]
+    yield [], rows
+
+
+def _count_gone(meter: Meter, users: int) -> None:
+    """Users that leave without having been read."""
+    meter.add("users", users)
+    meter.add("expired", users)
+
+
 class _Feed:
     """Counts and times the batches on their way to the model, leaves out failed users, and knows who was fed
-    but not answered yet."""
+    but not answered yet.
 
-    def __init__(self, batches: Iterator[UserBatch], meter: Meter, failed: dict[Any, tuple[str, str]]):
-        self._batches, self._meter, self._failed = batches, meter, failed
+    Args:
+        before: also leave out users whose last event is before; where whole histories come, a user in one batch is
+            told by it. Who comes in several is told when it is answered.
+    """
+
+    def __init__(
+        self,
+        batches: Iterator[UserBatch],
+        meter: Meter,
+        failed: dict[Any, tuple[str, str]],
+        before: int | None = None,
+    ):
+        self._batches, self._meter, self._failed, self._before = batches, meter, failed, before
         self._waiting: list[Any] = []
         self._continues = False
         self.reading = False
@@ -330,6 +402,8 @@ class _Feed:
             fresh = list(batch.users[1:] if self._continues else batch.users)
             self._meter.add("users", len(fresh))
             self._meter.add("events", len(batch.events))
+            if self._before is not None:
+                batch, fresh = self._without_expired(batch, fresh)
             self._continues = batch.continues
             if self._failed:
                 keep = np.array([plain(u) not in self._failed for u in batch.users], bool)
@@ -339,6 +413,23 @@ class _Feed:
             self._waiting += fresh
             if len(batch.users):
                 yield batch
+
+    def _without_expired(self, batch: UserBatch, fresh: list[Any]) -> tuple[UserBatch, list[Any]]:
+        """The batch without users that are in it from first to last event, and whose last is too old."""
+        events, first = batch.events, int(self._continues)
+        whole = len(batch.users) - int(batch.continues)
+        if whole <= first:
+            return batch, fresh
+        last = events.columns["time"][np.maximum(events.offsets[1:] - 1, 0)]
+        last = np.where(events.lengths > 0, last, 0)
+        old = last < self._before
+        old[:first] = old[whole:] = False
+        expired = {plain(batch.users[i]) for i in np.flatnonzero(old)} - set(self._failed)
+        if not expired:
+            return batch, fresh
+        self._meter.add("expired", len(expired))
+        kept = np.array([plain(u) not in expired for u in batch.users], bool)
+        return select_users(batch, np.flatnonzero(kept)), [u for u in fresh if plain(u) not in expired]
 
     def answered(self, n: int) -> None:
         del self._waiting[:n]
@@ -421,17 +512,17 @@ def _failing_alone(
     )
 
 
-def _write(writer: ShardWriter, result: SummaryBatch, now_ms: int) -> dict[Any, str]:
-    """Add a batch to the shard; returns the users whose tokens no record can hold, with the reason."""
+def _write(writer: ShardWriter, result: SummaryBatch, now_ms: int, rows: np.ndarray) -> dict[Any, str]:
+    """Add rows of a batch to the shard; returns the users whose tokens no record can hold, with the reason."""
     refused: dict[Any, str] = {}
-    rows = np.arange(len(result.users))
     while len(rows):
-        users = result.users if not refused else take(result.users, rows)
+        whole = len(rows) == len(result.users)
+        users = result.users if whole else take(result.users, rows)
         try:
             writer.add(
                 users,
                 {
-                    name: np.asarray(tokens)[rows] if refused else tokens
+                    name: tokens if whole else np.asarray(tokens)[rows]
                     for name, tokens in result.tokens.items()
                 },
                 np.asarray(result.event_count)[rows],

@@ -12,7 +12,7 @@ A copy of an event folded in is late too, and the whole history is read without 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 from beam_jobs.generation.bucket_task import BucketTask, Input, Meter, plain, select_users
 from cache_store import Store, as_users
 from cache_store.errors import Damaged, PublishConflict
+from cache_store.read.found import Facts
 from vista.data.events import Events, UserBatch
 from vista.data.tables.reading import read_bucket
 from vista.stage1.state import StateError, UserState, event_key
@@ -36,6 +37,7 @@ class RefreshSource:
         store, line, parent: where the states are; ``parent`` is the generation they come from.
         cap: ``summarizer.max_events`` of the model.
         oldest_ms: users summarised before this are recomputed, too; None for no limit.
+        complete: the parent has every user of its snapshot; else one that it lacks is read from its first event.
     """
 
     store: str
@@ -43,6 +45,11 @@ class RefreshSource:
     parent: str
     cap: int
     oldest_ms: int | None = None
+    complete: bool = True
+
+    def gone(self, task: BucketTask, before_ms: int) -> list[Any]:
+        """Users of the bucket in the parent whose last event there is before ``before_ms``, in key order."""
+        return _users_whose(self, task, lambda facts: facts.last_event_ms < before_ms)
 
     def open(
         self, task: BucketTask, max_events: int, meter: Meter, users: Sequence[Any] | None = None
@@ -86,16 +93,10 @@ class _Reader:
 
     def _too_old(self) -> list[Any]:
         """Users of the bucket whose summary was made before ``oldest_ms``."""
-        source = self.source
-        if source.oldest_ms is None:
+        oldest = self.source.oldest_ms
+        if oldest is None:
             return []
-        store = worker_store(source.store, source.line, source.parent)
-        users = store.users(self.task.bucket)
-        found: list[Any] = []
-        for start in range(0, len(users), LOOKUP_USERS):
-            part = users[start : start + LOOKUP_USERS]
-            found += [plain(u) for u in part[store.lookup_raw(part).summarized_ms < source.oldest_ms]]
-        return found
+        return _users_whose(self.source, self.task, lambda facts: facts.summarized_ms < oldest)
 
     def _load(self, batch: UserBatch, first: int, due: set[Any]) -> set[Any]:
         """Fetch the states of the batch's users from ``first`` on; returns the users to recompute."""
@@ -115,9 +116,10 @@ class _Reader:
                 recompute.add(user)
                 continue
             if state is None:
-                self.meter.add(
-                    "new", 1
-                )  # all its events are in the added files: the parent holds every other user
+                self.meter.add("new", 1)
+                # all its events are in the added files, where the parent holds every other user
+                if not self.source.complete:
+                    recompute.add(user)
             elif self._late(state, batch.events, i):
                 self.meter.add("late", 1)
                 recompute.add(user)
@@ -137,6 +139,17 @@ class _Reader:
         if users:
             self.meter.add("recomputed", len(users))
             yield from read_bucket(self.task.files, max_rows=self.max_events, users=as_users(users))
+
+
+def _users_whose(source: RefreshSource, task: BucketTask, wanted: Callable[[Facts], np.ndarray]) -> list[Any]:
+    """Users of the bucket in the parent, by the headers of their records."""
+    store = worker_store(source.store, source.line, source.parent)
+    users = store.users(task.bucket)
+    found: list[Any] = []
+    for start in range(0, len(users), LOOKUP_USERS):
+        part = users[start : start + LOOKUP_USERS]
+        found += [plain(u) for u in part[wanted(store.facts(part))]]
+    return found
 
 
 _stores: dict[tuple[str, str, str], Store] = {}

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from beam_jobs.errors import ExitCode, IncompleteRun
+from beam_jobs.errors import ExitCode, IncompleteRun, OptionsError
 from beam_jobs.generation import gate
 from beam_jobs.generation.bucket_task import BucketTask, SummarySettings, do_bucket
 from beam_jobs.generation.gate import Bounds
@@ -23,6 +23,7 @@ from beam_jobs.run.job import Receipts, Run, totals, wall_clock
 from beam_jobs.run.record import RunRecord
 from cache_store import DEAD_LETTERS, Manifest, Publication, Store
 from cache_store.format import lines
+from cache_store.format.shown import when
 from cache_store.read.leases import Lease
 
 
@@ -59,10 +60,16 @@ def to_generation(
         return nothing_to_do(run, target.parent, receipts, counts)
     shards = [receipt["shard"] for receipt in receipts.values()]
     watermark_ms = max([target.watermark_ms, *(r["watermark_ms"] for r in receipts.values())])
-    wanted = dataclasses.replace(
-        target, watermark_ms=watermark_ms, expected=counts["users"], dead_letters=letters
-    )
+    expected = counts["users"] - counts.get("expired", 0) + counts.get("tombstones", 0)
+    wanted = dataclasses.replace(target, watermark_ms=watermark_ms, expected=expected, dead_letters=letters)
     facts: dict[str, Any] = {"counts": counts}
+    if settings.expired_before_ms is not None:
+        check_somebody_stays(target, counts)
+        note = (
+            f"left out {counts['expired']} users without events since {when(settings.expired_before_ms)}"
+            f"{' (their records are tombstones now)' if counts['tombstones'] else ''}"
+        )
+        run.record = dataclasses.replace(run.record, notes=[*run.record.notes, note])
     if limits is not None:
         held = store.publish(staging, shards, dataclasses.replace(wanted, hold=True))
         facts |= {"generation": held.generation, "digests": {"content": held.digest}}
@@ -114,8 +121,17 @@ def nothing_to_do(run: Run, parent: str, receipts: Receipts, counts: dict[str, i
     return run.finish(receipts, generation=parent, notes=[*run.record.notes, note], counts=counts)
 
 
+def check_somebody_stays(target: Publication, counts: dict[str, int]) -> None:
+    """Raises OptionsError: a full generation in which everybody is expired would be an empty one."""
+    if target.parent is None and counts["expired"] and not counts["written"]:
+        raise OptionsError(
+            f"--expire-after: all {counts['expired']} users would be left out; nothing was published. Take more days, "
+            f"or bring newer events in (vista ingest; vista status tells the newest)"
+        )
+
+
 def check_complete(run: Run, receipts: Receipts) -> None:
-    """Law 8, per bucket: users read = written + dead-lettered, records in the shard = written.
+    """Law 8, per bucket: users read = written + expired + dead-lettered, records in the shard = written.
 
     Raises:
         IncompleteRun: with the buckets where it does not hold.
@@ -123,15 +139,16 @@ def check_complete(run: Run, receipts: Receipts) -> None:
     wrong = []
     for name, receipt in receipts.items():
         counts = receipt["counts"]
-        if counts["users"] != counts["written"] + counts["dead_letters"]:
+        expired = counts.get("expired", 0)  # a receipt of 0.2.0 has none
+        if counts["users"] != counts["written"] + expired + counts["dead_letters"]:
             wrong.append(
-                f"{name}: {counts['users']} users, {counts['written']} written, "
+                f"{name}: {counts['users']} users, {counts['written']} written, {expired} expired, "
                 f"{counts['dead_letters']} dead-lettered"
             )
         elif counts["records"] != counts["written"]:
             wrong.append(f"{name}: {counts['written']} written, {counts['records']} in the shard")
     if wrong:
         raise IncompleteRun(
-            f"{run.directory.path}: expected users = written + dead-lettered in every bucket, found "
+            f"{run.directory.path}: expected users = written + expired + dead-lettered in every bucket, found "
             f"{'; '.join(wrong[:5])}; {run.job.unharmed}. Keep the run directory and report this"
         )

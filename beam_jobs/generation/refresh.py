@@ -45,10 +45,8 @@ class RefreshOptions:
     """What to bring up to date, and how.
 
     Attributes:
-        warehouse, bundle, store, line, max_events_in_memory, threads, now_ms, attempts, device, max_bytes, gate,
-        progress:
-            as in
-            :class:`SummarizeOptions`.
+        warehouse, bundle, store, line, max_events_in_memory, threads, now_ms, attempts, device, max_bytes,
+        expire_after_ms, gate, progress: as in :class:`SummarizeOptions`.
         run_dir: folder of this run; for :func:`follow` the folder of its runs.
         snapshot: history snapshot to go up to; the current one by default.
         since: history snapshot to go on from, if not the parent's own; it must not be newer than that.
@@ -76,6 +74,7 @@ class RefreshOptions:
     attempts: int = 2
     device: str = "cpu"
     max_bytes: int | None = None
+    expire_after_ms: int | None = None
     gate: Bounds | None = None
     progress: bool = True
 
@@ -85,6 +84,7 @@ class RefreshOptions:
                 raise OptionsError(
                     f"{name}: expected at least {least}, found {getattr(self, name)}; see vista refresh --help"
                 )
+        summarize.check_expiry(self.expire_after_ms)
         if self.max_age_ms is not None and self.max_age_ms < 0:
             raise OptionsError(
                 f"max_age: expected 0 or more, found {self.max_age_ms}; see vista refresh --help"
@@ -264,7 +264,7 @@ def _delta(run: Run, options: RefreshOptions, warehouse: Warehouse) -> RunRecord
     oldest = (
         None if options.max_age_ms is None or options.users else run.record.started_ms - options.max_age_ms
     )
-    if not added and not again and oldest is None:
+    if not added and not again and oldest is None and options.expire_after_ms is None:
         return nothing_to_do(run, name, {}, {"users": 0, "events": 0})
     summarize.check_limits(run, options, model, parent.schema, added)
     tasks = [
@@ -277,7 +277,12 @@ def _delta(run: Run, options: RefreshOptions, warehouse: Warehouse) -> RunRecord
         for bucket in range(warehouse.num_buckets)
     ]
     source = RefreshSource(
-        str(options.store), options.line, name, cap=model.config.summarizer.max_events, oldest_ms=oldest
+        str(options.store),
+        options.line,
+        name,
+        cap=model.config.summarizer.max_events,
+        oldest_ms=oldest,
+        complete=parent.expired_before_ms is None,
     )
     settings = summarize.settings_of(run, options, store, parent.schema, source)
     target = Publication(
@@ -289,6 +294,9 @@ def _delta(run: Run, options: RefreshOptions, warehouse: Warehouse) -> RunRecord
         parent=name,
         table_snapshot=run.record.table_snapshot,
         max_depth=options.max_depth,
+        expired_before_ms=max(
+            (t for t in (parent.expired_before_ms, settings.expired_before_ms) if t is not None), default=None
+        ),
     )
     return to_generation(run, store, tasks, settings, target, options.gate)
 

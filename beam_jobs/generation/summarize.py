@@ -65,6 +65,7 @@ class SummarizeOptions:
         attempts: how often a bucket is tried where the runner itself does not retry.
         device: torch device of the workers.
         max_bytes: refuse to write more than this, so far as it can be told before; None for what the disk has.
+        expire_after_ms: leave out users without events for so long before the run began; None for nobody.
         gate: bounds outside which a generation does not go live (``gate``); None for no gate.
         progress: show a bar where standard error is a terminal.
     """
@@ -82,6 +83,7 @@ class SummarizeOptions:
     attempts: int = 2
     device: str = "cpu"
     max_bytes: int | None = None
+    expire_after_ms: int | None = None
     gate: Bounds | None = None
     progress: bool = True
 
@@ -91,6 +93,8 @@ class SummarizeOptions:
                 raise OptionsError(
                     f"{name}: expected at least {least}, found {getattr(self, name)}; see vista summarize --help"
                 )
+
+        check_expiry(self.expire_after_ms)
 
     def identity(self) -> dict[str, Any]:
         """What decides the result; a run can be continued only with the same.
@@ -105,7 +109,17 @@ class SummarizeOptions:
             "max_events_in_memory": self.max_events_in_memory,
             "threads": self.threads,
             "device": self.device,
+            # runs of versions without it can be continued
+            **({} if self.expire_after_ms is None else {"expire_after_ms": self.expire_after_ms}),
         }
+
+
+def check_expiry(after_ms: int | None) -> None:
+    """Raises OptionsError: nobody could have had an event since."""
+    if after_ms is not None and after_ms <= 0:
+        raise OptionsError(
+            f"--expire-after: expected more than 0 days, found {after_ms} ms; see vista plan --help"
+        )
 
 
 def run(options: SummarizeOptions, beam_args: Sequence[str] = ()) -> RunRecord:
@@ -179,6 +193,7 @@ def full_generation(run: Run, options: SummarizeOptions, warehouse: Warehouse) -
         expected=0,
         line=options.line,
         table_snapshot=record.table_snapshot,
+        expired_before_ms=settings.expired_before_ms,
     )
     return to_generation(run, store, tasks, settings, target, options.gate)
 
@@ -223,6 +238,11 @@ def settings_of(
         threads=options.threads,
         now_ms=run.record.started_ms,
         device=options.device,
+        expired_before_ms=(
+            None
+            if options.expire_after_ms is None
+            else max(run.record.started_ms - options.expire_after_ms, 0)
+        ),
     )
 
 

@@ -82,6 +82,7 @@ def compact(
                 expected=sum(r.records + r.tombstones for r in receipts) + newest.dead_letters,
                 dead_letters=newest.dead_letters,
                 published_ms=published_ms,
+                expired_before_ms=newest.expired_before_ms,
             ),
         ).generation
     except (PublishConflict, Incomplete):

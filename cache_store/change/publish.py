@@ -98,6 +98,7 @@ class Publication:
         published_ms: None for now.
         max_depth: deltas that may lie over a full generation.
         force: go live even if another publisher was faster.
+        expired_before_ms: users without an event from then on were left out, of it or of those below; None for nobody.
         hold: enter the generation and leave the line where it is; the same publication without ``hold`` takes it live.
     """
 
@@ -112,6 +113,7 @@ class Publication:
     table_snapshot: int | str | None = None
     published_ms: int | None = None
     max_depth: int = MAX_DEPTH
+    expired_before_ms: int | None = None
     force: bool = False
     hold: bool = False
 
@@ -148,6 +150,7 @@ def publish(
                 dead_letters=int(wanted.dead_letters),
                 shards=shards,
                 extra_files=_extra_files(staging),
+                expired_before_ms=wanted.expired_before_ms,
             )
             done = _without_forgotten(layout, staging, done)
             enter(layout, staging, done)

@@ -81,7 +81,11 @@ class SummaryClient:
 
     def _connect(self) -> None:
         if self._client is None:
-            self._client = flight.connect(self._address, tls_root_certs=self._root)
+            self._client = flight.connect(
+                self._address,
+                tls_root_certs=self._root,
+                generic_options=[("grpc.max_reconnect_backoff_ms", 200)],
+            )
 
     def _ask(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         self._connect()

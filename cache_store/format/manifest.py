@@ -43,6 +43,8 @@ class Manifest:
         shards: one receipt per bucket, in order.
         extra_files: other files of the folder, by name.
         forgotten: users removed after publication (count).
+        expired_before_ms: users without an event from then on were left out of it or of a generation below, so that
+            one of whom it knows nothing may have a history; None where nobody was.
     """
 
     generation: str
@@ -62,6 +64,7 @@ class Manifest:
     shards: tuple[ShardReceipt, ...]
     extra_files: dict[str, FileFact] = field(default_factory=dict)
     forgotten: int = 0
+    expired_before_ms: int | None = None
 
     @property
     def records(self) -> int:
@@ -140,6 +143,8 @@ class Manifest:
             "shards": [s.as_dict() for s in self.shards],
             "extra_files": {name: fact.as_dict() for name, fact in sorted(self.extra_files.items())},
         }
+        if self.expired_before_ms is not None:
+            values["expired_before_ms"] = self.expired_before_ms
         return json.dumps(values, indent=1) + "\n"
 
     @staticmethod
@@ -197,6 +202,7 @@ def _manifest(fields: Fields, where: Path) -> Manifest:
         shards=tuple(ShardReceipt.from_dict(s) for s in listed),
         extra_files=file_facts(fields.object("extra_files")),
         forgotten=fields.count("forgotten"),
+        expired_before_ms=fields.time("expired_before_ms") if "expired_before_ms" in fields.names() else None,
     )
     _agree(manifest, fields)
     return manifest

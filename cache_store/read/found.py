@@ -64,6 +64,15 @@ def heaviest(keys: NDArray[np.int64], masses: NDArray[np.float32], deciding: int
     return Heaviest(np.where(there, np.take_along_axis(keys, top, 1), -1), log_mass, chosen)
 
 
+class Facts(NamedTuple):
+    """What the headers of B records say, in the caller's order; as in :class:`Lookup`."""
+
+    status: NDArray[np.uint8]
+    event_count: NDArray[np.int64]
+    last_event_ms: NDArray[np.int64]
+    summarized_ms: NDArray[np.int64]
+
+
 @dataclass(frozen=True, repr=False)
 class Lookup:
     """What a lookup of B users gives, in the caller's order.

@@ -15,6 +15,7 @@ from cache_store.format.keys import from_keys
 from cache_store.format.manifest import Manifest
 from cache_store.format.receipt import ENDINGS, FileFact
 from cache_store.format.record import (
+    HEADER,
     HEADER_BYTES,
     PAGE,
     PAGE_HEADER,
@@ -22,6 +23,7 @@ from cache_store.format.record import (
     header_check,
     model_word,
     payload_hashes,
+    sound,
 )
 from cache_store.native import library as native
 from cache_store.native.crew import Crew
@@ -216,6 +218,17 @@ class Generation:
         else:
             crew.each(pieces, piece)
         return good
+
+    def headers(self, place: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Headers of the records at ``place``, HEADER [n], and which of them are these users', bool [n].
+
+        Args:
+            keys: uint64 [n], hash of the user each record should be of.
+        """
+        flat = self.table.files.data
+        at = place[:, None] + np.arange(HEADER_BYTES)
+        head = np.take(flat, at, mode="clip").view(HEADER).reshape(-1)
+        return head, sound(head, keys, self.model)
 
     def _copy(self, place: np.ndarray, out: np.ndarray, head: np.ndarray) -> None:
         start = (place - PAGE_HEADER) // self._unit

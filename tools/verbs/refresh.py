@@ -14,6 +14,7 @@ from tools.options import (
     BeamArguments,
     CodecOption,
     EngineOption,
+    ExpireOption,
     GateOption,
     HomeOption,
     JsonOption,
@@ -28,6 +29,7 @@ from tools.options import (
     WarehouseOption,
     WorkersOption,
     as_bytes,
+    as_ms,
     beam_arguments,
     gate_bounds,
     pairs,
@@ -67,6 +69,7 @@ def command(
         ),
     ] = None,
     max_bytes: MaxBytesOption = None,
+    expire_after: ExpireOption = None,
     gate: GateOption = None,
     no_gate: NoGateOption = False,
     mode: ModeOption = "in_memory",
@@ -101,6 +104,7 @@ def command(
         max_events_in_memory=memory_events,
         threads=threads,
         max_bytes=as_bytes(max_bytes),
+        expire_after_ms=as_ms(expire_after),
         gate=gate_bounds(home, gate, no_gate),
     )
     arguments = beam_arguments(beam, mode, workers, engine, address)
