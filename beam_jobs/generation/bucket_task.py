@@ -318,7 +318,7 @@ def _stream(
             rows = np.flatnonzero(np.asarray(result.last_event_ms) >= before)
             meter.add("expired", len(users) - len(rows))
         with meter.step("write"):
-            refused = {}
+            refused: dict[Any, str] = {}
             for due, part in _in_order(leaving, result.users, rows, meter):
                 if due:
                     writer.add_tombstones(as_users(due), settings.now_ms)
