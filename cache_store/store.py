@@ -46,7 +46,7 @@ from cache_store.format.receipt import ShardReceipt
 from cache_store.native import library as native
 from cache_store.read.counters import LookupCounters
 from cache_store.read.options import ReadOptions, completed, wall_clock
-from cache_store.read.snapshot import Facts, Lookup, RawLookup, Snapshot, Status
+from cache_store.read.snapshot import HeaderFacts, Lookup, RawLookup, Snapshot, Status
 from cache_store.read.views import Views
 
 AsOf = int | Sequence[int] | np.ndarray
@@ -176,7 +176,7 @@ class Store:
         """
         return self._counted(users, lambda live, now: self._lookup_raw(live, now, users, out, as_of))
 
-    def facts(self, users: Users) -> Facts:
+    def facts(self, users: Users) -> HeaderFacts:
         """Status, counts and times of B users from the headers of their records, an eighth of the reading; uncounted.
 
         Raises:

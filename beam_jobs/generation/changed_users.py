@@ -21,7 +21,7 @@ import numpy as np
 from beam_jobs.generation.bucket_task import BucketTask, Input, Meter, plain, select_users
 from cache_store import Store, as_users
 from cache_store.errors import Damaged, PublishConflict
-from cache_store.read.found import Facts
+from cache_store.read.found import HeaderFacts
 from vista.data.events import Events, UserBatch
 from vista.data.tables.reading import read_bucket
 from vista.stage1.state import StateError, UserState, event_key
@@ -141,7 +141,9 @@ class _Reader:
             yield from read_bucket(self.task.files, max_rows=self.max_events, users=as_users(users))
 
 
-def _users_whose(source: RefreshSource, task: BucketTask, wanted: Callable[[Facts], np.ndarray]) -> list[Any]:
+def _users_whose(
+    source: RefreshSource, task: BucketTask, wanted: Callable[[HeaderFacts], np.ndarray]
+) -> list[Any]:
     """Users of the bucket in the parent, by the headers of their records."""
     store = worker_store(source.store, source.line, source.parent)
     users = store.users(task.bucket)

@@ -64,7 +64,7 @@ def heaviest(keys: NDArray[np.int64], masses: NDArray[np.float32], deciding: int
     return Heaviest(np.where(there, np.take_along_axis(keys, top, 1), -1), log_mass, chosen)
 
 
-class Facts(NamedTuple):
+class HeaderFacts(NamedTuple):
     """What the headers of B records say, in the caller's order; as in :class:`Lookup`."""
 
     status: NDArray[np.uint8]

@@ -23,11 +23,11 @@ from cache_store.errors import Damaged, SchemaError
 from cache_store.format.keys import Users, as_users, hash_of, second_hash_of
 from cache_store.format.record import HEADER, PAGE_HEADER
 from cache_store.native.crew import Crew
-from cache_store.read.found import Facts, Heaviest, Lookup, RawLookup, Status
+from cache_store.read.found import HeaderFacts, Heaviest, Lookup, RawLookup, Status
 from cache_store.read.generation import ABSENT, STREAM_BYTES, Generation
 from cache_store.read.watch import FileWatch
 
-__all__ = ["Facts", "Heaviest", "Lookup", "RawLookup", "Snapshot", "Status"]
+__all__ = ["HeaderFacts", "Heaviest", "Lookup", "RawLookup", "Snapshot", "Status"]
 
 _Read = TypeVar("_Read", Lookup, RawLookup)
 _BLOCK_BYTES = 1 << 20
@@ -151,7 +151,7 @@ class Snapshot:
             np.take(target, found.inverse, axis=0, out=out, mode="clip")
         return RawLookup(out, *self._facts(status, header, found.inverse, now_ms, max_age_ms), self.name)
 
-    def facts(self, users: Users) -> Facts:
+    def facts(self, users: Users) -> HeaderFacts:
         """See ``Store.facts``."""
         found = self._find(users)
         n = len(found.place)
@@ -159,7 +159,7 @@ class Snapshot:
         for generation, here in self._parts(found):
             header[here], good = generation.headers(found.place[here], found.hashes[here])
             status[here] = np.where(good, _FRESH, _CORRUPT)
-        return Facts(*self._facts(status, header, found.inverse, None, None))
+        return HeaderFacts(*self._facts(status, header, found.inverse, None, None))
 
     def places(self, users: Users) -> list[tuple[Path, int] | None]:
         """See ``Store.places``."""
