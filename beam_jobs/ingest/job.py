@@ -380,7 +380,9 @@ def _notes(
         how = "as told" if set(told) == set(warehouse.actions) else "guessed but for what --weight says"
         notes.append(f"actions in a score ({how}): {spelled(weights(warehouse.actions, told))}")
     if plan.left_out:
-        notes.append(f"{plan.left_out} files below folders are no logs by their names and were left out")
+        notes.append(
+            f"{plan.left_out} files below folders were left out: no logs by their names, or of vista itself"
+        )
     if plan.known:
         notes.append(
             f"{plan.known} files were ingested before and left out; vista ingest --again reads them again"

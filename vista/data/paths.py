@@ -141,19 +141,28 @@ def expand(patterns: Iterable[str], left_out: list[str] | None = None) -> list[s
 
     What each pattern names is in order of name, numbers by size (``part-10`` behind ``part-9``); patterns stay in the
     order given, each file once. Names below a folder that begin with ``_`` or ``.`` are no logs (``_temporary``,
-    ``_delta_log``); a name that exists is never taken for a glob.
+    ``_delta_log``); a name that exists is never taken for a glob. Tables, stores, bundles and runs of ours below a
+    folder are passed over, so that a home may lie among the logs.
 
     Args:
-        left_out: takes the files below folders that are no logs by their endings.
+        left_out: takes the files below folders that are no logs by their endings, and our own folders.
 
     Raises:
         DataError: a pattern that names no file.
     """
     found: dict[str, None] = {}
+    passed: list[str] = []
     for pattern in patterns:
         names: list[str] = []
         for name, is_folder in _named(pattern):
-            below = _files_below(name) if is_folder else [name]
+            if (
+                is_local(name)
+                and (is_folder or name != os.path.abspath(local_path(pattern)))
+                and is_ours(name)
+            ):
+                passed.append(name)
+                continue
+            below = _files_below(name, passed) if is_folder else [name]
             names += [n for n in below if not is_folder or is_log(n)]
             if left_out is not None:
                 left_out += [n for n in below if is_folder and not is_log(n)]
@@ -163,6 +172,8 @@ def expand(patterns: Iterable[str], left_out: list[str] | None = None) -> list[s
                 f"vista ingest again"
             )
         found.update(dict.fromkeys(sorted(names, key=natural)))
+    if left_out is not None:
+        left_out += passed
     return list(found)
 
 
@@ -212,7 +223,38 @@ def _globbed(pattern: str) -> list[str]:
     return names if spelled else [n for n in names if not hidden(n)]
 
 
-def _files_below(folder: str) -> list[str]:
+_MARKS = {
+    "run.json": b'"run_id"',
+    "run.lock": b"",
+    "FORMAT": b"vista-store ",
+    "bundle.json": b"vista-bundle ",
+    "catalog.db": b"SQLite format 3",
+}
+"""Files by which our own folders are known, and what the first bytes of each hold."""
+
+
+def is_ours(path: str) -> bool:
+    """Whether a folder is one of tables, a store, a bundle or a run, by what lies in it and what that says; or a file
+    or folder belongs to such a one beside it (``model.training``, ``model.items.parquet``)."""
+    folder, name = os.path.split(path)
+    stem = name.partition(".")[0]
+    return _is_marked(path) or (stem not in ("", name) and _is_marked(os.path.join(folder, stem)))
+
+
+def _is_marked(folder: str) -> bool:
+    for name, says in _MARKS.items():
+        try:
+            with open(os.path.join(folder, name), "rb") as file:
+                told = says in file.read(4096)
+        except OSError:
+            continue
+        if told and (name != "catalog.db" or os.path.isdir(os.path.join(folder, "vista", "history"))):
+            return True
+    return False
+
+
+def _files_below(folder: str, ours: list[str]) -> list[str]:
+    """Files below a folder; ``ours`` takes the folders that were passed over because vista itself writes them."""
     if is_local(folder):
         found: list[str] = []
         seen: set[str] = set()
@@ -223,12 +265,21 @@ def _files_below(folder: str) -> list[str]:
                 continue
             seen.add(real)
             folders[:] = [f for f in folders if not f.startswith(("_", "."))]
-            found += [os.path.join(root, f) for f in files if not f.startswith(("_", "."))]
+            own = [f for f in folders if is_ours(os.path.join(root, f))]
+            beside = (*(f"{f}." for f in own), "_", ".")
+            ours += [os.path.join(root, f) for f in own]
+            folders[:] = [f for f in folders if f not in own and not f.startswith(beside)]
+            found += [os.path.join(root, f) for f in files if not f.startswith(beside)]
         return found
     fs, path = filesystem(folder)
     below = [n for n in fs.find(path)]
     hidden = [any(p.startswith(("_", ".")) for p in n[len(path) :].split("/") if p) for n in below]
     return [fs.unstrip_protocol(n) for n, h in zip(below, hidden, strict=True) if not h]
+
+
+def logs_below(folder: str) -> list[str]:
+    """Every log below a folder, as :func:`expand` finds them."""
+    return [name for name in _files_below(folder, []) if is_log(name)]
 
 
 def is_log(path: str) -> bool:

@@ -1,12 +1,13 @@
 """A folder in which log files appear.
 
-A file is taken once it is whole: it has a name that does not begin with ``.`` or ``_`` nor end with ``.tmp``, and was
-not written to for ``SETTLED_S`` seconds. Writers do well to write elsewhere and rename. Which files were taken is known
-by the tables' ledger, so there is no position.
+A file is taken once it is whole: ``paths.logs_below`` names it (so not where it begins with ``.`` or ``_``, or ends
+with ``.tmp``), and it was not written to for ``SETTLED_S`` seconds. Writers do well to write elsewhere and rename.
+Which files were taken is known by the tables' ledger, so there is no position.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -41,17 +42,12 @@ class Folder:
 
     def _settled(self) -> list[tuple[str, int, int]]:
         now, found = time.time_ns(), []
-        for path in self.path.rglob("*"):
-            inside = path.relative_to(self.path).parts
-            if any(part.startswith((".", "_")) for part in inside) or path.suffix == ".tmp":
-                continue
-            if path.suffix != ".parquet" and not paths.text_ending(str(path)):
-                continue
+        for path in paths.logs_below(str(self.path)):
             try:
-                fact = path.stat()
+                fact = os.stat(path)
             except FileNotFoundError:
                 continue
-            entry = (str(path), fact.st_size, fact.st_mtime_ns)
+            entry = (path, fact.st_size, fact.st_mtime_ns)
             if entry not in self._taken and now - fact.st_mtime_ns > SETTLED_S * 1e9:
                 found.append(entry)
         return sorted(found, key=lambda f: (f[2], f[0]))

@@ -334,3 +334,42 @@ def test_a_header_with_bytes_that_are_no_utf8_is_read_by_the_columns_that_are_na
     (tmp_path / "b.csv").write_bytes((HEAD + f"1,10,c,{T0}\n").encode("utf-16"))
     with pytest.raises(UnreadableFile, match="UTF-16"):
         run(tmp_path, "b.csv")
+
+
+def test_a_list_or_an_object_among_plain_values_costs_its_row_and_one_action_is_a_list_of_one(tmp_path):
+    rows = [JSON % (n, 5, T0 + n) for n in range(8)]
+    for user, item, action in (([1], 5, "c"), (1, {"a": 5}, "c"), (9, 5, ["c", "d"])):
+        rows.append(
+            json.dumps({"user_id": user, "item_id": item, "action": action, "timestamp_ms": T0}) + "\n"
+        )
+    (tmp_path / "a.jsonl").write_text("".join(rows))
+    record = run(tmp_path, "a.jsonl")
+    assert users(tmp_path) == [*range(8), 9] and tables(tmp_path).actions == ("c", "d")
+    assert sorted(letters(record)) == [9, 10]
+
+
+@pytest.mark.parametrize("named", [".", "logs", "*"])
+def test_a_home_among_the_logs_is_no_log(tmp_path, monkeypatch, named):
+    (tmp_path / "logs").mkdir()
+    pq.write_table(log(4), tmp_path / "logs" / "a.parquet")
+    home = {".": tmp_path / "home", "logs": tmp_path / "logs" / "home", "*": tmp_path}[named]
+    monkeypatch.chdir(tmp_path)
+
+    def ingest_all(n: int):
+        return ingest.run(
+            IngestOptions(
+                (named,), str(home / "warehouse"), str(home / "runs" / f"ingest-{n}"), num_buckets=2
+            )
+        )
+
+    assert ingest_all(1).counts["events_written"] == 4
+    (home / "runs" / "follow").mkdir()
+    (home / "runs" / "follow" / "run.lock").touch()
+    for spared in ("runs/follow/ingest-00000001.jsonl", "store/notes.csv", "model.training/log.jsonl"):
+        (home / spared).parent.mkdir(exist_ok=True)
+        (home / spared).write_text("{}\n")
+    (home / "store" / "FORMAT").write_text("vista-store 1\n{}\n")
+    (home / "model").mkdir()
+    (home / "model" / "bundle.json").write_text('{"format": "vista-bundle 1"}')
+    record = ingest_all(2)
+    assert record.counts["files"] == 0 and record.counts["known_files"] == 1
