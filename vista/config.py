@@ -74,15 +74,15 @@ class TokenConfig:
         clusters: counters of clusters, which every event reaches; 0 for none.
         half_lives_events: a mass halves after so many later events of the user; ``inf`` counts all. The first
             finite one decides which items are kept.
-        sequence: of these, the tokens that stage 2 attends to, heaviest first.
+        sequence: of these, the tokens that stage 2's now token attends to, heaviest first.
         places: how many of them stand for clusters: what is in the history and no token of its own.
     """
 
     items: int = 1_824
     clusters: int = 4_096
     half_lives_events: tuple[float, ...] = (float("inf"), 2_048.0, 256.0)
-    sequence: int = 512
-    places: int = 128
+    sequence: int = 256
+    places: int = 64
 
     @staticmethod
     def named(size: str) -> TokenConfig:
@@ -223,18 +223,33 @@ class RankerConfig:
         layers, heads: of the context and crossing attention.
         recent: R, newest events read raw beside the summary.
         queries: retrieval query vectors per request.
+        ages: candidates read how old a touch is as smooth features, and masses as shares of all the user did.
+        direct: width of a small network from what candidates read straight to their logits; 0 for none.
+        neighbours: clusters near its own whose counters a candidate reads; 0 for none.
+        near: candidates also read the sequence of exact tokens (``tokens.sequence``), as a density. It costs more
+            than all other readers together, and with the three above gains nothing that was measured.
     """
 
     layers: int = 2
     heads: int = 2
     recent: int = 32
     queries: int = 1
+    ages: bool = True
+    direct: int = 64
+    neighbours: int = 16
+    near: bool = False
 
     def __post_init__(self) -> None:
         _check(self.layers >= 1, "ranker.layers", "at least 1", self.layers)
         _check(self.heads >= 1, "ranker.heads", "at least 1", self.heads)
         _check(self.recent >= 0, "ranker.recent", "0 or more", self.recent)
         _check(self.queries >= 1, "ranker.queries", "at least 1", self.queries)
+        _check(self.direct >= 0, "ranker.direct", "0 or more", self.direct)
+        _check(self.neighbours >= 0, "ranker.neighbours", "0 or more", self.neighbours)
+
+
+_READ_BEFORE = {"ages": False, "direct": 0, "neighbours": 0, "near": True}
+"""What candidates read in models whose text does not say it."""
 
 
 @dataclass(frozen=True)
@@ -292,8 +307,9 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_before(values: dict[str, Any]) -> dict[str, Any]:
-    """Inverse of :func:`as_written`: a model's text of before version 0.2 (``values`` of its JSON) as it is meant now:
-    without exact tokens, seeds that read whole events."""
+    """Inverse of :func:`as_written`: a model's text of an older version (``values`` of its JSON) as it is meant now:
+    candidates that read less; of before version 0.2 without exact tokens, seeds that read whole events."""
+    values = values | {"ranker": _READ_BEFORE | values.get("ranker", {})}
     if "tokens" in values:
         return values
     return values | {"tokens": {"items": 0}, "summarizer": values.get("summarizer", {}) | {"rows": "events"}}
@@ -350,11 +366,14 @@ def from_text(cls: type[T], text: str) -> T:
 
 
 def as_written(config: ModelConfig) -> Any:
-    """The configuration as its text was before version 0.2, if it says nothing that was not there: fingerprints of
-    models and signatures of states that were made then stay what they were."""
+    """The configuration as its text was in the oldest version that could say it: fingerprints of models and
+    signatures of states that were made then stay what they were."""
     values = to_dict(config)
     if not config.embedding.words_width:
         del values["embedding"]["words_width"]
+    if {name: values["ranker"][name] for name in _READ_BEFORE} == _READ_BEFORE:
+        for name in _READ_BEFORE:
+            del values["ranker"][name]
     if not config.tokens.enabled and config.summarizer.rows == "events":
         del values["tokens"], values["summarizer"]["rows"]
     return values

@@ -246,7 +246,7 @@ def test_every_rival_is_named_and_sizes_are_what_they_say():
     for kib in SIZES:
         assert kib * 1_000 < found[f"ours_{kib}KiB"].bytes <= kib * 1_024
         assert found[f"raw_{kib}KiB"].bytes <= kib * 1_024
-    assert product(found["ours"], ("a",), 0, 0).ranker.sequence <= 768
+    assert product(found["ours"], ("a",), 0, 0).tokens.sequence_length <= 768
 
 
 def test_a_raw_event_costs_what_compression_leaves(data):

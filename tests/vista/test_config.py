@@ -8,10 +8,15 @@ import pytest
 
 from vista.config import (
     ModelConfig,
+    RankerConfig,
     SlotConfig,
     SummarizerConfig,
+    as_written,
     fingerprint,
+    from_before,
+    from_dict,
     from_text,
+    to_dict,
     to_text,
 )
 from vista.errors import ConfigError
@@ -62,6 +67,16 @@ def test_the_fingerprint_changes_with_any_field_and_with_the_weights() -> None:
     prints = {fingerprint(c) for c in [base, *others]} | {fingerprint(base, b"weights")}
     assert len(prints) == len(others) + 2
     assert fingerprint(base) == fingerprint(from_text(ModelConfig, to_text(base)))
+
+
+def test_a_model_of_an_older_text_reads_as_it_did_and_keeps_its_name():
+    then = to_dict(ModelConfig())
+    for name in ("ages", "direct", "neighbours", "near"):
+        del then["ranker"][name]
+    config = from_dict(ModelConfig, from_before(then))
+    assert config.ranker == RankerConfig(ages=False, direct=0, neighbours=0, near=True)
+    assert as_written(config) == then
+    assert from_dict(ModelConfig, from_before(to_dict(ModelConfig()))) == ModelConfig()
 
 
 def test_sizes_by_name_fill_their_pages() -> None:

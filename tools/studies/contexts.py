@@ -28,7 +28,7 @@ from vista.embedding.encoders import gaps
 from vista.model import VistaModel
 from vista.ops.crossing import Plan, fast
 from vista.ops.weighted_attention import WeightedAttention
-from vista.stage2.ranker import FREQUENCIES, waves
+from vista.stage2.readers import FREQUENCIES, waves
 from vista.training.examples import Batch
 
 RECENT = 32
@@ -225,7 +225,7 @@ class Contest(nn.Module):
             self.own = Addressed(model.config, features) if features else None
             self.alone = None
             if variant.kind == "record":
-                self.tokens = model.ranker.sequence
+                self.tokens = model.tokens.sequence_length
                 self.alone = Alone(model) if variant.options.get("alone") else None
 
     def forward(self, batch: Batch, fed: Fed) -> Tensor:

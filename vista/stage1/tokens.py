@@ -35,6 +35,7 @@ from vista.stage1.tables import Entries, Tables
 
 _CLUSTER_SALT = 0xC105
 _NO_ITEM = np.iinfo(np.int64).max
+_UNKNOWN = -1e4
 ITEMS, MASSES, CLUSTERS = "items", "masses", "clusters"
 
 
@@ -65,8 +66,13 @@ class Sequence(NamedTuple):
 
 
 class ExactTokens(nn.Module):
-    """Layout, keys and reading of exact tokens; and the two tables. The fitted clusters are buffers, their vectors
-    (0 until fitted) are learned."""
+    """Layout, keys and reading of exact tokens; and the two tables. The fitted clusters and who is near whom are
+    buffers, the clusters' vectors (0 until fitted) are learned.
+
+    Attributes:
+        near: int64 [clusters, N], the clusters nearest to each, itself first; N = ``ranker.neighbours``.
+        cosine: float32 [clusters, N], theirs; very negative where nothing is known of them.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -86,11 +92,21 @@ class ExactTokens(nn.Module):
         self.deciding = self.item_table.horizons.deciding if self.item_table else 0
         self.cluster_of = ItemTable((), torch.int32)
         self._newer: tuple[ItemTable, ...] = ()  # in a tuple: no part of the model's weights
-        self.cluster_vectors = nn.Parameter(torch.zeros(t.clusters if t.enabled else 0, config.width))
+        counters = t.clusters if t.enabled else 0
+        self.cluster_vectors = nn.Parameter(torch.zeros(counters, config.width))
+        self.neighbours = min(config.ranker.neighbours, counters)
+        if self.neighbours:
+            self.register_buffer("near", torch.arange(counters)[:, None].repeat(1, self.neighbours))
+            self.register_buffer("cosine", _alone(counters, self.neighbours))
 
     @property
     def enabled(self) -> bool:
         return self.item_table is not None
+
+    @property
+    def sequence_length(self) -> int:
+        """S, tokens of :meth:`sequence`."""
+        return self.sequence_items + self.sequence_clusters
 
     @property
     def rows(self) -> dict[str, int]:
@@ -122,6 +138,23 @@ class ExactTokens(nn.Module):
             number = torch.from_numpy(cluster[a : a + (1 << 16)].astype(np.int64)).to(total.device)
             total.index_add_(0, number, encoder.vector(part))
         self.cluster_vectors.copy_(F.normalize(total, dim=-1))
+        if self.neighbours:
+            self._set_near()
+
+    def _set_near(self) -> None:
+        unit = self.cluster_vectors
+        known = unit.abs().amax(1) > 0
+        self.cosine.copy_(_alone(len(unit), self.neighbours))
+        self.near.copy_(torch.arange(len(unit))[:, None])
+        for a in range(0, len(unit), 512):
+            block = torch.arange(a, min(a + 512, len(unit)), device=unit.device)
+            cosine = (unit[block] @ unit.T).masked_fill(~known, _UNKNOWN)
+            cosine[torch.arange(len(block)), block] = 2.0  # itself first, whatever rounding says
+            value, place = cosine.topk(self.neighbours, dim=1)
+            value[:, 0] = 1.0
+            told = known[block, None]
+            self.near[block] = torch.where(told, place, self.near[block])
+            self.cosine[block] = torch.where(told, value, self.cosine[block])
 
     def set_newer(self, items: np.ndarray, cluster: np.ndarray) -> None:
         """Clusters that candidates read (int64 [M], int [M]) of items that came after training."""
@@ -214,12 +247,15 @@ class ExactTokens(nn.Module):
         rest = rest.scatter_add(1, number, -mass)
         # what rounding to a byte leaves of a cluster whose items are all told is nothing
         rest = torch.where(rest > 0.1 * held.cluster, rest, 0.0)
-        top = rest[..., self.deciding].sort(dim=1, descending=True, stable=True)[1][
-            :, : self.sequence_clusters
-        ]
+        top = _heaviest(rest[..., self.deciding], self.sequence_clusters)
         places = rest.gather(1, top[..., None].expand(-1, -1, self.horizons))
         vectors = F.normalize(F.embedding(top, self.cluster_vectors), dim=-1)
         return Sequence(torch.cat([vector, vectors], 1), torch.cat([mass, places], 1))
+
+
+def _alone(clusters: int, neighbours: int) -> Tensor:
+    """Cosines of clusters that know none but themselves."""
+    return torch.tensor([1.0] + [_UNKNOWN] * (neighbours - 1)).repeat(clusters, 1)
 
 
 def _heaviest(mass: Tensor, count: int) -> Tensor:

@@ -11,11 +11,11 @@ position: that is VISTA's target attention (arXiv 2510.22049, section 3), the ca
 (arXiv 2606.00422, section 3) and DCAT (arXiv 2507.12704) at the same time. Candidates pass through the
 context's own layers.
 
-*Addressed* tokens are not part of the context: a candidate finds its own entry and its cluster's, and what lies near
-it (``readers``). What it reads enters its token and, by a direct wide path, its logits: "has this person been here, how
-often, how lately" needs no attention among tokens, and in the study behind this design it was most of the gain where
-items repeat. The now token, and with it retrieval, reads the exact tokens by softmax attention with their masses
-(``WeightedAttention``), asking for what the recent events are like.
+*Addressed* tokens are not part of the context: a candidate finds its own entry, its cluster's, and those of clusters
+near it (``readers``). What it reads enters its token and, by direct paths, one wide and one of a hidden layer, its
+logits: "has this person been here, how often, how lately" needs no attention among tokens, and in the study behind this
+design it was most of the gain where items repeat. The now token, and with it retrieval, reads the exact tokens by
+softmax attention with their masses (``WeightedAttention``), asking for what the recent events are like.
 
 Letters: U users, B candidates, S summary tokens, R recent events, T = S + R + 1, D width, H heads,
 E = D / H, L layers, Q queries, A actions.
@@ -44,24 +44,19 @@ from vista.stage1.tokens import ITEMS, ExactTokens
 from vista.stage2.context_kv import ContextKV
 from vista.stage2.layer import Layer, Sight
 from vista.stage2.readers import (
+    FREQUENCIES,
     EntryReader,
     NearTokens,
+    NeighbourReader,
     PlaceReader,
     Reader,
     RecentReader,
     ScoreReader,
     SlotReader,
+    waves,
 )
 
 DAY_MS = 86_400_000
-FREQUENCIES = 8
-
-
-def waves(x: Tensor) -> Tensor:
-    """Fourier features of ``log1p(x)``: [...] -> [..., 2 * FREQUENCIES], smooth from seconds to years."""
-    steps = math.pi * 2.0 ** torch.arange(-4, FREQUENCIES - 4, device=x.device, dtype=torch.float32)
-    angle = torch.log1p(x.float().clamp_min(0))[..., None] * steps / 4
-    return torch.cat([angle.sin(), angle.cos()], -1)
 
 
 class Sequences(NamedTuple):
@@ -117,17 +112,22 @@ class Ranker(nn.Module):
         )  # events, per query
         self.log_scale = nn.Parameter(torch.tensor(math.log(12.0)))
 
+        read = self.tokens.sequence_length
         self.near = NearTokens(config) if self.sequence else None
-        self.history = WeightedAttention(d, (12.0,)) if self.sequence else None
+        self.history = WeightedAttention(d, (12.0,)) if read else None
         # how much of what the now token reads goes into each query, and into the token itself
-        self.history_gain = nn.Parameter(torch.full((q,), 0.5)) if self.sequence else None
-        self.history_token = nn.Linear(d + 1, d, bias=False) if self.sequence else None
+        self.history_gain = nn.Parameter(torch.full((q,), 0.5)) if read else None
+        self.history_token = nn.Linear(d + 1, d, bias=False) if read else None
+        rows = slice(-sum(self.tokens.rows.values()), None)
+        self.neighbours = NeighbourReader(self.tokens, rows) if self.tokens.neighbours else None
         self.readers = self._readers()
         wide = sum(reader.features for reader in self.readers)
         self.deep = nn.Sequential(nn.Linear(wide, d), nn.SiLU(), nn.Linear(d, d))
         self.head_norm = nn.RMSNorm(d)
         self.head = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, actions))
         self.wide = nn.Linear(wide, actions)
+        n = config.ranker.direct
+        self.direct = nn.Sequential(nn.Linear(wide, n), nn.SiLU(), nn.Linear(n, actions)) if n else None
         self._start()
 
     def _start(self) -> None:
@@ -139,7 +139,8 @@ class Ranker(nn.Module):
                 assert isinstance(mix, nn.Linear)
                 nn.init.eye_(mix.weight)
                 mix.bias.zero_()
-            for last in (self.query_mlp[-1], self.head[-1], self.deep[-1]):
+            direct = [] if self.direct is None else [self.direct[-1]]
+            for last in (self.query_mlp[-1], self.head[-1], self.deep[-1], *direct):
                 assert isinstance(last, nn.Linear)
                 last.weight.mul_(0.1)
                 last.bias.zero_()
@@ -167,10 +168,10 @@ class Ranker(nn.Module):
         if self.places is not None:
             readers.append(PlaceReader(self.places, rows(self.config.summarizer.seeds)))
         if self.config.tokens.enabled:
-            readers.append(EntryReader(self.tokens, rows(sum(self.tokens.rows.values()))))
-        if self.near is not None:
-            readers.append(self.near)
-        return [*readers, RecentReader(), ScoreReader()]
+            own = rows(sum(self.tokens.rows.values()))
+            readers.append(EntryReader(self.tokens, own, self.config.ranker.ages))
+        readers += [reader for reader in (self.neighbours, self.near) if reader is not None]
+        return [*readers, RecentReader(self.config.ranker.ages), ScoreReader()]
 
     @property
     def items(self) -> ItemEncoder:
@@ -202,8 +203,8 @@ class Ranker(nn.Module):
 
     @property
     def sequence(self) -> int:
-        """S_t, exact tokens that are read as a sequence."""
-        return self.tokens.sequence_items + self.tokens.sequence_clusters
+        """S_t, exact tokens that candidates read as a sequence."""
+        return self.tokens.sequence_length if self.config.ranker.near else 0
 
     # --- context ---------------------------------------------------------------------------------------
 
@@ -310,7 +311,8 @@ class Ranker(nn.Module):
         )
 
     def _history(self, slots: Tensor, taste: Tensor) -> tuple[Tensor, Tensor, tuple[Any, Any]]:
-        """Exact tokens as a sequence, their masses, and what they add to taste [U, Q, D] and the now token [U, D]."""
+        """Exact tokens as a sequence and their masses, where candidates read them; and what they add to taste
+        [U, Q, D] and the now token [U, D]."""
         if self.history is None:
             users = len(slots)
             empty = slots.new_zeros(users, 0, self.config.width)
@@ -323,7 +325,8 @@ class Ranker(nn.Module):
         read, odds = self.history(taste, found.vector, log_mass)
         more = self.history_gain[:, None] * read[:, :, 0]
         told = torch.cat([read[:, 0, 0], torch.sigmoid(odds[:, 0])], -1)
-        return found.vector, found.mass, (more, self.history_token(told))
+        s = self.sequence
+        return found.vector[:, :s], found.mass[:, :s], (more, self.history_token(told))
 
     def _summary(
         self, tokens: dict[str, Tensor], usable: Tensor | np.ndarray | None, users: int
@@ -503,7 +506,8 @@ class Ranker(nn.Module):
 
     def logits(self, x: Tensor, known: Tensor) -> Tensor:
         """Logits [B, A] from tokens [B, D] after the last layer and what was read without attention [B, W]."""
-        return self.head(self.head_norm(x)) + self.wide(known)
+        logits = self.head(self.head_norm(x)) + self.wide(known)
+        return logits if self.direct is None else logits + self.direct(known)
 
     def read(self, ctx: ContextKV, item: Tensor, vector: Tensor, plan: crossing.Plan) -> Tensor:
         """What is known of (user, candidate) without attention, [B, W]: what every reader found."""

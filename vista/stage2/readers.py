@@ -7,6 +7,7 @@ tokens that candidates read is one class here and one entry in ``Ranker.readers`
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -21,7 +22,15 @@ from vista.stage1.tokens import ExactTokens
 from vista.stage2.context_kv import ContextKV
 
 DAY_MS = 86_400_000
+FREQUENCIES = 8
 _NOTHING = 1e-6
+
+
+def waves(x: Tensor) -> Tensor:
+    """Fourier features of ``log1p(x)``: [...] -> [..., 2 * FREQUENCIES], smooth from seconds to years."""
+    steps = math.pi * 2.0 ** torch.arange(-4, FREQUENCIES - 4, device=x.device, dtype=torch.float32)
+    angle = torch.log1p(x.float().clamp_min(0))[..., None] * steps / 4
+    return torch.cat([angle.sin(), angle.cos()], -1)
 
 
 class Reader(Protocol):
@@ -77,12 +86,17 @@ class PlaceReader:
 
 
 class EntryReader:
-    """Exact tokens, addressed: the candidate's own entry and its cluster's counter."""
+    """Exact tokens, addressed: the candidate's own entry and its cluster's counter.
 
-    def __init__(self, tokens: ExactTokens, rows: slice) -> None:
-        self.tokens, self.rows = tokens, rows
+    Args:
+        shares: also tell the own entry's mass as a share of all the user did, how much that is, and whether there
+            is an entry at all.
+    """
+
+    def __init__(self, tokens: ExactTokens, rows: slice, shares: bool = False) -> None:
+        self.tokens, self.rows, self.shares = tokens, rows, shares
         self.keys = 1 + (tokens.clusters > 0)
-        self.features = (2 * tokens.horizons - 1) * self.keys
+        self.features = (2 * tokens.horizons - 1) * self.keys + shares * (2 * tokens.horizons + 1)
 
     def start(self, wide: Tensor) -> None:
         h = self.tokens.horizons
@@ -97,7 +111,39 @@ class EntryReader:
         if self.tokens.clusters:
             parts.append(held.cluster[row, self.tokens.candidate_cluster(item)])
         mass = torch.stack(parts, 1)
-        return torch.cat([torch.log1p(mass).flatten(1), recency(mass).flatten(1)], -1)
+        told = [torch.log1p(mass).flatten(1), recency(mass).flatten(1)]
+        if self.shares:
+            whole = torch.log1p((held.cluster if self.tokens.clusters else held.mass).sum(1))[row]
+            told += [torch.log(found + 1e-3) - whole, 0.25 * whole, (found[:, :1] > 0).float()]
+        return torch.cat(told, -1)
+
+
+class NeighbourReader(nn.Module):
+    """Counters of the clusters nearest to the candidate's own, itself among them: what a cluster boundary cut apart.
+
+    Their masses are summed with weights ``exp(b (cosine - 1))``, for two learned b. It costs no more than a gather:
+    who is near whom is fitted with the clusters.
+    """
+
+    SHARPNESS = (6.0, 15.0)
+
+    def __init__(self, tokens: ExactTokens, rows: slice) -> None:
+        super().__init__()
+        self._tokens, self.rows = (tokens,), rows  # in a tuple: the model owns them
+        self.log_sharpness = nn.Parameter(torch.tensor(self.SHARPNESS).log())
+        self.features = (2 * tokens.horizons - 1) * len(self.SHARPNESS)
+
+    def start(self, wide: Tensor) -> None:
+        pass  # the cluster's own counter says it already
+
+    def forward(self, ctx: ContextKV, item: Tensor, vector: Tensor, plan: Plan) -> Tensor:
+        (tokens,) = self._tokens
+        counters = tokens.unpack(ctx.slots[:, self.rows]).cluster
+        own = tokens.cluster(item)
+        mass = counters[plan.user[:, None], tokens.near[own]]  # [B, N, H]
+        weight = torch.exp(self.log_sharpness.exp()[:, None] * (tokens.cosine[own][:, None] - 1))  # [B, 2, N]
+        near = weight @ mass
+        return torch.cat([torch.log1p(near).flatten(1), recency(near).flatten(1)], -1)
 
 
 def found_at(ids: Tensor, item: Tensor, plan: Plan) -> Tensor:
@@ -161,18 +207,24 @@ class NearTokens(nn.Module):
 
 
 class RecentReader:
-    """Recent events of the candidate's own item: log count; nearness of the newest by rank, by time."""
+    """Recent events of the candidate's own item: log count; nearness of the newest by rank, by time.
 
-    features = 3
+    Args:
+        ages: also tell whether there is one, and its rank and age as smooth features.
+    """
+
+    def __init__(self, ages: bool = False) -> None:
+        self.ages = ages
+        self.features = 3 + ages * (3 + 4 * FREQUENCIES)
 
     def start(self, wide: Tensor) -> None:
-        wide.fill_(0.5)
+        wide[:, :3] = 0.5
 
     def __call__(self, ctx: ContextKV, item: Tensor, vector: Tensor, plan: Plan) -> Tensor:
         user = plan.user
         users, r = ctx.recent_item.shape
         if r == 0:
-            return torch.zeros(len(item), 3, device=item.device)
+            return torch.zeros(len(item), self.features, device=item.device)
         there = ctx.mask[:, -1 - r : -1]
         # One number per (user, item); candidates are then looked up among their user's sorted events.
         code = torch.unique(torch.cat([ctx.recent_item.flatten(), item]), return_inverse=True)[1]
@@ -187,8 +239,13 @@ class RecentReader:
         lengths = there.sum(-1)[user]
         found = (count > 0).float()
         age = ctx.recent_age_ms[user, newest.clamp_min(0)].float()
-        near = 1 / (lengths - newest).clamp_min(1).float()
-        return torch.stack([torch.log1p(count.float()), found * near, found / (1 + age / DAY_MS)], -1)
+        rank = (lengths - newest).clamp_min(1).float()  # 1 is the newest
+        told = [torch.log1p(count.float()), found / rank, found / (1 + age / DAY_MS)]
+        if not self.ages:
+            return torch.stack(told, -1)
+        told += [found, 0.25 * found * rank.log(), found * torch.log1p(age / 3_600_000) / 8]
+        smooth = torch.cat([waves(age / 1000), waves(rank - 1)], -1) * found[:, None]
+        return torch.cat([torch.stack(told, -1), smooth], -1)
 
 
 class ScoreReader:

@@ -17,7 +17,7 @@ from vista.embedding.encoders import EventEncoder, ItemEncoder
 from vista.errors import DataError, FingerprintMismatch
 from vista.ops import crossing
 from vista.stage1.slots import SlotMemory
-from vista.stage1.tokens import ExactTokenGroup
+from vista.stage1.tokens import ExactTokenGroup, ExactTokens
 from vista.stage2.naive import one_sequence
 from vista.stage2.ranker import Ranker
 
@@ -47,15 +47,20 @@ def build(config: ModelConfig = CONFIG, seed: int = 0) -> Ranker:
 
 RANKER = build()
 PLACES = build(dataclasses.replace(CONFIG, summarizer=SummarizerConfig(seeds=5, kind="places")))
-EXACT = build(
-    dataclasses.replace(
-        CONFIG,
-        tokens=TokenConfig(items=12, clusters=6, sequence=10, places=3),
-        slots=SlotConfig(),
-        summarizer=SummarizerConfig(),
-    )
+EXACT_CONFIG = dataclasses.replace(
+    CONFIG,
+    tokens=TokenConfig(items=12, clusters=6, sequence=10, places=3),
+    slots=SlotConfig(),
+    summarizer=SummarizerConfig(),
 )
-KINDS = pytest.mark.parametrize("ranker", [RANKER, PLACES, EXACT], ids=["qla", "places", "exact"])
+EXACT = build(EXACT_CONFIG)
+BEFORE = dict(ages=False, direct=0, neighbours=0, near=True)
+DENSITY = build(
+    dataclasses.replace(EXACT_CONFIG, ranker=dataclasses.replace(CONFIG.ranker, **BEFORE)),
+)
+KINDS = pytest.mark.parametrize(
+    "ranker", [RANKER, PLACES, EXACT, DENSITY], ids=["qla", "places", "exact", "density"]
+)
 
 
 def histories(lengths, rng) -> Events:
@@ -315,6 +320,32 @@ def test_before_training_a_frequent_item_outranks_one_never_seen():
     ctx = ranker.context({"slots": slots}, None, Events.empty(1), [NOW], [NOW])
     logits = ranker.rank(ctx, [5, 6, 1234], [0, 3])
     assert (logits[0] > logits[1]).all() and (logits[1] > logits[2]).all()
+
+
+def test_candidates_read_the_counters_of_the_clusters_nearest_to_their_own():
+    torch.manual_seed(0)
+    config = dataclasses.replace(EXACT_CONFIG, ranker=dataclasses.replace(CONFIG.ranker, neighbours=3))
+    items = ItemEncoder(config)
+    tokens = ExactTokens(config)
+    tokens.set_clusters(np.arange(60), np.arange(60) % 5, items)  # of six clusters, one knows no item
+    ranker = Ranker(config, items, EventEncoder(config, items), SlotMemory(config), tokens)
+    old = Events.of([90], item=np.arange(90) * 7 % 60, time=NOW - np.arange(90)[::-1] * DAY)
+    summary = ExactTokenGroup(tokens).prefixes(old, old.lengths, np.arange(1), True)
+    ctx = ranker.context(summary, None, Events.empty(1), [NOW], [NOW])
+    asked = torch.tensor([3, 14, 58])
+    found = ranker.neighbours(ctx, asked, items.vector(asked), crossing.Plan.of([0, 3], "cpu"))
+
+    unit = torch.nn.functional.normalize(tokens.cluster_vectors, dim=1)
+    counters = tokens.unpack(torch.cat([summary[n] for n in tokens.rows], 1)).cluster[0]
+    for row, item in enumerate(asked.tolist()):
+        cosine = unit[:5] @ unit[item % 5]
+        nearest = cosine.argsort(descending=True)[:3]
+        for i, b in enumerate(ranker.neighbours.log_sharpness.exp()):
+            weight = torch.exp(b * (cosine[nearest] - 1))
+            h = counters.shape[1]
+            expected = torch.log1p((weight[:, None] * counters[nearest]).sum(0))
+            close(found[row, i * h : (i + 1) * h], expected)
+    assert (tokens.cosine[5, 1:] < -100).all() and tokens.near[5, 0] == 5
 
 
 def test_tokens_of_another_shape_are_refused():
