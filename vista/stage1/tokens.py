@@ -74,6 +74,9 @@ class ExactTokens(nn.Module):
         cosine: float32 [clusters, N], theirs; very negative where nothing is known of them.
     """
 
+    near: Tensor
+    cosine: Tensor
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         t = config.tokens
