@@ -94,11 +94,12 @@ def pipeline_options(beam_args: Sequence[str] = ()) -> PipelineOptions:
         raise OptionsError(
             f"Beam refused its arguments {args}{why}; they are what follows -- in vista summarize OPTIONS -- ARGS"
         ) from error
-    _check_words(args, is_local(options))
+    _check_words(tuple(args), is_local(options))
     return options
 
 
-def _check_words(args: Sequence[str], local: bool) -> None:
+@functools.cache
+def _check_words(args: tuple[str, ...], local: bool) -> None:
     """Refuse what Beam would pass over: options given twice, and, where no job server may know them, unknown ones."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
     for options in PipelineOptions.__subclasses__():
@@ -145,7 +146,14 @@ class _Each(beam.DoFn):
 
 
 def on_beam(step: str, tasks: Sequence[T], do: Do[T], args: Sequence[str]) -> dict[str, int]:
-    """See ``engines.run_tasks``."""
+    """See ``engines.run_tasks``. Of a local runner a single task is done at once: there is nothing to deal out."""
+    if len(tasks) == 1 and is_local(pipeline_options(args)):
+        try:
+            return dict(do(tasks[0]))
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise _full() from error
+            raise
 
     def build(p: beam.Pipeline) -> None:
         _ = (
@@ -164,6 +172,13 @@ def on_beam(step: str, tasks: Sequence[T], do: Do[T], args: Sequence[str]) -> di
     )
     imports = sorted({str(arg).split()[0] for arg in named} - {"builtins", "copyreg"})
     return run(build, args, imports=imports, most=len(tasks))
+
+
+def _full() -> RunStorageFull:
+    return RunStorageFull(
+        "no space left where a task writes; free some and run the same command with the same --run-dir again to "
+        "continue the run"
+    )
 
 
 def run(
@@ -226,10 +241,7 @@ def run(
                     f"the same --run-dir again to continue the run"
                 ) from error
             if os.strerror(errno.ENOSPC) in str(error):  # of a worker that could not even leave its error
-                raise RunStorageFull(
-                    "no space left where a task writes; free some and run the same command with the same --run-dir "
-                    "again to continue the run"
-                ) from error
+                raise _full() from error
             raise
     try:
         counters = result.metrics().query()["counters"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -22,23 +22,29 @@ BATCH_ROWS, BATCH_BYTES = 65_536, 32 << 20
 KEPT = 500
 KEPT_KEYS = 100
 _NULLS = frozenset(NULLS)
+_loads = json.JSONDecoder().decode
 
 
 def json_rows(
     stream: Any, names: list[str], facts: Facts, reading: Reading, ids: Collection[str] = ()
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of the columns ``names`` as text, with ``LINE`` and ``BROKEN``; of ``ids`` a list or object is broken."""
+    """Batches of the columns ``names`` as text, with ``LINE`` and ``BROKEN``; of ``ids`` a list or object is broken.
+
+    A name such as ``user.id`` that is no key is the key ``id`` of the object ``user``.
+    """
     schema = pa.schema([*((name, pa.string()) for name in names), (LINE, pa.int64()), (BROKEN, pa.string())])
     rows: list[tuple[Any, ...]] = []
     keys: dict[str, None] = {}
+    inner = {name: name.split(".") for name in names if "." in name}
     held = 0
+    seen: Collection[str] = ()
     for number, line in enumerate(_lines(stream), start=1):
         if not line.strip():
             continue
         try:
             if len(line) > MAX_LINE:
                 raise ValueError(f"a line of more than {MAX_LINE >> 20} MiB")
-            found, why = json.loads(line), None
+            found, why = _loads(line.decode() if number > 1 else line.decode("utf-8-sig")), None
             if not isinstance(found, dict):
                 raise ValueError(type(found).__name__)
             some = list(explode_object(found, reading)) if reading.explode else (found,)
@@ -47,21 +53,29 @@ def json_rows(
             start = line[: 4 * KEPT].decode(errors="replace").strip()[:KEPT]
             some, why = ({},), f"expected a JSON object, found {start!r} ({said})"
         for row in some:
-            odd = next((n for n in ids if type(row.get(n)) in (list, dict)), None)
-            wrong = why if odd is None else f"{odd}: expected one id, found {str(row[odd])[:KEPT]}"
-            rows.append((*map(row.get, names), number, wrong))
-            if len(keys) < KEPT_KEYS:
+            if inner:
+                row = {**row, **{n: _inside(row, path) for n, path in inner.items() if n not in row}}
+            rows.append((*map(row.get, names), number, why))
+            if row.keys() != seen and len(keys) < KEPT_KEYS:
                 keys.update(dict.fromkeys(row))
+                seen = row.keys()
             if len(rows) >= BATCH_ROWS:
-                yield _batch(rows, names, schema, facts, keys)
+                yield _batch(rows, names, schema, facts, keys, ids)
                 held = 0
         held += len(line)
         if held >= BATCH_BYTES:
-            yield _batch(rows, names, schema, facts, keys)
+            yield _batch(rows, names, schema, facts, keys, ids)
             held = 0
-    yield _batch(rows, names, schema, facts, keys)
+    yield _batch(rows, names, schema, facts, keys, ids)
     if not keys:
         raise ValueError("no JSON object with a field in it")
+
+
+def _inside(row: Mapping[str, Any], path: Sequence[str]) -> Any:
+    found: Any = row
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
 
 
 def _lines(stream: Any) -> Iterator[bytes]:
@@ -84,23 +98,35 @@ def _lines(stream: Any) -> Iterator[bytes]:
 
 
 def _batch(
-    rows: list[tuple[Any, ...]], names: list[str], schema: pa.Schema, facts: Facts, keys: dict[str, None]
+    rows: list[tuple[Any, ...]],
+    names: list[str],
+    schema: pa.Schema,
+    facts: Facts,
+    keys: dict[str, None],
+    ids: Collection[str],
 ) -> pa.RecordBatch:
     columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in schema]
     rows.clear()
+    for name, column in zip(names, columns, strict=False):
+        if name in ids and not {list, dict}.isdisjoint(map(type, column)):
+            for i, value in enumerate(column):
+                if type(value) in (list, dict):
+                    columns[-1][i] = columns[-1][i] or f"{name}: expected one id, found {str(value)[:KEPT]}"
     texts = [_texts(name, c, facts) for name, c in zip(names, columns[:-2], strict=True)]
     try:
-        arrays = [pa.array(c, pa.string()) for c in texts]
+        arrays = [c if isinstance(c, pa.Array) else pa.array(c, pa.string()) for c in texts]
     except UnicodeEncodeError:  # half of a character, as "\ud83d" alone is
-        for column in texts:
+        for column in (c for c in texts if isinstance(c, list)):
             for i, value in enumerate(column):
                 if value is not None and not _encodes(value):
                     columns[-1][i] = columns[-1][i] or f"half of a character: {value[:KEPT]!r}"
                     column[i] = None
-        arrays = [pa.array(c, pa.string()) for c in texts]
+        arrays = [c if isinstance(c, pa.Array) else pa.array(c, pa.string()) for c in texts]
     keys.update((name, None) for name, a in zip(names, arrays, strict=True) if a.null_count < len(a))
     facts.names = list(keys)
-    why = [w if w is None or _encodes(w) else ascii(w) for w in columns[-1]]
+    why = columns[-1]
+    if why.count(None) < len(why):
+        why = [w if w is None or _encodes(w) else ascii(w) for w in why]
     return pa.record_batch(
         [*arrays, pa.array(columns[-2], pa.int64()), pa.array(why, pa.string())], schema=schema
     )
@@ -114,20 +140,29 @@ def _encodes(value: str) -> bool:
     return True
 
 
-def _texts(name: str, values: list[Any], facts: Facts) -> list[str | None]:
+def _texts(name: str, values: list[Any], facts: Facts) -> list[str | None] | pa.Array:
     """The values of a column as text; notes of what its lists are."""
+    if values.count(None) == len(values):
+        return values
     kinds = Counter(map(type, values))
+    if kinds.keys() <= {int, type(None)}:
+        try:
+            return pa.array(values, pa.int64()).cast(pa.string())
+        except (OverflowError, pa.ArrowInvalid):
+            return [None if v is None else str(v) for v in values]
     if kinds[float]:  # pandas writes integers as floats where some are missing
         values = [int(v) if type(v) is float and v.is_integer() and abs(v) < 2**53 else v for v in values]
-    if kinds[type(None)] == len(values):
-        return values
     if kinds[list]:
         inner = {type(v) for row in values if type(row) is list for v in row} - {type(None)}
         listed = {"int" if kind is int else "string" for kind in inner}
         facts.lists[name] = sorted(listed.union(facts.lists.get(name, ())))
         facts.listed[name] = facts.listed.get(name, 0) + kinds[list]
     if kinds[str]:
-        values = [None if type(v) is str and v in _NULLS else v for v in values]
-        if name not in facts.texts and any(type(v) is str and v.isdecimal() for v in values):
+        plain = kinds.keys() <= {str, type(None)}
+        if not plain or not _NULLS.isdisjoint(values):
+            values = [None if type(v) is str and v in _NULLS else v for v in values]
+        if name not in facts.texts and any(map(str.isdecimal, (v for v in values if type(v) is str))):
             facts.texts.append(name)
+        if plain:
+            return values
     return [v if type(v) is str or v is None else json.dumps(v, ensure_ascii=False) for v in values]
