@@ -2,15 +2,26 @@
 
 PyArrow's side reads the files, sorts by (user, time, request, item, action, surface) and writes one zstd Parquet
 file: no checks, no buckets, no duplicates dropped, no table, no items. ``ingest`` does all of that.
+
+Beside it the same rows as CSV, TSV and JSON lines: what a row of each costs in seconds of the processor, the whole
+command with its start (``--forms``); with ``--against FOLDER`` those of another checkout of vista too, in turn.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import resource
 import shutil
+import subprocess
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
 from beam_jobs.ingest.job import run as run_ingest
@@ -20,6 +31,7 @@ from tools.bench.harness import Result, in_turn, median, ratio
 from vista.data.generator import GeneratorOptions, generate
 from vista.data.tables.rows import ZSTD_LEVEL
 
+HERE = Path(__file__).parents[2]
 KEYS = ("user_id", "timestamp_ms", "request_id", "item_id", "action", "surface")
 
 
@@ -30,6 +42,9 @@ def run(
     buckets: int = 16,
     repeats: int | None = None,
     folder: str | None = None,
+    forms: str = "csv,tsv,jsonl,parquet",
+    rows: int | None = None,
+    against: str | None = None,
 ) -> Result:
     """Measure both sides in turn.
 
@@ -37,6 +52,9 @@ def run(
         events: rows of the log; 1M or 10M.
         workers: 1 runs in this process and PyArrow on one thread; more are worker processes and as many threads.
         folder: where to work; a temporary one by default.
+        forms: of the log whose cost is told, with commas between.
+        rows: of those; 100,000 or 1M.
+        against: another checkout, whose command is measured beside this one's.
     """
     events = events or (1_000_000 if quick else 10_000_000)
     repeats = repeats or (1 if quick else 3)
@@ -76,4 +94,78 @@ def run(
         result.figures["pyarrow_bytes_per_event"] = median(
             [(root / "theirs.parquet").stat().st_size / events], "bytes"
         )
+        _forms(
+            result,
+            root,
+            [f for f in forms.split(",") if f],
+            rows or (100_000 if quick else 1_000_000),
+            against,
+        )
     return result
+
+
+def _forms(result: Result, root: Path, forms: Sequence[str], rows: int, against: str | None) -> None:
+    """Add rows per second of the processor, by form, and their ratio to the other checkout's."""
+    sides = {"ingest": HERE, **({"against": Path(against).resolve()} if against else {})}
+    log = _log(rows)
+    for form in forms:
+        file = _written(log, root / f"rows.{form}")
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for r in range(result.params["repeats"]):
+            for name in list(sides)[:: -1 if r % 2 else 1]:
+                seconds[name].append(_cpu_seconds(sides[name], file, root / "home"))
+        rate = {name: rows / np.array(values) for name, values in seconds.items()}
+        for name, values in rate.items():
+            result.figures[f"{form}_{name}_rows_per_cpu_second"] = median(values, "rows/s")
+        if against:
+            result.figures[f"{form}_of_against"] = ratio(rate["ingest"], rate["against"], target=1.0)
+
+
+def _log(rows: int) -> pa.Table:
+    rng = np.random.default_rng(0)
+    return pa.table(
+        {
+            "user_id": rng.integers(0, max(rows // 500, 1), rows),
+            "item_id": np.minimum(rng.zipf(1.3, rows), 50_000),
+            "action": np.array(["view", "like", "buy"])[rng.integers(0, 3, rows)],
+            "surface": np.array(["home", "feed"])[rng.integers(0, 2, rows)],
+            "timestamp_ms": 1_700_000_000_000 + rng.integers(0, 10**9, rows),
+            "request_id": rng.integers(1, 10**12, rows),
+        }
+    )
+
+
+def _written(log: pa.Table, path: Path) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(log, path)
+    elif path.suffix == ".jsonl":
+        with open(path, "w") as file:
+            for batch in log.to_batches(65_536):
+                file.writelines(json.dumps(row) + "\n" for row in batch.to_pylist())
+    else:
+        between = "\t" if path.suffix == ".tsv" else ","
+        csv.write_csv(log, path, csv.WriteOptions(quoting_style="none", delimiter=between))
+    return path
+
+
+def _cpu_seconds(checkout: Path, file: Path, home: Path) -> float:
+    """Of the command and its children, in user and system."""
+    shutil.rmtree(home, ignore_errors=True)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from tools.cli import main; main()",
+            "ingest",
+            str(file),
+            "--home",
+            str(home),
+        ],
+        check=True,
+        capture_output=True,
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"},
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

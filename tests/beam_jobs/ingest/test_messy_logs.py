@@ -140,7 +140,7 @@ def test_folders_are_read_as_spark_hive_and_delta_write_them(tmp_path):
     (tmp_path / "l" / "day3" / "notes.docx").write_text("no log")
     record = run(tmp_path, "l/*")
     assert record.counts["files"] == 4 and tables(tmp_path).surfaces == ("a b", "home")
-    assert any("1 files below folders are no logs" in note for note in record.notes)
+    assert any("1 files below folders were left out" in note for note in record.notes)
     assert run(tmp_path, "l/day [2].parquet").counts["known_files"] == 1
 
 
