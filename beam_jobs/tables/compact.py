@@ -123,6 +123,18 @@ def run(options: CompactOptions, beam_args: Sequence[str] = ()) -> RunRecord:
     return jobs.run(job, functools.partial(_work, options=options))
 
 
+def due(options: CompactOptions) -> dict[str, int]:
+    """What :func:`run` would merge: buckets, their files and events. Nothing is written."""
+    warehouse = Warehouse(options.warehouse).open()
+    until = horizon_of(warehouse, options.stores)
+    found = merges(warehouse, "dry-run", until, options.most, options.everything)
+    return {
+        "buckets": len(found),
+        "files": sum(len(m.files) for m in found),
+        "events": sum(m.rows for m in found),
+    }
+
+
 def _work(run: Run, options: CompactOptions) -> RunRecord:
     warehouse = Warehouse(options.warehouse).open()
     recover(warehouse)

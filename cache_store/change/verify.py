@@ -17,7 +17,7 @@ import xxhash
 from cache_store.change import forgotten
 from cache_store.change.fold import blocks
 from cache_store.change.prune import foreign_files
-from cache_store.errors import StoreError
+from cache_store.errors import GenerationUnknown, StoreError
 from cache_store.format import lines
 from cache_store.format import manifest as manifests
 from cache_store.format.keys import from_keys, hash_of, second_hash_of
@@ -71,9 +71,11 @@ def verify(layout: Layout, generation: str | None = None) -> VerifyReport:
     """Check the whole store, or one generation with the pointers.
 
     Raises:
-        FormatUnknown: this version cannot judge the store.
+        FormatUnknown: this version cannot judge the store. GenerationUnknown: there is none of this name.
     """
     layout.read_format()
+    if generation is not None and not layout.generation(generation).is_dir():
+        raise GenerationUnknown(f"{layout.root}: no generation {generation}; run `vista status`")
     report = VerifyReport()
     _pointers(layout, report)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from tools.options import (
     HOME,
     AddressOption,
     BeamArguments,
+    DryRunOption,
     EngineOption,
     HomeOption,
     JsonOption,
@@ -56,6 +57,7 @@ def command(
     workers: WorkersOption = 1,
     engine: EngineOption = "beam",
     address: AddressOption = None,
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> int:
     """Fold what refreshes and ingests leave behind: deltas of the store, or (`compact tables`) files of the tables.
@@ -75,11 +77,18 @@ def command(
             everything=everything,
             max_rows=memory_rows,
         )
+        if dry_run:
+            return _shown("would merge", compact_tables.due(options), json)
         return runs.report(
             compact_tables.run(options, beam_arguments(beam, mode, workers, engine, address)), json
         )
     from cache_store import Store
 
+    if dry_run:
+        with Store.open(store or at.store, line=line) as opened:
+            m = opened.manifest
+        plan = {"line": line, "from": m.generation, "deltas to fold": m.depth, "users": m.records}
+        return _shown("would fold", plan, json)
     with Store.open(store or at.store, line=line) as opened, console.status("compacting"):
         before = opened.manifest
         name = opened.compact()
@@ -92,5 +101,9 @@ def command(
         "users": after.records,
         "bytes": after.bytes,
     }
-    console.json_line(found) if json else console.fields("compacted", found)
+    return _shown("compacted", found, json)
+
+
+def _shown(title: str, found: dict[str, Any], json: bool) -> int:
+    console.json_line(found) if json else console.fields(title, found)
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from tools.home import Home
 from tools.log_options import given_reading
 from tools.options import (
     HOME,
+    DryRunOption,
     HomeOption,
     JsonOption,
     LineOption,
@@ -49,7 +50,10 @@ def command(
     layout: Annotated[
         str | None, typer.Option(help="Layout of the messages or files; `vista layouts` lists them.")
     ] = None,
-    buckets: Annotated[int, typer.Option(min=1, help="Of tables that are not there yet.")] = 16,
+    buckets: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of tables that are not there yet.  [default: 16]", show_default=False),
+    ] = None,
     action: Annotated[
         list[str] | None,
         typer.Option("--action", help="The whole vocabulary, in order. Found in the events by default."),
@@ -77,6 +81,7 @@ def command(
         int | None, typer.Option(min=1, help="End after so many turns that did something.")
     ] = None,
     threads: Annotated[int, typer.Option("--worker-threads", min=1, help="Torch threads.")] = 1,
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
     """Take events as they come: commit them to the tables once, resume the users they touch, publish a delta.
@@ -92,7 +97,9 @@ def command(
     torch.set_num_threads(threads)
     at = Home(home)
     log = given_reading(at, layout, columns=pairs(column, "--column"), time_unit=time_unit)
-    reading = {"log": log, "num_buckets": buckets}
+    reading: dict[str, Any] = {"log": log}
+    if buckets is not None:
+        reading["num_buckets"] = buckets
     if action:
         reading["actions"] = tuple(action)
     options = FollowOptions(
@@ -109,6 +116,17 @@ def command(
         keep=keep,
         keep_s=keep_minutes * 60,
     )
+    if dry_run:
+        from beam_jobs.follow.service import POSITION
+        from vista.data.tables.warehouse import Warehouse
+
+        tables = Warehouse(options.warehouse)
+        plan = {
+            "source": source, "tables": str(options.warehouse), "model": options.bundle, "store": options.store,
+            "from": tables.open().fact(POSITION + open_source(source).name) if tables.exists() else "",
+            "reads": log.to_json() if log is not None else None,
+        }  # fmt: skip
+        return console.json_line(plan) if json else console.fields("would follow", plan)
     service = Service(options, open_source(source))
     if not json:
         console.note(f"following {source} from {service.position or 'its beginning'}; ^C ends")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ import typer
 from tools import console, settings
 from tools.home import Home
 from tools.log_options import WeightOption, weights
-from tools.options import HOME, HomeOption, JsonOption
+from tools.options import HOME, DryRunOption, HomeOption, JsonOption
 
 
 def command(
@@ -21,6 +22,7 @@ def command(
     ] = None,
     weight: WeightOption = None,
     force: Annotated[bool, typer.Option("--force", help="Write a new [log] over one that is there.")] = False,
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> int:
     """Guess how logs are read and write it to HOME/vista.toml, from where every verb takes it. Flags win."""
@@ -46,10 +48,14 @@ def command(
         )
     reading = dataclasses.replace(found.reading, weights={**found.reading.weights, **worth})
     text = _with_log(there.path, reading.to_toml())
-    at.root.mkdir(parents=True, exist_ok=True)
-    temporary = there.path.with_suffix(".toml.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, there.path)
+    if not dry_run:
+        at.root.mkdir(parents=True, exist_ok=True)
+        temporary = there.path.with_name(f".{there.path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, there.path)
+        finally:
+            temporary.unlink(missing_ok=True)
     said = {
         "file": str(there.path),
         "looked_at": path,
@@ -67,6 +73,9 @@ def command(
             f"({_examples(found.missing)})"
         )
         return 3
+    if dry_run:
+        console.note(f"this would be written to {there.path}; nothing was")
+        return 0
     console.note(f"written to {there.path}; look with: vista ingest --dry-run {' '.join(logs)} --home {home}")
     console.note("what an action is worth in a score is for you to say: [log.weights]")
     return 0

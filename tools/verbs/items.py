@@ -11,7 +11,7 @@ import typer
 
 from tools import console
 from tools.home import Home
-from tools.options import HOME, HomeOption, JsonOption, ModelOption, WarehouseOption
+from tools.options import HOME, DryRunOption, HomeOption, JsonOption, ModelOption, WarehouseOption
 from tools.serving import open_index
 
 
@@ -36,6 +36,7 @@ def command(
             show_default=False,
         ),
     ] = None,
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> int:
     """New items can be recommended from then on, without training or summarising anew; the model stays the same.
@@ -48,7 +49,11 @@ def command(
 
     at = Home(home)
     path: Path = model or at.model
-    found = refresh_items(path, Warehouse(at.tables(warehouse)).open())
+    found = refresh_items(path, Warehouse(at.tables(warehouse)).open(), dry_run)
+    if dry_run:
+        plan = {"bundle": str(path), **dataclasses.asdict(found)}
+        console.json_line(plan) if json else console.fields("would find", plan)
+        return 0
     loaded = bundles.load(path, serve=True)
     made = open_index(loaded, at.index, index or _kind(at.index))
     said = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,10 @@ from tools.options import (
     StoreOption,
     WarehouseOption,
 )
+
+if TYPE_CHECKING:
+    from beam_jobs.generation.refresh import RefreshOptions
+    from beam_jobs.generation.summarize import SummarizeOptions
 
 
 class PlannedJob(StrEnum):
@@ -39,7 +43,6 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Users, events, bytes, minutes and memory of a job, counted and measured on samples; changes nothing."""
-    from beam_jobs.generation import plan
     from beam_jobs.generation.refresh import RefreshOptions
     from beam_jobs.generation.summarize import SummarizeOptions
 
@@ -52,6 +55,13 @@ def command(
         line=line,
         max_events_in_memory=memory_events,
     )
+    show(options, workers, json)
+
+
+def show(options: SummarizeOptions | RefreshOptions, workers: int, json: bool) -> None:
+    """What a job with these options would do; `--dry-run` of the jobs as well."""
+    from beam_jobs.generation import plan
+
     with console.status("measuring"):
         found = plan.plan(options, workers)
     if json:

@@ -13,6 +13,7 @@ from tools.options import (
     AddressOption,
     BeamArguments,
     CodecOption,
+    DryRunOption,
     EngineOption,
     ExpireOption,
     GateOption,
@@ -35,6 +36,7 @@ from tools.options import (
     pairs,
     parse_users,
 )
+from tools.verbs.plan import show
 
 
 def command(
@@ -77,6 +79,7 @@ def command(
     engine: EngineOption = "beam",
     address: AddressOption = None,
     threads: Annotated[int, typer.Option("--worker-threads", min=1, help="Torch threads per worker.")] = 1,
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> int:
     """Resume the users that changed from their stored states and publish a delta generation.
@@ -107,6 +110,9 @@ def command(
         expire_after_ms=as_ms(expire_after),
         gate=gate_bounds(home, gate, no_gate),
     )
+    if dry_run:
+        show(options, workers, json)
+        return 0
     arguments = beam_arguments(beam, mode, workers, engine, address)
     if follow is None:
         return runs.report(refresh.run(options, arguments), json)

@@ -6,20 +6,20 @@ from dataclasses import asdict
 
 from tools import console
 from tools.home import Home
-from tools.options import HOME, HomeOption, JsonOption
+from tools.options import HOME, DryRunOption, HomeOption, JsonOption
 
 
-def command(home: HomeOption = HOME, json: JsonOption = False) -> None:
+def command(home: HomeOption = HOME, dry_run: DryRunOption = False, json: JsonOption = False) -> None:
     """Rewrite the paths in the metadata of HOME's tables, after HOME was copied or moved.
 
     Nothing outside HOME is read or written. Runs that were under way are begun anew with another run directory.
     """
     from vista.data.tables.relocating import relocate
 
-    done = relocate(Home(home).warehouse)
+    done = relocate(Home(home).warehouse, dry_run)
     if json:
         return console.json_line(asdict(done))
     console.fields(
-        "relocated" if done.files else "at home already",
+        "at home already" if done.old == done.new else "would relocate" if dry_run else "relocated",
         {"from": done.old, "to": done.new, "files": done.files},
     )

@@ -13,6 +13,7 @@ from tools.options import (
     AddressOption,
     BeamArguments,
     CodecOption,
+    DryRunOption,
     EngineOption,
     ExpireOption,
     GateOption,
@@ -34,6 +35,7 @@ from tools.options import (
     gate_bounds,
     pairs,
 )
+from tools.verbs.plan import show
 
 
 def command(
@@ -59,6 +61,7 @@ def command(
     address: AddressOption = None,
     threads: Annotated[int, typer.Option("--worker-threads", min=1, help="Torch threads per worker.")] = 1,
     device: Annotated[str, typer.Option(help="Torch device of the workers.")] = "cpu",
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> int:
     """Summarise every user's whole history and publish it as one full generation. One task per bucket."""
@@ -80,4 +83,7 @@ def command(
         gate=gate_bounds(home, gate, no_gate),
         device=device,
     )
+    if dry_run:
+        show(options, workers, json)
+        return 0
     return runs.report(summarize.run(options, beam_arguments(beam, mode, workers, engine, address)), json)

@@ -10,7 +10,7 @@ import typer
 
 from tools import console
 from tools.home import Home
-from tools.options import HOME, HomeOption, JsonOption, ModelOption, WarehouseOption
+from tools.options import HOME, DryRunOption, HomeOption, JsonOption, ModelOption, WarehouseOption
 
 INTERRUPTED = 130
 """What a shell calls a program that Ctrl-C ended."""
@@ -38,6 +38,7 @@ def command(
         typer.Option(min=1, help="Stop after so many seconds."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.  [default: 0]")] = None,
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
     """Train one model for summarising, retrieval and ranking. An interrupted run goes on from its checkpoint.
@@ -78,6 +79,15 @@ def command(
     if seed is not None:
         changes["seed"] = seed
     settings = dataclasses.replace(settings, **changes)
+    if dry_run:
+        checkpoint = out.with_name(f"{out.name}.training") / "checkpoint.pt"
+        plan = {
+            "bundle": str(out), "goes on from a checkpoint": checkpoint.exists(), "tables": tables.name,
+            "events": sum(f.rows for files in tables.bucket_files().values() for f in files),
+            "actions": ", ".join(tables.actions), "max steps": settings.max_steps, "max epochs": settings.max_epochs,
+            "max seconds": settings.max_seconds, "seed": settings.seed,
+        }  # fmt: skip
+        return console.json_line(plan) if json else console.fields("would train", plan)
     try:
         path = train(settings, tables, out, note=console.note)
     except KeyboardInterrupt as stopped:

@@ -44,12 +44,15 @@ class Refreshed:
     left_out: int
 
 
-def refresh_items(path: str | Path, warehouse: Warehouse) -> Refreshed:
+def refresh_items(path: str | Path, warehouse: Warehouse, dry_run: bool = False) -> Refreshed:
     """Find the items of the tables that a bundle's training did not know, and write them beside it.
 
     A new item with content joins the cluster of those that it resembles by it, one without that of those that it is
     used beside; what has neither is told apart by its hash. Done again it starts from the bundle, so an item whose
     content came meanwhile is placed anew.
+
+    Args:
+        dry_run: only count; nothing is written.
 
     Raises:
         BundleError, DataError: see their texts.
@@ -66,12 +69,23 @@ def refresh_items(path: str | Path, warehouse: Warehouse) -> Refreshed:
     told, rows = told[mine], rows[mine]
     cluster = _clusters(model, new, told, rows, np.isin(new, used), warehouse)
     renamed = _renamed(catalogue, counts)
+    listed = np.union1d(counts.item, told)
+    if dry_run:
+        all_of_them = np.union1d(known, new)
+        return Refreshed(
+            items=len(all_of_them),
+            new=len(new),
+            with_content=len(told),
+            hashed_only=len(new) - len(told),
+            placed=int((cluster >= 0).sum()),
+            renamed=len(renamed),
+            left_out=len(np.setdiff1d(listed, all_of_them)),
+        )
     table = pa.concat_tables([_table(new, counts, told, rows, cluster), renamed])
     found = NewItems.write(loaded.path, loaded.fingerprint, table)
     found.apply(model)
     whole = found.over(catalogue)
     publish(loaded.path, model, whole)
-    listed = np.union1d(counts.item, told)
     return Refreshed(
         items=len(whole),
         new=len(new),

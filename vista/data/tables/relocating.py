@@ -41,8 +41,11 @@ class Relocated:
     files: int
 
 
-def relocate(folder: str | Path) -> Relocated:
+def relocate(folder: str | Path, dry_run: bool = False) -> Relocated:
     """Rewrite the metadata of the tables in a local folder, so that it names the files in that folder.
+
+    Args:
+        dry_run: only say from where to where.
 
     Raises:
         DataError: no tables there, files missing, or tables with files that were outside the folder.
@@ -58,6 +61,8 @@ def relocate(folder: str | Path) -> Relocated:
             f"{root}: expected tables of one folder, found them below {', '.join(sorted(olds))}; copy the home again"
         )
     old, new = olds.pop(), folder_properties(str(root))["warehouse"]
+    if dry_run:
+        return Relocated(old, new, 0)
     with alone(Warehouse(root)):
         files = _rewrite(root, {root / place for place in places.values()}, old, new) if old != new else 0
     found = Warehouse(root).open()
