@@ -14,7 +14,7 @@ import numpy as np
 
 from cache_store.change import compact, forget, prune, publish, verify
 from cache_store.change.changes import Changes, changes
-from cache_store.change.fold import fold
+from cache_store.change.fold import count_users, fold
 from cache_store.change.forget import ForgetReport
 from cache_store.change.prune import PruneReport
 from cache_store.change.publish import Publication
@@ -210,6 +210,14 @@ class Store:
         if not 0 <= bucket < self.format.num_shards:
             raise StoreError(f"bucket: expected 0 to {self.format.num_shards - 1}, found {bucket}")
         return fold(self._current(self._clock()).chain, bucket).users
+
+    def count_users(self) -> int:
+        """How many users a lookup would find; reads the keys of the deltas alone.
+
+        Raises:
+            Damaged, StoreClosed
+        """
+        return count_users(self._current(self._clock()).chain)
 
     def places(self, users: Users) -> list[tuple[Path, int] | None]:
         """File and byte offset of the row that each user's record lies in, or None; for tools that look at bytes.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cache_store.errors import Damaged
-from cache_store.format.keys import from_keys, hash_of
+from cache_store.format.keys import from_keys, hash_of, second_hash_of
 from cache_store.format.record import HEADER, HEADER_BYTES, PAGE_HEADER
 from cache_store.read.generation import Generation
 
@@ -51,6 +51,23 @@ def fold(chain: list[Generation], shard: int, tombstones: bool = False) -> Folde
     if not tombstones:
         first = first[~buried[first]]
     return Folded(ids[first], np.concatenate(depth)[first], np.concatenate(offset)[first], buried[first])
+
+
+def count_users(chain: list[Generation]) -> int:
+    """Users that a lookup would find: those of the full generation below, and what the deltas over it change of that.
+
+    Raises:
+        Damaged
+    """
+    base = chain[-1]
+    total = base.manifest.records
+    for shard in range(base.manifest.num_shards if len(chain) > 1 else 0):
+        said = fold(chain[:-1], shard, tombstones=True)
+        if len(said.users):
+            second = second_hash_of(said.users) if said.users.dtype == object else None
+            place, _ = base.locate(np.full(len(said.users), shard), hash_of(said.users), second)
+            total += int((~said.gone & (place < 0)).sum()) - int((said.gone & (place >= 0)).sum())
+    return total
 
 
 def sealed_rows(generation: Generation, shard: int, users: np.ndarray, offset: np.ndarray) -> np.ndarray:

@@ -83,7 +83,7 @@ ROWS = {
     "forget": Row(f"{{user}} --yes {H}", "", f"not-a-number --yes {H}", "not-a-number", True),
     "relocate": Row(H, "old new files", NO_HOME, "nothing", True, raw=True),
     "push": Row(f"file://{{tmp}}/r {H}", "generation", f"file://{{tmp}}/r {H} --generation 00000009", "00000009", True),
-    "pull": Row("file://{tmp}/r --store {tmp}/pulled", "generation", "file://{tmp}/r --store {tmp}/p --line a/b", "line",
+    "pull": Row("file://{tmp}/r --store {tmp}/pulled", "generation", "file://{tmp}/r --store {tmp}/p --line a/b", "a/b",
                 True, before=f"push file://{{tmp}}/r {H}"),
     "lookup": Row(f"{{user}} {H}", "generation users", f"not-a-number {H}", "not-a-number"),
     "recommend": Row(f"{{user}} -k 3 --candidates 20 {H}", "", f"{{user}} --weight nobody=1 {H}", "nobody"),

@@ -171,3 +171,26 @@ def test_pictures_of_the_report_are_small_and_named_in_the_docs():
     assert len(pictures) >= 6 and all(p.stat().st_size < 150_000 for p in pictures)
     text = (folder.parent / "operations.md").read_text(encoding="utf-8")
     assert all(p.name in text for p in pictures)
+
+
+def test_a_store_of_many_users_is_looked_at_without_reading_their_keys(tmp_path, capsys, monkeypatch):
+    """What makes status and report of a million users a matter of a second; the figure is in docs/operations.md."""
+    from cache_store.read.generation import Generation
+    from cache_store.testing import Truth
+    from tools.drills.serving import publish
+
+    truth = Truth(num_users=400, num_shards=8)
+    store = truth.create(tmp_path / "home" / "store")
+    for number in (1, 2, 3):
+        publish(truth, store, number)
+    walked = []
+    keys = Generation.keys
+
+    def counted(self, shard, states=False):
+        walked.append((self.manifest.kind, shard))
+        return keys(self, shard, states)
+
+    monkeypatch.setattr(Generation, "keys", counted)
+    with store.pin() as pinned:
+        assert pinned.count_users() == int((truth.written(1002) >= 0).sum())
+    assert not [shard for kind, shard in walked if kind == "full"]

@@ -99,20 +99,17 @@ def look(
     Raises:
         VistaError: the catalog or the bundle cannot be read.
     """
-    from vista.data.tables.warehouse import Warehouse
-
     limits = limits or AgeLimits()
     now_ms = int(time.time() * 1000) if now_ms is None else now_ms
     found = Health(str(at.root))
     everything = run_history.runs(at.runs)
     found.runs = everything[:last]
-    tables = Warehouse(warehouse)
-    there = tables.exists()
-    if there:
+    tables = _tables(warehouse)
+    if tables is not None:
         found.warehouse = tables_seen.overview(tables.open(), store)
     found.model = _model(model)
     if (store / "FORMAT").exists():
-        _store(found, at, store, tables if there else None, limits, now_ms)
+        _store(found, at, store, tables, limits, now_ms)
     if found.model and found.model["verdict"].startswith("worse than"):
         _add(found, ATTENTION, f"the model is {found.model['verdict']}", "A bad model", at, "train")
     _runs(found, at, everything)
@@ -127,6 +124,16 @@ def look(
 def _add(found: Health, code: int, what: str, paragraph: str, at: Home, *words: object) -> None:
     command = invocation.command(*words, "--home", at.root)
     found.problems.append(Trouble(code, what, command, paragraph))
+
+
+def _tables(at: str | dict[str, str]) -> Any:
+    """The tables; None where there are none, and a folder that is not there is not asked by their library."""
+    if isinstance(at, str) and "://" not in at and not Path(at).exists():
+        return None
+    from vista.data.tables.warehouse import Warehouse
+
+    tables = Warehouse(at)
+    return tables if tables.exists() else None
 
 
 def _model(path: Path) -> dict[str, Any] | None:
@@ -193,11 +200,12 @@ def _line(
         if name != "main":
             return
         manifest = store.manifest
-        need = store_seen.full_bytes(store, manifest)
+        count = store.count_users()
+        need = store_seen.full_bytes(store, manifest, count)
         lag = None if tables is None else tables_seen.lag(tables, manifest, store)
         found.store |= {
             "live": manifest.generation,
-            "users": store_seen.count_users(store),
+            "users": count,
             "depth": manifest.depth,
             "clocks": store_seen.clocks(store, users),
             "dead letters": manifest.dead_letters,

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 SAMPLE = 512
 """Users whose records are looked at."""
-FOLDED_RECORDS = 4_000_000
-"""Records of a chain up to which its users are counted exactly."""
 
 
 @dataclass(frozen=True)
@@ -89,18 +87,6 @@ def damage(store: Store, live: Sequence[str]) -> list[Damage]:
     return found
 
 
-def count_users(store: Store) -> int:
-    """Users that a lookup would find; for a long chain of many records that of its parts, an upper bound."""
-    manifest = store.manifest
-    if not manifest.depth:
-        return manifest.records
-    parts = chain(store, manifest)
-    total = sum(m.records for m in parts)
-    if total > FOLDED_RECORDS:
-        return total
-    return sum(len(store.users(bucket)) for bucket in range(store.format.num_shards))
-
-
 def sample(store: Store, users: int = SAMPLE) -> Any:
     """Some users of the live generation, spread over a few buckets by their hash."""
     import numpy as np
@@ -139,11 +125,11 @@ def readers(store: Store) -> int:
     return len(held(store.layout, int(time.time() * 1000)).names)
 
 
-def full_bytes(store: Store, manifest: Manifest) -> int:
-    """About what the next full generation of this line will take."""
+def full_bytes(store: Store, manifest: Manifest, users: int) -> int:
+    """About what the next full generation of this line, of so many users, will take."""
     parts = chain(store, manifest)
     base = parts[-1]
-    return int(base.bytes / max(base.records, 1) * max(count_users(store), 1)) if base.records else base.bytes
+    return int(base.bytes / max(base.records, 1) * max(users, 1)) if base.records else base.bytes
 
 
 def free_bytes(path: Path) -> int:
