@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cache_store import Store
 from tools import cli, evaluations
 from tools.home import Home
 from tools.report import charts
@@ -194,3 +195,32 @@ def test_a_store_of_many_users_is_looked_at_without_reading_their_keys(tmp_path,
     with store.pin() as pinned:
         assert pinned.count_users() == int((truth.written(1002) >= 0).sum())
     assert not [shard for kind, shard in walked if kind == "full"]
+
+
+def test_what_is_asked_for_is_on_the_page_as_well(small_home, tmp_path, capsys):
+    with Store.open(small_home.home.store) as store:
+        user = int(store.users(0)[0])
+    out = tmp_path / "report.html"
+    words = [
+        "report",
+        "--home",
+        small_home.path,
+        "--out",
+        out,
+        "--diff",
+        "00000001",
+        "--explain",
+        user,
+        "--json",
+    ]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(word) for word in words])
+    assert not stop.value.code
+    found = json.loads(capsys.readouterr().out)
+    assert {"diff", "explain"} <= set(found["sections"]) and found["bytes"] < 1_000_000
+    text = out.read_text("utf-8")
+    assert (
+        "What changed since 00000001" in text
+        and f"User {user}" in text
+        and "Weighs most in the summary" in text
+    )

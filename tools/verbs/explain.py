@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -41,17 +42,43 @@ def command(
 
     Exit code 3 if the store has no such user.
     """
+    at = Home(home)
+    found = explained(
+        at,
+        user,
+        warehouse=at.tables(warehouse),
+        model=model or at.model,
+        store=store or at.store,
+        line=line,
+        item=item,
+        now=now,
+    )
+    missing = found["record"]["status"] in ("MISSING", "CORRUPT")
+    console.json_line(found) if json else _show(found)
+    return 3 if missing else 0
+
+
+def explained(
+    at: Home,
+    user: str,
+    *,
+    warehouse: str | dict[str, str],
+    model: Path,
+    store: Path,
+    line: str = "main",
+    item: str | None = None,
+    now: int | None = None,
+) -> dict[str, Any]:
+    """``record``, and where they can be told ``history``, ``held`` and ``item``, of one user."""
     from cache_store import Store
     from tools.report import explanation
     from vista import bundle as bundles
     from vista.data.tables.warehouse import Warehouse
 
-    at = Home(home)
-    bundle_path = model or at.model
-    bundle = bundles.load(bundle_path, serve=True) if (bundle_path / "bundle.json").exists() else None
-    tables = Warehouse(at.tables(warehouse))
+    bundle = bundles.load(model, serve=True) if (model / "bundle.json").exists() else None
+    tables = Warehouse(warehouse)
     there = tables.exists()
-    with Store.open(store or at.store, line=line) as opened:
+    with Store.open(store, line=line) as opened:
         (who,) = parse_users([user], opened.format.user_kind)
         found: dict[str, Any] = {"record": explanation.record(opened, who)}
         if there:
@@ -71,9 +98,7 @@ def command(
 
             index = open_index(bundle, at.index)
             found["item"] = explanation.item(tables, opened, bundle, index, who, wanted, at_ms)
-    missing = found["record"]["status"] in ("MISSING", "CORRUPT")
-    console.json_line(found) if json else _show(found)
-    return 3 if missing else 0
+    return found
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import os
 import time
 import uuid
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,9 @@ from tools.options import (
     StoreOption,
     WarehouseOption,
 )
+
+if TYPE_CHECKING:
+    from tools.report.page import Section
 
 
 def command(
@@ -43,6 +46,15 @@ def command(
     users: Annotated[
         int, typer.Option(min=1, help="Users looked up for the distributions, at most.")
     ] = 2_000,
+    diff: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GENERATION", help="Also what changed since this one, as `vista diff` tells it."
+        ),
+    ] = None,
+    explain: Annotated[
+        str | None, typer.Option(metavar="USER", help="Also this user, as `vista explain` tells it.")
+    ] = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -62,7 +74,7 @@ def command(
     start = time.perf_counter()
     page = assemble(
         at, warehouse=at.tables(warehouse), model=model or at.model, store=store or at.store, studies=study or (),
-        users=users,
+        users=users, more=_asked(at, at.tables(warehouse), model or at.model, store or at.store, diff, explain),
     )  # fmt: skip
     text = render(page)
     seconds = time.perf_counter() - start
@@ -72,6 +84,19 @@ def command(
              "sections": [s.name for s in page.sections if s.figures], "healthy": page.health.code == 0,
              "dry_run": dry_run}  # fmt: skip
     console.json_line(found) if json else console.fields("report", found)
+
+
+def _asked(
+    at: Home, warehouse: str | dict[str, str], model: Path, store: Path, diff: str | None, explain: str | None
+) -> list[Section]:
+    """Sections that were asked for."""
+    from tools.report import asked
+    from tools.verbs.explain import explained
+
+    found = [] if diff is None else [asked.difference(store, diff)]
+    if explain is not None:
+        found.append(asked.user(explained(at, explain, warehouse=warehouse, model=model, store=store)))
+    return found
 
 
 def write(target: Path, text: str) -> None:
