@@ -71,36 +71,31 @@ def prune(
         held = leases.held(layout, now, sweep=not dry_run)
         report.leases = held.aside
         _keep(layout, pointers, keep, held.names, report)
-        doomed = [n for n in layout.generation_names() if n not in report.kept]
-        report.generations = doomed
+        report.generations = [n for n in layout.generation_names() if n not in report.kept]
+        report.bytes = sum(size_of(layout.generation(name)) for name in report.generations)
         if not dry_run:
-            for line, pointer in pointers.items():
-                left = pointer.without(doomed)
-                if left != pointer:
-                    lines.write_pointer(layout, line, left)
-        for name in doomed:
-            folder = layout.generation(name)
-            report.bytes += size_of(folder)
-            if not dry_run:
-                discard(layout, folder)
-        if not dry_run:
-            for name in layout.generation_names():
-                settle(layout.generation(name))
-        for path in _remains(layout):
-            report.remains.append(str(path.relative_to(layout.root)))
+            _let_go(layout, pointers, report.generations)
+        remains = [*_remains(layout), *_set_aside(layout, now - staging_ms)]
+        staging = _abandoned(layout, now - staging_ms)
+        report.remains = [str(path.relative_to(layout.root)) for path in remains]
+        report.staging = [folder.name for folder in staging]
+        for path in (*remains, *staging):
             report.bytes += size_of(path)
             if not dry_run:
                 remove(path)
-        for path in _set_aside(layout, now - staging_ms):
-            report.remains.append(str(path.relative_to(layout.root)))
-            if not dry_run:
-                remove(path)
-        for folder in _abandoned(layout, now - staging_ms):
-            report.staging.append(folder.name)
-            report.bytes += size_of(folder)
-            if not dry_run:
-                remove(folder)
     return report
+
+
+def _let_go(layout: Layout, pointers: dict[str, lines.Pointer], doomed: list[str]) -> None:
+    """Take generations out of every line, then out of the store, and finish what is left of the others."""
+    for line, pointer in pointers.items():
+        left = pointer.without(doomed)
+        if left != pointer:
+            lines.write_pointer(layout, line, left)
+    for name in doomed:
+        discard(layout, layout.generation(name))
+    for name in layout.generation_names():
+        settle(layout.generation(name))
 
 
 def discard(layout: Layout, folder: Path) -> None:

@@ -164,6 +164,33 @@ def _generation(layout: Layout, name: str, report: VerifyReport) -> Iterator[Pro
     except StoreError as error:
         yield Problem(_name(layout, folder), str(error), _REBUILD, name)
         return
+    yield from _manifest(layout, folder, manifest)
+    whole = True
+    for problem in _files(layout, folder, manifest, report):
+        whole = False
+        yield problem
+    try:
+        generation = Generation(folder, manifest, verify=False)
+    except StoreError as error:
+        if whole:
+            yield Problem(_name(layout, folder), str(error), _REBUILD, name)
+        return
+    for k, receipt in enumerate(manifest.shards):
+        yield from _contents(layout, generation, k, generation.table, receipt.record_stem, report)
+        if f"{receipt.state_stem}.mdb" in manifest.files:
+            try:
+                states = generation.states
+            except StoreError as error:
+                if whole:
+                    yield Problem(_name(layout, folder), str(error), _REBUILD, name, k)
+                break
+            if states is not None:
+                yield from _contents(layout, generation, k, states, receipt.state_stem, report)
+
+
+def _manifest(layout: Layout, folder: Path, manifest: manifests.Manifest) -> Iterator[Problem]:
+    """What it says of itself and of what lies beside it."""
+    name = manifest.generation
     written = manifest.records + manifest.tombstones
     if manifest.expected != written + manifest.dead_letters + manifest.forgotten:
         what = (
@@ -178,32 +205,16 @@ def _generation(layout: Layout, name: str, report: VerifyReport) -> Iterator[Pro
         yield Problem(_name(layout, folder), f"its parent {manifest.parent} is not there", _REBUILD, name)
     for path in foreign_files(folder):
         yield Problem(_name(layout, path), "not a file of this generation", "run `vista prune`", name)
-    bad = set()
+
+
+def _files(layout: Layout, folder: Path, manifest: manifests.Manifest, report: VerifyReport) -> Iterator[Problem]:
+    """Every file against its size and digest in the manifest."""
     for file, fact in sorted(manifest.files.items()):
-        path = folder / file
-        problem = _file(path, fact.bytes, fact.digest)
+        problem = _file(folder / file, fact.bytes, fact.digest)
         report.bytes += fact.bytes
         if problem:
-            bad.add(file)
             shard = int(file[6:11]) if file[:6] in ("shard-", "state-") else None
-            yield Problem(_name(layout, path), problem, _REBUILD, name, shard)
-    try:
-        generation = Generation(folder, manifest, verify=False)
-    except StoreError as error:
-        if not bad:
-            yield Problem(_name(layout, folder), str(error), _REBUILD, name)
-        return
-    for k, receipt in enumerate(manifest.shards):
-        yield from _contents(layout, generation, k, generation.table, receipt.record_stem, report)
-        if f"{receipt.state_stem}.mdb" in manifest.files:
-            try:
-                states = generation.states
-            except StoreError as error:
-                if not bad:
-                    yield Problem(_name(layout, folder), str(error), _REBUILD, name, k)
-                break
-            if states is not None:
-                yield from _contents(layout, generation, k, states, receipt.state_stem, report)
+            yield Problem(_name(layout, folder / file), problem, _REBUILD, manifest.generation, shard)
 
 
 def _file(path: Path, size: int, digest: str) -> str:

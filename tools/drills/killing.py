@@ -164,75 +164,77 @@ class Child:
 
 
 def _child(work: Callable[[], object], mode: str, at: float | None, pipe: int, gate: int | None) -> None:
-    def say(name: str, value: object) -> None:
-        os.write(pipe, f"{name}\t{value}\n".encode())
-
-    count = 0
-    main = threading.get_ident()
-
-    def step(label: str) -> None:
-        nonlocal count
-        if threading.get_ident() != main:
-            return
-        count += 1
-        if count == at:
-            if gate is not None:
-                say("stopped", label)
-                if os.read(gate, 1) == b"g":
-                    return
-            say("killed", label)
-            say("steps", count)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    fsync = os.fsync
-
-    def counted_fsync(fd: Any) -> None:
-        if mode == "file":
-            step(f"before fsync of {_kind(os.readlink(f'/proc/self/fd/{fd}'))}")
-        fsync(fd)
-        facts = os.fstat(fd)
-        say("fsync", f"{facts.st_ino} {facts.st_mtime_ns}")
-
-    def audit(event: str, args: tuple[Any, ...]) -> None:
-        if event == "fcntl.flock":
-            say("flock", "")
-        elif event == "os.rename" and _is_pointer(args[1]):
-            say("flip", count + (mode == "file"))
-        if mode != "file":
-            return
-        if event in _AUDITED:
-            step(
-                f"before {event} {_kind(args[0]) if args and isinstance(args[0], (str, os.PathLike)) else ''}".strip()
-            )
-        elif (
-            event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        ):
-            step(f"before open {_kind(args[0])}")
-
-    def trace(frame: Any, event: str, _: Any) -> Any:
-        if _PACKAGE not in frame.f_code.co_filename:
-            return None
-        if event == "line":
-            step(f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}")
-        return trace
-
+    steps = _Steps(mode, at, pipe, gate)
     code = 1
     try:
         faulthandler.enable(2)
-        os.fsync = counted_fsync
-        sys.addaudithook(audit)
+        os.fsync = steps.fsync
+        sys.addaudithook(steps.audit)
         if mode == "line":
-            sys.settrace(trace)
+            sys.settrace(steps.trace)
         result = work()
         sys.settrace(None)
-        say("result", result)
-        say("steps", count)
+        steps.say("result", result)
+        steps.say("steps", steps.count)
         code = 0
     except BaseException:
         sys.settrace(None)
-        say("error", traceback.format_exc().replace("\n", "\v"))
+        steps.say("error", traceback.format_exc().replace("\n", "\v"))
     finally:
         os._exit(code)
+
+
+class _Steps:
+    """Counts what the child does, tells it, and kills the child before step number ``at``."""
+
+    def __init__(self, mode: str, at: float | None, pipe: int, gate: int | None) -> None:
+        self.mode, self.at, self.pipe, self.gate, self.count = mode, at, pipe, gate, 0
+        self._main, self._fsync = threading.get_ident(), os.fsync
+
+    def say(self, name: str, value: object) -> None:
+        os.write(self.pipe, f"{name}\t{value}\n".encode())
+
+    def step(self, label: str) -> None:
+        if threading.get_ident() != self._main:
+            return
+        self.count += 1
+        if self.count == self.at:
+            if self.gate is not None:
+                self.say("stopped", label)
+                if os.read(self.gate, 1) == b"g":
+                    return
+            self.say("killed", label)
+            self.say("steps", self.count)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def fsync(self, fd: Any) -> None:
+        if self.mode == "file":
+            self.step(f"before fsync of {_kind(os.readlink(f'/proc/self/fd/{fd}'))}")
+        self._fsync(fd)
+        facts = os.fstat(fd)
+        self.say("fsync", f"{facts.st_ino} {facts.st_mtime_ns}")
+
+    def audit(self, event: str, args: tuple[Any, ...]) -> None:
+        if event == "fcntl.flock":
+            self.say("flock", "")
+        elif event == "os.rename" and _is_pointer(args[1]):
+            self.say("flip", self.count + (self.mode == "file"))
+        if self.mode != "file":
+            return
+        if event in _AUDITED:
+            kind = _kind(args[0]) if args and isinstance(args[0], (str, os.PathLike)) else ""
+            self.step(f"before {event} {kind}".strip())
+        elif (
+            event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        ):
+            self.step(f"before open {_kind(args[0])}")
+
+    def trace(self, frame: Any, event: str, _: Any) -> Any:
+        if _PACKAGE not in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            self.step(f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}")
+        return self.trace
 
 
 def _kind(path: Any) -> str:

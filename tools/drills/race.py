@@ -185,14 +185,7 @@ class Track:
                 raise WrongValue(f"{place}: {entry.run} was refused, and is in the line")
         won = {r for r in results if r != CONFLICT}
         kinds = {e.kind for e in entries}
-        if not won:
-            raise WrongValue(f"{place}: nobody won")
-        if kinds <= {"delta", "full"} and len(won) != 1:
-            raise WrongValue(f"{place}: expected one winner")
-        if kinds == {"free"} and CONFLICT in results:
-            raise WrongValue(f"{place}: expected both to go live")
-        if "again" in kinds and len(set(results)) != 1:
-            raise WrongValue(f"{place}: one run, two outcomes")
+        _outcome(place, kinds, results)
         for line in {e.line for e in entries}:
             with Store.open(self.root, line=line) as store:
                 version = store.manifest.watermark_ms
@@ -221,6 +214,19 @@ class Track:
                     left = gone & set(generation.users(k)[0].tolist())
                     if left:
                         raise WrongValue(f"{place}: {left} came back in {manifest.generation}")
+
+
+def _outcome(place: str, kinds: set[str], results: list[str]) -> None:
+    """Raise where so many of these kinds may not have gone live."""
+    won = {r for r in results if r != CONFLICT}
+    if not won:
+        raise WrongValue(f"{place}: nobody won")
+    if kinds <= {"delta", "full"} and len(won) != 1:
+        raise WrongValue(f"{place}: expected one winner")
+    if kinds == {"free"} and CONFLICT in results:
+        raise WrongValue(f"{place}: expected both to go live")
+    if "again" in kinds and len(set(results)) != 1:
+        raise WrongValue(f"{place}: one run, two outcomes")
 
 
 def run(races: int, seed: int, *, readers: int = 2, folder: Path | None = None) -> RaceReport:
