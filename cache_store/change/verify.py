@@ -207,7 +207,9 @@ def _manifest(layout: Layout, folder: Path, manifest: manifests.Manifest) -> Ite
         yield Problem(_name(layout, path), "not a file of this generation", "run `vista prune`", name)
 
 
-def _files(layout: Layout, folder: Path, manifest: manifests.Manifest, report: VerifyReport) -> Iterator[Problem]:
+def _files(
+    layout: Layout, folder: Path, manifest: manifests.Manifest, report: VerifyReport
+) -> Iterator[Problem]:
     """Every file against its size and digest in the manifest."""
     for file, fact in sorted(manifest.files.items()):
         problem = _file(folder / file, fact.bytes, fact.digest)

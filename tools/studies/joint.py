@@ -48,7 +48,7 @@ from vista.training import metrics
 from vista.training.config import TrainingConfig
 from vista.training.evaluate import NEGATIVES, Scored, held_out, score
 from vista.training.examples import Batch, ExampleConfig, collate
-from vista.training.loader import Loader, LoaderConfig, grouped
+from vista.training.loader import Loader, LoaderConfig, Part, grouped
 from vista.training.losses import action_labels
 from vista.training.objective import ObjectiveConfig
 from vista.training.trainer import Trainer
@@ -228,7 +228,7 @@ def train(config: TrainingConfig, found: Data) -> tuple[Trainer, dict]:
         config.model.ranker.recent,
         catalogue.popular(),
         config.seed,
-        before_ms=catalogue.split_ms,
+        Part(before_ms=catalogue.split_ms),
     )
     losses, shared, began = [], [], time.process_time()
     for epoch, _, batch in loader.batches():

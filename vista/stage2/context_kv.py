@@ -9,13 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vista.errors import FingerprintMismatch
+
+
+class Origin(TypedDict, total=False):
+    """Whose a context is, from which summaries and of which model; see :class:`ContextKV`."""
+
+    owner: np.ndarray | Sequence[int | str] | None
+    generation: str | None
+    fingerprint: str | None
 
 
 @dataclass(frozen=True)

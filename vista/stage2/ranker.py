@@ -24,8 +24,8 @@ E = D / H, L layers, Q queries, A actions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Unpack, cast
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ from vista.ops.weighted_attention import WeightedAttention
 from vista.stage1.places import PlaceRead
 from vista.stage1.slots import SlotMemory
 from vista.stage1.tokens import ITEMS, ExactTokens
-from vista.stage2.context_kv import ContextKV
+from vista.stage2.context_kv import ContextKV, Origin
 from vista.stage2.layer import Layer, Sight
 from vista.stage2.readers import (
     FREQUENCIES,
@@ -218,9 +218,7 @@ class Ranker(nn.Module):
         *,
         masked: Tensor | np.ndarray | None = None,
         full: bool = False,
-        owner: np.ndarray | Sequence[int | str] | None = None,
-        generation: str | None = None,
-        fingerprint: str | None = None,
+        **origin: Unpack[Origin],
     ) -> ContextKV:
         """Context of U users.
 
@@ -237,7 +235,7 @@ class Ranker(nn.Module):
                 arXiv 2606.00422, section 3).
             full: also run the last layer for every token and keep ``hidden``, for :meth:`past`. Without it
                 the last layer makes keys and values for all tokens but an output only for the now token.
-            owner, generation, fingerprint: carried along, see :class:`ContextKV`.
+            origin: ``owner``, ``generation`` and ``fingerprint``, carried along; see :class:`ContextKV`.
 
         Raises:
             DataError: tokens of a group this model does not have, or shapes that do not agree.
@@ -258,9 +256,7 @@ class Ranker(nn.Module):
             c.recent_age_ms,
             c.summarized,
             hidden,
-            owner,
-            generation,
-            fingerprint,
+            **origin,
         )
 
     def embed(

@@ -300,22 +300,20 @@ def evaluate_model(
     examples: ExampleConfig,
     catalogue: Catalogue,
     *,
-    after_ms: int | None = None,
     slates: int = 2_000,
     per_user: int = 16,
     seed: int = 0,
     draws: int = 200,
 ) -> Evaluation:
-    """Metrics of ``model`` (in evaluation mode) on held-out slates.
+    """Metrics of ``model`` (in evaluation mode) on slates held out: at or after the catalogue's split.
 
     Args:
-        after_ms: begin of the held-out period; the catalogue's split by default.
         slates, per_user: most slates in all and of one user.
 
     Raises:
         DataError: there is no slate in that period.
     """
-    after = catalogue.split_ms if after_ms is None else after_ms
+    after = catalogue.split_ms
     if after is None:
         raise DataError("evaluation: expected a time split, found none; give `vista evaluate` --after")
     recent = model.config.ranker.recent

@@ -302,14 +302,27 @@ def grouped(stream: Iterable[Visit], slates: int, events: int) -> Iterator[list[
         yield group
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a loader takes of its source.
+
+    Attributes:
+        after_ms, before_ms: slates with ``after_ms <= time < before_ms`` only; None is no bound.
+        rank, world: this process of a data-parallel run; it takes every ``world``-th bucket.
+    """
+
+    after_ms: int | None = None
+    before_ms: int | None = None
+    rank: int = 0
+    world: int = 1
+
+
 class Loader(torch.utils.data.IterableDataset):
     """Endless epochs of shuffled batches; the position is (epoch, batches taken from it).
 
     Args:
         source: picklable when ``workers`` > 0 (workers read files by path; they need no catalog).
-        after_ms, before_ms: slates with ``after_ms <= time < before_ms`` only; None is no bound.
-        rank, world: this process of a data-parallel run; it takes every ``world``-th bucket.
-        epoch, taken: where to start: after ``taken`` batches of ``epoch``.
+        part: everything by default.
     """
 
     def __init__(
@@ -320,24 +333,19 @@ class Loader(torch.utils.data.IterableDataset):
         recent: int,
         popular: PopularItems | None,
         seed: int = 0,
-        after_ms: int | None = None,
-        before_ms: int | None = None,
-        rank: int = 0,
-        world: int = 1,
+        part: Part = Part(),  # noqa: B008  # it is frozen
     ) -> None:
         super().__init__()
         self.source, self.examples, self.config = source, examples, config
         self.recent, self.popular, self.seed = recent, popular, seed
-        self.after_ms, self.before_ms = after_ms, before_ms
-        self.rank, self.world = rank, world
-        self.epoch = 0
+        self.part, self.epoch = part, 0
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of ``self.epoch``, this worker's share."""
         info = torch.utils.data.get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         order = np.random.default_rng([self.seed, self.epoch, 1]).permutation(self.source.buckets())
-        mine = [int(b) for b in order[self.rank :: self.world]][worker::workers]
+        mine = [int(b) for b in order[self.part.rank :: self.part.world]][worker::workers]
         stream = visit_stream(
             self.source,
             mine,
@@ -345,10 +353,10 @@ class Loader(torch.utils.data.IterableDataset):
             self.recent,
             self.popular,
             (self.seed, self.epoch, 2),
-            after_ms=self.after_ms,
-            before_ms=self.before_ms,
+            after_ms=self.part.after_ms,
+            before_ms=self.part.before_ms,
         )
-        rng = np.random.default_rng([self.seed, self.epoch, 3, self.rank, worker])
+        rng = np.random.default_rng([self.seed, self.epoch, 3, self.part.rank, worker])
         mixed = shuffled(stream, self.config.shuffle_visits, rng)
         for group in grouped(mixed, self.config.slates, self.config.events):
             yield collate(group, self.recent, self.examples.recent_pool)

@@ -38,6 +38,29 @@ class Negatives:
     log_q: Tensor
 
 
+@dataclass(frozen=True)
+class Positives:
+    """P items that somebody engaged with, and the requests they answer.
+
+    Attributes:
+        query: float [P, Q, D], L2-normalised.
+        vector: float [P, D], L2-normalised.
+        item, owner, slate: int64 [P], as in :class:`Negatives`.
+        log_q: float [P], too.
+    """
+
+    query: Tensor
+    vector: Tensor
+    item: Tensor
+    owner: Tensor
+    slate: Tensor
+    log_q: Tensor
+
+    def __len__(self) -> int:
+        """P."""
+        return len(self.item)
+
+
 def log_pool_rate(
     in_batch: Tensor, in_batch_draws: int, random_draws: int, catalogue: int, smallest: float = 1e-12
 ) -> Tensor:
@@ -52,9 +75,7 @@ def log_pool_rate(
     return rate.clamp_min(smallest).log().float()
 
 
-def negative_mask(
-    item: Tensor, owner: Tensor, slate: Tensor, negatives: Negatives, mask_same_user: bool = True
-) -> Tensor:
+def negative_mask(positives: Positives, negatives: Negatives, mask_same_user: bool = True) -> Tensor:
     """bool [P, M]: True where negative m may not be used against positive p.
 
     Always: the same item (it would be its own negative). With ``mask_same_user`` (the default): whatever the
@@ -62,21 +83,16 @@ def negative_mask(
     the time (Pinterest 2026-04), except impressions of the very slate, which are known not to have been
     engaged with.
     """
-    masked = item[:, None] == negatives.item[None, :]
+    masked = positives.item[:, None] == negatives.item[None, :]
     if mask_same_user:
-        same_user = owner[:, None] == negatives.owner[None, :]
-        own_impression = slate[:, None] == negatives.slate[None, :]
+        same_user = positives.owner[:, None] == negatives.owner[None, :]
+        own_impression = positives.slate[:, None] == negatives.slate[None, :]
         masked = masked | (same_user & ~own_impression)
     return masked
 
 
 def sampled_softmax(
-    query: Tensor,
-    positive: Tensor,
-    item: Tensor,
-    owner: Tensor,
-    slate: Tensor,
-    log_q: Tensor,
+    positives: Positives,
     negatives: Negatives,
     inverse_temperature: Tensor | float,
     mask_same_user: bool = True,
@@ -89,25 +105,22 @@ def sampled_softmax(
     positive answers for it (multi-interest retrieval): s takes the maximum over Q.
 
     Args:
-        query: float [P, Q, D], L2-normalised; the request of each positive.
-        positive: float [P, D], L2-normalised.
-        item, owner, slate: int64 [P] of each positive.
-        log_q: float [P], as :class:`Negatives` has it.
         inverse_temperature: lambda, a positive scalar.
         weight: float [P]; None weighs positives alike.
 
     Returns:
         scalar, zero (with a gradient path) when there are no positives.
     """
-    if len(item) == 0:
+    query = positives.query
+    if len(positives) == 0:
         return query.sum() * 0.0
     # The choice of query vector depends on the positive alone, so that a negative cannot pick an easier one.
-    matches = torch.einsum("pqd,pd->pq", query, positive)
+    matches = torch.einsum("pqd,pd->pq", query, positives.vector)
     best = matches.argmax(dim=1)
-    chosen = query[torch.arange(len(item), device=query.device), best]  # [P, D]
-    own = inverse_temperature * matches.gather(1, best[:, None]) - log_q[:, None]  # [P, 1]
+    chosen = query[torch.arange(len(positives), device=query.device), best]  # [P, D]
+    own = inverse_temperature * matches.gather(1, best[:, None]) - positives.log_q[:, None]  # [P, 1]
     others = inverse_temperature * (chosen @ negatives.vector.T) - negatives.log_q[None, :]  # [P, M]
-    others = others.masked_fill(negative_mask(item, owner, slate, negatives, mask_same_user), float("-inf"))
+    others = others.masked_fill(negative_mask(positives, negatives, mask_same_user), float("-inf"))
     loss = torch.logsumexp(torch.cat([own, others], dim=1).float(), dim=1) - own[:, 0].float()
     if weight is None:
         return loss.mean()

@@ -7,6 +7,7 @@ processes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from vista.model import VistaModel
 from vista.training import losses
 from vista.training.count_min import CountMin
 from vista.training.examples import Batch
-from vista.training.losses import NO_USER, Negatives
+from vista.training.losses import NO_USER, Negatives, Positives
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,37 @@ def shares(counts: dict[str, float], device: torch.device) -> dict[str, float]:
     return {n: m / t if t else 0.0 for n, m, t in zip(counts, mine, total.tolist(), strict=True)}
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """Candidates of a batch.
+
+    Attributes:
+        vector: float [B, D].
+        slate, owner: int64 [B], the request they are of and its user.
+        engaged: int64 [P], which of them somebody engaged with.
+    """
+
+    vector: Tensor
+    slate: np.ndarray
+    owner: np.ndarray
+    engaged: np.ndarray
+
+
+@dataclass(frozen=True)
+class Past:
+    """Recent events of a batch.
+
+    Attributes:
+        query: float [N, Q, D].
+        owner: int64 [N].
+        follows: bool [N], whether the next event is asked for.
+    """
+
+    query: Tensor
+    owner: np.ndarray
+    follows: np.ndarray
+
+
 class Objective:
     """The loss as a callable, with what it remembers between steps: the sketch of item frequencies.
 
@@ -177,20 +209,10 @@ class Objective:
             )
             * share["hidden"],
         }
-        parts["item"], parts["next"] = self._item_losses(
-            model,
-            batch,
-            ctx.query,
-            past_query,
-            vectors,
-            owner,
-            candidate_slate,
-            engaged,
-            slate,
-            follows,
-            share,
-            step,
-        )
+        candidates = Candidates(vectors, candidate_slate, owner[candidate_slate], engaged)
+        past = Past(past_query, owner[slate], follows)
+        parts["item"], parts["next"] = self._item_losses(model, batch, ctx.query, candidates, past, step)
+        parts["item"], parts["next"] = parts["item"] * share["positives"], parts["next"] * share["follows"]
         parts["reconstruction"] = torch.zeros((), device=device)
         if c.reconstruction and model.config.summarizer.seeds:
             windows = np.random.default_rng([self.seed, step, 1])
@@ -206,87 +228,81 @@ class Objective:
         return {"loss": total, **parts}
 
     def _item_losses(
-        self,
-        model: VistaModel,
-        batch: Batch,
-        query: Tensor,
-        past_query: Tensor,
-        vectors: Tensor,
-        owner: np.ndarray,
-        candidate_slate: np.ndarray,
-        engaged: np.ndarray,
-        slate: np.ndarray,
-        follows: np.ndarray,
-        share: dict[str, float],
-        step: int,
+        self, model: VistaModel, batch: Batch, query: Tensor, candidates: Candidates, past: Past, step: int
     ) -> tuple[Tensor, Tensor]:
         """Sampled softmax at the slate and at the recent events: engaged items of all processes, impressions
         without engagement and random items are the shared negatives."""
-        c, device = self.config, vectors.device
-        skipped = np.flatnonzero((batch.action == 0) & batch.shown)
-        in_batch = np.concatenate([engaged, skipped])
-        base = 0
-        if parallel():
-            base = sum(_counts(len(batch))[: dist.get_rank()])
+        c, device = self.config, candidates.vector.device
+        before = sum(_counts(len(batch))[: dist.get_rank()]) if parallel() else 0  # slates of other processes
+        negatives, log_q = self._negatives(model, batch, candidates, before, step)
+        scale = model.ranker.scale()
 
         def tensor(values: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(values, np.int64)).to(device)
+            return _tensor(values, device)
 
-        known_slate = np.where(np.isin(in_batch, skipped), candidate_slate[in_batch] + base, NO_USER)
-        pool_item = gather(tensor(batch.item[in_batch]))
-        pool_owner = gather(tensor(owner[candidate_slate[in_batch]]))
-        pool_slate = gather(tensor(known_slate))
-        pool_vector = gather(vectors[tensor(in_batch)])
-        self.sketch.add(pool_item.cpu().numpy())
+        rows = candidates.engaged
+        at, item = candidates.slate[rows], batch.item[rows]
+        own = Positives(
+            query[tensor(at)],
+            candidates.vector[tensor(rows)],
+            tensor(item),
+            tensor(candidates.owner[rows]),
+            tensor(at + before),
+            log_q(item),
+        )
+        item_loss = losses.sampled_softmax(own, negatives, scale, c.mask_same_user)
+        # The gather's backward is a collective: every process must reach it, also one without positives.
+        item_loss = item_loss + negatives.vector.sum() * 0.0
+        rows = np.flatnonzero(past.follows)
+        if not len(rows):
+            return item_loss, torch.zeros((), device=device)
+        target = batch.recent.item[rows + 1]
+        following = Positives(
+            past.query[tensor(rows)],
+            model.items.vector(tensor(target)),
+            tensor(target),
+            tensor(past.owner[rows]),
+            # An impression skipped in this slate says nothing about an earlier request: it stays masked.
+            torch.full((len(rows),), -2, dtype=torch.int64, device=device),
+            log_q(target),
+        )
+        return item_loss, losses.sampled_softmax(following, negatives, scale, c.mask_same_user)
 
+    def _negatives(
+        self, model: VistaModel, batch: Batch, candidates: Candidates, before: int, step: int
+    ) -> tuple[Negatives, Callable[[np.ndarray], Tensor]]:
+        """What the queries of all processes share, and log Q of items in it."""
+        c, device = self.config, candidates.vector.device
+        skipped = np.flatnonzero((batch.action == 0) & batch.shown)
+        rows = np.concatenate([candidates.engaged, skipped])
+        slate = np.where(np.isin(rows, skipped), candidates.slate[rows] + before, NO_USER)
+        item, owner, known, vector = (
+            gather(_tensor(batch.item[rows], device)),
+            gather(_tensor(candidates.owner[rows], device)),
+            gather(_tensor(slate, device)),
+            gather(candidates.vector[_tensor(rows, device)]),
+        )
+        self.sketch.add(item.cpu().numpy())
         draw = np.random.default_rng([self.seed, step])
         size = min(c.random_negatives, len(self.catalogue))
-        random = draw.choice(self.catalogue, size) if size else self.catalogue[:0]
+        extra = _tensor(draw.choice(self.catalogue, size) if size else self.catalogue[:0], device)
         nobody = torch.full((size,), NO_USER, dtype=torch.int64, device=device)
-        extra = tensor(random)
-        draws = len(pool_item)
+        draws = len(item)
 
         def log_q(items: np.ndarray) -> Tensor:
             p = torch.from_numpy(self.sketch.probability(items))
             return losses.log_pool_rate(p, draws, size, len(self.catalogue)).to(device)
 
-        every_item = torch.cat([pool_item, extra])
-        negatives = Negatives(
-            torch.cat([pool_vector, model.items.vector(extra)]),
-            every_item,
-            torch.cat([pool_owner, nobody]),
-            torch.cat([pool_slate, nobody]),
-            log_q(every_item.cpu().numpy()),
+        every = torch.cat([item, extra])
+        found = Negatives(
+            torch.cat([vector, model.items.vector(extra)]),
+            every,
+            torch.cat([owner, nobody]),
+            torch.cat([known, nobody]),
+            log_q(every.cpu().numpy()),
         )
-        scale = model.ranker.scale()
-        at = candidate_slate[engaged]
-        item_loss = losses.sampled_softmax(
-            query[tensor(at)],
-            vectors[tensor(engaged)],
-            tensor(batch.item[engaged]),
-            tensor(owner[at]),
-            tensor(at + base),
-            log_q(batch.item[engaged]),
-            negatives,
-            scale,
-            c.mask_same_user,
-        )
-        # The gather's backward is a collective: every process must reach it, also one without positives.
-        item_loss = item_loss + negatives.vector.sum() * 0.0
-        rows = np.flatnonzero(follows)
-        if not len(rows):
-            return item_loss * share["positives"], torch.zeros((), device=device)
-        target = batch.recent.item[rows + 1]
-        next_loss = losses.sampled_softmax(
-            past_query[tensor(rows)],
-            model.items.vector(tensor(target)),
-            tensor(target),
-            tensor(owner[slate[rows]]),
-            # An impression skipped in this slate says nothing about an earlier request: it stays masked.
-            torch.full((len(rows),), -2, dtype=torch.int64, device=device),
-            log_q(target),
-            negatives,
-            scale,
-            c.mask_same_user,
-        )
-        return item_loss * share["positives"], next_loss * share["follows"]
+        return found, log_q
+
+
+def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, np.int64)).to(device)

@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -40,10 +40,10 @@ from vista.errors import ConfigError, DataError
 from vista.model import VistaModel
 from vista.training.config import TrainingConfig
 from vista.training.evaluate import evaluate_model
-from vista.training.loader import Loader, PieceSource, WarehouseSource
+from vista.training.loader import Loader, Part, PieceSource, WarehouseSource
 from vista.training.log import Bar, Curve
 from vista.training.objective import parallel
-from vista.training.survey import Catalogue, survey
+from vista.training.survey import survey
 from vista.training.trainer import Position, Trainer, pick_device
 
 
@@ -146,6 +146,14 @@ def train(
     )
 
 
+class Told(TypedDict, total=False):
+    """How a run tells of itself; see :func:`train`."""
+
+    progress: bool | None
+    on_step: Callable[[int, dict[str, float]], None] | None
+    note: Callable[[str], None] | None
+
+
 def train_source(
     config: TrainingConfig,
     source: PieceSource,
@@ -154,19 +162,17 @@ def train_source(
     *,
     names: dict[int, str | None] | None = None,
     content: tuple[np.ndarray, np.ndarray] | None = None,
-    progress: bool | None = None,
-    on_step: Callable[[int, dict[str, float]], None] | None = None,
-    note: Callable[[str], None] | None = None,
+    **told: Unpack[Told],
 ) -> Path:
     """As :func:`train`, from any source (arrays in memory, say).
 
     Args:
         content: items int64 [M] and content rows float32 [M, W]: what an item is about
             (``vista.embedding.content``), W = ``embedding.content_width``.
+        told: ``progress``, ``on_step`` and ``note``, as :func:`train` has them.
     """
     out = Path(out)
     meta = meta or bundle.Meta(actions=tuple(config.model.actions))
-    say = note or (lambda text: None)
     if out.exists():
         raise bundle.BundleError(
             f"{out}: expected no file or folder of that name, found one; name another by `vista train --model`"
@@ -175,99 +181,151 @@ def train_source(
     folder = out.with_name(out.name + ".training")
     folder.mkdir(parents=True, exist_ok=True)
     with torchrun() as (rank, world):
+        session = _Session(config, source, content, meta.table_snapshot, folder, rank, world)
+        session.learn(told.get("progress"), told.get("on_step"))
+        if config.checkpoint_every:
+            session.keep()
+        if rank == 0:
+            metrics = session.validate()
+            with session.curve:
+                session.curve.add(session.at.step, session.at.seconds, metrics)
+            falls, note = session.curve.falling(), told.get("note")
+            if falls and note is not None:
+                note(falls)
+            catalogue, model = session.catalogue, session.trainer.model
+            training = {
+                **to_dict(config), **dataclasses.asdict(session.at), "split_ms": catalogue.split_ms
+            }  # fmt: skip
+            catalogue.refit(model, content)
+            meta = dataclasses.replace(meta, metrics=metrics, training=training)
+            bundle.save(out, model, meta, catalogue.table(names, None if content is None else content[0]))
+            session.checkpoint.unlink(missing_ok=True)
+        if parallel():
+            dist.barrier()
+    return out
+
+
+class _Session:
+    """One process of a run: what it learns from, how far it is, what it keeps.
+
+    Attributes:
+        at: how far; part of the checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        source: PieceSource,
+        content: tuple[np.ndarray, np.ndarray] | None,
+        snapshot: int | None,
+        folder: Path,
+        rank: int,
+        world: int,
+    ) -> None:
+        self.config, self.source, self.rank = config, source, rank
         device = pick_device(config.device)
         if len(source.buckets()) < world:
             raise ConfigError(
                 f"torchrun: expected at most as many processes as buckets ({len(source.buckets())}), found "
-                f"{world}; "
-                "start fewer, or ingest into more buckets (`vista ingest --buckets`)"
+                f"{world}; start fewer, or ingest into more buckets (`vista ingest --buckets`)"
             )
-        catalogue = survey(source, config.validation_share, config.seed, fit_share=config.fit_share)
-        if not len(catalogue.item):
+        self.catalogue = survey(source, config.validation_share, config.seed, fit_share=config.fit_share)
+        if not len(self.catalogue.item):
             raise DataError(
                 "history: expected events to train on, found none; bring some in with `vista ingest`"
             )
         model = VistaModel(config.model)
-        fitted = catalogue.fit(model, content)
-        trainer = Trainer(config, model, catalogue.early_items(), device)
-        run = {
+        fitted = self.catalogue.fit(model, content)
+        self.trainer = Trainer(config, model, self.catalogue.early_items(), device)
+        self.run = {
             "config": to_dict(config),
-            "snapshot": meta.table_snapshot,
-            "catalogue": catalogue.digest() + (_digest(content) if content is not None else ""),
+            "snapshot": snapshot,
+            "catalogue": self.catalogue.digest() + (_digest(content) if content is not None else ""),
             "processes": world,
         }
-        checkpoint = folder / "checkpoint.pt"
-        resume(trainer, checkpoint, run)
-        at = trainer.position
-        loader = Loader(
+        self.checkpoint = folder / "checkpoint.pt"
+        resume(self.trainer, self.checkpoint, self.run)
+        self.at = self.trainer.position
+        # What was fitted to a period would answer that period's questions: training asks what came after it.
+        after = self.catalogue.fit_ms if fitted else None
+        self.loader = Loader(
             source,
             config.examples,
             config.loader,
             config.model.ranker.recent,
-            catalogue.popular(),
+            self.catalogue.popular(),
             config.seed,
-            # What was fitted to a period would answer that period's questions: training asks what came after it.
-            after_ms=catalogue.fit_ms if fitted else None,
-            before_ms=catalogue.split_ms,
-            rank=rank,
-            world=world,
+            Part(after, self.catalogue.split_ms, rank, world),
         )
-        expected = catalogue.slates(config.examples, after_fit=fitted) / (config.loader.slates * world)
+        batches = config.loader.slates * world
+        self.expected = self.catalogue.slates(config.examples, after_fit=fitted) / batches  # of an epoch
+        self.curve = Curve(folder / "curve.jsonl", self.at.step, quiet=rank != 0)
 
-        def keep() -> None:
-            state = trainer.state()
-            if rank == 0:
-                _save(checkpoint, {**state, "run": run})
+    def keep(self) -> None:
+        """Replace the checkpoint; every process takes part."""
+        state = self.trainer.state()
+        if self.rank == 0:
+            _save(self.checkpoint, {**state, "run": self.run})
 
-        curve = Curve(folder / "curve.jsonl", at.step, quiet=rank != 0)
-        shown = progress if rank == 0 else False
-        with curve, Stop() as stop, Bar(_total(config), _done(config, at), shown) as bar:
-            for epoch, taken, batch in loader.batches(at.epoch, at.taken):
+    def validate(self) -> dict[str, float]:
+        """Metrics on what was held out, if there is any."""
+        config, model = self.config, self.trainer.model
+        if self.catalogue.split_ms is None or not config.validation_slates:
+            return {}
+        model.eval()
+        try:
+            return evaluate_model(
+                model,
+                self.source,
+                config.examples,
+                self.catalogue,
+                slates=config.validation_slates,
+                seed=config.seed,
+            ).flat()
+        finally:
+            model.train()
+
+    def learn(self, progress: bool | None, on_step: Callable[[int, dict[str, float]], None] | None) -> None:
+        """All steps that are left.
+
+        Raises:
+            DataError: there is nothing to learn from. KeyboardInterrupt, SystemExit: stopped, with a checkpoint.
+        """
+        config, at = self.config, self.at
+        shown = progress if self.rank == 0 else False
+        with self.curve, Stop() as stop, Bar(_total(config), _done(config, at), shown) as bar:
+            for epoch, taken, batch in self.loader.batches(at.epoch, at.taken):
                 if epoch > at.epoch:
                     at.batches = at.taken
                 if _ended(config, at, _most(epoch)):
                     break
                 began = time.perf_counter()
-                found = trainer.step(batch, epoch, share_done(config, at, expected))
+                found = self.trainer.step(batch, epoch, share_done(config, at, self.expected))
                 at.epoch, at.taken = epoch, taken
                 at.seconds += _most(time.perf_counter() - began)
                 bar.update(_done(config, at), at.step, found["loss"])
-                if at.step % config.log_every == 0 or at.step == 1:
-                    curve.add(at.step, at.seconds, found)
-                if config.checkpoint_every and at.step % config.checkpoint_every == 0:
-                    keep()
-                if config.validate_every and at.step % config.validate_every == 0 and rank == 0:
-                    curve.add(at.step, at.seconds, _validate(trainer, source, catalogue))
+                self._note(found)
                 if on_step is not None:
                     on_step(at.step, found)
                 if _most(float(stop.asked or 0)):
-                    keep()
-                    _stopped(stop.asked or signal.SIGINT, at.step, checkpoint)
+                    self.keep()
+                    _stopped(stop.asked or signal.SIGINT, at.step, self.checkpoint)
             if not at.step:
                 raise DataError(
                     "history: expected requests to learn from, found none before the held-out period; "
                     "ingest more events "
                     "(`vista ingest`) or lower examples.min_history or training.validation_share"
                 )
-        if config.checkpoint_every:
-            keep()
-        metrics = _validate(trainer, source, catalogue) if rank == 0 else {}
-        if rank == 0:
-            with curve:
-                curve.add(at.step, at.seconds, metrics)
-            falls = curve.falling()
-            if falls:
-                say(falls)
-            training = {**to_dict(config), **dataclasses.asdict(at), "split_ms": catalogue.split_ms}
-            catalogue.refit(trainer.model, content)
-            meta = dataclasses.replace(meta, metrics=metrics, training=training)
-            bundle.save(
-                out, trainer.model, meta, catalogue.table(names, None if content is None else content[0])
-            )
-            checkpoint.unlink(missing_ok=True)
-        if parallel():
-            dist.barrier()
-    return out
+
+    def _note(self, found: dict[str, float]) -> None:
+        """After a step: what is due of losses, a checkpoint and metrics."""
+        config, at = self.config, self.at
+        if at.step % config.log_every == 0 or at.step == 1:
+            self.curve.add(at.step, at.seconds, found)
+        if config.checkpoint_every and at.step % config.checkpoint_every == 0:
+            self.keep()
+        if config.validate_every and at.step % config.validate_every == 0 and self.rank == 0:
+            self.curve.add(at.step, at.seconds, self.validate())
 
 
 def with_content(config: TrainingConfig, told: ItemContent) -> TrainingConfig:
@@ -359,24 +417,6 @@ def _most(value: float) -> float:
         found = found.cuda()
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return float(found)
-
-
-def _validate(trainer: Trainer, source: PieceSource, catalogue: Catalogue) -> dict[str, float]:
-    config = trainer.config
-    if catalogue.split_ms is None or not config.validation_slates:
-        return {}
-    trainer.model.eval()
-    try:
-        return evaluate_model(
-            trainer.model,
-            source,
-            config.examples,
-            catalogue,
-            slates=config.validation_slates,
-            seed=config.seed,
-        ).flat()
-    finally:
-        trainer.model.train()
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:

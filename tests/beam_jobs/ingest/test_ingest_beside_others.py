@@ -183,7 +183,7 @@ def test_forgetting_beside_a_run_that_has_built_takes_its_working_files_and_keep
     asked = options(tmp_path, file(tmp_path, "b", (2, 77, 0), (3, 3, 0)), "runs/two")
     directory = planned(asked)
     warehouse = tables(tmp_path)
-    plan = ingest.Plan.from_json((directory.path / "plan.json").read_text())
+    plan = ingest.IngestPlan.from_json((directory.path / "plan.json").read_text())
     job = Job("ingest", asked.run_dir, asked.identity(), LOCAL, progress=False)
     settings = ingest._settings(asked, warehouse, directory, plan)
     ingest._work(Run(job, directory, RunRecord.load(directory.path), 0.0), warehouse, plan, settings)

@@ -17,6 +17,7 @@ from vista.training.loader import (
     Arrays,
     Loader,
     LoaderConfig,
+    Part,
     Piece,
     WarehouseSource,
     grouped,
@@ -140,7 +141,7 @@ def test_processes_share_the_buckets_without_overlap():
     source = Arrays(np.arange(80), histories(3, users=80), of=5)
     whole, shares = 0, []
     for rank in (0, 1):
-        batches = list(Loader(source, EXAMPLES, LoaderConfig(), 4, POPULAR, rank=rank, world=2))
+        batches = list(Loader(source, EXAMPLES, LoaderConfig(), 4, POPULAR, part=Part(rank=rank, world=2)))
         shares.append(set(np.concatenate([b.owner for b in batches]).tolist()))
         whole += sum(len(b) for b in batches)
     assert not shares[0] & shares[1]

@@ -24,7 +24,7 @@ def batch(positives: int, negatives: int, seed: int = 0, queries: int = 1):
     g = torch.Generator().manual_seed(seed)
     own = dict(
         query=unit(positives, queries, 8, seed=seed),
-        positive=unit(positives, 8, seed=seed + 1),
+        vector=unit(positives, 8, seed=seed + 1),
         item=torch.randint(0, 6, (positives,), generator=g),
         owner=torch.randint(0, 3, (positives,), generator=g),
         slate=torch.randint(0, 4, (positives,), generator=g),
@@ -43,11 +43,11 @@ def batch(positives: int, negatives: int, seed: int = 0, queries: int = 1):
 @given(st.integers(1, 6), st.integers(0, 9), st.integers(0, 99), st.booleans())
 def test_sampled_softmax_equals_its_formula_in_a_loop(positives, negatives, seed, mask):
     own, pool = batch(positives, negatives, seed)
-    got = losses.sampled_softmax(**own, negatives=pool, inverse_temperature=5.0, mask_same_user=mask)
+    got = losses.sampled_softmax(losses.Positives(**own), pool, 5.0, mask_same_user=mask)
     total = 0.0
     for i in range(positives):
         q = own["query"][i, 0]
-        s = float(5.0 * q @ own["positive"][i] - own["log_q"][i])
+        s = float(5.0 * q @ own["vector"][i] - own["log_q"][i])
         scores = [s]
         for j in range(negatives):
             if pool.item[j] == own["item"][i]:
@@ -62,6 +62,7 @@ def test_sampled_softmax_equals_its_formula_in_a_loop(positives, negatives, seed
 
 def test_what_the_same_user_engaged_with_is_no_negative_but_a_shown_and_skipped_item_is():
     own, pool = batch(1, 3)
+    own = {name: own[name] for name in ("query", "vector", "log_q")}
     pool = losses.Negatives(
         pool.vector,
         item=torch.tensor([10, 11, 12]),
@@ -69,17 +70,20 @@ def test_what_the_same_user_engaged_with_is_no_negative_but_a_shown_and_skipped_
         slate=torch.tensor([-1, 7, -1]),
         log_q=pool.log_q,
     )
-    args = torch.tensor([5]), torch.tensor([0]), torch.tensor([7]), pool
+    args = (
+        losses.Positives(**own, item=torch.tensor([5]), owner=torch.tensor([0]), slate=torch.tensor([7])),
+        pool,
+    )
     assert losses.negative_mask(*args).tolist() == [[True, False, False]]
     assert losses.negative_mask(*args, mask_same_user=False).tolist() == [[False, False, False]]
 
 
 def test_with_several_queries_the_best_matching_one_answers():
     own, pool = batch(4, 6, seed=3, queries=3)
-    best = torch.einsum("pqd,pd->pq", own["query"], own["positive"]).argmax(1)
+    best = torch.einsum("pqd,pd->pq", own["query"], own["vector"]).argmax(1)
     single = dict(own, query=own["query"][torch.arange(4), best][:, None])
-    a = losses.sampled_softmax(**own, negatives=pool, inverse_temperature=3.0)
-    b = losses.sampled_softmax(**single, negatives=pool, inverse_temperature=3.0)
+    a = losses.sampled_softmax(losses.Positives(**own), pool, 3.0)
+    b = losses.sampled_softmax(losses.Positives(**single), pool, 3.0)
     assert torch.allclose(a, b)
 
 
@@ -94,16 +98,10 @@ def test_log_q_makes_the_sampled_softmax_unbiased_for_a_popular_item():
         slate=torch.full((10,), -1),
         log_q=losses.log_pool_rate(share, 10, 0, 2),
     )
-    loss = losses.sampled_softmax(
-        query,
-        vectors[:1],
-        torch.tensor([7]),
-        torch.tensor([0]),
-        torch.tensor([0]),
-        torch.zeros(1),
-        pool,
-        inverse_temperature=1.0,
+    own = losses.Positives(
+        query, vectors[:1], torch.tensor([7]), torch.tensor([0]), torch.tensor([0]), torch.zeros(1)
     )
+    loss = losses.sampled_softmax(own, pool, inverse_temperature=1.0)
     # Item 2 counts once at rate 1, item 1 nine times at rate 9: each contributes e^s once.
     assert float(loss) == pytest.approx(math.log(3), rel=1e-5)
 

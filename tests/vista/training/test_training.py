@@ -23,7 +23,7 @@ from vista.training import losses
 from vista.training.config import EPOCHS, TrainingConfig
 from vista.training.evaluate import evaluate_model, score
 from vista.training.examples import Batch, ExampleConfig, PopularItems, collate
-from vista.training.loader import Arrays, Loader, LoaderConfig, visit_stream
+from vista.training.loader import Arrays, Loader, LoaderConfig, Part, visit_stream
 from vista.training.log import Curve
 from vista.training.objective import Objective, ObjectiveConfig
 from vista.training.survey import survey
@@ -381,8 +381,8 @@ def test_clusters_are_fitted_before_the_requests_that_training_asks_about(tmp_pa
     assert catalogue.fit(made)
     first = np.unique(catalogue.sample.item[catalogue.sample.time < catalogue.fit_ms])
     assert set(made.slots.cluster_of.ids.tolist()) <= set(first.tolist())
-    loader = Loader(source, EXAMPLES, CONFIG.loader, 4, catalogue.popular(), after_ms=catalogue.fit_ms,
-                    before_ms=catalogue.split_ms)  # fmt: skip
+    period = Part(after_ms=catalogue.fit_ms, before_ms=catalogue.split_ms)
+    loader = Loader(source, EXAMPLES, CONFIG.loader, 4, catalogue.popular(), part=period)
     times = np.concatenate([b.now_ms for b in loader])
     assert len(times) and times.min() >= catalogue.fit_ms and times.max() < catalogue.split_ms
     asked = catalogue.slates(EXAMPLES, after_fit=True)
