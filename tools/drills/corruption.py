@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +258,7 @@ def _look(store: Store, patient: Patient, place: str, blind: bool = False) -> st
     excused = np.zeros(truth.num_users, bool)
     sound = everyone[~corrupt]
     try:
-        part = type(found)(*(getattr(found, n)[~corrupt] for n in _ROWS), found.generation)
+        part = replace(found, **{name: getattr(found, name)[~corrupt] for name in _ROWS})
         truth.check(part, sound, patient.version, excused)
     except WrongValue as error:
         raise WrongValue(f"{place}: {error}") from error
@@ -282,7 +282,7 @@ def _look_blind(found: Any, truth: Truth, place: str) -> str:
     return "not compared with the index's digest"
 
 
-_ROWS = ("tokens", "status", "event_count", "last_event_ms", "summarized_ms")
+_ROWS = ("users", "tokens", "status", "event_count", "last_event_ms", "summarized_ms")
 
 
 def _verify(patient: Patient, region: Region, way: str, place: str) -> None:
