@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Annotated
@@ -25,6 +26,20 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+STORAGE = {
+    errno.ENOENT: ("a file or folder", 2),
+    errno.EEXIST: ("a folder, or nothing yet", 2),
+    errno.ENOTDIR: ("a folder, and folders above it", 2),
+    errno.EISDIR: ("a file", 2),
+    errno.EACCES: ("what this user may read and write", 2),
+    errno.EPERM: ("what this user may change", 2),
+    errno.ENAMETOOLONG: ("a shorter name", 2),
+    errno.ELOOP: ("no links that lead in a circle", 2),
+    errno.EROFS: ("storage that can be written", 4),
+    errno.ENOSPC: ("free space", 4),
+    errno.EDQUOT: ("free space", 4),
+}
+"""What the system says of paths that are the user's to mend: what was expected, and the exit code."""
 
 
 @app.callback()
@@ -62,18 +77,32 @@ def main(arguments: list[str] | None = None) -> None:
             import traceback
 
             traceback.print_exc()
-        known = hasattr(error, "exit_code")
-        usage = getattr(error, "format_message", None)  # a typer usage error, whichever click it stands on
-        console.failure("usage" if usage else type(error).__name__, usage() if usage else str(error))
-        if usage:
-            verb = next((a for a in arguments if a in VERBS), "")
-            console.note(f"Try `vista {verb + ' ' if verb else ''}--help`.")
-        if not known:
-            console.note(
-                "This is an internal error; please report it with the trace that `vista --debug ...` shows."
-            )
-        sys.exit(getattr(error, "exit_code", 1))
+        sys.exit(_failed(error, arguments))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _failed(error: Exception, arguments: list[str]) -> int:
+    """Say what went wrong; the exit code."""
+    usage = getattr(error, "format_message", None)  # a typer usage error, whichever click it stands on
+    if usage:
+        console.failure("usage", usage())
+        verb = next((a for a in arguments if a in VERBS), "")
+        console.note(f"Try `vista {verb + ' ' if verb else ''}--help`.")
+        return getattr(error, "exit_code", 1)
+    if hasattr(error, "exit_code"):
+        console.failure(type(error).__name__, str(error))
+        return error.exit_code
+    if isinstance(error, OSError) and error.filename is not None and error.errno in STORAGE:
+        expected, code = STORAGE[error.errno]
+        console.failure(
+            type(error).__name__,
+            f"{console.safe(str(error.filename))}: expected {expected}, found: {error.strerror}; mend that or name "
+            f"another path, and run the command again",
+        )
+        return code
+    console.failure(type(error).__name__, str(error))
+    console.note("This is an internal error; please report it with the trace that `vista --debug ...` shows.")
+    return 1
 
 
 if __name__ == "__main__":

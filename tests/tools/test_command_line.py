@@ -76,6 +76,23 @@ def test_an_option_of_one_value_given_twice_is_an_error(words, capsys):
     assert code == 2 and "given twice" in err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("init", "LOG", "--home", "LOG"),
+        ("doctor", "--home", "LOG"),
+        ("ingest", "LOG", "--home", "LOG"),
+        ("ingest", "LOG", "--home", "LOG-2", "--run-dir", "LOG"),
+    ],
+)
+def test_a_path_that_cannot_be_is_the_users_to_mend_and_no_internal_error(words, capsys, tmp_path):
+    log = tmp_path / "a.csv"
+    log.write_text("user_id,item_id,action,timestamp_ms\n1,2,view,1700000000000\n")
+    code, _, said = vista(capsys, *(word.replace("LOG", str(log)) for word in words))
+    assert code == 2 and "expected a folder" in said and "internal" not in said
+    assert log.read_text().startswith("user_id")
+
+
 def test_a_name_given_two_values_is_an_error(capsys, tmp_path):
     words = ("--column", "action=is_click", "--column", "action=is_like", "--home", str(tmp_path))
     code, _, err = vista(capsys, "ingest", "x.parquet", *words)
