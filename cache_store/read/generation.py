@@ -156,7 +156,7 @@ class Generation:
         entry, check, offset = self.table.index.find(shard, hashes, second)
         place = offset + self.table.files.starts.take(shard)
         odd = offset <= 0
-        if odd.any():
+        if np.count_nonzero(odd):
             place[odd] = np.where(offset[odd] == 0, GONE, NOWHERE)
         place[entry < 0] = ABSENT
         return place, check

@@ -115,8 +115,8 @@ class Snapshot:
             else:
                 blocks += [(generation, here[i : i + step]) for i in range(0, len(here), step)]
         self._crew.each(len(blocks), lambda i: read(*blocks[i]))
-        bad = np.flatnonzero(status >= _MISSING)
-        if len(bad):
+        bad = status >= _MISSING
+        if np.count_nonzero(bad):
             target[bad] = 0.0 if fill is None else fill
         if found.inverse is not None:
             np.take(target, found.inverse, axis=0, out=out, mode="clip")
@@ -144,8 +144,8 @@ class Snapshot:
             self._read(generation, found, here, rows, header, status, self._crew)
             if rows is not target:
                 target[here] = rows
-        bad = np.flatnonzero(status >= _MISSING)
-        if len(bad):
+        bad = status >= _MISSING
+        if np.count_nonzero(bad):
             target[bad] = 0
         if found.inverse is not None:
             np.take(target, found.inverse, axis=0, out=out, mode="clip")
@@ -262,8 +262,8 @@ class Snapshot:
         hashes = hash_of(ids)
         second = second_hash_of(ids) if ids.dtype == object else None
         inverse = None
-        order = np.sort(hashes)
-        if (order[1:] == order[:-1]).any():
+        order = np.sort(hashes) if len(hashes) > 1 else hashes
+        if len(order) > 1 and (order[1:] == order[:-1]).any():
             pairs = hashes if second is None else np.stack([hashes, second], axis=1)
             _, first, inverse = np.unique(pairs, return_index=True, return_inverse=True, axis=0)
             inverse = inverse.reshape(-1)
@@ -288,10 +288,14 @@ class Snapshot:
 
     def _parts(self, found: _Found) -> Iterator[tuple[Generation, np.ndarray | slice]]:
         """Generations that hold some of the users, with their rows; a slice where one holds all, the common case."""
+        n = len(found.depth)
+        if n and not np.count_nonzero(found.depth):  # all in the newest
+            yield self.chain[0], slice(0, n)
+            return
         for depth, generation in enumerate(self.chain):
             here = np.flatnonzero(found.depth == depth)
             if len(here):
-                yield generation, slice(0, len(here)) if len(here) == len(found.depth) else here
+                yield generation, slice(0, n) if len(here) == n else here
 
     def _read(
         self, generation: Generation, found: _Found, at: np.ndarray | slice, rows: np.ndarray, header: np.ndarray,
@@ -311,7 +315,7 @@ class Snapshot:
         max_age_ms: int | None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
         bad = status >= _MISSING
-        if bad.any():
+        if np.count_nonzero(bad):
             header[bad] = np.zeros(1, HEADER)
         if max_age_ms is not None and now_ms is not None:
             status[(status == _FRESH) & (now_ms - header["summarized_ms"] > max_age_ms)] = _STALE
