@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,21 @@ def test_no_module_imports_itself_through_others():
         for name, path in ALL.items() if not path.name == "__init__.py"
     }  # fmt: skip
     list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_the_map_states_how_many_rooms_and_arrows_there_are():
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    row = re.search(r"^\| now \|.*$", page, re.M)[0].split("|")
+    stated = dict(
+        zip(
+            ("vista", "cache_store", "beam_jobs"),
+            zip(row[3].split("/"), row[5].split("/"), strict=True),
+            strict=True,
+        )
+    )
+    for package in ROOMS:
+        inside = {n: room_of(n, package) for n in modules(package) if room_of(n, package)}
+        drawn = {(r, inside[o]) for n, r in inside.items() for o in imports(ALL[n]) if inside.get(o, r) != r}
+        assert (str(len(set(inside.values()))), str(len(drawn))) == tuple(map(str.strip, stated[package])), (
+            package
+        )
