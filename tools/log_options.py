@@ -13,7 +13,7 @@ from tools.home import Home
 from tools.options import pairs
 
 if TYPE_CHECKING:
-    from beam_jobs.ingest.plan import IngestOptions
+    from beam_jobs.ingest.options import IngestOptions
     from vista.data.logs.reading import Reading
 
 WeightOption = Annotated[

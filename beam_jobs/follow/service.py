@@ -37,7 +37,7 @@ from beam_jobs.generation import refresh
 from beam_jobs.generation.refresh import RefreshOptions
 from beam_jobs.horizon import horizon_of
 from beam_jobs.ingest import job as ingest
-from beam_jobs.ingest.plan import IngestOptions
+from beam_jobs.ingest.options import IngestOptions
 from beam_jobs.run.engines import HERE
 from beam_jobs.run.record import RunDirectory, RunRecord, write_atomically
 from beam_jobs.tables import compact

@@ -29,9 +29,8 @@ import pyarrow.parquet as pq
 from beam_jobs.errors import ExitCode, IncompleteRun
 from beam_jobs.ingest import pipeline as steps
 from beam_jobs.ingest.items import SHARD_BYTES, read_items, tells_content
+from beam_jobs.ingest.options import LOG_KINDS, IngestOptions
 from beam_jobs.ingest.plan import (
-    LOG_KINDS,
-    IngestOptions,
     IngestPlan,
     holds_users,
     make_plan,

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beam_jobs.ingest.items import vector_width
-from beam_jobs.ingest.plan import IngestOptions, inspect_all, logs_asked, time_bounds
+from beam_jobs.ingest.options import IngestOptions
+from beam_jobs.ingest.plan import inspect_all, logs_asked, time_bounds
 from beam_jobs.ingest.vocabulary import text_columns
 from beam_jobs.run.record import RunDirectory
 from beam_jobs.run.runner import local_args

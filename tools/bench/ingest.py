@@ -25,7 +25,7 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
 from beam_jobs.ingest.job import run as run_ingest
-from beam_jobs.ingest.plan import IngestOptions
+from beam_jobs.ingest.options import IngestOptions
 from beam_jobs.run import runner as pipeline
 from tools.bench.harness import Result, in_turn, median, ratio
 from vista.data.generator import GeneratorOptions, generate

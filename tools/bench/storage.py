@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beam_jobs.ingest.job import run as run_ingest
-from beam_jobs.ingest.plan import IngestOptions
+from beam_jobs.ingest.options import IngestOptions
 from beam_jobs.run import runner as pipeline
 from tools.bench.harness import Figure, Result
 from vista.data.events import COLUMNS, Events

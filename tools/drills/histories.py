@@ -31,7 +31,7 @@ import torch
 
 from beam_jobs.generation import refresh, summarize
 from beam_jobs.ingest import job as ingest
-from beam_jobs.ingest.plan import IngestOptions
+from beam_jobs.ingest.options import IngestOptions
 from beam_jobs.run.engines import HERE
 from beam_jobs.run.leftovers import prune_runs
 from beam_jobs.run.runner import local_args

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beam_jobs.ingest import job as ingest
-from beam_jobs.ingest.plan import IngestOptions
+from beam_jobs.ingest.options import IngestOptions
 from beam_jobs.ingest.text import Log, kinds_of
 from vista.data.logs import schema
 from vista.data.logs.columnar import as_rows, is_columnar

@@ -16,7 +16,7 @@ import pytest
 
 from beam_jobs.errors import IncompleteRun, OptionsError, RunOptionsDiffer
 from beam_jobs.ingest import job as ingest
-from beam_jobs.ingest.plan import IngestOptions
+from beam_jobs.ingest.options import IngestOptions
 from beam_jobs.run import runner as pipeline
 from beam_jobs.run.job import Job, Run
 from beam_jobs.run.record import RunDirectory, file_digest

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs.ingest import job as ingest
-from beam_jobs.ingest.plan import IngestOptions
+from beam_jobs.ingest.options import IngestOptions
 from beam_jobs.ingest.preview import preview
 from vista.data.logs.reading import load
 from vista.data.tables.reading import read_bucket, read_impressions

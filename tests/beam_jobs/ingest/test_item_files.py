@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs.ingest import job as ingest
-from beam_jobs.ingest.plan import IngestOptions
+from beam_jobs.ingest.options import IngestOptions
 from vista.data.logs.schema import UnreadableFile, WrongType
 from vista.data.tables.undoing import undo
 from vista.data.tables.warehouse import Warehouse

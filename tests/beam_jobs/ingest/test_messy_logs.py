@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs.ingest import job as ingest
-from beam_jobs.ingest.plan import IngestOptions
+from beam_jobs.ingest.options import IngestOptions
 from vista.data.logs.reading import ActionColumn, Reading
 from vista.data.logs.schema import MissingColumn, UnreadableFile, WrongTime
 from vista.data.tables.reading import read_bucket

@@ -24,7 +24,7 @@ from small_worlds import NOW, World
 from beam_jobs.errors import EngineAway, EngineUnfit, OptionsError
 from beam_jobs.generation import refresh, summarize
 from beam_jobs.ingest import job as ingest
-from beam_jobs.ingest.plan import IngestOptions
+from beam_jobs.ingest.options import IngestOptions
 from beam_jobs.run import engines
 from beam_jobs.run.record import RunDirectory, file_digest
 from beam_jobs.tables import compact
