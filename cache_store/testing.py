@@ -1,4 +1,8 @@
-"""A store whose content is arithmetic: what a user has at a version is a function, so any wrong value shows.
+"""Stores for tests: of given tokens (:func:`stored`), or of arithmetic (:class:`Truth`), so that any wrong value shows.
+
+For tests of what reads a store: no model, no job, a few milliseconds. Nothing here is for service.
+
+What a user of a :class:`Truth` has at a version is a function.
 
 A version ``(k, d)`` is the d-th delta over the k-th full generation; as a number, ``1000 k + d``, it is the
 generation's watermark. Full k holds most users; each delta changes some and removes some. Tokens, counts, times and
@@ -8,6 +12,7 @@ a write is not mistaken for the right one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from cache_store import Group, Publication, RecordSchema, ShardWriter, Status, Store, bucket_of, finished
-from cache_store.format.keys import as_users, hash_of
+from cache_store.format.keys import Users, as_users, hash_of
 from cache_store.format.receipt import ShardReceipt
 from cache_store.read.snapshot import Lookup
 
@@ -44,6 +49,35 @@ def mix(*words: int | np.ndarray) -> np.ndarray:
             h = (h ^ (h >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
             h = h ^ (h >> np.uint64(32))
     return np.asarray(h)
+
+
+def stored(
+    path: str | Path, schema: RecordSchema, tokens: Mapping[str, np.ndarray], users: Users | None = None,
+    *, fingerprint: str = FINGERPRINT, last_event_ms: int = 1,
+) -> Store:  # fmt: skip
+    """A new store of one generation and one shard, open for reading.
+
+    Args:
+        path: a folder that is not there yet.
+        tokens: group name to float32 [n, S_g, D]; what is read is that rounded by the group's codec.
+        users: n distinct ids; 0 to n - 1 by default.
+        last_event_ms: of every user; so are the summary's own time and the watermark.
+    """
+    count = len(next(iter(tokens.values())))
+    ids = as_users(np.arange(count) if users is None else users, schema.user_kind)
+    order = np.argsort(ids, kind="stable")
+    store = Store.create(path, user_kind=schema.user_kind, num_shards=1)
+    folder = store.stage("stored")
+    with ShardWriter(folder, 0, 1, schema, fingerprint=fingerprint) as writer:
+        for start in range(0, count, 256):
+            rows = order[start : start + 256]
+            ones = np.ones(len(rows), np.int64)
+            times = ones * last_event_ms
+            writer.add(ids[rows], {name: x[rows] for name, x in tokens.items()}, ones, times, times)
+        receipt = writer.finish()
+    wanted = Publication(fingerprint=fingerprint, watermark_ms=last_event_ms, expected=count)
+    store.publish(folder, [receipt], wanted)
+    return Store.open(path, line="main")
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cache_store import Group, Publication, RecordSchema, ShardWriter, Store
+from cache_store import Group, RecordSchema
+from cache_store.testing import stored
 from cache_store.torch.feature import SummaryFeature, SummaryLoader
 from tools.bench.harness import Figure, Result, in_turn, median, ratio
 
@@ -33,7 +33,7 @@ def run(quick: bool, users: int | None = None, codec: str = "float16", device: s
     figures: dict[str, Figure] = {}
     with tempfile.TemporaryDirectory() as folder:
         schema = RecordSchema((Group("tokens", tokens, width, codec),))
-        store = stored(Path(folder), random_tokens(users, schema), schema)
+        store = stored(Path(folder) / "store", schema, random_tokens(users, schema))
         rng = np.random.default_rng(1)
         batches = [rng.choice(users, BATCH, replace=False) for _ in range(16)]
         turn = iter(range(1 << 30))
@@ -87,22 +87,6 @@ def _ahead(feature: SummaryFeature, batches: list[np.ndarray], passes: int, busy
     seconds = in_turn({"plain": plain, "ahead": ahead, "consume": alone}, passes)
     hidden = (seconds["plain"] - seconds["ahead"]) / (seconds["plain"] - seconds["consume"])
     return median(hidden, "x")
-
-
-def stored(folder: Path, tokens: Mapping[str, np.ndarray], schema: RecordSchema) -> Store:
-    """A store of one generation and one shard; user u has row u of each group, float32 [users, T, W]."""
-    store = Store.create(folder / "store", num_shards=1)
-    users = len(next(iter(tokens.values())))
-    with ShardWriter(store.stage("r"), 0, 1, schema, fingerprint="bench") as writer:
-        for start in range(0, users, 256):
-            ids = np.arange(start, min(start + 256, users))
-            ones = np.ones(len(ids), np.int64)
-            writer.add(ids, {name: x[ids] for name, x in tokens.items()}, ones, ones, ones)
-        receipt = writer.finish()
-    store.publish(
-        store.stage("r"), [receipt], Publication(fingerprint="bench", watermark_ms=1, expected=users)
-    )
-    return Store.open(folder / "store")
 
 
 def random_tokens(users: int, schema: RecordSchema) -> dict[str, np.ndarray]:

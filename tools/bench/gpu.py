@@ -29,6 +29,7 @@ import typer
 from torch import Tensor
 
 from cache_store import Group, RecordSchema, Store
+from cache_store.testing import stored
 from cache_store.torch.feature import SummaryFeature, SummaryLoader
 from tools.bench import feature, rank, summarize
 from tools.bench.harness import Figure, Result, commit, in_turn, median, ratio
@@ -150,7 +151,7 @@ def _features(result: Result, on: Device, quick: bool) -> None:
     for codec, tokens in (("float16", 255), ("int8", 481)):
         schema = RecordSchema((Group("tokens", tokens, 64, codec),))
         with tempfile.TemporaryDirectory() as folder:
-            with feature.stored(Path(folder), feature.random_tokens(users, schema), schema) as store:
+            with stored(Path(folder) / "store", schema, feature.random_tokens(users, schema)) as store:
                 seconds = _reading(on, store, batches, repeats)
         ahead = seconds["ahead"] / len(batches)
         result.figures[f"lookup_{codec}_of_pinned_copy"] = ratio(seconds["copy"], ahead, target=0.9)
@@ -274,7 +275,7 @@ def _training(result: Result, on: Device, quick: bool) -> None:
         optimizer.step()
 
     summaries = {name: x.numpy() for name, x in given["tokens"].items()}
-    with tempfile.TemporaryDirectory() as folder, feature.stored(Path(folder), summaries, schema) as store:
+    with tempfile.TemporaryDirectory() as folder, stored(Path(folder) / "store", schema, summaries) as store:
         module = SummaryFeature(store, on_device=True).to(on.torch)
         batches = [rng.permutation(users) for _ in range(steps)]
         resident = {name: x.clone() for name, x in module(batches[0]).groups.items()}
