@@ -6,6 +6,7 @@ Looks at the first rows of a file, in a folder that is gone afterwards; nothing 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -21,18 +22,21 @@ import pyarrow.parquet as pq
 
 from beam_jobs.ingest.items import vector_width
 from beam_jobs.ingest.options import IngestOptions
-from beam_jobs.ingest.plan import inspect_all, logs_asked, time_bounds
+from beam_jobs.ingest.plan import FIRST_ORDER_MS, inspect_all, logs_asked, time_bounds
 from beam_jobs.ingest.vocabulary import text_columns
 from beam_jobs.run.record import RunDirectory
 from beam_jobs.run.runner import local_args
 from vista.data import paths
 from vista.data.logs import arrays
 from vista.data.logs.columnar import as_rows
-from vista.data.logs.csv_rows import QuotesAreText, csv_rows
+from vista.data.logs.csv_rows import QuotesAreText, csv_rows, first_line
+from vista.data.logs.guessing import Guess, guess, guess_unnamed, headless
 from vista.data.logs.importer import Rules, accepted, check, check_items
+from vista.data.logs.json_rows import flattened, parsed, records
 from vista.data.logs.letters import Letter, shown
 from vista.data.logs.reading import Reading
 from vista.data.logs.schema import BROKEN, LINE, SECOND, TOLD, LogFile, UnreadableFile, open_source
+from vista.errors import DataError
 
 ROWS = 1_000
 HEAD_BYTES = 1 << 20
@@ -125,6 +129,13 @@ def _heads(
 
 def _text_head(path: str, target: Path) -> None:
     compression = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}.get(os.path.splitext(path.lower())[1])
+    if paths.text_ending(path) == ".json":
+        with pa.input_stream(paths.open_input(path), compression=compression) as stream:
+            found = list(itertools.islice(records(stream, True), ROWS))
+        with pa.output_stream(str(target), compression=compression) as out:
+            for record in found:
+                out.write((record if isinstance(record, bytes) else json.dumps(record).encode()) + b"\n")
+        return
     with pa.input_stream(paths.open_input(path), compression=compression) as stream:
         head = b""
         while len(head) < HEAD_BYTES and (block := stream.read(HEAD_BYTES - len(head))):
@@ -204,7 +215,8 @@ def _as_items(look: Look, batch: pa.RecordBatch, source: LogFile) -> Look:
 def _as_events(
     look: Look, batch: pa.RecordBatch, source: LogFile, reading: Reading, bounds: tuple[int, int]
 ) -> Look:
-    open_rules = Rules(*bounds, (), (), reading)
+    first = FIRST_ORDER_MS if reading.by_order else 0
+    open_rules = Rules(*bounds, (), (), reading, first)
     asked = [
         m
         for m in ("action", "actions", "surface")
@@ -222,7 +234,7 @@ def _as_events(
             actions += sorted({str(v) for v in values} - set(actions))
     surfaces = tuple(sorted(str(v) for v in found.get("surface", [])))
     fixed = source.constants.get("surface")
-    rules = Rules(*bounds, tuple(actions[:31]), surfaces or ((fixed,) if fixed else ()), reading)
+    rules = Rules(*bounds, tuple(actions[:31]), surfaces or ((fixed,) if fixed else ()), reading, first)
     checked = check(batch, source, rules, 0)
     names = dict(zip(checked.names[0].tolist(), checked.names[1].to_pylist(), strict=True))
     events = []
@@ -250,8 +262,8 @@ def _type(type_: pa.DataType) -> str:
     return str(type_.value_type if pa.types.is_dictionary(type_) else type_)
 
 
-def first_values(patterns: Sequence[str]) -> tuple[str, dict[str, list[Any]]]:
-    """(the first file, its columns' first values) of logs, whatever its columns mean.
+def look_first(patterns: Sequence[str]) -> tuple[str, list[str], Guess]:
+    """(the first file, its columns, how it is most likely read) of logs, whatever its columns mean.
 
     Raises:
         DataError: no file, or one that cannot be read.
@@ -259,31 +271,51 @@ def first_values(patterns: Sequence[str]) -> tuple[str, dict[str, list[Any]]]:
     with tempfile.TemporaryDirectory() as folder:
         heads: dict[str, str] = {}
         (head,) = _heads(patterns, folder, heads)
-        if paths.text_ending(head) in (".jsonl", ".ndjson"):
-            rows = []
-            with pa.input_stream(head, compression="detect") as stream:
-                for line in stream.read().splitlines()[:SAMPLE]:
-                    try:
-                        row = json.loads(line)
-                    except (ValueError, RecursionError):
-                        continue
-                    rows += [row] if isinstance(row, dict) else []
-            keys = dict.fromkeys(name for row in rows for name in row)
-            return heads[head], {n: [row.get(n) for row in rows] for n in keys}
-        if paths.text_ending(head):
-            with pa.input_stream(head, compression="detect") as stream:
-                reading = Reading()
-                try:
-                    found = list(csv_rows(stream, paths.text_ending(head), _Any(), [], reading, None))
-                except (ValueError, QuotesAreText, pa.ArrowException) as error:
-                    raise UnreadableFile(
-                        f"{heads[head]}: expected a readable text log, found: {error}"
-                    ) from error
-            table = pa.Table.from_batches(found)
-        else:
-            table = _first_rows(head)
-        names = [n for n in table.schema.names if n not in (LINE, BROKEN)]
-        return heads[head], {n: shown(table[n], np.arange(min(table.num_rows, SAMPLE))) for n in names}
+        path, ending = heads[head], paths.text_ending(head)
+        try:
+            if ending in paths.JSON_ENDINGS:
+                columns = _json_columns(head, ending)
+            elif ending:
+                with pa.input_stream(head, compression="detect") as stream:
+                    names = first_line(stream, ending)
+                if headless(names):
+                    unnamed = Reading(header=tuple(f"c{i + 1}" for i in range(len(names))))
+                    return path, names, guess_unnamed(list(_csv_columns(head, ending, unnamed).values()))
+                columns = _csv_columns(head, ending, Reading())
+            else:
+                table = _flat(_first_rows(head))
+                rows = np.arange(min(table.num_rows, SAMPLE))
+                columns = {n: shown(table[n], rows) for n in table.schema.names if n not in (LINE, BROKEN)}
+        except (ValueError, QuotesAreText, pa.ArrowException) as error:
+            if isinstance(error, DataError):
+                raise
+            raise UnreadableFile(f"{path}: expected a readable log, found: {error}") from error
+        return path, list(columns), guess(columns)
+
+
+def _json_columns(path: str, ending: str) -> dict[str, list[Any]]:
+    rows = []
+    with pa.input_stream(path, compression="detect") as stream:
+        for line in itertools.islice(records(stream, ending == ".json"), SAMPLE):
+            try:
+                rows.append(flattened(line if isinstance(line, dict) else parsed(line)))
+            except (ValueError, RecursionError):
+                continue
+    keys = dict.fromkeys(name for row in rows for name in row)
+    return {n: [row.get(n) for row in rows] for n in keys}
+
+
+def _csv_columns(path: str, ending: str, reading: Reading) -> dict[str, list[Any]]:
+    with pa.input_stream(path, compression="detect") as stream:
+        table = pa.Table.from_batches(list(csv_rows(stream, ending, _Any(), [], reading, None)))
+    rows = np.arange(min(table.num_rows, SAMPLE))
+    return {n: shown(table[n], rows) for n in table.schema.names if n not in (LINE, BROKEN)}
+
+
+def _flat(table: pa.Table) -> pa.Table:
+    while any(pa.types.is_struct(f.type) for f in table.schema):
+        table = table.flatten()
+    return table
 
 
 class _Any:

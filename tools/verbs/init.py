@@ -28,8 +28,8 @@ def command(
     """Guess how logs are read and write it to HOME/vista.toml, from where every verb takes it. Flags win."""
     import dataclasses
 
-    from beam_jobs.ingest.preview import first_values
-    from vista.data.logs.guessing import Guess, guess
+    from beam_jobs.ingest.preview import look_first
+    from vista.data.logs.guessing import Guess
     from vista.data.logs.reading import WrongOption, load
 
     at = Home(home)
@@ -38,8 +38,9 @@ def command(
         raise WrongOption(
             f"{there.path}: expected no [log] table yet, found one; change it by hand, or run vista init --force"
         )
-    path, columns = ("the layout", {}) if layout else first_values(logs)
-    found = Guess(load(layout), {"layout": layout}, ()) if layout else guess(columns)
+    path, columns, found = (
+        ("the layout", [], Guess(load(layout), {"layout": layout}, ())) if layout else look_first(logs)
+    )
     worth, named = weights(weight), found.reading.named_actions()
     unknown = [a for a in worth if a not in named]
     if unknown and found.reading.actions:
@@ -83,6 +84,8 @@ def command(
 
 def _examples(missing: tuple[str, ...]) -> str:
     lines = [f"[log.columns] {m} = 'NAME'" for m in missing if m != "action"]
+    if "timestamp_ms" in missing:
+        lines.append("or [log] time_from = 'order', where rows are in order and have no times")
     return "; ".join([*lines, *(["[log] action_is = 'view'"] if "action" in missing else [])])
 
 

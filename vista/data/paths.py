@@ -111,7 +111,10 @@ def size(uri: str) -> int:
     )
 
 
-TEXT_ENDINGS = (".csv", ".tsv", ".inter", ".jsonl", ".ndjson", ".txt")
+TEXT_ENDINGS = (".csv", ".tsv", ".inter", ".jsonl", ".ndjson", ".json", ".txt", ".dat", ".data")
+JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+NAMED_ENDINGS = (".txt", ".dat", ".data", ".json")
+"""Text that is a log where it is named itself; below folders it may be anything."""
 TABLE_ENDINGS = (".parquet", ".pq", ".parq", ".feather", ".arrow", ".ipc", ".orc")
 ARRAY_ENDINGS = (".npy", ".npz")
 COMPRESSED = (".gz", ".bz2", ".zst")
@@ -284,4 +287,4 @@ def logs_below(folder: str) -> list[str]:
 
 def is_log(path: str) -> bool:
     """Whether a file below a folder is a log, by its ending."""
-    return bool(table_ending(path) or (text_ending(path) and text_ending(path) != ".txt"))
+    return bool(table_ending(path) or (text_ending(path) and text_ending(path) not in NAMED_ENDINGS))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 import pyarrow.orc as orc
 import pyarrow.parquet as pq
@@ -26,6 +27,8 @@ def is_columnar(path: str, reading: Reading) -> bool:
     if paths.text_ending(path):
         return False
     if paths.array_ending(path):
+        return True
+    if any("." in name for name in (*reading.columns.values(), *(a.column for a in reading.actions))):
         return True
     return bool(reading.explode) or paths.table_ending(path) in (".feather", ".arrow", ".ipc", ".orc")
 
@@ -54,11 +57,15 @@ def as_rows(path: str, target: str, columns: Sequence[Column], reading: Reading,
                     f"--explode {absent[0]}: expected a column of that name, found {schema.names[:40]}; for example "
                     f"--explode {schema.names[-1]}"
                 )
+            inner = {
+                n: n.split(".") for n in wanted if n not in schema.names and n.split(".")[0] in schema.names
+            }
+            wanted |= {parts[0] for parts in inner.values()}
             there = [n for n in dict.fromkeys(schema.names) if every or n in wanted] or schema.names[:1]
             writer = None
             for batch in _numbered(batches, schema, there):
                 for part in explode_parts(batch, reading) if reading.explode else (batch,):
-                    part = _writable(part)
+                    part = _writable(_with_fields(part, inner))
                     if writer is None:
                         writer = pq.ParquetWriter(temporary, part.schema, compression="lz4")
                     writer.write_batch(part)
@@ -116,6 +123,20 @@ def _with_lines(batch: pa.RecordBatch, row: int) -> pa.RecordBatch:
     n = batch.num_rows
     numbered = batch.append_column(LINE, pa.array(np.arange(row, row + n)))
     return numbered.append_column(BROKEN, pa.nulls(n, pa.string()))
+
+
+def _with_fields(batch: pa.RecordBatch, inner: Mapping[str, Sequence[str]]) -> pa.RecordBatch:
+    """The batch with fields of its structs as columns (``user.id``), those that are there."""
+    for name, path in inner.items():
+        column = batch.column(path[0])
+        for field in path[1:]:
+            known = pa.types.is_struct(column.type) and column.type.get_field_index(field) >= 0
+            column = pc.struct_field(column, [field]) if known else None
+            if column is None:
+                break
+        if column is not None:
+            batch = batch.append_column(name, column)
+    return batch
 
 
 def _writable(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -17,8 +17,12 @@ import pyarrow.csv as csv
 from vista.data.logs.reading import Reading
 from vista.data.logs.schema import BROKEN, LINE
 
-SEPARATORS = {".csv": ",;\t|", ".txt": ",;\t|", ".tsv": "\t", ".inter": "\t"}
-"""What may stand between the fields of a file by its name's ending; the one that its first line has most of does."""
+SEPARATORS = {".tsv": "\t", ".inter": "\t"}
+ANY_SEPARATOR = ",;\t|"
+"""What may stand between the fields of a file by its name's ending; the one that its first line has most of does.
+``::`` is one too, and where there is none of them blanks are."""
+WIDE, NARROW = b"::", b"\x1f"
+"""Two characters between fields, and what the parser, which takes one, is given for them."""
 
 NULLS = (
     "", "\\N", "NULL", "Null", "null", "(null)", "<null>", "NA", "N/A", "n/a", "#N/A", "<NA>", "nan", "NaN", "NAN",
@@ -69,7 +73,10 @@ def csv_rows(
         [*((n, pa.string()) for n in chosen.values()), (LINE, pa.int64()), (BROKEN, pa.string())]
     )
     lines = _Lines(reading.sections)
-    reader = _reader(_Rejoined(head, stream), separator, quotes, called, list(chosen), lines) if head else ()
+    whole: Any = _Rejoined(head, stream)
+    if len(separator) > 1:
+        whole, separator, quotes = _Narrowed(whole, separator.encode()), NARROW.decode(), False
+    reader = _reader(whole, separator, quotes, called, list(chosen), lines) if head else ()
     done = 0
     for batch in _whole_records(reader, guessed and quotes):
         if lines.open_quotes:  # the lines behind it are no record's: which they were, nobody can tell
@@ -210,14 +217,16 @@ def _again(columns: Sequence[pa.Array], chosen: Sequence[str], names: Sequence[s
 def _header(head: bytes, ending: str, reading: Reading) -> tuple[list[str], str, bytes]:
     """(names of the columns, what separates them, the head behind the line with the names)."""
     head = head.removeprefix(b"\xef\xbb\xbf")
-    separators = reading.separator or SEPARATORS[ending]
+    separators: Sequence[str] = (
+        [reading.separator] if reading.separator else [*SEPARATORS.get(ending, ANY_SEPARATOR)]
+    )
     while True:
         line = re.match(rb"[^\r\n]*(\r\n|\r|\n|$)", head)
         first = line.group() if line else b""
         if not first.strip() and first and not first.strip(b"\r\n\v\f "):
             head = head[len(first) :]  # blank lines before the header
         elif (told := re.match(rb"sep=(.)\r?\n?$", first)) is not None:  # Excel's line
-            separators = told.group(1).decode()
+            separators = [told.group(1).decode()]
             head = head[len(first) :]
         else:
             break
@@ -225,7 +234,7 @@ def _header(head: bytes, ending: str, reading: Reading) -> tuple[list[str], str,
         raise ValueError("nothing, not even a header")
     if len(first) >= HEAD:
         raise ValueError(f"a first line of more than {HEAD >> 20} MB")
-    separator = max(separators, key=lambda s: first.count(s.encode()))  # the first of those that are as many
+    separator = _separator(first, separators, ending not in SEPARATORS and not reading.separator)
     if first.count(separator.encode()) >= MAX_COLUMNS:
         raise ValueError(
             f"a header of {first.count(separator.encode()) + 1} columns; at most {MAX_COLUMNS} are read"
@@ -236,20 +245,47 @@ def _header(head: bytes, ending: str, reading: Reading) -> tuple[list[str], str,
         if not reading.sections:
             _check_fields(head, separator, reading)
         return list(reading.header), separator, head
+    return _names(first, separator, ending), separator, head[len(first) :]
+
+
+def first_line(stream: Any, ending: str) -> list[str]:
+    """Fields of the line where a header would stand, whatever they are.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return _header(_Utf8(stream).read(HEAD), ending, Reading())[0]
+
+
+def _names(first: bytes, separator: str, ending: str) -> list[str]:
+    """Of the columns, from the line that holds them."""
     block = csv.ReadOptions(block_size=max(len(first), 64))
     header = first.rstrip(b"\r\n") + b"\n"
-    options = csv.ParseOptions(delimiter=separator, quote_char=False if ending == ".inter" else '"')
+    if len(separator) > 1:
+        header = header.replace(separator.encode(), NARROW)
+    options = csv.ParseOptions(
+        delimiter=separator if len(separator) == 1 else NARROW.decode(),
+        quote_char=False if ending == ".inter" else '"',
+    )
     names = csv.read_csv(pa.BufferReader(header), block, options).column_names
     if ending == ".inter":
         names = [name.split(":")[0] for name in names]
-    return [name.strip() for name in names], separator, head[len(first) :]
+    return [name.strip() for name in names]
+
+
+def _separator(first: bytes, separators: Sequence[str], any_: bool) -> str:
+    """What the first line has most of, the first of those that are as many."""
+    separator = max(separators, key=lambda s: first.count(s.encode()))
+    if any_ and first.count(WIDE) > first.count(separator.encode()):
+        return WIDE.decode()
+    return " " if any_ and not first.count(separator.encode()) and b" " in first.strip() else separator
 
 
 def _check_fields(head: bytes, separator: str, reading: Reading) -> None:
     """Raises ValueError where most of the first lines have another number of fields than ``--header`` has names."""
     lines = head.split(b"\n")[: (-1 if len(head) >= HEAD else None)][:100]
     texts = [line.decode(errors="replace").rstrip("\r") for line in lines if line.strip()]
-    quoted = reading.quotes is not False and separator != "\t"
+    quoted = reading.quotes is not False and separator != "\t" and len(separator) == 1
     rows = csv_text.reader(texts, delimiter=separator) if quoted else (t.split(separator) for t in texts)
     counts = Counter(map(len, rows))
     most, names = counts.most_common(1)[0][0], len(reading.header)
@@ -350,6 +386,27 @@ class _Utf8:
 
     def shown(self, text: str) -> str:
         return self._back(text.encode()).decode(errors="replace") if self._strays else text
+
+
+class _Narrowed:
+    """A stream with one character for every separator of several."""
+
+    closed = False
+
+    def __init__(self, rest: Any, separator: bytes):
+        self._rest, self._separator, self._held = rest, separator, b""
+
+    def read(self, size: int = -1) -> bytes:
+        while True:
+            more = self._rest.read(size)
+            data = self._held + more
+            keep = len(data) - len(data.rstrip(self._separator[:1])) if more else 0
+            data, self._held = (data[:-keep], data[-keep:]) if keep else (data, b"")
+            if data or not more:
+                return data.replace(self._separator, NARROW)
+
+    def close(self) -> None:
+        self.closed = True
 
 
 class _Rejoined:

@@ -14,8 +14,13 @@ from vista.data.logs.schema import EVENTS
 from vista.data.logs.weights import guessed as guessed_weights
 
 FLAG = re.compile(
-    r"^(is|has|did)_|^(like|dislike|share|click|bookmark|follow|comment|purchase|buy|save|hate)d?$", re.I
+    r"^(is|has|did)_|^(like|dislike|share|click|clk|bookmark|follow|comment|purchase|buy|save|hate|conversion)(e?d)?$",
+    re.I,
 )
+NO_ITEM = re.compile(
+    r"user|session|request|order|categ|seller|brand|store|shop|search|display|event|review|visit", re.I
+)
+"""What an id may be of that is no item."""
 SCALES = ((5, 4, 2), (10, 7, 3))
 """Of ratings: the largest, from where on one is liked, up to where disliked."""
 
@@ -36,28 +41,149 @@ def guess(columns: Mapping[str, Sequence[Any]]) -> Guess:
     """From the first values of every column.
 
     Args:
-        columns: name to values, as text or numbers; None where there is none.
+        columns: name to values, as text or numbers, lists and objects; None where there is none.
     """
     found: dict[str, str] = {}
     why: dict[str, str] = {}
     taken: set[str] = set()
     by_name = {c.name: c for c in EVENTS}
+    explode, columns = _exploded(columns, why)
     for meaning in ("user_id", "item_id", "timestamp_ms", "request_id", "surface"):
         name = guessed(by_name[meaning], [n for n in columns if n not in taken])
+        if not name and meaning == "item_id":
+            ids = [
+                n for n in columns if n not in taken and re.search(r"(id|ID)$", n) and not NO_ITEM.search(n)
+            ]
+            name = ids[0] if ids else ""
         if name:
             taken.add(name)
             found[meaning] = name
             why[meaning] = f"named {name}"
+    _mend(columns, found, why)
     actions, settings = _actions(columns, taken, found, why)
     time = found.get("timestamp_ms")
     if time is not None:
         settings |= _time([v for v in columns[time] if v not in (None, "")], why)
     weights = guessed_weights([a.name for a in actions]) if actions else {}
     mapped = {m: n for m, n in found.items() if m != n}
-    reading = Reading(columns=mapped, actions=tuple(actions), weights=weights, **settings)
-    told = reading.tells_actions or "action" in found
-    missing = [m for m in ("user_id", "item_id", "timestamp_ms") if m not in found]
-    return Guess(reading, why, tuple(missing + ([] if told else ["action"])))
+    if not actions and "action" not in found:
+        settings["action_is"] = "view"
+        weights = {"view": 1.0}
+        why["action"] = "no column tells one: every row is a view; say what it is by action_is"
+    reading = Reading(columns=mapped, actions=tuple(actions), weights=weights, explode=explode, **settings)
+    return Guess(reading, why, tuple(m for m in ("user_id", "item_id", "timestamp_ms") if m not in found))
+
+
+def _mend(columns: Mapping[str, Sequence[Any]], found: dict[str, str], why: dict[str, str]) -> None:
+    """Sessions for users where most users are not known; no surface or request that is not always there."""
+    for meaning in ("surface", "request_id"):
+        if meaning in found and None in columns[found[meaning]]:
+            if meaning == "request_id" or "user_id" not in found:
+                continue
+            del found[meaning], why[meaning]
+    users = columns.get(found.get("user_id", ""), ())
+    if len(users) and 5 * sum(v is None for v in users) > len(users) and "request_id" in found:
+        why["user_id"] = f"{found.pop('request_id')}: many rows have no {found['user_id']}"
+        found["user_id"] = why["user_id"].partition(":")[0]
+        del why["request_id"]
+
+
+def _exploded(
+    columns: Mapping[str, Sequence[Any]], why: dict[str, str]
+) -> tuple[tuple[str, ...], Mapping[str, Sequence[Any]]]:
+    """(the list of objects that is a row for each, where an item or a time stands in it alone; the columns then)."""
+    item = next(c for c in EVENTS if c.name == "item_id")
+    nested = {
+        n: inner
+        for n, values in columns.items()
+        if (inner := [e for v in values if isinstance(v, list) for e in v if isinstance(e, dict)])
+    }
+    for name, elements in nested.items():
+        keys = dict.fromkeys(k for e in elements for k in e)
+        if guessed(item, keys) and not guessed(item, [n for n in columns if n != name]):
+            why["explode"] = f"{name} is a list of {', '.join(list(keys)[:4])}: a row for each"
+            inside = {k: [e.get(k) for e in elements] for k in keys}
+            return (name,), {**{n: v for n, v in columns.items() if n != name}, **inside}
+    return (), columns
+
+
+def headless(names: Sequence[str]) -> bool:
+    """Whether the first line of a CSV is a row: one of its fields is a number or a time, as no name of a column is."""
+    return any(
+        re.fullmatch(times.NUMBER, n) or times.suggested([n]) or re.match(r"\d{4}-\d\d-\d\d", n)
+        for n in names
+    )
+
+
+def guess_unnamed(columns: Sequence[Sequence[Any]], separator: str = "") -> Guess:
+    """Of a CSV without a header, by what its fields hold: a time, a rating or a few names of actions, then user and
+    item as the first two of the others that are no measurements.
+
+    Args:
+        columns: first values of each field.
+    """
+    names = ["-"] * len(columns)
+    why: dict[str, str] = {"header": "none: the first line is a row; fields are told by what they hold"}
+    settings: dict[str, Any] = {"separator": separator} if separator else {}
+    actions: list[ActionColumn] = []
+    texts = [[str(v) for v in c if v not in (None, "")] for c in columns]
+    numbers = [[float(t) for t in c if re.fullmatch(times.NUMBER, t)] for c in texts]
+    at = next((i for i in range(len(columns)) if _is_time(texts[i], numbers[i])), None)
+    if at is not None:
+        names[at] = "timestamp_ms"
+        settings |= _time(texts[at], why)
+        why["timestamp_ms"] = f"field {at + 1}: {why.pop('time', 'times')}"
+    for i, (some, values) in enumerate(zip(numbers, texts, strict=True)):
+        if names[i] != "-" or i < 2 or not values:
+            continue
+        if len(some) == len(values) and 1 < max(some) <= 10 and min(some) >= 0 and "rating" not in names:
+            names[i] = "rating"
+            _, high, low = next(scale for scale in SCALES if max(some) <= scale[0])
+            actions = [
+                ActionColumn("liked", "rating", ">=", f"{high}"),
+                ActionColumn("disliked", "rating", "<=", f"{low}"),
+            ]
+            why["actions"] = f"field {i + 1} is a rating up to {max(some):g}"
+        elif (
+            not some
+            and all(re.fullmatch(r"[a-z][a-z_ -]{1,20}", v, re.I) for v in values)
+            and "action" not in names
+        ):
+            names[i] = "action"
+            why["action"] = f"field {i + 1}: {', '.join(sorted(set(values))[:5])}"
+    ids = [
+        i for i, values in enumerate(texts)
+        if names[i] == "-" and values and not (numbers[i] and any(n != int(n) for n in numbers[i]))
+    ]  # fmt: skip
+    for meaning, i in zip(("user_id", "item_id"), ids, strict=False):
+        names[i] = meaning
+        why[meaning] = f"field {i + 1}: the {'first' if meaning == 'user_id' else 'next'} that is an id"
+    if not actions and "action" not in names:
+        settings["action_is"] = "view"
+        why["action"] = "no field tells one: every row is a view; say what it is by action_is"
+    weights = guessed_weights(
+        [a.name for a in actions] or ([settings["action_is"]] if "action_is" in settings else [])
+    )
+    reading = Reading(
+        header=tuple(names), actions=tuple(actions), weights=weights if actions else {}, **settings
+    )
+    return Guess(reading, why, tuple(m for m in ("user_id", "item_id", "timestamp_ms") if m not in names))
+
+
+def _is_time(values: Sequence[str], numbers: Sequence[float]) -> bool:
+    """Whether all of a field's values are times: text, or numbers in a unit between 2000 and now or so."""
+    if not values:
+        return False
+    if len(numbers) == len(values):
+        return any(
+            all(TIMES_MS[0] * 1.3 <= n * factor <= TIMES_MS[1] for n in numbers)
+            for factor in TIME_UNITS.values()
+        )
+    import pyarrow as pa
+
+    _, wrong = times.parsed(pa.array(values, pa.string()))
+    form = times.suggested(list(values)) if wrong.any() else ""
+    return not (times.parsed(pa.array(values, pa.string()), form)[1] if form else wrong).any()
 
 
 def _actions(
@@ -73,7 +199,10 @@ def _actions(
         return [], {}
     values = [v for v in columns[name] if v not in (None, "")]
     numbers = [float(v) for v in values if re.fullmatch(times.NUMBER, str(v))]
-    if values and len(numbers) == len(values) and max(numbers) > 1:
+    rating = re.search(r"rating|stars|overall|score", name, re.I)
+    if numbers and len(numbers) == len(values) and not rating and not 0 <= min(numbers) <= max(numbers) <= 30:
+        return [], {}  # ids of events, say
+    if values and len(numbers) == len(values) and max(numbers) > 1 and rating:
         most = max(numbers)
         high, low = next(((h, w) for top, h, w in SCALES if most <= top), (most * 0.7, most * 0.3))
         why["actions"] = f"{name} is a rating up to {most:g}"

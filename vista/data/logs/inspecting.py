@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -182,12 +183,18 @@ def _refuse(
 
 def guessed(column: Column, there: Collection[str]) -> str:
     """The column that a meaning most likely has, or empty."""
-    plain = {name.split(":")[0].lower().replace("_", "").replace("-", ""): name for name in there}
+    plain = {_plainly(name): name for name in there}
+    for name in there:
+        plain.setdefault(_plainly(name.rpartition(".")[2]), name)  # user.id, where no column is called id
     for likely in (column.name, *column.likely):
-        if (found := likely.replace("_", "")) in plain:
+        if (found := _plainly(likely)) in plain:
             return plain[found]
     near = difflib.get_close_matches(column.name.replace("_", ""), plain, 1, 0.75)
     return plain[near[0]] if near else ""
+
+
+def _plainly(name: str) -> str:
+    return re.sub(r"[_\-. ]", "", name.split(":")[0].lower())
 
 
 def _listed(names: Sequence[str]) -> str:

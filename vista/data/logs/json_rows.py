@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import io
+import itertools
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -19,6 +22,8 @@ MAX_LINE = 16 << 20
 """Bytes of a line that is read; a longer one is broken."""
 
 BATCH_ROWS, BATCH_BYTES = 65_536, 32 << 20
+HEAD, MAX_DOCUMENT = 1 << 20, 1 << 30
+"""Bytes of a JSON document that are looked at, and that are read."""
 KEPT = 500
 KEPT_KEYS = 100
 _NULLS = frozenset(NULLS)
@@ -26,11 +31,19 @@ _loads = json.JSONDecoder().decode
 
 
 def json_rows(
-    stream: Any, names: list[str], facts: Facts, reading: Reading, ids: Collection[str] = ()
+    stream: Any,
+    names: list[str],
+    facts: Facts,
+    reading: Reading,
+    ids: Collection[str] = (),
+    document: bool = False,
 ) -> Iterator[pa.RecordBatch]:
     """Batches of the columns ``names`` as text, with ``LINE`` and ``BROKEN``; of ``ids`` a list or object is broken.
 
     A name such as ``user.id`` that is no key is the key ``id`` of the object ``user``.
+
+    Args:
+        document: the file may be one JSON document, see :func:`records`.
     """
     schema = pa.schema([*((name, pa.string()) for name in names), (LINE, pa.int64()), (BROKEN, pa.string())])
     rows: list[tuple[Any, ...]] = []
@@ -38,18 +51,15 @@ def json_rows(
     inner = {name: name.split(".") for name in names if "." in name}
     held = 0
     seen: Collection[str] = ()
-    for number, line in enumerate(_lines(stream), start=1):
-        if not line.strip():
+    for number, line in enumerate(records(stream, document), start=1):
+        if not isinstance(line, dict) and not line.strip():
             continue
         try:
-            if len(line) > MAX_LINE:
-                raise ValueError(f"a line of more than {MAX_LINE >> 20} MiB")
-            found, why = _loads(line.decode() if number > 1 else line.decode("utf-8-sig")), None
-            if not isinstance(found, dict):
-                raise ValueError(type(found).__name__)
+            found, why = line if isinstance(line, dict) else parsed(line), None
             some = list(explode_object(found, reading)) if reading.explode else (found,)
         except (ValueError, RecursionError) as error:
             said = "brackets in brackets" if isinstance(error, RecursionError) else error
+            assert isinstance(line, bytes)
             start = line[: 4 * KEPT].decode(errors="replace").strip()[:KEPT]
             some, why = ({},), f"expected a JSON object, found {start!r} ({said})"
         for row in some:
@@ -62,13 +72,92 @@ def json_rows(
             if len(rows) >= BATCH_ROWS:
                 yield _batch(rows, names, schema, facts, keys, ids)
                 held = 0
-        held += len(line)
+        held += len(line) if isinstance(line, bytes) else 0
         if held >= BATCH_BYTES:
             yield _batch(rows, names, schema, facts, keys, ids)
             held = 0
     yield _batch(rows, names, schema, facts, keys, ids)
     if not keys:
         raise ValueError("no JSON object with a field in it")
+
+
+def parsed(line: bytes) -> dict[str, Any]:
+    """The object of a line: JSON, or as Python writes a dict.
+
+    Raises:
+        ValueError, RecursionError: it is none.
+    """
+    if len(line) > MAX_LINE:
+        raise ValueError(f"a line of more than {MAX_LINE >> 20} MiB")
+    text = line.decode("utf-8-sig")
+    try:
+        found = _loads(text)
+    except ValueError:
+        if not text.startswith(("{'", "{u'", '{u"')):
+            raise
+        try:
+            found = ast.literal_eval(text)
+        except (SyntaxError, MemoryError) as error:
+            raise ValueError(str(error)) from error
+    if not isinstance(found, dict):
+        raise ValueError(type(found).__name__)
+    return found
+
+
+def records(stream: Any, document: bool) -> Iterator[bytes | dict[str, Any]]:
+    """Lines; of a file that is one JSON document its objects: those of the list that it is, or of its longest one.
+
+    Raises:
+        ValueError: a document without a list of objects, or too large to be read at once.
+    """
+    head = stream.read(HEAD)
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if not document or start[:1] not in (b"[", b"{") or any(map(_is_object, start.split(b"\n", 5)[:5])):
+        yield from _lines(stream, head)
+        return
+    parts = [head]
+    while block := stream.read(HEAD):
+        parts.append(block)
+        if len(parts) > MAX_DOCUMENT // HEAD:
+            raise ValueError(
+                f"one JSON document of more than {MAX_DOCUMENT >> 20} MiB; write it as lines (jq -c '.[]' FILE)"
+            )
+    whole = b"".join(parts)
+    try:
+        found = _loads(whole.decode("utf-8-sig"))
+    except ValueError:
+        if start[:1] == b"[":
+            raise
+        yield from _lines(io.BytesIO(), whole)  # lines, the first of them broken
+        return
+    values = found.values() if isinstance(found, dict) else [found]
+    objects = [v for v in values if isinstance(v, list) and any(isinstance(e, dict) for e in v)]
+    if not objects and isinstance(found, dict):
+        objects = [[found]]
+    if not objects:
+        raise ValueError("a JSON document without a list of objects")
+    yield from (e if isinstance(e, dict) else json.dumps(e).encode() for e in max(objects, key=len))
+
+
+def flattened(row: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """An object's fields with those of objects in it, as ``user.id``."""
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        inner = (
+            flattened(value, f"{before}{name}.")
+            if isinstance(value, dict) and before.count(".") < 8
+            else None
+        )
+        found |= inner if inner else {before + name: value}
+    return found
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        parsed(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _inside(row: Mapping[str, Any], path: Sequence[str]) -> Any:
@@ -78,11 +167,11 @@ def _inside(row: Mapping[str, Any], path: Sequence[str]) -> Any:
     return found
 
 
-def _lines(stream: Any) -> Iterator[bytes]:
-    """Lines; of one longer than :data:`MAX_LINE` the first bytes."""
+def _lines(stream: Any, head: bytes) -> Iterator[bytes]:
+    """Lines of what begins with ``head``; of one longer than :data:`MAX_LINE` the first bytes."""
     held = b""
     long = False
-    while block := stream.read(1 << 20):
+    for block in itertools.chain([head], iter(lambda: stream.read(1 << 20), b"")):
         lines = (held + block).split(b"\n") if not long else block.split(b"\n")
         if long:
             if len(lines) == 1:

@@ -203,9 +203,9 @@ class Reading:
                 f"--header: expected each name once, found {twice[0] if twice else ''!r} "
                 f"{'twice' if twice else 'empty'}; for example --header user_id,item_id,-,action,timestamp_ms"
             )
-        if self.separator and len(self.separator.encode()) != 1:
+        if self.separator and len(self.separator.encode()) > 3:
             raise WrongOption(
-                f"separator: expected one character, found {self.separator!r}; for example '\\t'"
+                f"separator: expected one to three characters, found {self.separator!r}; for example '\\t' or '::'"
             )
         for spec in self.explode:
             exploded(spec)

@@ -60,17 +60,27 @@ class Column:
 IDS = ("int", "string", "float", "uint", "decimal", "null")
 ACTIONS = (*IDS, "bool", "list of int", "list of string")
 TIMES = ("int", "float", "uint", "decimal", "timestamp", "duration", "string", "null")
-_USER = Column("user_id", IDS, True, "int64 or string", ("uid", "userid", "user", "visitorid", "customer_id",
-               "reviewerid", "member_id", "session", "account_id"))  # fmt: skip
-_ITEM = Column("item_id", IDS, True, "int64 or string", ("itemid", "item", "movieid", "videoid", "parent_asin", "asin",
-               "aid", "productid", "product_id",
-               "track_id", "article_id", "business_id", "song_id", "video_id", "sku"))  # fmt: skip
-_TIME = Column("timestamp_ms", TIMES, True, "a number (--time-unit), a time, or text of times", ("timestamp", "time",
-               "ts", "time_ms", "event_time", "datetime", "unixreviewtime", "date", "stime", "created_at"))  # fmt: skip
+_USER = Column("user_id", IDS, True, "int64 or string", (
+    "uid", "userid", "user", "visitorid", "customer_id", "reviewerid", "member_id", "session", "account_id", "uuid",
+    "username", "customer", "profile_id", "pid",
+))  # fmt: skip
+_ITEM = Column("item_id", IDS, True, "int64 or string", (
+    "itemid", "item", "movieid", "videoid", "parent_asin", "asin", "aid", "productid", "product_id", "track_id",
+    "article_id", "business_id", "song_id", "video_id", "sku", "book_id", "isbn", "anime_id", "artist_id",
+    "document_id", "adgroup_id", "ad_id", "campaign", "game_id", "app_id", "news_id", "recipe_id", "venue_id",
+    "location_id", "poi_id", "track_uri", "product", "track", "movie", "book", "article", "reference",
+))  # fmt: skip
+_TIME = Column("timestamp_ms", TIMES, True, "a number (--time-unit), a time, or text of times", (
+    "timestamp", "time", "ts", "time_ms", "event_time", "datetime", "unixreviewtime", "date", "stime", "created_at",
+    "event_timestamp", "time_stamp", "event_date", "date_time", "t_dat", "transaction_dt", "transaction_date",
+    "order_date", "purchase_date", "date_added", "start_time", "review_time", "timestamp_s", "utc_time",
+    "checkin_time", "played_at", "modified_at",
+))  # fmt: skip
 _REQUEST = Column(
     "request_id", IDS, False, "int64 or string", ("requestid", "impression_id", "session_id", "sequence_id")
 )
-_ACTION = ("event", "event_type", "action_type", "behavior", "rating", "type", "event_id", "overall", "stars")
+_ACTION = ("event", "event_type", "action_type", "behavior", "rating", "type", "event_id", "overall", "stars",
+           "event_name", "interaction_type", "interaction", "behavior_type", "activity", "score")  # fmt: skip
 EVENTS: tuple[Column, ...] = (
     _USER,
     _ITEM,

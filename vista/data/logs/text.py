@@ -79,14 +79,15 @@ def draft(
     try:
         if not paths.size(path):
             raise ValueError("nothing, not even a header")
-        if ending in (".jsonl", ".ndjson"):
+        if ending in paths.JSON_ENDINGS:
             with pa.input_stream(paths.open_input(path), compression=compression) as stream:
                 ids = [
                     column_name(c, reading.columns, ())[0]
                     for c in columns
                     if c.name in ("user_id", "item_id")
                 ]
-                _write(target, map(count, json_rows(stream, sorted(wanted), facts, reading, ids)))
+                rows = json_rows(stream, sorted(wanted), facts, reading, ids, ending == ".json")
+                _write(target, map(count, rows))
             facts.values = {n: v for n, v in facts.values.items() if n in facts.names}
         else:
             quotes = reading.quotes

@@ -17,7 +17,7 @@ FAR = 2**62
 FORMATS = (
     "%Y/%m/%d %H:%M:%S", "%m/%d/%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S", "%d.%m.%Y %H:%M:%S", "%m/%d/%Y %I:%M:%S %p",
     "%d/%b/%Y:%H:%M:%S %z", "%Y%m%d", "%Y%m%d%H%M%S", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%Y/%m/%d",
-    "%Y-%m-%d %H:%M:%S EST", "%b %d, %Y", "%a %b %d %H:%M:%S %Y",
+    "%Y-%m-%d %H:%M:%S EST", "%b %d, %Y", "%a %b %d %H:%M:%S %Y", "%a %b %d %H:%M:%S %z %Y", "%m %d, %Y",
 )  # fmt: skip
 """Formats that a refusal may suggest."""
 
