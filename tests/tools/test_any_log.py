@@ -131,7 +131,7 @@ def test_init_writes_what_it_guesses_once_and_ingest_takes_it_from_there(tmp_pat
 def test_init_says_all_that_it_could_not_guess_at_once(tmp_path, capsys):
     (tmp_path / "odd.csv").write_text("foo,bar\n1,2\n")
     code, _, err = vista(capsys, "init", tmp_path / "odd.csv", "--home", tmp_path / "home")
-    assert code == 3 and "user_id, item_id, timestamp_ms, action" in err
+    assert code == 3 and "user_id, item_id, timestamp_ms;" in err
 
 
 def test_missing_columns_are_told_all_at_once_with_what_fits(tmp_path, capsys):
