@@ -14,7 +14,7 @@ LOG = """user_id,item_id,action,timestamp_ms,rating,tags,tab
 1,3,like,1700000001000,2,c,feed
 """
 CASES = [
-    ("--layout nope", "--layout", "'nope'", "--layout amazon"),
+    ("--layout kuairnd", "--layout", "'kuairnd'", "--layout kuairand"),
     ("--column user=uid", "--column", "found user;", "--column timestamp_ms=event_time"),
     ("--column user_id=nouser", "log.csv", "'nouser'", "--column user_id=user_id"),
     ("--column user_id", "--column takes", "'user_id'", "--column timestamp_ms=event_time"),

@@ -11,6 +11,7 @@ long_view = "play_time_ms>=18000"   long_view = 1
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import re
 import tomllib
@@ -344,9 +345,10 @@ def load(name: str) -> Reading:
     try:
         return Reading.of(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
     except (OSError, ValueError) as error:
+        near = difflib.get_close_matches(name, known, 1, 0.4) or ["movielens"]
         raise WrongOption(
-            f"--layout: expected one of {', '.join(known)}, or a file in TOML, found {name!r} ({error}); for example "
-            f"--layout {known[0] if known else 'mine.toml'}"
+            f"--layout: expected one of the {len(known)} that vista layouts lists, or a file in TOML, found {name!r} "
+            f"({error}); for example --layout {near[0]}"
         ) from None
 
 
