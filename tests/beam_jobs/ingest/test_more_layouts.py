@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_ingest_layouts import SETS
 
-from beam_jobs.ingest.plan import IngestOptions
+from beam_jobs.ingest.options import IngestOptions
 from beam_jobs.ingest.preview import Look, look_first, preview
 from tools.cli import main
 from vista.data.logs.reading import Reading, layouts, load
