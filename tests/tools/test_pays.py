@@ -64,5 +64,18 @@ def test_four_contexts_answer_by_last_touch_and_by_length_on_one_screen(runs, tm
 
 def test_a_budget_too_small_is_refused_with_one_that_would_do(runs, tmp_path):
     runs.variants = pays.arms(runs, tmp_path, 64)
-    with pytest.raises(DataError, match=r"minutes; give it \d+ .*seeds=1"):
+    with pytest.raises(DataError, match=r"minutes; give it \d+ .*-p minutes="):
         pays.steps_for(runs, 0.001, 3)
+
+
+def test_seeds_are_given_up_before_steps_where_the_budget_is_short(runs, tmp_path, monkeypatch):
+    runs.variants = pays.arms(runs, tmp_path, 64)
+    clock = iter(np.arange(1_000) * 1.0)  # a second between any two looks at it
+    monkeypatch.setattr(pays.time, "perf_counter", lambda: float(next(clock)))
+    step = len(pays.ARMS) / pays.MEASURED
+    once = len(pays.ARMS) * len(runs.questions.batches)
+    for least, seeds, expected in ((1.5, 3, 1), (2.5, 3, 2), (9.0, 3, 3)):
+        budget = pays.LEAST * step * least + 2 * once
+        steps, made = pays.steps_for(runs, budget, seeds)
+        assert made == expected and steps >= pays.LEAST
+        clock = iter(np.arange(1_000) * 1.0)

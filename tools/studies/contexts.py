@@ -54,8 +54,9 @@ class Variant:
 
     @property
     def reads(self) -> str:
-        """What is read of the history, whatever reads it."""
-        options = {name: value for name, value in self.options.items() if name != "alone"}
+        """What is read of the history, whatever reads it and however much of it."""
+        reader = ("alone", "sequence", "places") if self.kind == "record" else ()
+        options = {name: value for name, value in self.options.items() if name not in reader}
         return fingerprint({"kind": self.kind, **options})[:8]
 
     @property
@@ -278,7 +279,7 @@ class Alone(nn.Module):
         super().__init__()
         d, actions = model.config.width, len(model.config.actions)
         self.model = (model,)  # a parameter of the contest already
-        self.horizons = (0, model.tokens.horizons - 1)  # ever, and lately
+        self.horizons = range(model.tokens.horizons)
         each = [WeightedAttention(d) for _ in self.horizons]
         self.attention = nn.ModuleList(each)
         heads = sum(len(a.empty) for a in each)

@@ -76,11 +76,16 @@ def run(
                 f"(`vista study pays -p min_history={min_history // 2}`)"
             )
         runs.variants = arms(runs, root, window)
-        runs.steps = steps_for(runs, minutes * 60, seeds)
+        runs.steps, made = steps_for(runs, minutes * 60, seeds)
         for name in ARMS:
-            for seed in range(seeds):
+            for seed in range(made):
                 runs.run(runs.variants[name], seed)
-        return _result(runs, seeds, minutes)
+        result = _result(runs, made, minutes)
+        if made < seeds:
+            result.notes.append(
+                f"{made} of {seeds} seeds fit into {minutes:g} minutes with {LEAST} steps or more each"
+            )
+        return result
 
 
 def arms(runs: Runs, root: Path, window: int) -> dict[str, Variant]:
@@ -106,8 +111,9 @@ def arms(runs: Runs, root: Path, window: int) -> dict[str, Variant]:
     return {v.name: v for v in made}
 
 
-def steps_for(runs: Runs, seconds: float, seeds: int) -> int:
-    """Steps that fit the budget, by what a few of them and the questions take.
+def steps_for(runs: Runs, seconds: float, seeds: int) -> tuple[int, int]:
+    """Steps and seeds that fit the budget, by what a few steps and the questions take: as many seeds of ``LEAST`` steps
+    as fit, up to ``seeds``, and steps for what is left.
 
     Raises:
         DataError: not even the least fit.
@@ -125,14 +131,14 @@ def steps_for(runs: Runs, seconds: float, seeds: int) -> int:
         feeds(runs.data, runs.space, variant, some.batches, exact=True)
         once += (time.perf_counter() - began) * len(runs.questions.batches)
     runs._batches.clear()
-    steps = int((seconds - 2 * once) / max(step * seeds, 1e-9))
+    steps = int((seconds - 2 * once) / max(step, 1e-9))
     if steps < LEAST:
         raise DataError(
-            f"pays: expected time for {LEAST} steps of every context and seed, found {steps} in {seconds / 60:.1f} "
-            f"minutes; give it {np.ceil((LEAST * step * seeds + 2 * once) / 60):.0f} (`vista study pays -p minutes=`), "
-            "or fewer seeds (`-p seeds=1`)"
+            f"pays: expected time for {LEAST} steps of every context, found {max(steps, 0)} in {seconds / 60:.1f} "
+            f"minutes; give it {np.ceil((LEAST * step + 2 * once) / 60):.0f} (`vista study pays -p minutes=`)"
         )
-    return min(steps, MOST)
+    made = min(seeds, steps // LEAST)
+    return min(steps // made, MOST), made
 
 
 def slices(runs: Runs) -> dict[str, np.ndarray]:

@@ -41,7 +41,7 @@ def variants(window: int, event_bytes: float) -> dict[str, Variant]:
         Variant("twin", "twin", 480 * (_WIDTH + 4), {"count": 480}),
         Variant("sdim", "sdim", 60 * 8 * (_WIDTH + 4), {"groups": 60, "bits": 3}),
         Variant("ours", "record", _bytes({})),
-        Variant("tokens", "record", _bytes({}), {"alone": 1}),
+        Variant("tokens", "record", _bytes({}), {"alone": 1, "sequence": 768, "places": 256}),
     ]
     for kib in SIZES:
         found.append(Variant(f"ours_{kib}KiB", "record", _bytes(_record(kib)), _record(kib)))
