@@ -128,6 +128,19 @@ def test_init_writes_what_it_guesses_once_and_ingest_takes_it_from_there(tmp_pat
     assert Warehouse(home / "warehouse").open().weights == {"liked": 3, "disliked": -1}
 
 
+def test_init_guesses_a_shop_s_own_names_and_a_time_by_its_values(tmp_path, capsys):
+    columns = {"customer": ["a", "b"], "sku": ["x", "y"], "kind": ["view", "buy"],
+               "at": ["2024-05-01T10:00:00", "2024-05-02T11:00:00"], "born": ["1999", "2001"]}  # fmt: skip
+    pq.write_table(pa.table(columns), tmp_path / "shop.parquet")
+    code, out, err = vista(
+        capsys, "init", str(tmp_path / "shop.parquet"), "--home", str(tmp_path / "h"), "--json"
+    )
+    assert code == 0, err
+    assert json.loads(out)["log"]["columns"] == {
+        "user_id": "customer", "item_id": "sku", "action": "kind", "timestamp_ms": "at"
+    }  # fmt: skip
+
+
 def test_init_says_all_that_it_could_not_guess_at_once(tmp_path, capsys):
     (tmp_path / "odd.csv").write_text("foo,bar\n1,2\n")
     code, _, err = vista(capsys, "init", tmp_path / "odd.csv", "--home", tmp_path / "home")

@@ -61,6 +61,8 @@ def guess(columns: Mapping[str, Sequence[Any]]) -> Guess:
             why[meaning] = f"named {name}"
     _mend(columns, found, why)
     actions, settings = _actions(columns, taken, found, why)
+    if "timestamp_ms" not in found:
+        _time_by_values(columns, taken, found, why)
     time = found.get("timestamp_ms")
     if time is not None:
         settings |= _time([v for v in columns[time] if v not in (None, "")], why)
@@ -213,6 +215,22 @@ def _actions(
     found["action"] = name
     why["action"] = f"named {name}"
     return [], {}
+
+
+def _time_by_values(
+    columns: Mapping[str, Sequence[Any]], taken: set[str], found: dict[str, str], why: dict[str, str]
+) -> None:
+    """The one column left whose values are all times with a date, whatever it is called."""
+    import pyarrow as pa
+
+    dated = []
+    for name in (n for n in columns if n not in taken and n not in found.values()):
+        texts = [str(v) for v in columns[name] if v not in (None, "")][:100]
+        if texts and all(re.match(r"(19|20)\d\d-\d\d-\d\d", t) for t in texts):
+            if not times.parsed(pa.array(texts, pa.string()))[1].any():
+                dated.append(name)
+    if len(dated) == 1:
+        found["timestamp_ms"], why["timestamp_ms"] = dated[0], f"{dated[0]} holds times"
 
 
 def _is_flag(values: Sequence[Any]) -> bool:

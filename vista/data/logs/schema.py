@@ -62,7 +62,7 @@ ACTIONS = (*IDS, "bool", "list of int", "list of string")
 TIMES = ("int", "float", "uint", "decimal", "timestamp", "duration", "string", "null")
 _USER = Column("user_id", IDS, True, "int64 or string", (
     "uid", "userid", "user", "visitorid", "customer_id", "reviewerid", "member_id", "session", "account_id", "uuid",
-    "username", "customer", "profile_id", "pid",
+    "username", "customer", "profile_id", "pid", "client_id", "visitor", "account", "member",
 ))  # fmt: skip
 _ITEM = Column("item_id", IDS, True, "int64 or string", (
     "itemid", "item", "movieid", "videoid", "parent_asin", "asin", "aid", "productid", "product_id", "track_id",
@@ -80,7 +80,7 @@ _REQUEST = Column(
     "request_id", IDS, False, "int64 or string", ("requestid", "impression_id", "session_id", "sequence_id")
 )
 _ACTION = ("event", "event_type", "action_type", "behavior", "rating", "type", "event_id", "overall", "stars",
-           "event_name", "interaction_type", "interaction", "behavior_type", "activity", "score")  # fmt: skip
+           "event_name", "interaction_type", "interaction", "behavior_type", "activity", "score", "kind", "verb")  # fmt: skip
 EVENTS: tuple[Column, ...] = (
     _USER,
     _ITEM,
