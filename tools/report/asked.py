@@ -42,7 +42,7 @@ def difference(store: Path, before: str, sample: int = 4_096) -> Section:
         columns = ("events", "users", "median drift", "90 %")
         rows = [tuple(row.values()) for row in found.by_length]
         exhibits.append(Exhibit("diff-length", "Drift by length of history", "", "", columns, rows))
-    return Section("diff", f"What changed since {found.before}", "As `vista diff` tells it.", exhibits)
+    return Section("diff", f"What changed since {found.before}", "What vista diff tells.", exhibits)
 
 
 def _drift(name: str, title: str, says: str, groups: Mapping[str, Any]) -> Exhibit:
@@ -71,7 +71,7 @@ def user(found: Mapping[str, Any]) -> Section:
             named = [_name(part, entry) for entry in held[part]]
             table = [(n, *map(float, e["masses"])) for n, e in zip(named, held[part], strict=True)]
             exhibits.append(Exhibit(f"explain-{part}", title, "", "", (part[:-1], *horizons), table))
-    return Section("explain", "One user explained", "As `vista explain` tells it.", exhibits)
+    return Section("explain", "One user explained", "What vista explain tells.", exhibits)
 
 
 def _name(part: str, entry: Mapping[str, Any]) -> str:

@@ -66,7 +66,7 @@ def _facts(found: health.Health) -> list[Fact]:
         hours = (time.time() * 1000 - clocks["published_ms"]) / 3_600_000
         facts += [
             Fact("live generation", store["live"], f"depth {store['depth']}, published {hours:,.1f} h ago"),
-            Fact("users", f"{store['users']:,}", f"{store['readers']} readers now"),
+            Fact("users", f"{store['users']:,}", f"{store['readers']} reader{'s'[: store['readers'] != 1]} now"),
             Fact("newest event", console.when(clocks["newest_event_ms"])[:10], "that a summary has seen, UTC"),
             Fact("behind the tables", "-" if lag is None else f"{lag:,}", "events"),
             Fact("disk left", health.size(store["free bytes"]),

@@ -176,7 +176,9 @@ def store(opened: Store, users: Sequence[Any], kept: Sequence[Manifest]) -> Sect
         for m in newest[:12]
     ]
     total, depth = size(sum(m.bytes for m in kept)), opened.manifest.depth
-    says = f"{len(kept)} kept, {total} together; the live one lies on {depth} others."
+    says = (
+        f"{len(kept)} kept, {total} together; the live one lies on {depth} other{'' if depth == 1 else 's'}."
+    )
     columns: Sequence[str] = (
         "generation",
         "line",

@@ -80,7 +80,8 @@ _REQUEST = Column(
     "request_id", IDS, False, "int64 or string", ("requestid", "impression_id", "session_id", "sequence_id")
 )
 _ACTION = ("event", "event_type", "action_type", "behavior", "rating", "type", "event_id", "overall", "stars",
-           "event_name", "interaction_type", "interaction", "behavior_type", "activity", "score", "kind", "verb")  # fmt: skip
+           "event_name", "interaction_type", "interaction", "behavior_type", "activity", "score", "kind",
+           "verb")  # fmt: skip
 EVENTS: tuple[Column, ...] = (
     _USER,
     _ITEM,
