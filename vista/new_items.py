@@ -133,7 +133,10 @@ class NewItems:
                     f"`vista items refresh`"
                 )
             before = encoder.content.ids.cpu().numpy(), encoder.content.values.cpu().numpy()
-            alone = np.concatenate([encoder.alone.values.cpu().numpy(), np.ones(int(told.sum()), bool)])
+            seen = (
+                encoder.alone.values.cpu().numpy() if len(encoder.alone) else np.zeros(len(before[0]), bool)
+            )
+            alone = np.concatenate([seen, np.ones(int(told.sum()), bool)])
             encoder.set_content(
                 np.concatenate([before[0], ids[told]]),
                 np.concatenate([before[1], flat.reshape(-1, width)]),

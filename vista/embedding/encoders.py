@@ -109,7 +109,8 @@ class ItemEncoder(nn.Module):
             and len(self.content)
         ):
             row, known = self.content(item)
-            alone = self.alone.values[row] & known
+            # a bundle of before knows of none
+            alone = self.alone.values[row] & known if len(self.alone) else torch.zeros_like(known)
             if self.turn is not None:
                 alone = alone | ((bucket_torch(item, _HIDDEN_SALT + self.turn, HIDDEN) == 0) & known)
             told = self.project(self.content.values[row]) * known.unsqueeze(-1)

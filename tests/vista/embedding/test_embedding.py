@@ -38,6 +38,23 @@ def test_content_of_known_items_moves_their_vectors_and_only_theirs():
     assert torch.equal(other(torch.arange(5)), items(torch.arange(5)))
 
 
+def test_items_that_are_their_content_alone_have_no_share_of_the_tables_and_older_weights_know_of_none():
+    config = ModelConfig(width=16, embedding=EmbeddingConfig(rows=512, content_width=4))
+    items, ids = ItemEncoder(config), torch.tensor([1, 3])
+    rows = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    items.set_content(np.array([1, 3]), rows, alone=np.array([True, False]))
+    told = items.project(torch.from_numpy(rows))
+    torch.testing.assert_close(items(ids)[0], told[0])
+    assert not torch.allclose(items(ids)[1], told[1])
+    items.turn = 0
+    hidden = (items(torch.arange(0, 4)) == 0).all(-1)
+    assert not hidden.any()
+    items.turn = None
+    older = ItemEncoder(config)
+    older.load_state_dict({n: v for n, v in items.state_dict().items() if "alone" not in n}, strict=False)
+    assert older(ids).shape == (2, 16) and not torch.allclose(older(ids)[0], told[0])
+
+
 def test_content_of_another_width_is_refused():
     with pytest.raises(DataError, match="expected values of shape"):
         ItemEncoder(CONFIG).set_content(np.array([3]), np.ones((1, 4), np.float32))
