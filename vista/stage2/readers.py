@@ -140,8 +140,10 @@ class NeighbourReader(nn.Module):
         (tokens,) = self._tokens
         counters = tokens.unpack(ctx.slots[:, self.rows]).cluster
         own = tokens.cluster(item)
-        mass = counters[plan.user[:, None], tokens.near[own]]  # [B, N, H]
-        weight = torch.exp(self.log_sharpness.exp()[:, None] * (tokens.cosine[own][:, None] - 1))  # [B, 2, N]
+        row = F.embedding(own, tokens.near) + plan.user[:, None] * counters.shape[1]
+        mass = F.embedding(row, counters.flatten(0, 1))  # [B, N, H]
+        far = F.embedding(own, tokens.cosine)[:, None] - 1
+        weight = (self.log_sharpness.exp()[:, None] * far).exp()  # [B, 2, N]
         near = weight @ mass
         return torch.cat([torch.log1p(near).flatten(1), recency(near).flatten(1)], -1)
 
