@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,35 +92,53 @@ def command(
             f"--host {host} can be reached by other hosts: expected {lacks} as well, or --insecure to do without"
         )
     age = None if max_age_days is None else int(max_age_days * 86_400_000)
+    with _asked_to_stop() as stop:
+        opened = Store(store or at.store, line=line, max_age_ms=age)
+        find = _vectors(at, vectors)
+        limits = Limits(per_request=max_users, streams=streams)
+        try:
+            server = SummaryServer(
+                opened,
+                host,
+                port,
+                tokens=tokens,
+                tls=tls,
+                vectors=find,
+                limits=limits,
+                refresh_s=refresh_seconds,
+            )
+            pages = Pages(server, host, http_port)
+        except OSError as error:  # of Flight and of HTTP alike: the address is taken, or not ours
+            raise typer.BadParameter(f"--host, --port, --http-port: cannot listen there: {error}") from error
+        shown = f"[{host}]" if ":" in host else host
+        told = {
+            "flight": f"grpc{'+tls' if tls else ''}://{shown}:{server.port}", "http": f"http://{shown}:{pages.port}",
+            "generation": opened.generation_read, "pid": os.getpid(),
+        }  # fmt: skip
+        if json:
+            console.json_line(told)
+        else:
+            what = (
+                f"generation {told['generation']}"
+                if told["generation"]
+                else "nothing yet, and waits for a generation"
+            )
+            console.note(f"serving {what} on {told['flight']}; {told['http']}/readyz and /metrics; ^C ends")
+        stop.wait()
+        return _end(server, pages, drain_seconds, grace_seconds)
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """An event that SIGTERM and ^C set; afterwards they do what they did before."""
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    opened = Store(store or at.store, line=line, max_age_ms=age)
-    find = _vectors(at, vectors)
-    limits = Limits(per_request=max_users, streams=streams)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
     try:
-        server = SummaryServer(
-            opened, host, port, tokens=tokens, tls=tls, vectors=find, limits=limits, refresh_s=refresh_seconds
-        )
-        pages = Pages(server, host, http_port)
-    except OSError as error:  # of Flight and of HTTP alike: the address is taken, or not ours
-        raise typer.BadParameter(f"--host, --port, --http-port: cannot listen there: {error}") from error
-    shown = f"[{host}]" if ":" in host else host
-    told = {
-        "flight": f"grpc{'+tls' if tls else ''}://{shown}:{server.port}", "http": f"http://{shown}:{pages.port}",
-        "generation": opened.generation_read, "pid": os.getpid(),
-    }  # fmt: skip
-    if json:
-        console.json_line(told)
-    else:
-        what = (
-            f"generation {told['generation']}"
-            if told["generation"]
-            else "nothing yet, and waits for a generation"
-        )
-        console.note(f"serving {what} on {told['flight']}; {told['http']}/readyz and /metrics; ^C ends")
-    stop.wait()
-    return _end(server, pages, drain_seconds, grace_seconds)
+        yield stop
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _end(server: SummaryServer, pages: Any, drain_s: float, grace_s: float) -> int:
