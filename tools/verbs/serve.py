@@ -96,6 +96,7 @@ def command(
         opened = Store(store or at.store, line=line, max_age_ms=age)
         find = _vectors(at, vectors)
         limits = Limits(per_request=max_users, streams=streams)
+        server = None
         try:
             server = SummaryServer(
                 opened,
@@ -109,6 +110,8 @@ def command(
             )
             pages = Pages(server, host, http_port)
         except OSError as error:  # of Flight and of HTTP alike: the address is taken, or not ours
+            if server is not None:
+                server.close(0)
             raise typer.BadParameter(f"--host, --port, --http-port: cannot listen there: {error}") from error
         shown = f"[{host}]" if ":" in host else host
         told = {
