@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ import pyarrow.parquet as pq
 from beam_jobs.ingest import job as ingest
 from beam_jobs.ingest.options import IngestOptions
 from beam_jobs.ingest.text import Log, kinds_of
+from beam_jobs.run.engines import HERE
+from tools.drills.drill import memory_folder
 from vista.data.logs import schema
 from vista.data.logs.columnar import as_rows, is_columnar
 from vista.data.logs.importer import Rules, accepted, check
@@ -38,6 +41,7 @@ from vista.errors import VistaError
 T0 = 1_700_000_000_000
 BOUNDS = (schema.MIN_TIME_MS, 2 * T0)
 SLOW_SECONDS = 10.0
+PART = 2_500
 NAMES = (
     "user_id",
     "item_id",
@@ -250,6 +254,7 @@ def whole(folder: Path, name: str, data: bytes, reading: Reading) -> str:
         record = ingest.run(
             IngestOptions((str(path),), str(home / "tables"), str(home / "run"), log=reading, num_buckets=1,
                           max_time_ms=BOUNDS[1]),
+            [HERE],
             progress=False,
         )  # fmt: skip
     except VistaError as error:
@@ -262,38 +267,67 @@ def whole(folder: Path, name: str, data: bytes, reading: Reading) -> str:
     return "ingested"
 
 
-def run(logs: int, seed: int, whole_every: int) -> dict[str, Any]:
-    """Try so many logs; what came of them."""
+def run(logs: int, seed: int, whole_every: int, keep: Path | None = None) -> dict[str, Any]:
+    """Try so many logs, ``PART`` of a seed, the next of the next; what came of them.
+
+    Args:
+        keep: folder for the logs that show a fault.
+    """
+    outcome: Counter[str] = Counter()
+    found: dict[str, Any] = {"logs": 0, "seed": seed, "slowest_cpu_seconds": 0.0, "faults": []}
+    root = Path(tempfile.mkdtemp(dir=memory_folder()))
+    try:
+        for number, begin in enumerate(range(0, logs, PART)):
+            _part(min(PART, logs - begin), seed + number, whole_every, root, outcome, found, keep)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    found["logs"] = sum(n for k, n in outcome.items() if not k.startswith("whole"))
+    return {**found, "outcomes": dict(outcome.most_common())}
+
+
+def _part(
+    logs: int,
+    seed: int,
+    whole_every: int,
+    root: Path,
+    outcome: Counter[str],
+    found: dict[str, Any],
+    keep: Path | None,
+) -> None:
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as seeded
 
-    outcome: Counter[str] = Counter()
-    slowest = 0.0
-    root = Path(tempfile.mkdtemp())
+    last: list[tuple[str, bytes, Reading]] = []
 
     @seeded(seed)
     @settings(max_examples=logs, deadline=None, database=None, suppress_health_check=list(HealthCheck),
               phases=(Phase.generate, Phase.shrink))  # fmt: skip
     @given(files())
     def one(log: tuple[str, bytes, Reading]) -> None:
-        nonlocal slowest
+        last[:] = [log]
         folder = Path(tempfile.mkdtemp(dir=root))
         try:
             start = time.process_time()
             outcome[account(folder, *log)] += 1
             if whole_every and sum(outcome.values()) % whole_every == 0:
                 outcome[f"whole: {whole(folder, *log)}"] += 1
-            slowest = max(slowest, time.process_time() - start)
-            assert slowest < SLOW_SECONDS, f"{slowest:.1f} s of processor for one log"
+            took = round(time.process_time() - start, 3)
+            found["slowest_cpu_seconds"] = max(found["slowest_cpu_seconds"], took)
+            assert took < SLOW_SECONDS, f"{took} s of processor for one log"
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     try:
         one()
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-    return {"logs": sum(n for k, n in outcome.items() if not k.startswith("whole")), "seed": seed,
-            "slowest_cpu_seconds": round(slowest, 3), "outcomes": dict(outcome.most_common())}  # fmt: skip
+    except Exception as error:
+        name, data, reading = last[0]
+        found["faults"].append(
+            f"seed {seed}: {type(error).__name__}: {error}; {name} {data!r} {reading}"[:2_000]
+        )
+        if keep is not None:
+            keep.mkdir(parents=True, exist_ok=True)
+            (keep / f"{seed}-{name}").write_bytes(data)
+            (keep / f"{seed}.txt").write_text(f"{reading}\n{traceback.format_exc()}")
 
 
 def main() -> None:
@@ -302,6 +336,9 @@ def main() -> None:
     parser.add_argument("--logs", type=int, default=1_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--whole", type=int, default=200, help="every so many logs the whole job; 0 for none")
+    parser.add_argument("--keep", type=Path, help="folder for the logs that show a fault")
     given = parser.parse_args(sys.argv[1:])
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    print(json.dumps(run(given.logs, given.seed, given.whole)))
+    found = run(given.logs, given.seed, given.whole, given.keep)
+    print(json.dumps(found))
+    raise SystemExit(1 if found["faults"] else 0)

@@ -7,4 +7,4 @@ from tools.drills.logs import run
 
 def test_every_row_of_any_log_is_accounted_for():
     found = run(logs=120, seed=1, whole_every=0)
-    assert found["logs"] >= 120 and found["outcomes"]["kept and set aside"] > 20
+    assert not found["faults"] and found["logs"] >= 120 and found["outcomes"]["kept and set aside"] > 20

@@ -373,3 +373,25 @@ def test_a_home_among_the_logs_is_no_log(tmp_path, monkeypatch, named):
     (home / "model" / "bundle.json").write_text('{"format": "vista-bundle 1"}')
     record = ingest_all(2)
     assert record.counts["files"] == 0 and record.counts["known_files"] == 1
+
+
+def test_a_list_of_liked_items_may_hold_what_is_no_item(tmp_path):
+    rows = [JSON.strip() % (u, 7, T0 + u) for u in range(3)]
+    rows += [
+        row[:-1] + f', "like": {liked}}}'
+        for row, liked in zip(rows, ("[7]", "[false, 7]", "[{}, 1.5]"), strict=True)
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows[3:]) + "\n")
+    record = run(tmp_path, "a.jsonl", log=Reading(actions=(ActionColumn("like", "like"),)))
+    assert record.counts["events_dead"] == 0 and users(tmp_path) == [0, 1, 2]
+    found = {}
+    for files in tables(tmp_path).bucket_files().values():
+        for batch in read_bucket(files, max_rows=1 << 20):
+            masks = zip(
+                np.repeat(batch.users, batch.events.lengths).tolist(),
+                batch.events.action.tolist(),
+                strict=True,
+            )
+            found |= dict(masks)
+    like = 1 << tables(tmp_path).actions.index("like")
+    assert {u: bool(m & like) for u, m in found.items()} == {0: True, 1: True, 2: False}

@@ -60,10 +60,25 @@ def _listed(column: pa.Array, item: pa.Array) -> np.ndarray:
     flat = column.flatten()
     if pa.types.is_dictionary(item.type):
         item = item.cast(item.type.value_type)
-    same = pc.equal(flat.cast(item.type), item.take(pa.array(row)))
+    same = pc.equal(_as_items(flat, item.type), item.take(pa.array(row)))
     has = np.zeros(len(column), bool)
     has[row[pc.fill_null(same, False).to_numpy(zero_copy_only=False)]] = True
     return has
+
+
+def _as_items(flat: pa.Array, type_: pa.DataType) -> pa.Array:
+    """Values as ids of items; what cannot be one is null."""
+    try:
+        return flat.cast(type_)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        pass
+    found = []
+    for value in flat:
+        try:
+            found.append(value.cast(type_).as_py())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            found.append(None)
+    return pa.array(found, type_)
 
 
 _WORDS = {"true": 1.0, "t": 1.0, "yes": 1.0, "y": 1.0, "false": 0.0, "f": 0.0, "no": 0.0, "n": 0.0}
