@@ -42,7 +42,11 @@ from beam_jobs.run.engines import HERE
 from beam_jobs.run.record import RunDirectory, RunRecord, write_atomically
 from beam_jobs.tables import compact
 from cache_store import Store
+<<<<<<< HEAD
 from vista.data.logs.schema import MissingColumn, UnreadableFile, WrongTime, WrongType
+=======
+from cache_store.errors import PublishConflict
+>>>>>>> d9c199d (wip)
 from vista.data.tables.commits import TableChanged
 from vista.data.tables.compaction import most_files
 from vista.data.tables.pruning import prune
@@ -51,6 +55,8 @@ from vista.data.tables.warehouse import Warehouse
 POSITION = "follow-"
 """Fact of the history table under which the position of a source is kept, followed by its name."""
 
+CONFLICTS = 5
+"""Refreshes in a row that may find another publisher faster."""
 _OURS = re.compile(r"(ingest|refresh|compact)-[0-9]{8}")
 
 
@@ -148,8 +154,8 @@ class Service:
         """Turn after turn that did something, until ``go_on`` says no.
 
         Raises:
-            RunInProgress: another service holds the folder. SourceLost, and whatever ingest and refresh raise; begin
-            again to go on from where the tables are.
+            RunInProgress: another service holds the folder. PublishConflict, TableChanged: others were faster, several
+            times in a row. SourceLost, and whatever ingest and refresh raise; begin again to go on from the tables.
         """
         with RunDirectory(self.folder).hold():
             self._clear_unfinished()
@@ -290,17 +296,29 @@ class Service:
         return record
 
     def _refresh(self) -> RunRecord:
-        options = RefreshOptions(
-            warehouse=self.options.warehouse,
-            bundle=self.options.bundle,
-            store=self.options.store,
-            run_dir=str(self._next("refresh")),
-            line=self.options.line,
-            max_depth=self.options.max_depth,
-            device=self.options.device,
-            progress=False,
-        )
-        return refresh.run(options, (HERE,))
+        """A delta on what is live; where others publish or take files away meanwhile (a compaction, a
+        forgetting), another on what is then."""
+        conflicts = 0
+        while True:
+            folder = self._next("refresh")
+            options = RefreshOptions(
+                warehouse=self.options.warehouse,
+                bundle=self.options.bundle,
+                store=self.options.store,
+                run_dir=str(folder),
+                line=self.options.line,
+                max_depth=self.options.max_depth,
+                device=self.options.device,
+                progress=False,
+            )
+            try:
+                return refresh.run(options, (HERE,))
+            except (PublishConflict, TableChanged):
+                conflicts += 1
+                if conflicts == CONFLICTS:
+                    raise
+                self._remove(folder)
+        raise AssertionError("unreachable")
 
     def _deliver(self) -> int:
         """Records sent; what a service that died had not delivered is among them."""

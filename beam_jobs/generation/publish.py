@@ -15,7 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+<<<<<<< HEAD
 from beam_jobs.errors import ExitCode, IncompleteRun, OptionsError
+=======
+from beam_jobs.errors import ExitCode, IncompleteRun, InputFailed
+>>>>>>> d9c199d (wip)
 from beam_jobs.generation import gate
 from beam_jobs.generation.bucket_task import BucketTask, SummarySettings, do_bucket
 from beam_jobs.generation.gate import Bounds
@@ -25,6 +29,9 @@ from cache_store import DEAD_LETTERS, Manifest, Publication, Store
 from cache_store.format import lines
 from cache_store.format.shown import when
 from cache_store.read.leases import Lease
+from vista.data import paths
+from vista.data.tables.manifests import TableChanged
+from vista.data.tables.warehouse import Warehouse
 
 
 def to_generation(
@@ -33,21 +40,28 @@ def to_generation(
     tasks: Sequence[BucketTask],
     settings: SummarySettings,
     target: Publication,
+    warehouse: Warehouse,
     limits: Bounds | None = None,
 ) -> RunRecord:
     """Do the tasks, check law 8, publish, and finish the record.
 
     Args:
+        warehouse: whose files the tasks read.
         target: ``watermark_ms`` of the parent (the generation's is this or its latest event), and nothing expected yet.
         limits: of the gate; a generation outside is kept and does not go live, and the record has exit code 4.
 
     Raises:
+        TableChanged: files of the run's snapshot were taken away meanwhile.
         BucketFailed, IncompleteRun, StoreError: nothing was published.
     """
     staging = Path(settings.staging)
     if store.published(run.record.run_id) is None:
         store.stage(run.record.run_id)
-        receipts = run.do(settings.job, tasks, functools.partial(do_bucket, settings=settings))
+        try:
+            receipts = run.do(settings.job, tasks, functools.partial(do_bucket, settings=settings))
+        except InputFailed as error:
+            check_files_stayed(warehouse, tasks, run.job.name, error)
+            raise
         check_complete(run, receipts)
         letters = run.directory.gather_dead_letters()
         shutil.copyfile(run.directory.path / DEAD_LETTERS, staging / DEAD_LETTERS)
@@ -85,6 +99,25 @@ def to_generation(
     manifest = store.publish(staging, shards, wanted)
     facts |= {"generation": manifest.generation, "digests": {"content": manifest.digest}}
     return run.finish(receipts, **facts)
+
+
+def check_files_stayed(
+    warehouse: Warehouse, tasks: Sequence[BucketTask], job: str, error: InputFailed
+) -> None:
+    """Tell a file that another took out of the tables while the run read it from one that is damaged.
+
+    Raises:
+        TableChanged
+    """
+    now = {f.path for files in warehouse.refresh().bucket_files().values() for f in files}
+    wanted = {f.path for task in tasks for f in (*task.files, *task.added)}
+    gone = sorted(path for path in wanted - now if not paths.exists(path))
+    if gone:
+        raise TableChanged(
+            f"{warehouse.name}: expected the {len(wanted)} files of this run's snapshot, found {len(gone)} taken out "
+            f"of the tables meanwhile, as vista forget and vista prune do ({gone[0]}); nothing was published. Run "
+            f"vista {job} again with another --run-dir, for the tables of now"
+        ) from error
 
 
 def _judged(

@@ -298,7 +298,7 @@ def _delta(run: Run, options: RefreshOptions, warehouse: Warehouse) -> RunRecord
             (t for t in (parent.expired_before_ms, settings.expired_before_ms) if t is not None), default=None
         ),
     )
-    return to_generation(run, store, tasks, settings, target, options.gate)
+    return to_generation(run, store, tasks, settings, target, warehouse, options.gate)
 
 
 Files = dict[int, list[DataFile]]

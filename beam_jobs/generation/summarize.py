@@ -195,7 +195,7 @@ def full_generation(run: Run, options: SummarizeOptions, warehouse: Warehouse) -
         table_snapshot=record.table_snapshot,
         expired_before_ms=settings.expired_before_ms,
     )
-    return to_generation(run, store, tasks, settings, target, options.gate)
+    return to_generation(run, store, tasks, settings, target, warehouse, options.gate)
 
 
 def check_limits(

@@ -23,6 +23,7 @@ from beam_jobs.errors import BucketFailed, ExitCode, IncompleteRun, InputFailed
 from beam_jobs.run.engines import Do, Guarded, leave, run_tasks
 from beam_jobs.run.progress import progress_bar
 from beam_jobs.run.record import RunDirectory, RunRecord
+from cache_store.errors import PublishConflict
 
 Receipts = dict[str, dict[str, Any]]
 
@@ -122,6 +123,7 @@ class Run:
 
         Raises:
             InputFailed, BucketFailed: a task that failed to the end. WorkerLost
+            PublishConflict: of a task; another publisher was faster.
             IncompleteRun: an engine that lost tasks without a word.
         """
         order = sorted(tasks, key=lambda task: -task.rows)
@@ -160,6 +162,11 @@ class Run:
     def _failed(self, failures: Mapping[str, Mapping[str, Any]], error: Exception | None) -> Exception:
         if error is not None and not failures:
             return error
+        for fact in failures.values():
+            if (
+                fact["error"] == PublishConflict.__name__
+            ):  # this directory's run cannot go on; its text says what can
+                return PublishConflict(fact["text"])
         bad = {name: f for name, f in failures.items() if f["exit_code"] == ExitCode.BAD_INPUT}
         name, fact = next(iter((bad or failures).items()))
         more = f" and {len(failures) - 1} more" if len(failures) > 1 else ""

@@ -35,6 +35,7 @@ import xxhash
 
 from beam_jobs.errors import ExitCode, RunInProgress, RunOptionsDiffer, RunRecordDamaged, RunStorageFull
 from beam_jobs.run.secrets import redacted
+from cache_store.errors import PublishConflict
 from vista.data.paths import is_full
 
 RUN_FORMAT = 1
@@ -357,8 +358,12 @@ class RunDirectory:
         write_atomically(self.path / "failures" / f"{name}.json", json.dumps(facts, indent=1).encode())
 
     def hopeless(self) -> bool:
-        """Whether a unit failed for a fault of the input, so that no other need begin."""
-        return any(fact["exit_code"] == ExitCode.BAD_INPUT for fact in self.failures().values())
+        """Whether a unit failed for a fault of the input, or because another publisher was faster: no other need
+        begin."""
+        return any(
+            fact["exit_code"] == ExitCode.BAD_INPUT or fact["error"] == PublishConflict.__name__
+            for fact in self.failures().values()
+        )
 
     def failures(self) -> dict[str, dict[str, Any]]:
         """Last error by unit name: ``error`` (class name), ``text``, ``exit_code``, ``trace`` (lines)."""

@@ -20,9 +20,17 @@ from small_worlds import CONFIG
 
 from beam_jobs.errors import OptionsError, RunInProgress, SourceLost
 from beam_jobs.follow.service import FollowOptions, Service
+<<<<<<< HEAD
 from beam_jobs.follow.sources import Arrived, open_source
 from cache_store import Store
 from vista.data.logs.schema import MissingColumn
+=======
+from beam_jobs.follow.sources import Batch, open_source
+from beam_jobs.generation import refresh
+from beam_jobs.tables import forget
+from cache_store import Store
+from cache_store.errors import PublishConflict
+>>>>>>> d9c199d (wip)
 from vista.data.tables.reading import read_bucket
 from vista.data.tables.warehouse import Warehouse
 
@@ -136,6 +144,61 @@ def test_a_long_service_keeps_the_tables_the_store_and_its_runs_small(options):
     with Store.open(options.store) as store:
         assert len(store.generations()) <= 8 and store.manifest.depth <= 3
     assert stored(options) == expected(48) and sum(live_counts(options)) == 48
+
+
+def test_a_compaction_meanwhile_costs_the_follower_a_refresh_and_not_its_life(options, monkeypatch):
+    source = Listed([message(n) for n in range(80)])
+    follow(options, source, 2)
+    source.messages += [message(n) for n in range(80, 90)]
+    publish, before = refresh.to_generation, []
+
+    def overtaken(run, store, *more):
+        if not before:
+            before.append(Store(options.store).compact())
+        return publish(run, store, *more)
+
+    monkeypatch.setattr(refresh, "to_generation", overtaken)
+    (turn,) = follow(options, source, 1)
+    assert before and turn.generation > before[0]
+    assert live_counts(options) == np.bincount(np.arange(90) % 7).tolist()
+    runs = sorted(p.name for p in Path(options.run_dir).glob("refresh-*"))
+    assert len(runs) == 3  # nothing is left of the one that was overtaken
+
+
+def test_a_refresh_that_was_overtaken_says_so_and_not_that_a_bucket_failed(options, monkeypatch):
+    follow(options, Listed([message(n) for n in range(80)]), 2)
+    asked = refresh.RefreshOptions(
+        warehouse=options.warehouse, bundle=options.bundle, store=options.store, run_dir=options.run_dir + "-by-hand",
+        users=[1], progress=False,
+    )  # fmt: skip
+    publish = refresh.to_generation
+
+    def overtaken(run, store, *more):
+        Store(options.store).compact()
+        return publish(run, store, *more)
+
+    monkeypatch.setattr(refresh, "to_generation", overtaken)
+    with pytest.raises(PublishConflict, match="another publisher was faster"):
+        refresh.run(asked, ("--engine=here",))
+
+
+def test_forgetting_meanwhile_costs_the_follower_a_refresh_and_not_its_life(options, monkeypatch):
+    source = Listed([message(n) for n in range(80)])
+    follow(options, source, 2)
+    source.messages += [message(n) for n in range(80, 90)]
+    publish, done = refresh.to_generation, []
+
+    def overtaken(run, store, *more):
+        if not done:
+            asked = forget.ForgetOptions([3], options.warehouse, (options.store,), (), now_ms=START + 89)
+            done.append(forget.run(asked))
+        return publish(run, store, *more)
+
+    monkeypatch.setattr(refresh, "to_generation", overtaken)
+    follow(options, source, 1)
+    wanted = np.bincount(np.arange(90) % 7)
+    wanted[3] = 0
+    assert done and live_counts(options) == wanted.tolist()
 
 
 def test_a_second_service_on_the_same_folder_is_refused(options):
