@@ -42,11 +42,8 @@ from beam_jobs.run.engines import HERE
 from beam_jobs.run.record import RunDirectory, RunRecord, write_atomically
 from beam_jobs.tables import compact
 from cache_store import Store
-<<<<<<< HEAD
-from vista.data.logs.schema import MissingColumn, UnreadableFile, WrongTime, WrongType
-=======
 from cache_store.errors import PublishConflict
->>>>>>> d9c199d (wip)
+from vista.data.logs.schema import MissingColumn, UnreadableFile, WrongTime, WrongType
 from vista.data.tables.commits import TableChanged
 from vista.data.tables.compaction import most_files
 from vista.data.tables.pruning import prune

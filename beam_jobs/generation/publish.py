@@ -15,11 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
-from beam_jobs.errors import ExitCode, IncompleteRun, OptionsError
-=======
-from beam_jobs.errors import ExitCode, IncompleteRun, InputFailed
->>>>>>> d9c199d (wip)
+from beam_jobs.errors import ExitCode, IncompleteRun, InputFailed, OptionsError
 from beam_jobs.generation import gate
 from beam_jobs.generation.bucket_task import BucketTask, SummarySettings, do_bucket
 from beam_jobs.generation.gate import Bounds

@@ -323,17 +323,7 @@ def run(edits: int, seed: int = 0) -> ResealReport:
     return report
 
 
-<<<<<<< HEAD
-def _follow(ours: Connection, seeds: list[int], report: ResealReport) -> list[int]:
-    """Listen to a child until it ends, dies or is silent; the seeds that are left."""
-    now, began, patience = seeds[0], time.monotonic(), 60.0
-    while True:
-        try:
-            said: tuple[Any, ...] = (
-                ours.recv() if ours.poll(patience) else ("fault", f"no answer in {SECONDS} s")
-            )
-=======
-def _follow(child: Any, ours: Connection, seeds: list[int], report: Report) -> list[int]:
+def _follow(child: Any, ours: Connection, seeds: list[int], report: ResealReport) -> list[int]:
     """Listen to a child until it ends, dies or hangs; the seeds that are left."""
     now, began, used = seeds[0], time.monotonic(), 0.0
     while True:
@@ -345,7 +335,6 @@ def _follow(child: Any, ours: Connection, seeds: list[int], report: Report) -> l
                 said = ("fault", f"no answer after {took:.0f} s of processor")
             else:
                 said = ours.recv()
->>>>>>> 617ed40 (Follow goes on when others publish or take files away meanwhile; soak over the follower; lists of actions that hold no ids)
             silent = said[0] == "fault" and said[1].startswith("no answer")
         except (EOFError, OSError):
             said, silent = ("fault", "the process died"), True

@@ -20,17 +20,12 @@ from small_worlds import CONFIG
 
 from beam_jobs.errors import OptionsError, RunInProgress, SourceLost
 from beam_jobs.follow.service import FollowOptions, Service
-<<<<<<< HEAD
 from beam_jobs.follow.sources import Arrived, open_source
-from cache_store import Store
-from vista.data.logs.schema import MissingColumn
-=======
-from beam_jobs.follow.sources import Batch, open_source
 from beam_jobs.generation import refresh
 from beam_jobs.tables import forget
 from cache_store import Store
 from cache_store.errors import PublishConflict
->>>>>>> d9c199d (wip)
+from vista.data.logs.schema import MissingColumn
 from vista.data.tables.reading import read_bucket
 from vista.data.tables.warehouse import Warehouse
 
