@@ -106,7 +106,7 @@ def check_files_stayed(
         TableChanged
     """
     now = {f.path for files in warehouse.refresh().bucket_files().values() for f in files}
-    wanted = {f.path for task in tasks for f in (*task.files, *task.added)}
+    wanted = {f.path for task in tasks for f in (*task.files, *(task.added or ()))}
     gone = sorted(path for path in wanted - now if not paths.exists(path))
     if gone:
         raise TableChanged(

@@ -326,6 +326,7 @@ def run(edits: int, seed: int = 0) -> ResealReport:
 def _follow(child: Any, ours: Connection, seeds: list[int], report: ResealReport) -> list[int]:
     """Listen to a child until it ends, dies or hangs; the seeds that are left."""
     now, began, used = seeds[0], time.monotonic(), 0.0
+    said: tuple[Any, ...]
     while True:
         try:
             if not ours.poll(SECONDS):

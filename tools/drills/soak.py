@@ -257,7 +257,7 @@ class Soak:
     def _pruning(self) -> None:
         store, now = Store(self.root / "store"), int(time.time() * 1000)
         store.prune(1, 0)
-        kept = {int(m.table_snapshot) for m in store.generations()}
+        kept = {int(m.table_snapshot) for m in store.generations() if m.table_snapshot is not None}
         prune(Warehouse(self.root / "tables").open(), kept, now)
         prune_runs(self.root / "runs", now)
 

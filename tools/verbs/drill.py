@@ -22,6 +22,9 @@ DRILLS = {
         "logs",
         "logs that nobody would write on purpose: every row is kept or set aside, or the file refused",
     ),
+    "histories": ("histories", "random histories of a home with killed jobs, beside a set of rows"),
+    "soak": ("soak", "an hour of a home that is fed, followed, pruned and made to forget, under readers"),
+    "mutate": ("mutate", "faults seeded in a copy of the packages: whether a test notices"),
     "sanitize": ("sanitize", "the compiled part under AddressSanitizer and UBSan, with guard pages"),
 }
 """Name to module of ``tools.drills`` and what it does."""

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from known_stores import PAGED, PAGED_TEXT, SMALL, TEXT, KnownStore
 
 from cache_store import Publication, ShardWriter, Status, Store, bucket_of, key_bytes
+from cache_store.change.forgotten import ALWAYS, NEVER, Forgotten
 from cache_store.errors import Damaged, Incomplete, StoreError
 from cache_store.format.keys import as_users, hash_of
 
@@ -378,3 +379,11 @@ def test_damage_to_whole_files_is_refused_or_told(tmp_path, damage):
     ).all()
     good = [u for u in users if found.status[u] == Status.FRESH]
     known.check(known.open().lookup(good), good, known.truth["00000002"])
+
+
+def test_with_the_clock_gone_back_who_is_forgotten_now_still_counts_as_forgotten_last():
+    first = Forgotten().with_users([b"a"], 1_000)
+    later = first.with_users([b"b"], 10)
+    assert later.when([b"a", b"b"]).tolist() == [1_000, 1_001]
+    assert (later.since(first.last).when([b"b"]) == ALWAYS).all()
+    assert (later.since(first.last).when([b"a"]) == NEVER).all()

@@ -254,3 +254,17 @@ def test_any_change_of_a_header_changes_its_check():
             raw = header.view(np.uint8).copy()
             raw[at] ^= 1 << bit
             assert header_check(raw.view(HEADER))[0] != truth
+
+
+def test_an_index_of_another_length_than_its_header_says_is_refused():
+    hashes = np.arange(5, dtype=np.uint64)
+    words = index.build(hashes, None, hashes, np.arange(5) + 16, None, 99)
+    for other in (
+        words[:-1],
+        words[: index.HEADER_WORDS],
+        words[:3],
+        words[:0],
+        np.append(words, words[-1:]),
+    ):
+        with pytest.raises(Damaged):
+            index.shape(other, "shard-00000.idx")

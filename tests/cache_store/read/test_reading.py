@@ -22,6 +22,7 @@ from cache_store.errors import (
     StoreClosed,
     StoreError,
 )
+from cache_store.read.views import Views
 
 SCHEMAS = pytest.mark.parametrize(
     "schema", [SMALL, PAGED, TEXT, PAGED_TEXT], ids=["small", "paged", "text", "paged-text"]
@@ -262,3 +263,18 @@ def test_a_pinned_store_stays_while_its_owner_moves(tmp_path):
         known.check(pinned.lookup([1]), [1], {1: 1})
         known.check(store.lookup([1]), [1], {1: 2})
         assert first in known.admin.prune(keep=1).kept
+
+
+def test_a_reader_that_opens_while_the_line_moves_opens_what_it_moved_to(tmp_path, monkeypatch):
+    store = KnownStore(tmp_path / "s")
+    store.publish({1: 1})
+    hold, moved = Views._hold, []
+
+    def overtaken(self, *names):
+        if names and not moved:
+            moved.append(store.publish({1: 2}))
+        return hold(self, *names)
+
+    monkeypatch.setattr(Views, "_hold", overtaken)
+    with store.open() as reader:
+        assert reader.manifest.generation == moved[0]

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vista.data.events import COLUMNS, Events
+from vista.stage1.resuming import joined
 from vista.stage1.state import StateError, UserState
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -75,3 +76,16 @@ def test_a_short_history_is_a_few_hundred_bytes():
     time = 1_700_000_000_000 + np.arange(n) * 1000
     tail = Events.of([n], item=np.arange(n) + 10**6, time=time, request=np.arange(n))
     assert len(UserState("ab" * 16, tail=tail).to_bytes()) < 350
+
+
+def test_of_events_at_the_time_of_the_boundary_earlier_ones_are_late_and_the_folded_one_is_left_out():
+    boundary = (1_000, 5, 50, 1, 0)
+
+    def given(request, item):
+        event = Events.of([1], item=[item], time=[1_000], request=[request], action=[1])
+        events, late = joined(event, [UserState("ab" * 16, 4, boundary)])
+        return len(events), late.tolist()
+
+    assert given(5, 50) == (0, [False])  # the one that was folded in last
+    assert given(5, 51) == (1, [False]) and given(6, 1) == (1, [False])
+    assert given(5, 49)[1] == [True] and given(4, 99)[1] == [True]
