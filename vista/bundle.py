@@ -296,7 +296,14 @@ def load(
     try:
         text = (path / "config.json").read_text("utf-8")
         config = from_dict(ModelConfig, from_before(json.loads(text)))
-    except (ConfigError, UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError) as error:
+    except (
+        ConfigError,
+        UnicodeDecodeError,
+        json.JSONDecodeError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+    ) as error:
         raise BundleError(f"{path}/config.json: {error}; run `vista train` again") from error
     try:
         weights = load_file(str(path / "weights.safetensors"))
@@ -318,7 +325,13 @@ def load(
             "summarize`) "
             "or load the bundle that made the store"
         )
-    model = VistaModel(config)
+    try:
+        model = VistaModel(config)
+    except (RuntimeError, ValueError, OverflowError, MemoryError, IndexError) as error:
+        raise BundleError(
+            f"{path}/config.json: expected the sizes of a model, found some that none can have ({error}); run `vista "
+            f"train` again"
+        ) from error
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
         own = _weights(model)
@@ -354,7 +367,7 @@ def read_meta(path: str | Path) -> tuple[Meta, str]:
     try:
         description = json.loads((path / "bundle.json").read_text("utf-8"))
         version = description["format"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(
             f"{path}/bundle.json: expected a JSON object, found {error!r}; run `vista train` again"
         ) from error
@@ -373,7 +386,7 @@ def read_meta(path: str | Path) -> tuple[Meta, str]:
             weights={str(a): float(w) for a, w in description.get("weights", {}).items()},
         )
         return meta, str(description["fingerprint"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleError(
             f"{path}/bundle.json: field missing or of another type: {error!r}; run `vista train` again"
         ) from error

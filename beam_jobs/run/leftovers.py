@@ -106,7 +106,7 @@ def _renamed(path: Path, users: set[str]) -> bool:
     try:
         record: dict[str, Any] = json.loads(path.read_text())
         named = record["identity"].get("users")
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return False
     if not isinstance(named, list):
         return False

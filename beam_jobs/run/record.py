@@ -122,11 +122,29 @@ class RunRecord:
             version = values.pop("format")
             if version != RUN_FORMAT:
                 raise ValueError(f"format {version}, this version reads {RUN_FORMAT}")
-            return RunRecord(**values)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            found = RunRecord(**values)
+            found._check()
+            return found
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RunRecordDamaged(
                 f"{path}: not a run record ({error}); start the job again with another run directory"
             ) from error
+
+    def _check(self) -> None:
+        """Raises ValueError where a field is of another type than it is written with."""
+        kinds = {"dict": dict, "list": list, "str": str, "int": int}
+        for f in dataclasses.fields(self):
+            value, kind = getattr(self, f.name), str(f.type)
+            if value is None and "None" in kind:
+                continue
+            wanted = kinds[re.split(r"\W", kind)[0]]
+            if not isinstance(value, wanted) or isinstance(value, bool):
+                raise ValueError(f"field {f.name}: expected {kind}, found {str(value)[:60]!r}")
+        for name, counted in self.counts.items():
+            if type(counted) is not int:
+                raise ValueError(f"field counts.{name}: expected a number, found {str(counted)[:60]!r}")
+        if not all(isinstance(row, dict) for row in self.buckets):
+            raise ValueError("field buckets: expected objects")
 
 
 @contextlib.contextmanager
@@ -319,8 +337,14 @@ class RunDirectory:
     def receipt(self, name: str, *, verify: bool = True) -> dict[str, Any] | None:
         """The receipt of unit ``name``; None where there is none or (``verify``) a file is not as it says."""
         try:
-            receipt = json.loads((self.path / "receipts" / f"{name}.json").read_text())
-        except (FileNotFoundError, ValueError):
+            text = (self.path / "receipts" / f"{name}.json").read_text()
+            receipt = json.loads(text, parse_constant=int)  # NaN is no number here
+        except (FileNotFoundError, ValueError, RecursionError):
+            return None
+        # One that is not as a task writes it is none: the task is done again.
+        if not isinstance(receipt, dict) or not all(
+            isinstance(receipt.get(part, {}), dict) for part in ("files", "counts", "timings")
+        ):
             return None
         if verify:
             for file, facts in receipt.get("files", {}).items():
@@ -328,7 +352,7 @@ class RunDirectory:
                 try:
                     if path.stat().st_size != facts["bytes"] or file_digest(path) != facts["digest"]:
                         return None
-                except OSError:
+                except (OSError, KeyError, TypeError, ValueError):
                     return None
         return receipt
 

@@ -17,7 +17,7 @@ from cache_store.errors import Damaged, KeyKind, LimitReached, NothingPublished,
 from cache_store.read import mapping
 from cache_store.remote.copy import pull, push
 from cache_store.testing import STEP, Truth
-from tools.drills import reseal, sanitize
+from tools.drills import reseal, reseal_home, sanitize
 
 
 def reseal_with(folder: Path, change) -> None:
@@ -286,6 +286,11 @@ def test_edits_of_one_who_can_seal_end_in_typed_errors_or_published_values():
     report = reseal.run(60, seed=5)
     assert report.edits == 60 and report.served and report.refused
     assert not report.faults, "\n".join(report.faults)
+
+
+def test_records_states_bundles_pools_and_indexes_of_one_who_can_seal_end_in_typed_errors_or_right_types():
+    report = reseal_home.run(150, seed=3)
+    assert len(report["kinds"]) == 5 and not report["faults"], "\n".join(report["faults"])
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler")

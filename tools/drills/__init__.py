@@ -4,7 +4,9 @@
 recognised, and ``watch`` readers that compare all they see with it. ``killing`` runs work that dies at a chosen step;
 ``drill`` kills, ``race`` lets two publishers meet, ``corruption`` damages, ``storm`` publishes as fast as it can,
 ``storage`` fills the disk; ``histories`` plays random sequences of real jobs on a home beside a model, ``soak`` plays
-them for an hour under readers (``onlooker``); ``reseal`` alters fields by ``edits`` and seals them anew, ``sanitize``
-tries the compiled part. ``serving`` kills a server under load. ``logs`` are files that nobody would write. What was
+them for an hour under readers (``onlooker``); ``reseal`` alters
+fields by ``edits`` and seals them anew, ``reseal_home`` those of records, states, bundles, pools and indexes;
+``sanitize`` tries the compiled part, ``mutate`` the tests.
+``logs`` are files that nobody would write. What was
 drilled and counted is in docs/faults.md.
 """

@@ -18,6 +18,7 @@ DRILLS = {
     "storm": ("storm", "readers that fork, pickle and die while generations come and go"),
     "serving": ("serving", "`vista serve` under load while generations come, killed and started again"),
     "reseal": ("reseal", "files edited by one who can seal them again, then every verb and read"),
+    "home": ("reseal_home", "the same of run records, states, bundles, pools and item indexes"),
     "logs": (
         "logs",
         "logs that nobody would write on purpose: every row is kept or set aside, or the file refused",

@@ -98,14 +98,27 @@ class UserState:
                 name: _unpack_column(c).astype(t)
                 for (name, t), c in zip(COLUMNS.items(), f["t"], strict=True)
             }
+            signature, count = f["s"], f["n"]
+            boundary = None if f["b"] is None else tuple(f["b"])
+            if not isinstance(signature, str) or type(count) is not int or not 0 <= count < 1 << 62:
+                raise ValueError(f"signature {str(signature)[:40]!r}, count {str(count)[:40]!r}")
+            if boundary is not None and (
+                len(boundary) != len(ORDER) or not all(type(x) is int and abs(x) < 1 << 63 for x in boundary)
+            ):
+                raise ValueError(f"boundary {str(boundary)[:80]}")
             return UserState(
-                signature=f["s"],
-                count=f["n"],
-                boundary=None if f["b"] is None else tuple(f["b"]),
+                signature=signature,
+                count=count,
+                boundary=boundary,
                 parts=_parts_1(f) if f["v"] == 1 else {name: _unpack(x) for name, x in f["p"].items()},
                 tail=Events.of([len(columns["time"])], **columns),
             )
-        except (KeyError, TypeError, ValueError, IndexError, msgpack.UnpackException) as error:
+        except (
+            KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError, RecursionError,
+            VistaError, msgpack.UnpackException,
+        ) as error:  # fmt: skip
+            if isinstance(error, StateError):
+                raise
             raise StateError(
                 f"user state: expected the fields of version {VERSION}, found {error!r}; run vista summarize"
             ) from error

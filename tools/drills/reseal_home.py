@@ -1,0 +1,221 @@
+"""The same for what lies beside the store: run records and receipts, resumable states, bundles, pools, item indexes.
+
+    vista drill home --edits 5000
+
+A field is edited, checksums, fingerprints and seals are made right again where the file has some, and the file is read
+by what reads it in the product: a typed error, or values of the right types, in bounded time and memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import torch
+import xxhash
+from safetensors.torch import load_file
+
+from beam_jobs.run.leftovers import prune_runs, without_users
+from beam_jobs.run.record import RunDirectory, RunRecord
+from tools.drills.drill import memory_folder
+from tools.drills.edits import WORDS, choose, edit, text_of
+from tools.drills.histories import small_bundle
+from vista import bundle as bundles
+from vista.data.events import Events
+from vista.errors import VistaError
+from vista.serving import index as indexes
+from vista.serving.index import ItemIndex
+from vista.serving.kv_pool import KVPool
+from vista.serving.pool_layout import LAYOUT_BYTES, MAGIC_BYTES
+from vista.stage1.resuming import joined
+from vista.stage1.state import UserState
+
+SECONDS = 10
+
+
+def build(root: Path) -> None:
+    """One file or folder of each kind."""
+    model = bundles.load(small_bundle(root / "model"))
+    ItemIndex.build(model.model, np.arange(9), fingerprint=model.fingerprint).save(root / "index")
+    KVPool.create(root / "pool", model.model, 2)
+    run, record = RunDirectory.start(root / "runs/a", job="refresh", identity={"users": [1]}, started_ms=1)
+    run.write_receipt("bucket-00000", {"files": {}, "counts": {"users": 1}, "timings": {"seconds": 1.0}})
+    run.finish(record)
+    tail = Events.of([3], item=[1, 2, 3], time=[10, 11, 12], request=[0, 0, 0], action=[1, 1, 1])
+    parts = {"seeds.memory": np.ones((2, 3), np.float32), "tokens.count": np.arange(6).reshape(2, 3)}
+    (root / "state").write_bytes(UserState("ab" * 16, 4, (9, 0, 1, 1, 0), parts, tail).to_bytes())
+
+
+def _json(rng: np.random.Generator, path: Path) -> str:
+    values = json.loads(path.read_text())
+    done = edit(rng, values)
+    text, more = text_of(rng, values)
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    return f"{path.name} {done}{more}"
+
+
+def record(root: Path, rng: np.random.Generator) -> str:
+    done = _json(rng, choose(rng, [root / "runs/a/run.json", root / "runs/a/receipts/bucket-00000.json"]))
+    run = RunDirectory(root / "runs/a")
+    _each(
+        done,
+        lambda: RunRecord.load(run.path).as_dict(),
+        run.receipts,
+        lambda: run.finish(RunRecord.load(run.path)),
+        lambda: RunDirectory.start(run.path, job="refresh", identity={"users": [1]}, started_ms=1),
+        lambda: without_users(root / "runs", [1]),
+        lambda: prune_runs(root / "runs", 1 << 62),
+    )
+    return done
+
+
+def state(root: Path, rng: np.random.Generator) -> str:
+    fields = msgpack.unpackb((root / "state").read_bytes()[8:])
+    done = edit(rng, fields)
+    try:
+        body = msgpack.packb(fields)
+    except (OverflowError, UnicodeEncodeError):
+        return "no msgpack"
+    new = Events.of([1], item=[4], time=[12], request=[0], action=[1])
+
+    def read() -> None:
+        found = UserState.from_bytes(xxhash.xxh3_64_digest(body) + body)
+        assert found.total >= 0 and isinstance(found.signature, str)
+        joined(new, [found])
+        found.to_bytes()
+
+    _each(done, read)
+    return done
+
+
+def bundle(root: Path, rng: np.random.Generator) -> str:
+    at = root / "model"
+    done = _json(rng, at / str(rng.choice(["bundle.json", "config.json"])))
+    try:
+        facts = json.loads((at / "bundle.json").read_text())
+        config = json.loads((at / "config.json").read_text())
+        facts["fingerprint"] = bundles.model_fingerprint(config, load_file(str(at / "weights.safetensors")))
+        if rng.integers(4):
+            (at / "bundle.json").write_text(json.dumps(facts))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        pass
+    _each(
+        done,
+        lambda: bundles.read_meta(at),
+        lambda: bundles.load(at).items(),
+        lambda: bundles.load(at).encode([1]),
+    )
+    return done
+
+
+def pool(root: Path, rng: np.random.Generator) -> str:
+    data = bytearray((root / "pool").read_bytes())
+    if rng.integers(2):
+        layout = json.loads(data[MAGIC_BYTES : MAGIC_BYTES + LAYOUT_BYTES].rstrip(b"\0"))
+        done = edit(rng, layout)
+        text = text_of(rng, layout)[0].encode("utf-8", "surrogatepass")[:LAYOUT_BYTES]
+        data[MAGIC_BYTES : MAGIC_BYTES + LAYOUT_BYTES] = text.ljust(LAYOUT_BYTES, b"\0")
+    else:
+        at = (MAGIC_BYTES + LAYOUT_BYTES) // 8 + int(rng.integers(9))
+        done = f"header word {at}"
+        data[at * 8 : at * 8 + 8] = int(choose(rng, WORDS)).to_bytes(8, "little")
+    (root / "pool").write_bytes(data)
+
+    def read() -> None:
+        attached = KVPool.attach(root / "pool")
+        number = int(attached._headers["number"][0])
+        attached.get((0, number), 1)
+        attached.close()
+
+    _each(done, read)
+    return done
+
+
+def index(root: Path, rng: np.random.Generator) -> str:
+    at, mark = root / "index", bundles.read_meta(root / "model")[1]
+    if rng.integers(2):
+        done = _json(rng, at / "index.json")
+    else:
+        done = "items.npy"
+        other: Any = choose(rng, [np.zeros(9, np.int64), np.arange(8), np.arange(9.0), np.arange(9).reshape(3, 3),
+                                  np.array(["a"] * 9), np.arange(9).astype(np.uint64)])  # fmt: skip
+        np.save(at / "items.npy", other)
+    try:
+        facts = json.loads((at / "index.json").read_text())
+        facts.pop("seal", None)
+        facts["seal"] = indexes._seal(at, facts, facts.get("fingerprint"))
+        (at / "index.json").write_text(json.dumps(facts))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        pass
+
+    def read() -> None:
+        found = ItemIndex.load(at, mark)
+        found.search(torch.ones(1, 1, found.width), 3)
+
+    _each(done, read)
+    return done
+
+
+EDITS: tuple[Callable[[Path, np.random.Generator], str], ...] = (record, state, bundle, pool, index)
+
+
+def _each(done: str, *works: Callable[[], object]) -> None:
+    for work in works:
+        try:
+            work()
+        except VistaError:
+            continue
+        except Exception as error:
+            raise AssertionError(f"{done}: {type(error).__name__}: {error}") from error
+
+
+def run(edits: int, seed: int = 0) -> dict[str, Any]:
+    """Edit so often; how often each kind, and every fault with its seed."""
+    counts: Counter[str] = Counter()
+    faults, slowest = [], 0.0
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
+        world = Path(folder, "world")
+        world.mkdir()
+        build(world)
+        for number in range(seed * 1_000_000, seed * 1_000_000 + edits):
+            root, rng, began = Path(folder, "home"), np.random.default_rng(number), time.process_time()
+            shutil.copytree(world, root)
+            kind = EDITS[number % len(EDITS)]
+            try:
+                kind(root, rng)
+            except Exception:
+                faults.append(f"seed {number}, {kind.__name__}: {traceback.format_exc()[-700:]}")
+            took = time.process_time() - began
+            if took > SECONDS:
+                faults.append(f"seed {number}, {kind.__name__}: {took:.1f} s")
+            slowest = max(slowest, took)
+            counts[kind.__name__] += 1
+            shutil.rmtree(root)
+    return {"edits": edits, "kinds": dict(counts), "slowest_cpu_seconds": round(slowest, 3), "faults": faults}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="vista drill home", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--edits", type=int, default=1_000)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    found = run(asked.edits, asked.seed)
+    print(json.dumps(found, indent=1))
+    raise SystemExit(1 if found["faults"] else 0)
+
+
+if __name__ == "__main__":
+    main()
