@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from known_stores import PAGED, PAGED_TEXT, SMALL, TEXT, KnownStore
 
 from cache_store import Publication, ShardWriter, Status, Store, bucket_of, key_bytes
+from cache_store.change.forget import without_forgotten
 from cache_store.change.forgotten import ALWAYS, NEVER, Forgotten
 from cache_store.errors import Damaged, Incomplete, StoreError
 from cache_store.format.keys import as_users, hash_of
@@ -387,3 +388,32 @@ def test_with_the_clock_gone_back_who_is_forgotten_now_still_counts_as_forgotten
     assert later.when([b"a", b"b"]).tolist() == [1_000, 1_001]
     assert (later.since(first.last).when([b"b"]) == ALWAYS).all()
     assert (later.since(first.last).when([b"a"]) == NEVER).all()
+
+
+@pytest.mark.parametrize(("user", "until"), [(1, 500), (7, 900), (77, 900)])
+def test_whoever_was_forgotten_in_that_very_millisecond_stays_out_of_a_generation_that_comes_in(
+    tmp_path, user, until
+):
+    known = KnownStore(tmp_path / "s", num_shards=1)
+    staging = known.admin.stage("run")
+    with ShardWriter(staging, 0, 1, known.schema, True, fingerprint=known.fingerprint) as writer:
+        writer.add(as_users([1]), known.tokens([1], [1]), np.array([2]), np.array([11]), np.array([500]))
+        writer.add_states(as_users([1]), [b"state"])
+        writer.add_states(as_users([7]), [b"of nobody"])
+        receipt = writer.finish().as_dict()
+    pq.write_table(pa.table({"user": ["77"], "reason": ["a"]}), staging / "dead-letters.parquet")
+    publication = Publication(
+        fingerprint="model-a", watermark_ms=0, expected=2, dead_letters=1, published_ms=900
+    )
+    manifest = known.admin.publish(staging, [receipt], publication)
+
+    def left(time):
+        folder = tmp_path / f"at-{time}"
+        shutil.copytree(tmp_path / "s/generations" / manifest.generation, folder)
+        forgotten = Forgotten(b"s" * 16).with_users([key_bytes(user)], time)
+        after, _ = without_forgotten(folder, manifest, forgotten)
+        letters = sum(pq.read_table(folder / name).num_rows for name in after.extra_files)
+        return after.shards[0].records, after.shards[0].states, letters
+
+    assert left(until - 1) == (1, 2, 1)
+    assert left(until) == {1: (0, 1, 1), 7: (1, 1, 1), 77: (1, 2, 0)}[user]
