@@ -87,7 +87,7 @@ def survives(mutant: Mutant, folder: Path) -> str:
 
 def run(only: str = "") -> dict[str, str]:
     """Name to why it survived, of those that did."""
-    survivors = {}
+    survivors: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="vista-mutants-") as root:
         folder = Path(root)
         for name in COPIED:

@@ -35,7 +35,7 @@ from vista.data.events import Events
 from vista.errors import VistaError
 from vista.serving import index as indexes
 from vista.serving.index import ItemIndex
-from vista.serving.kv_pool import KVPool
+from vista.serving.kv_pool import KVPool, Ticket
 from vista.serving.pool_layout import LAYOUT_BYTES, MAGIC_BYTES
 from vista.stage1.resuming import joined
 from vista.stage1.state import UserState
@@ -51,9 +51,19 @@ def build(root: Path) -> None:
     run, record = RunDirectory.start(root / "runs/a", job="refresh", identity={"users": [1]}, started_ms=1)
     run.write_receipt("bucket-00000", {"files": {}, "counts": {"users": 1}, "timings": {"seconds": 1.0}})
     run.finish(record)
-    tail = Events.of([3], item=[1, 2, 3], time=[10, 11, 12], request=[0, 0, 0], action=[1, 1, 1])
-    parts = {"seeds.memory": np.ones((2, 3), np.float32), "tokens.count": np.arange(6).reshape(2, 3)}
+    tail = _events([1, 2, 3], [10, 11, 12])
+    parts: dict[str, np.ndarray] = {
+        "seeds.memory": np.ones((2, 3), np.float32),
+        "tokens.count": np.arange(6).reshape(2, 3),
+    }
     (root / "state").write_bytes(UserState("ab" * 16, 4, (9, 0, 1, 1, 0), parts, tail).to_bytes())
+
+
+def _events(items: list[int], times: list[int]) -> Events:
+    ones = np.ones(len(items), np.int64)
+    return Events.of(
+        np.array([len(items)]), item=np.array(items), time=np.array(times), request=0 * ones, action=ones
+    )
 
 
 def _json(rng: np.random.Generator, path: Path) -> str:
@@ -86,7 +96,7 @@ def state(root: Path, rng: np.random.Generator) -> str:
         body = msgpack.packb(fields)
     except (OverflowError, UnicodeEncodeError):
         return "no msgpack"
-    new = Events.of([1], item=[4], time=[12], request=[0], action=[1])
+    new = _events([4], [12])
 
     def read() -> None:
         found = UserState.from_bytes(xxhash.xxh3_64_digest(body) + body)
@@ -134,7 +144,7 @@ def pool(root: Path, rng: np.random.Generator) -> str:
     def read() -> None:
         attached = KVPool.attach(root / "pool")
         number = int(attached._headers["number"][0])
-        attached.get((0, number), 1)
+        attached.get(Ticket(0, number), 1)
         attached.close()
 
     _each(done, read)
