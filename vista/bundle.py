@@ -327,9 +327,9 @@ def load(
         )
     try:
         model = VistaModel(config)
-    except (RuntimeError, ValueError, OverflowError, MemoryError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, OverflowError, MemoryError, IndexError) as error:
         raise BundleError(
-            f"{path}/config.json: expected the sizes of a model, found some that none can have ({error}); run `vista "
+            f"{path}/config.json: expected the sizes of a model, found some that none can have ({str(error)[:120]}); run `vista "
             f"train` again"
         ) from error
     try:
