@@ -329,8 +329,8 @@ def load(
         model = VistaModel(config)
     except (RuntimeError, ValueError, TypeError, OverflowError, MemoryError, IndexError) as error:
         raise BundleError(
-            f"{path}/config.json: expected the sizes of a model, found some that none can have ({str(error)[:120]}); run `vista "
-            f"train` again"
+            f"{path}/config.json: expected the sizes of a model, found some that none can have "
+            f"({str(error)[:120]}); run `vista train` again"
         ) from error
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
