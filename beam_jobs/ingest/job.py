@@ -380,7 +380,7 @@ def _notes(
         notes.append(f"actions in a score ({how}): {spelled(weights(warehouse.actions, told))}")
     if plan.left_out:
         notes.append(
-            f"{plan.left_out} files below folders were left out: no logs by their names, or of vista itself"
+            f"{plan.left_out} files below folders were left out: no logs by their names, or made by vista"
         )
     if plan.known:
         notes.append(

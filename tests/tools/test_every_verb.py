@@ -240,11 +240,14 @@ class Interruption:
     def during(self, folder: Path, at: int) -> Iterator[None]:
         self.folder, self.at, self.seen, self.swallowed = str(folder), at, 0, False
         before, sys.unraisablehook = sys.unraisablehook, self._not_raised
+        # A shell that starts tests with & has it ignored, and other tests' libraries have handlers of their own.
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             yield
         finally:
             self.folder = ""
             sys.unraisablehook = before
+            signal.signal(signal.SIGINT, handler or signal.default_int_handler)
 
     def _not_raised(self, what: Any) -> None:
         """It came while a finaliser ran, where Python cannot raise anything."""

@@ -4,7 +4,7 @@ PyArrow's side reads the files, sorts by (user, time, request, item, action, sur
 file: no checks, no buckets, no duplicates dropped, no table, no items. ``ingest`` does all of that.
 
 Beside it the same rows as CSV, TSV and JSON lines: what a row of each costs in seconds of the processor, the whole
-command with its start (``--forms``); with ``--against FOLDER`` those of another checkout of vista too, in turn.
+command with its start (``--forms``); with ``--against FOLDER`` those of another checkout, in turn.
 """
 
 from __future__ import annotations

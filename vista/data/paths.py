@@ -257,7 +257,7 @@ def _is_marked(folder: str) -> bool:
 
 
 def _files_below(folder: str, ours: list[str]) -> list[str]:
-    """Files below a folder; ``ours`` takes the folders that were passed over because vista itself writes them."""
+    """Files below a folder; ``ours`` takes the folders that were passed over because our jobs write them."""
     if is_local(folder):
         found: list[str] = []
         seen: set[str] = set()

@@ -103,7 +103,8 @@ class UserState:
             if not isinstance(signature, str) or type(count) is not int or not 0 <= count < 1 << 62:
                 raise ValueError(f"signature {str(signature)[:40]!r}, count {str(count)[:40]!r}")
             if boundary is not None and (
-                len(boundary) != len(ORDER) or not all(type(x) is int and abs(x) < 1 << 63 for x in boundary)
+                len(boundary) != len(ORDER)
+                or not all(type(x) is int and -(1 << 63) <= x < 1 << 63 for x in boundary)
             ):
                 raise ValueError(f"boundary {str(boundary)[:80]}")
             return UserState(

@@ -18,7 +18,7 @@ def made(seed: int = 0, length: int = 5) -> UserState:
     return UserState(
         signature="ab" * 16,
         count=8,
-        boundary=(-5, 1, 2, 3, 4),
+        boundary=(-5, 1, -(2**63), 2**63 - 1, 4),
         parts={
             "seeds.memory": random.normal(size=(2, 2, 3, 3)).astype(np.float32),
             "items.key": np.array([-(2**63), 3, 2**63 - 1]),

@@ -180,7 +180,7 @@ def _within_int64(column: pa.Array) -> int:
         pc.replace_substring_regex(values, r"\.0$", "").cast(pa.int64())
         return len(values)
     except pa.ArrowInvalid:
-        return sum(abs(int(v.removesuffix(".0"))) < 2**63 for v in values.to_pylist())
+        return sum(-(2**63) <= int(v.removesuffix(".0")) < 2**63 for v in values.to_pylist())
 
 
 def _taken(
