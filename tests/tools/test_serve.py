@@ -372,3 +372,16 @@ def test_under_load_with_generations_published_and_the_server_killed_nothing_is_
     report = serving.run(7, clients=2, generations=5, kills=1, users=80)
     assert not report.faults and report.kills == 1 and report.published == 5
     assert report.answers >= 2 * 5 and report.seen >= 2
+
+
+def test_a_server_that_could_not_begin_gives_the_signals_back(world, capsys):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        words = ["serve", "--store", str(world[2]), "--port", "0", "--http-port", str(port)]
+        with pytest.raises(SystemExit) as stop:
+            cli.main(words)
+    assert stop.value.code == 2 and "cannot listen" in " ".join(capsys.readouterr().err.split())
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before

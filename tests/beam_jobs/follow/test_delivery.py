@@ -30,7 +30,7 @@ class Kept:
         self.records: dict[str, bytes | None] = {}
         self.headers: list = []
         self.sent = 0
-        self.fail = False
+        self.fail = self.fail_late = False
 
     def send(self, header, users, records):
         if self.fail:
@@ -40,7 +40,8 @@ class Kept:
         self.sent += len(users)
 
     def flush(self):
-        pass
+        if self.fail_late:
+            raise SinkLost("the sink did not take all of it")
 
 
 def held(store: Store) -> dict[str, bytes]:
@@ -80,6 +81,17 @@ def test_what_a_sink_did_not_take_is_sent_when_it_is_back(options: FollowOptions
     sink.fail = False
     assert Delivery(sink, "kept://", store, tmp_path).advance() == 7  # another process, the same position
     assert sink.records == held(store)
+
+
+def test_what_was_sent_and_did_not_arrive_is_sent_again(options: FollowOptions, tmp_path):
+    sink = Kept()
+    follow(options, Listed([message(n) for n in range(40)]), 1)
+    delivery = Delivery(sink, "kept://", Store.open(options.store), tmp_path)
+    sink.fail_late = True
+    with pytest.raises(SinkLost):
+        delivery.advance()
+    sink.fail_late = False
+    assert delivery.delivered is None and delivery.advance() == 7
 
 
 def test_where_the_last_delivered_generation_is_gone_everything_is_sent(options: FollowOptions, tmp_path):
