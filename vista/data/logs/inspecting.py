@@ -252,18 +252,26 @@ def _kind(
     return "int" if all(_fits_int64(values) for values in _values(file, name)) else "string"
 
 
-def _check_told(path: str, file: pq.ParquetFile, name: str, action: ActionColumn) -> None:
-    """Raises WrongType for a column of text that tells no action in the first rows."""
+def _first_texts(file: pq.ParquetFile, name: str) -> pa.Array | None:
+    """The first values of a column of text that are there; None for no row, and for bytes that are no text: these cost
+    their rows alone."""
     batch = next(file.iter_batches(SAMPLE, columns=[name]), None)
     if batch is None:
-        return
+        return None
     column = batch.column(0)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     try:
-        column = column.drop_null().cast(pa.string())
+        return column.drop_null().cast(pa.string())
     except pa.ArrowInvalid:
-        return  # bytes that are no text cost their rows alone
+        return None
+
+
+def _check_told(path: str, file: pq.ParquetFile, name: str, action: ActionColumn) -> None:
+    """Raises WrongType for a column of text that tells no action in the first rows."""
+    column = _first_texts(file, name)
+    if column is None:
+        return
     _, wrong = actions.told(column, action, pa.nulls(len(column)))
     if 2 * int(wrong.sum()) > len(column):
         value = column[int(np.argmax(wrong))].as_py()[:80]
@@ -343,16 +351,9 @@ def _check_times(
 
 
 def _check_text(path: str, file: pq.ParquetFile, name: str, reading: Reading) -> None:
-    batch = next(file.iter_batches(SAMPLE, columns=[name]), None)
-    if batch is None:
+    column = _first_texts(file, name)
+    if column is None:
         return
-    column = batch.column(0)
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    try:
-        column = column.drop_null().cast(pa.string())
-    except pa.ArrowInvalid:
-        return  # bytes that are no text cost their rows alone
     _, wrong = times.parsed(column, reading.time_format, reading.time_unit)
     if 2 * int(wrong.sum()) > len(column):
         refuse_text(path, name, [v for v, w in zip(column.to_pylist(), wrong, strict=True) if w], reading)
