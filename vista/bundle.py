@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -326,6 +326,7 @@ def load(
             "or load the bundle that made the store"
         )
     try:
+        _fits(config, weights)
         model = VistaModel(config)
     except (RuntimeError, ValueError, TypeError, OverflowError, MemoryError, IndexError) as error:
         raise BundleError(
@@ -412,6 +413,26 @@ def publish_vectors(path: Path, model: VistaModel, items: pa.Table) -> None:
             cluster = found.cpu().numpy().astype(np.int32)
         places = model.tokens.cluster_vectors.detach().half().cpu().numpy()
     np.savez(path, ids=ids, vectors=vectors, cluster=cluster, places=places)
+
+
+def _fits(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> None:
+    """Refuse sizes that the file has no weights for, before memory is taken for them.
+
+    Raises:
+        ValueError
+    """
+    import torch
+
+    from vista.model import VistaModel
+
+    with torch.device("meta"):
+        wanted = dict(VistaModel(config).named_parameters())
+    for name, parameter in wanted.items():
+        if name in weights and weights[name].shape != parameter.shape:
+            raise ValueError(f"{name}: {tuple(parameter.shape)}, the file has {tuple(weights[name].shape)}")
+    absent = sum(parameter.numel() for name, parameter in wanted.items() if name not in weights)
+    if absent > sum(tensor.numel() for tensor in weights.values()):
+        raise ValueError(f"{absent} numbers that the file does not have")
 
 
 def _weights(model: VistaModel) -> dict[str, torch.Tensor]:

@@ -18,6 +18,9 @@ from vista.errors import ConfigError
 T = TypeVar("T")
 
 
+MOST_LAYERS = 1_000
+
+
 def _check(ok: bool, where: str, expected: str, found: Any) -> None:
     if not ok:
         raise ConfigError(
@@ -201,7 +204,7 @@ class SummarizerConfig:
             ("reconstruction", ("causal", "seeds")),
         ):
             _check(getattr(self, name) in known, f"summarizer.{name}", f"one of {known}", getattr(self, name))
-        _check(self.layers >= 1, "summarizer.layers", "at least 1", self.layers)
+        _check(1 <= self.layers <= MOST_LAYERS, "summarizer.layers", f"1 to {MOST_LAYERS}", self.layers)
         _check(self.heads >= 1, "summarizer.heads", "at least 1", self.heads)
         _check(self.chunk >= 0, "summarizer.chunk", "0 or more", self.chunk)
         _check(self.seeds >= 0, "summarizer.seeds", "0 or more", self.seeds)
@@ -240,7 +243,7 @@ class RankerConfig:
     near: bool = False
 
     def __post_init__(self) -> None:
-        _check(self.layers >= 1, "ranker.layers", "at least 1", self.layers)
+        _check(1 <= self.layers <= MOST_LAYERS, "ranker.layers", f"1 to {MOST_LAYERS}", self.layers)
         _check(self.heads >= 1, "ranker.heads", "at least 1", self.heads)
         _check(self.recent >= 0, "ranker.recent", "0 or more", self.recent)
         _check(self.queries >= 1, "ranker.queries", "at least 1", self.queries)

@@ -153,3 +153,25 @@ def test_meta_can_be_read_without_weights(saved):
     meta, mark = bundle.read_meta(saved)
     assert meta.actions == ("view", "buy")
     assert mark == json.loads((saved / "bundle.json").read_text())["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    "part, name, value",
+    [
+        ("summarizer", "layers", 10**9),
+        ("ranker", "layers", 900),
+        ("embedding", "rows", 10**10),
+        ("summarizer", "seeds", 10**10),
+        (None, "width", 2**20),
+    ],
+)
+def test_sizes_that_the_file_has_no_weights_for_are_refused_before_memory_is_taken(saved, part, name, value):
+    text = saved / "config.json"
+    values = json.loads(text.read_text())
+    (values[part] if part else values)[name] = value
+    text.write_text(json.dumps(values))
+    facts = json.loads((saved / "bundle.json").read_text())
+    facts["fingerprint"] = bundle.model_fingerprint(values, load_file(str(saved / "weights.safetensors")))
+    (saved / "bundle.json").write_text(json.dumps(facts))
+    with pytest.raises(BundleError, match=r"config\.json.*(1 to 1000|the file)"):
+        bundle.load(saved)
