@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -308,7 +309,15 @@ def make_plan(
     readings["items"] += _ids_of_vectors(groups[-1])
     for kind, group in zip(LOG_KINDS, groups, strict=True):
         group.seen = set() if options.again else ledger.known(lines, kind, readings[kind])
-    kinds, known = inspect_all(groups, fixed, options, bounds, run_dir, beam_args)
+    try:
+        kinds, known = inspect_all(groups, fixed, options, bounds, run_dir, beam_args)
+    except schema.MissingColumn as error:
+        if len(groups[0].files) < 2:
+            raise
+        raise schema.MissingColumn(
+            f"{error}. If not all of {len(groups[0].files)} files are events, vista init "
+            f"{shlex.join(options.events)} tells which are"
+        ) from error
     bad = [letter for group in groups for letter in group.bad]
     if bad and not any(group.good for group in groups) and not known:
         raise UnreadableFile(

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,8 @@ ROWS = 1_000
 HEAD_BYTES = 1 << 20
 SHOWN = 10
 SAMPLE = 200
+KINDS = 64
+"""Series of names (``part-*.csv``) of which one file is looked at."""
 
 
 @dataclass(frozen=True)
@@ -262,16 +265,73 @@ def _type(type_: pa.DataType) -> str:
     return str(type_.value_type if pa.types.is_dictionary(type_) else type_)
 
 
-def look_first(patterns: Sequence[str]) -> tuple[str, list[str], Guess]:
-    """(the first file, its columns, how it is most likely read) of logs, whatever its columns mean.
+@dataclass(frozen=True)
+class FoundLogs:
+    """Files of the same columns: where they lie (paths or globs), the columns, how they are most likely read."""
+
+    logs: tuple[str, ...]
+    path: str
+    columns: list[str]
+    guess: Guess
+
+    def says(self) -> str:
+        """For people: what such files are taken for."""
+        lacks = ", ".join(self.guess.missing)
+        if not lacks:
+            return "events too, of other columns"
+        return f"items, by its columns (no {lacks})" if self.guess.missing[0] == "user_id" else f"no {lacks}"
+
+
+def look_first(patterns: Sequence[str]) -> tuple[FoundLogs, list[FoundLogs]]:
+    """(the files that most likely are the events, the other kinds beside them) of logs, whatever their columns mean.
 
     Raises:
-        DataError: no file, or one that cannot be read.
+        DataError: no file, or none that can be read.
     """
+    series: dict[str, list[str]] = {}
+    all_files = paths.expand(patterns)
+    start = os.path.commonprefix(all_files).rfind("/")
+    for path in all_files:
+        series.setdefault(path[:start] + re.sub(r"\d+", "*", path[start:]), []).append(path)
+    kinds: dict[tuple[str, ...], FoundLogs] = {}
+    bytes_: dict[tuple[str, ...], int] = {}
+    fault: DataError | None = None
+    for glob, files in itertools.islice(series.items(), KINDS):
+        try:
+            columns, found = _first_look(files[0])
+        except DataError as error:
+            fault = fault or error
+            continue
+        named = (files[0],) if len(files) == 1 else (glob,) if _names(glob, files) else tuple(files)
+        before = kinds.get(tuple(columns))
+        kinds[tuple(columns)] = FoundLogs(
+            (*(before.logs if before else ()), *named),
+            *((before.path, columns, before.guess) if before else (files[0], columns, found)),
+        )
+        bytes_[tuple(columns)] = bytes_.get(tuple(columns), 0) + sum(paths.size(f) for f in files)
+    if not kinds:
+        raise fault or UnreadableFile(f"{patterns[0]}: expected a readable log, found none")
+
+    def unlikely(kind: FoundLogs) -> tuple[int, bool, int]:
+        return len(kind.guess.missing), "action" in kind.guess.why, -bytes_[tuple(kind.columns)]
+
+    best, *others = sorted(kinds.values(), key=unlikely)
+    return (best if others else dataclasses.replace(best, logs=tuple(patterns))), others
+
+
+def _names(glob: str, files: Sequence[str]) -> bool:
+    """Whether a glob names these files alone."""
+    try:
+        return paths.expand([glob]) == list(files)
+    except DataError:
+        return False
+
+
+def _first_look(path: str) -> tuple[list[str], Guess]:
+    """(its columns, how it is most likely read) of a file."""
     with tempfile.TemporaryDirectory() as folder:
-        heads: dict[str, str] = {}
-        (head,) = _heads(patterns, folder, heads)
-        path, ending = heads[head], paths.text_ending(head)
+        (head,) = _heads([path], folder, {})
+        ending = paths.text_ending(head)
         try:
             if ending in paths.JSON_ENDINGS:
                 columns = _json_columns(head, ending)
@@ -280,7 +340,7 @@ def look_first(patterns: Sequence[str]) -> tuple[str, list[str], Guess]:
                     names = first_line(stream, ending)
                 if headless(names):
                     unnamed = Reading(header=tuple(f"c{i + 1}" for i in range(len(names))))
-                    return path, names, guess_unnamed(list(_csv_columns(head, ending, unnamed).values()))
+                    return names, guess_unnamed(list(_csv_columns(head, ending, unnamed).values()))
                 columns = _csv_columns(head, ending, Reading())
             else:
                 table = _flat(_first_rows(head))
@@ -290,7 +350,7 @@ def look_first(patterns: Sequence[str]) -> tuple[str, list[str], Guess]:
             if isinstance(error, DataError):
                 raise
             raise UnreadableFile(f"{path}: expected a readable log, found: {error}") from error
-        return path, list(columns), guess(columns)
+        return list(columns), guess(columns)
 
 
 def _json_columns(path: str, ending: str) -> dict[str, list[Any]]:

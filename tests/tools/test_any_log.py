@@ -147,6 +147,28 @@ def test_init_says_all_that_it_could_not_guess_at_once(tmp_path, capsys):
     assert code == 3 and "user_id, item_id, timestamp_ms;" in err
 
 
+def test_init_finds_the_events_in_a_folder_of_several_kinds_of_files(tmp_path, capsys):
+    folder, home = tmp_path / "a set", tmp_path / "home"
+    folder.mkdir()
+    (folder / "movies.csv").write_text("movieId,title,genres\n1,Toy Story,Comedy\n")
+    (folder / "tags.csv").write_text("userId,movieId,tag,timestamp\n1,2,funny,944249077\n")
+    for part in range(3):
+        rows = "".join(f"{u},{part},4.0,94424907{u}\n" for u in range(9))
+        (folder / f"ratings_{part}.csv").write_text("userId,movieId,rating,timestamp\n" + rows)
+    code, _, err = vista(capsys, "ingest", folder, "--home", home)
+    assert code == 2 and f"vista init '{folder}'" in err.replace("\n", " ")
+    code, out, err = vista(capsys, "init", folder, "--home", home, "--json")
+    said = json.loads(out)
+    assert code == 0 and said["logs"] == [f"{folder}/ratings_*.csv"], err
+    assert {Path(o["logs"][0]).name: o["says"] for o in said["others"]} == {
+        "movies.csv": "items, by its columns (no user_id, timestamp_ms)",
+        "tags.csv": "events too, of other columns",
+    }
+    assert "movies.csv" in err and f"'{folder}/ratings_*.csv'" in err
+    assert vista(capsys, "ingest", *said["logs"], "--home", home)[0] == 0
+    assert Warehouse(home / "warehouse").open().actions == ("liked", "disliked")
+
+
 def test_missing_columns_are_told_all_at_once_with_what_fits(tmp_path, capsys):
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,2,5.0,944249077\n")
     code, _, err = vista(capsys, "ingest", tmp_path / "ratings.csv", "--home", tmp_path / "home")

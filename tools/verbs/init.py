@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import uuid
 from typing import Annotated
 
@@ -28,7 +29,7 @@ def command(
     """Guess how logs are read and write it to HOME/vista.toml, from where every verb takes it. Flags win."""
     import dataclasses
 
-    from beam_jobs.ingest.preview import look_first
+    from beam_jobs.ingest.preview import FoundLogs, look_first
     from vista.data.logs.guessing import Guess
     from vista.data.logs.reading import WrongOption, load
 
@@ -38,9 +39,12 @@ def command(
         raise WrongOption(
             f"{there.path}: expected no [log] table yet, found one; change it by hand, or run vista init --force"
         )
-    path, columns, found = (
-        ("the layout", [], Guess(load(layout), {"layout": layout}, ())) if layout else look_first(logs)
-    )
+    others: list[FoundLogs] = []
+    if layout:
+        kind = FoundLogs(tuple(logs), "the layout", [], Guess(load(layout), {"layout": layout}, ()))
+    else:
+        kind, others = look_first(logs)
+    path, columns, found = kind.path, kind.columns, kind.guess
     worth, named = weights(weight), found.reading.named_actions()
     unknown = [a for a in worth if a not in named]
     if unknown and found.reading.actions:
@@ -62,12 +66,16 @@ def command(
         "looked_at": path,
         "log": reading.to_json(),
         "missing": list(found.missing),
+        "logs": list(kind.logs),
+        "others": [{"logs": list(o.logs), "says": o.says()} for o in others],
     }
     if json:
         console.json_line({**said, "why": found.why})
     else:
         console.table(f"guessed from {path}", ("meaning", "because"), list(found.why.items()))
         print(text, end="")
+    for other in others:
+        console.note(f"not read: {_few(other.logs)} ({other.says()})")
     if found.missing:
         console.note(
             f"not found among {', '.join(columns)}: {', '.join(found.missing)}; add them to {there.path} "
@@ -77,9 +85,15 @@ def command(
     if dry_run:
         console.note(f"this would be written to {there.path}; nothing was")
         return 0
-    console.note(f"written to {there.path}; look with: vista ingest --dry-run {' '.join(logs)} --home {home}")
+    console.note(
+        f"written to {there.path}; look with: vista ingest --dry-run {_few(kind.logs)} --home {home}"
+    )
     console.note("what an action is worth in a score is for you to say: [log.weights]")
     return 0
+
+
+def _few(logs: tuple[str, ...]) -> str:
+    return shlex.join(logs[:20]) + (f" and {len(logs) - 20} more" if len(logs) > 20 else "")
 
 
 def _examples(missing: tuple[str, ...]) -> str:
