@@ -19,7 +19,7 @@ chunk.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ import torch.nn.functional as F
 
 from vista.jagged import lengths_between, offsets_of, starts_of
 from vista.ops.kernels import on_device
+from vista.ops.upload import uploaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +91,18 @@ class Step:
         return max([self.chunk if self.chunks else 0, *(group.length for group in self.groups)])
 
     def to(self, device: torch.device) -> Step:
-        """The same plan with its tensors on ``device``."""
+        """The same plan with its tensors on ``device``, in one copy."""
         if device.type == "cpu":
             return self
-        groups = tuple(_moved(group, device) for group in self.groups)
-        return replace(_moved(self, device), groups=groups)
-
-
-_Planned = TypeVar("_Planned", TailGroup, Step)
-
-
-def _moved(plan: _Planned, device: torch.device) -> _Planned:
-    values = {f.name: getattr(plan, f.name) for f in fields(plan)}
-    tensors = {name: x for name, x in values.items() if isinstance(x, torch.Tensor)}
-    moved: dict[str, Any] = {name: x.to(device, non_blocking=True) for name, x in tensors.items()}
-    return replace(plan, **moved)
+        plans: tuple[Any, ...] = (self, *self.groups)
+        names = [(plan, f.name) for plan in plans for f in fields(plan)]
+        names = [(plan, name) for plan, name in names if isinstance(getattr(plan, name), torch.Tensor)]
+        moved = uploaded([getattr(plan, name).numpy() for plan, name in names], device)
+        found: dict[int, dict[str, Any]] = {id(plan): {} for plan in plans}
+        for (plan, name), tensor in zip(names, moved, strict=True):
+            found[id(plan)][name] = tensor
+        groups = tuple(replace(group, **found[id(group)]) for group in self.groups)
+        return replace(self, **found[id(self)], groups=groups)
 
 
 def plan_step(
@@ -199,7 +197,12 @@ def mass(log_decay: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
 
 
 def qla_states(
-    k: torch.Tensor, v: torch.Tensor, step: Step, carry: torch.Tensor, log_decay: torch.Tensor
+    k: torch.Tensor,
+    v: torch.Tensor,
+    step: Step,
+    carry: torch.Tensor,
+    log_decay: torch.Tensor,
+    keeps: bool = False,
 ) -> torch.Tensor:
     """State sums of every piece of the step.
 
@@ -208,6 +211,7 @@ def qla_states(
         k, v: [rows, H, E]; their widths may differ.
         carry: [H, R, E, E] state sums carried in; row 0 is zero.
         log_decay: float64 [H], the logarithm of each head's decay per event; 0 keeps everything.
+        keeps: all of them are 0, which saves the weights; to look would be to wait for the device.
 
     Returns:
         [H, R + P + T, E, E], float32 (float64 for float64 inputs).
@@ -216,7 +220,6 @@ def qla_states(
     states = [carry]
     with torch.autocast(k.device.type, enabled=False):
         dtype = carry.dtype
-        keeps = not bool(log_decay.any())
         kernels = on_device(k, "qla_triton")
         if kernels:
             sums = kernels.piece_sums(

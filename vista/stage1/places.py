@@ -83,9 +83,13 @@ class PlaceEncoder(SeedEncoder):
         score = x @ F.normalize(self.seeds, dim=-1).T * self.log_sharpness.exp()
         sizes = [size for size, _ in self.horizons]
         states = [
-            qla_states(part.softmax(-1).unsqueeze(1), value, step, before[None], decay)[0]
-            for part, before, decay in zip(
-                score.split(sizes, -1), carry.split(sizes, 1), self.log_decay.split(1), strict=True
+            qla_states(part.softmax(-1).unsqueeze(1), value, step, before[None], decay, math.isinf(life))[0]
+            for part, before, decay, (_, life) in zip(
+                score.split(sizes, -1),
+                carry.split(sizes, 1),
+                self.log_decay.split(1),
+                self.horizons,
+                strict=True,
             )
         ]
         found = torch.cat(states, 1)

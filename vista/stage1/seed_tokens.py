@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from vista.config import SummarizerConfig
 from vista.data.events import Events
 from vista.embedding.encoders import EventEncoder, gaps
+from vista.ops.upload import uploaded
 from vista.stage1.groups import GroupShape, Parts, SeedEncoder, TableShape, Work
 from vista.stage1.packing import PackedStep, Strands, pack
 
@@ -43,12 +44,17 @@ class SeedTokenGroup:
     def advance(self, work: Work) -> tuple[dict[str, np.ndarray], dict[int, Parts]]:
         events, emitted = work.events, work.emitted
         strands = Strands(events.offsets[:-1], work.count, work.chunks, emitted, events.lengths[emitted])
-        carried = {
-            u: torch.from_numpy(s.parts[MEMORY]) for u, s in enumerate(work.given) if s and MEMORY in s.parts
-        }
+        before = {u: s.parts[MEMORY] for u, s in enumerate(work.given) if s and MEMORY in s.parts}
+        carried: dict[int, torch.Tensor] = {}
+        if before:
+            (stacked,) = uploaded([np.stack(list(before.values()))], self.encoder.seeds.device)
+            carried = dict(zip(before, stacked, strict=True))
         gap = gaps(events, work.previous_ms)
         seeds, memories = self.run(events, gap, strands, carried, keep=bool(work.chunk))
-        kept = {u: {MEMORY: memories[u].float().cpu().numpy()} for u in memories}
+        kept: dict[int, Parts] = {}
+        if memories:
+            arrays = torch.stack(list(memories.values())).float().cpu().numpy()
+            kept = {u: {MEMORY: array} for u, array in zip(memories, arrays, strict=True)}
         return {SEEDS: seeds.float().cpu().numpy()}, kept
 
     def prefixes(
@@ -92,17 +98,16 @@ class SeedTokenGroup:
         if not pieces:
             return zero.new_zeros(0, *encoder.seeds.shape), states
         tokens = torch.cat(pieces)
-        place = np.argsort(np.concatenate(order))
-        return tokens[torch.from_numpy(place).to(device)], states
+        (place,) = uploaded([np.argsort(np.concatenate(order))], device)
+        return tokens[place], states
 
     def _step(
         self, events: Events, gap: np.ndarray, step: PackedStep, carry: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         device = carry.device
         columns = [events.item, events.action, events.surface, events.time, gap]
-        inputs = [torch.from_numpy(column[step.rows]).to(device, non_blocking=True) for column in columns]
-        reads = torch.from_numpy(step.reads).to(device)
-        kept = torch.from_numpy(step.states).to(device)
+        arrays = [*(column[step.rows] for column in columns), step.reads, step.states]
+        *inputs, reads, kept = uploaded(arrays, device)
         plan = step.plan.to(device)
 
         def forward(carry: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

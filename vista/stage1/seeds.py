@@ -60,7 +60,13 @@ class QLALayer(nn.Module):
         self.gain = nn.Parameter(torch.full((heads,), float(width // heads) ** 0.5))
 
     def events(
-        self, x: torch.Tensor, step: Step, carry: torch.Tensor, log_decay: torch.Tensor, last: bool
+        self,
+        x: torch.Tensor,
+        step: Step,
+        carry: torch.Tensor,
+        log_decay: torch.Tensor,
+        last: bool,
+        keeps: bool = False,
     ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
         """Rows of a step through the layer.
 
@@ -68,6 +74,7 @@ class QLALayer(nn.Module):
             x: [rows, D].
             carry: [H, R, E, E].
             last: nothing reads the rows' outputs.
+            keeps: no head forgets.
 
         Returns:
             rows [rows, D] (None if ``last``), state sums and memories, [H, R + P + T, E, E] each.
@@ -78,7 +85,7 @@ class QLALayer(nn.Module):
             k, v = (normed @ self.qkvg[:, width : 3 * width]).split(width, dim=-1)
         else:
             q, k, v, g = (normed @ self.qkvg).split(width, dim=-1)
-        states = qla_states(self._heads(F.silu(k)), self._heads(v), step, carry, log_decay)
+        states = qla_states(self._heads(F.silu(k)), self._heads(v), step, carry, log_decay, keeps)
         memory = qla_memory(states, step, self.gain, log_decay)
         if last:
             return None, states, memory
@@ -126,6 +133,7 @@ class QLAEncoder(SeedEncoder):
         head = config.width // s.heads
         self.state_shape = (s.layers, s.heads, head, head)
         self.register_buffer("log_decay", log_decays(config), persistent=False)
+        self.keeps = not bool(self.log_decay.any())
 
     def rows(self, events: EventEncoder, item: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         return events(item, *others) if self.whole_events else events.items(item)
@@ -139,7 +147,7 @@ class QLAEncoder(SeedEncoder):
         for number, layer in enumerate(cast("list[QLALayer]", self.layers)):
             before = carry[:, number].transpose(0, 1)
             last = number == len(self.layers) - 1
-            rows, after, memory = layer.events(x, step, before, self.log_decay, last)
+            rows, after, memory = layer.events(x, step, before, self.log_decay, last, self.keeps)
             if len(reads):
                 seeds = layer.seeds(seeds, memory[:, reads])
             states.append(after[:, kept])

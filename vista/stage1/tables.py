@@ -6,7 +6,7 @@ the chunk's events are added, and the K keys with the most recency-weighted mass
 
 All of it is integer arithmetic: masses in fixed point, decays as integer factors, sums of integers. So a table is a
 function of the events and of nothing else: not of how they were split, nor of the other users of a batch, nor of the
-device, to the last bit. That is what makes dropping keys safe in something that has to be resumable.
+device (``tables_torch``), to the last bit. That is what makes dropping keys safe in something that has to be resumable.
 
 Letters: U users, E entries, H horizons, K capacity, C chunk.
 """
@@ -74,6 +74,10 @@ class Entries:
     def users(self) -> int:
         return len(self.offsets) - 1
 
+    def host(self) -> Entries:
+        """The same as arrays."""
+        return self
+
     @staticmethod
     def empty(users: int, horizons: int) -> Entries:
         return Entries(
@@ -105,6 +109,14 @@ class Tables:
     def __init__(self, capacity: int, half_lives: tuple[float, ...], chunk: int) -> None:
         self.capacity, self.chunk = capacity, chunk
         self.horizons = Horizons(half_lives, chunk)
+
+    def given(self, entries: Entries) -> Entries:
+        """Tables as this arithmetic takes them."""
+        return entries
+
+    def concat(self, parts: list[Entries]) -> Entries:
+        """Users of several tables one after the other."""
+        return Entries.concat(parts, len(self.horizons))
 
     def fold(self, entries: Entries, events: Events, keys: np.ndarray) -> Entries:
         """Tables after whole chunks: U histories of a multiple of C events each, keys int64 [N]."""

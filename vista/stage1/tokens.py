@@ -16,8 +16,10 @@ two places (codec ``int64``: bits, not numbers); ``masses``, K x H; ``clusters``
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,11 +32,12 @@ from vista.embedding.catalogue_column import ItemTable
 from vista.embedding.encoders import ItemEncoder
 from vista.errors import DataError
 from vista.ops.hashing import bucket_numpy, bucket_torch
+from vista.ops.upload import uploaded
 from vista.stage1.groups import GroupShape, Parts, TableShape, Work
 from vista.stage1.tables import Entries, Tables
+from vista.stage1.tables_torch import NO_KEY, TableRows, TorchTables, floats
 
 _CLUSTER_SALT = 0xC105
-_NO_ITEM = np.iinfo(np.int64).max
 _UNKNOWN = -1e4
 ITEMS, MASSES, CLUSTERS = "items", "masses", "clusters"
 
@@ -199,7 +202,7 @@ class ExactTokens(nn.Module):
         owner = np.repeat(np.arange(users), np.diff(items.offsets))
         place = np.arange(len(items.key)) - items.offsets[owner]
         ids = np.zeros((users, rows[ITEMS] * self.width // 2), np.int64)
-        ids[:, : self.capacity] = _NO_ITEM
+        ids[:, : self.capacity] = NO_KEY
         ids[owner, place] = items.key
         mass = np.zeros((users, rows[MASSES] * self.width), np.float32)
         cells = mass[:, : self.capacity * self.horizons].reshape(users, self.capacity, self.horizons)
@@ -218,6 +221,20 @@ class ExactTokens(nn.Module):
                 counters[owner, clusters.key * self.horizons + h] = found[:, h]
             out[CLUSTERS] = counters.reshape(users, rows[CLUSTERS], self.width)
         return out
+
+    def pack_rows(self, items: TableRows, clusters: TableRows | None) -> dict[str, Tensor]:
+        """As :meth:`pack`, of tables on a device and there."""
+        assert self.item_table is not None
+        found = {ITEMS: items.key.masked_fill(items.mass[-1] == 0, NO_KEY).view(torch.float32)}
+        found[MASSES] = floats(self.item_table.horizons, items).flatten(1)
+        if clusters is not None:
+            assert self.cluster_table is not None
+            found[CLUSTERS] = floats(self.cluster_table.horizons, clusters).flatten(1)
+        shapes = {name: (rows, self.width) for name, rows in self.rows.items()}
+        return {
+            name: F.pad(x, (0, math.prod(shapes[name]) - x.shape[1])).unflatten(1, shapes[name])
+            for name, x in found.items()
+        }
 
     def unpack(self, addressed: Tensor) -> Held:
         """Inverse of :meth:`pack`: the groups side by side, float32 [U, sum of S_g, D]."""
@@ -271,10 +288,15 @@ def _heaviest(mass: Tensor, count: int) -> Tensor:
 
 
 class ExactTokenGroup:
-    """Exact tokens as a group of stage 1 (:class:`vista.stage1.groups.TokenGroup`)."""
+    """Exact tokens as a group of stage 1 (:class:`vista.stage1.groups.TokenGroup`).
+
+    Attributes:
+        in_torch: fold in torch where the model is, rather than by NumPy; None: where the model is on a GPU.
+    """
 
     def __init__(self, tokens: ExactTokens) -> None:
         self.tokens = tokens
+        self.in_torch: bool | None = None
 
     def groups(self) -> list[GroupShape]:
         codecs = {ITEMS: "int64", MASSES: "log8", CLUSTERS: "log8"}
@@ -290,66 +312,80 @@ class ExactTokenGroup:
         # what a state depends on: which item is in which cluster; not the clusters' vectors
         return [self.tokens.cluster_of]
 
-    def _tables(self) -> dict[str, Tables]:
-        found = {ITEMS: self.tokens.item_table, CLUSTERS: self.tokens.cluster_table}
-        return {name: table for name, table in found.items() if table is not None}
+    def _tables(self) -> dict[str, Any]:
+        tokens, device = self.tokens, self.tokens.cluster_vectors.device
+        found = {ITEMS: tokens.item_table, CLUSTERS: tokens.cluster_table}
+        tables = {name: table for name, table in found.items() if table is not None}
+        if not (device.type == "cuda" if self.in_torch is None else self.in_torch):
+            return tables
+        return {name: TorchTables(table, device, name == CLUSTERS) for name, table in tables.items()}
 
-    def _keys(self, name: str, events: Events) -> np.ndarray:
-        return events.item if name == ITEMS else self.tokens._cluster_numpy(events.item)
+    def _keyed(self, name: str, table: Tables | TorchTables, events: Events) -> Any:
+        """The events' keys, where the table is."""
+        if isinstance(table, Tables):
+            return events.item if name == ITEMS else self.tokens._cluster_numpy(events.item)
+        (item,) = uploaded([events.item], table.device)
+        return item if name == ITEMS else self.tokens.cluster(item)
+
+    def _packed(self, served: dict[str, Any]) -> dict[str, Any]:
+        """Tables as groups of a record: arrays, or tensors where they were folded in torch."""
+        torch_ = isinstance(served[ITEMS], TableRows)
+        return (self.tokens.pack_rows if torch_ else self.tokens.pack)(served[ITEMS], served.get(CLUSTERS))
 
     def advance(self, work: Work) -> tuple[dict[str, np.ndarray], dict[int, Parts]]:
         users = np.flatnonzero((work.chunks > 0) | (work.count > 0))  # most have no full chunk
         place = np.full(len(work.given) + 1, len(users))
         place[users] = np.arange(len(users))
         new, tails = work.folded(users), work.tails(work.emitted)
-        served: dict[str, Entries] = {}
+        served: dict[str, Any] = {}
         kept: dict[int, Parts] = {int(u): {} for u in users[work.chunks[users] > 0]}
         for name, table in self._tables().items():
-            entries = _loaded(name, [work.given[u] for u in users], self.tokens.horizons)
-            entries = table.fold(entries, new, self._keys(name, new))
+            given = table.given(_loaded(name, [work.given[u] for u in users], self.tokens.horizons))
+            entries = table.fold(given, new, self._keyed(name, table, new))
+            found = entries.host()
             for u in kept:
-                rows = slice(int(entries.offsets[place[u]]), int(entries.offsets[place[u] + 1]))
-                kept[u] |= {f"{name}.key": entries.key[rows], f"{name}.mass": entries.mass[:, rows]}
+                rows = slice(int(found.offsets[place[u]]), int(found.offsets[place[u] + 1]))
+                kept[u] |= {f"{name}.key": found.key[rows], f"{name}.mass": found.mass[:, rows]}
             # one empty table at the end, for those who have none
-            more = Entries.concat([entries, Entries.empty(1, self.tokens.horizons)], self.tokens.horizons)
-            served[name] = table.after(more.select(place[work.emitted]), tails, self._keys(name, tails))
-        return self.tokens.pack(served[ITEMS], served.get(CLUSTERS)), kept
+            more = table.concat([entries, table.given(Entries.empty(1, self.tokens.horizons))])
+            served[name] = table.after(
+                more.select(place[work.emitted]), tails, self._keyed(name, table, tails)
+            )
+        return {name: np.asarray(torch.as_tensor(x).cpu()) for name, x in self._packed(served).items()}, kept
 
     def prefixes(
         self, events: Events, cuts: np.ndarray, user_of: np.ndarray, exact: bool
     ) -> dict[str, Tensor]:
         device = self.tokens.cluster_vectors.device
-        served = {}
-        for name, table in self._tables().items():
-            served[name] = _prefixes(table, events, self._keys(name, events), cuts, user_of)
-        found = self.tokens.pack(served[ITEMS], served.get(CLUSTERS))
-        return {name: torch.from_numpy(x).to(device) for name, x in found.items()}
+        served = {
+            name: _prefixes(table, events, functools.partial(self._keyed, name, table), cuts, user_of)
+            for name, table in self._tables().items()
+        }
+        return {name: torch.as_tensor(x, device=device) for name, x in self._packed(served).items()}
 
 
 def _prefixes(
-    table: Tables, events: Events, keys: np.ndarray, cuts: np.ndarray, user_of: np.ndarray
-) -> Entries:
+    table: Any, events: Events, keyed: Callable[[Events], Any], cuts: np.ndarray, user_of: np.ndarray
+) -> Any:
     """Tables after the first ``cuts[k]`` events of user ``user_of[k]``; every cut exact."""
-    # the keys travel in the place of the items, so that slices of histories carry them along
-    keyed = Events(events.offsets, **{**events.columns, "item": keys})
-    c, h = table.chunk, len(table.horizons)
+    c = table.chunk
     whole = cuts // c
-    entries, at = Entries.empty(events.users, h), np.zeros(events.users, np.int64)
+    none = Entries.empty(events.users, len(table.horizons))
+    entries, at = table.given(none), np.zeros(events.users, np.int64)
     pieces, order = [], []
     for n in np.unique(whole):
         rows = np.flatnonzero(whole == n)
         goal = at.copy()
         goal[user_of[whole >= n]] = n
-        start = keyed.offsets[:-1]
-        new = keyed.slices(start + at * c, start + goal * c)
-        entries, at = table.fold(entries, new, new.item), goal
+        start = events.offsets[:-1]
+        new = events.slices(start + at * c, start + goal * c)
+        entries, at = table.fold(entries, new, keyed(new)), goal
         first = start[user_of[rows]]
-        tails = keyed.slices(first + n * c, first + cuts[rows])
-        pieces.append(table.after(entries.select(user_of[rows]), tails, tails.item))
+        tails = events.slices(first + n * c, first + cuts[rows])
+        pieces.append(table.after(entries.select(user_of[rows]), tails, keyed(tails)))
         order.append(rows)
-    if not pieces:
-        return Entries.empty(0, h)
-    return Entries.concat(pieces, h).select(np.argsort(np.concatenate(order)))
+    place = np.argsort(np.concatenate(order)) if order else cuts
+    return table.concat(pieces).select(place)
 
 
 def _loaded(name: str, given: list, horizons: int) -> Entries:

@@ -11,13 +11,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.vista.asking import AskingNothing
 from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, SummarizerConfig, TokenConfig
 from vista.data.events import Events
-from vista.embedding.encoders import EventEncoder, ItemEncoder
+from vista.embedding.encoders import EventEncoder, ItemEncoder, gaps
 from vista.model import VistaModel
 from vista.ops.crossing import Plan
+from vista.ops.qla import plan_step
 from vista.serving.kv_pool import KVPool
+from vista.stage1.packing import Strands
 from vista.stage1.places import PlaceRead, coded, decoded, horizons
+from vista.stage1.seed_tokens import SeedTokenGroup
 from vista.stage1.summarizer import KINDS, Summarizer
 from vista.stage2.context_kv import ContextKV
 from vista.training.loader import Arrays
@@ -188,3 +192,41 @@ def test_a_context_with_places_ranks_alike_from_the_pool(tmp_path):
         asked = np.arange(12), np.array([0, 5, 12])
         assert torch.equal(model.ranker.rank(back, *asked), model.ranker.rank(ctx, *asked))
         pool.close()
+
+
+@pytest.mark.parametrize("kind", ["qla", "places"])
+def test_a_step_of_seed_tokens_asks_nothing_of_the_device(kind):
+    model = VistaModel(
+        ModelConfig(
+            width=8,
+            embedding=EmbeddingConfig(rows=64),
+            summarizer=SummarizerConfig(
+                kind=kind, seeds=4, chunk=4, layers=2, half_lives_events=(float("inf"), 20.0)
+            ),
+        )
+    )
+    group = model.summarizer.token_groups[0]
+    assert isinstance(group, SeedTokenGroup)
+    lengths = np.array([0, 3, 4, 21])
+    events = Events.of(lengths, item=np.arange(28) % 5, time=np.arange(28) * 1_000)
+    zeros, everyone = np.zeros(4, np.int64), np.arange(4)
+    strands = Strands(events.offsets[:-1], zeros, lengths // 4, everyone, lengths)
+    gap = gaps(events)
+    with torch.no_grad():
+        wanted, states = group.run(events, gap, strands, {}, keep=True)
+        with AskingNothing():
+            found, kept = group.run(events, gap, strands, {}, keep=True)
+    assert torch.equal(found, wanted) and kept.keys() == states.keys() == {2, 3}
+
+
+def test_a_plan_goes_to_a_device_whole_in_one_copy():
+    plan = plan_step(4, np.array([0, 0]), np.array([0, 0]), np.zeros(1), np.array([1, 3]), np.array([1, 2]))
+    moved = plan.to(torch.device("meta"))
+    pairs = [(plan, moved), *zip(plan.groups, moved.groups, strict=True)]
+    for before, after in pairs:
+        for field in dataclasses.fields(before):
+            a, b = getattr(before, field.name), getattr(after, field.name)
+            if isinstance(a, torch.Tensor):
+                assert (b.device.type, b.shape, b.dtype) == ("meta", a.shape, a.dtype), field.name
+            elif field.name != "groups":
+                assert a == b
