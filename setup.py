@@ -17,6 +17,9 @@ JOBS = [*MODEL, "apache-beam>=2.70"]
 FLIGHT = [*COMMAND, "pyarrow>=18", "prometheus-client>=0.20"]
 SERVE = [*TORCH, *FLIGHT, "safetensors>=0.5", "faiss-cpu>=1.9"]
 REPORT = [*TABLES, *COMMAND, "matplotlib>=3.9", "jinja2>=3.1"]
+OTEL = ["opentelemetry-sdk>=1.27", "opentelemetry-exporter-otlp-proto-http>=1.27"]
+TENSORBOARD = ["tensorboard>=2.16"]
+MLFLOW = ["mlflow-skinny>=3", "alembic>=1.13", "sqlalchemy>=2"]  # the last two for sqlite:///FILE
 
 setup(
     name="vista-cache",
@@ -89,7 +92,13 @@ setup(
             "pdoc>=15",
             "pandas>=2.2",
             "cryptography>=42",
+            *OTEL,
+            *TENSORBOARD,
+            *MLFLOW,
         ],
+        "otel": OTEL,
+        "tensorboard": TENSORBOARD,
+        "mlflow": MLFLOW,
         "follow": ["redis>=5", "confluent-kafka>=2.4"],
         "spark": ["pyspark>=4.0"],  # and Java 17
         "ray": ["ray>=2.40"],

@@ -42,10 +42,21 @@ STORAGE = {
 """What the system says of paths that are the user's to mend: what was expected, and the exit code."""
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        import cache_store
+
+        print(f"vista {cache_store.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the stack trace of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     context.obj = {"debug": debug}
 

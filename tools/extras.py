@@ -4,7 +4,8 @@ from __future__ import annotations
 
 EXTRAS = {"typer": "all", "rich": "all", "torch": "model", "pyarrow": "model", "pyiceberg": "model",
           "safetensors": "model", "fastavro": "model", "apache_beam": "jobs", "faiss": "serve", "matplotlib": "report",
-          "jinja2": "report", "prometheus_client": "flight"}  # fmt: skip
+          "jinja2": "report", "prometheus_client": "flight", "tensorboard": "tensorboard", "mlflow": "mlflow",
+          "alembic": "mlflow", "opentelemetry": "otel"}  # fmt: skip
 """Package to the extra that has it."""
 
 

@@ -35,6 +35,7 @@ from beam_jobs.follow.sinks import open_sink
 from beam_jobs.follow.sources import Arrived, EventSource
 from beam_jobs.generation import refresh
 from beam_jobs.generation.refresh import RefreshOptions
+from beam_jobs.generation.summarize import check_expiry
 from beam_jobs.horizon import horizon_of
 from beam_jobs.ingest import job as ingest
 from beam_jobs.ingest.options import IngestOptions
@@ -68,6 +69,7 @@ class FollowOptions:
         reading: further fields of ``IngestOptions``: how events are to be read.
         batch_events: most events of a turn.
         batch_s: seconds that a turn waits for the first event.
+        expire_after_ms: users without an event for so long are left out; looked for every ``expire_s`` seconds.
         max_depth: deltas over a full generation before some are folded.
         most_files: files of a bucket before they are merged.
         keep: earlier generations kept beside the live one.
@@ -86,6 +88,8 @@ class FollowOptions:
     reading: Mapping[str, Any] = field(default_factory=dict)
     batch_events: int = 20_000
     batch_s: float = 1.0
+    expire_after_ms: int | None = None
+    expire_s: float = 3_600.0
     max_depth: int = 6
     most_files: int = 64
     keep: int = 2
@@ -94,7 +98,17 @@ class FollowOptions:
     tidy_s: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("batch_events", "batch_s", "max_depth", "most_files", "keep", "keep_runs", "tidy_s"):
+        check_expiry(self.expire_after_ms)
+        for name in (
+            "batch_events",
+            "expire_s",
+            "batch_s",
+            "max_depth",
+            "most_files",
+            "keep",
+            "keep_runs",
+            "tidy_s",
+        ):
             if getattr(self, name) <= 0:
                 raise OptionsError(
                     f"{name}: expected more than 0, found {getattr(self, name)}; see vista follow --help"
@@ -143,6 +157,7 @@ class Service:
         self._deliveries: list[Delivery] = []  # from the moment on that there is a store
         self._understood = False  # whether a batch was ingested
         self._turns, self._tidied_at = 0, clock()
+        self._expired_at = float("-inf") if options.expire_after_ms is not None else float("inf")
         self._behind = (
             True  # until a refresh has shown otherwise: the last service may have died before its own
         )
@@ -186,10 +201,12 @@ class Service:
             self._behind = True
             took("ingest")
         generation = None
-        if self._behind and self.warehouse.exists():
+        if (self._behind or self._expiry_is_due()) and self.warehouse.exists():
             record = self._refresh()
             self._behind, generation = False, record.generation
-            counts |= {name: record.counts.get(name, 0) for name in ("users", "resumed", "dead_letters")}
+            counts |= {
+                name: record.counts.get(name, 0) for name in ("users", "resumed", "expired", "dead_letters")
+            }
             took("refresh")
         published = self._clock()
         if delivered := self._deliver():
@@ -295,7 +312,8 @@ class Service:
     def _refresh(self) -> RunRecord:
         """A delta on what is live; where others publish or take files away meanwhile (a compaction, a
         forgetting), another on what is then."""
-        conflicts = 0
+        conflicts, began = 0, self._clock()
+        after = self.options.expire_after_ms if self._expiry_is_due() else None
         while True:
             folder = self._next("refresh")
             options = RefreshOptions(
@@ -304,18 +322,25 @@ class Service:
                 store=self.options.store,
                 run_dir=str(folder),
                 line=self.options.line,
+                expire_after_ms=after,
                 max_depth=self.options.max_depth,
                 device=self.options.device,
                 progress=False,
             )
             try:
-                return refresh.run(options, (HERE,))
+                record = refresh.run(options, (HERE,))
+                self._expired_at = self._expired_at if after is None else began
+                return record
             except (PublishConflict, TableChanged):
                 conflicts += 1
                 if conflicts == CONFLICTS:
                     raise
                 self._remove(folder)
         raise AssertionError("unreachable")
+
+    def _expiry_is_due(self) -> bool:
+        """Whether to look through the whole store for users that fell silent, which not every turn can do."""
+        return self._clock() - self._expired_at >= self.options.expire_s
 
     def _deliver(self) -> int:
         """Records sent; what a service that died had not delivered is among them."""

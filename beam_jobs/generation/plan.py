@@ -18,11 +18,14 @@ import numpy as np
 
 from beam_jobs.errors import OptionsError
 from beam_jobs.generation import refresh, summarize
-from beam_jobs.generation.bucket_task import torch_threads, worker_bytes, worker_model
+from beam_jobs.generation.bucket_task import BucketTask, torch_threads, worker_bytes, worker_model
+from beam_jobs.generation.changed_users import RefreshSource
 from beam_jobs.generation.refresh import RefreshOptions
 from beam_jobs.generation.summarize import SummarizeOptions, schema_of
 from beam_jobs.horizon import horizon_of
+from beam_jobs.run import job as jobs
 from beam_jobs.run.record import RunRecord
+from cache_store.format.shown import when
 from vista.data.events import Events, UserBatch
 from vista.data.tables.compaction import most_files
 from vista.data.tables.reading import DataFile, count_users, read_bucket
@@ -43,6 +46,8 @@ class JobPlan:
     Attributes:
         job: ``summarize`` or ``refresh``; a refresh that cannot go on from the store is planned as ``summarize``.
         users: counted, or from those of some buckets (``notes`` say so).
+        expired: those of the users that ``expire_after_ms`` leaves out; of a refresh, users of the live generation
+            that would leave it, unless they are among those with new events.
         events, files, read_bytes: of the files to read (a refresh also reads whole histories of late users, which
             nobody knows before).
         shards: of the generation, one per bucket.
@@ -56,6 +61,7 @@ class JobPlan:
 
     job: str
     users: int
+    expired: int
     events: int
     files: int
     read_bytes: int
@@ -88,7 +94,7 @@ def plan(options: SummarizeOptions | RefreshOptions, workers: int = 1) -> JobPla
     schema = schema_of(model, warehouse.user_kind, options.codecs)
     snapshot = warehouse.snapshot() if options.snapshot is None else options.snapshot
     everything = {} if snapshot is None else warehouse.bucket_files(snapshot)
-    job, files = "summarize", everything
+    job, files, parent = "summarize", everything, None
     if isinstance(options, RefreshOptions):
         record = RunRecord(refresh.JOB, "plan", "", table_snapshot=snapshot, fingerprint=fingerprint)
         try:
@@ -102,10 +108,19 @@ def plan(options: SummarizeOptions | RefreshOptions, workers: int = 1) -> JobPla
     flat = [f for row in files.values() for f in row]
     events = sum(f.rows for f in flat)
     sample = _Sample.take(files, model, options)
-    users, counted = count_users(files, COUNTED_ROWS)
+    before = summarize.expired_before(
+        options, jobs.wall_clock() if options.now_ms is None else options.now_ms
+    )
+    users, counted, expired = count_users(files, COUNTED_ROWS, before)
     if counted < len(files):
-        users = round(users * len(files) / counted)
+        users, expired = (round(n * len(files) / counted) for n in (users, expired))
         notes.append(f"users: counted in {counted} of {len(files)} buckets")
+    kept = users - expired
+    if before is not None and parent is not None:
+        source = RefreshSource(options.store, options.line, parent.generation, 0)
+        expired = sum(len(source.gone(BucketTask(b, ()), before)) for b in range(warehouse.num_buckets))
+    if before is not None:
+        notes.append(f"expired: without an event since {when(before)}")
     seconds = events / sample.events_per_second + users * sample.user_seconds if events else 0.0
     most, due = most_files(warehouse, horizon_of(warehouse, [options.store]))
     if due:
@@ -115,11 +130,12 @@ def plan(options: SummarizeOptions | RefreshOptions, workers: int = 1) -> JobPla
     return JobPlan(
         job=job,
         users=users,
+        expired=expired,
         events=events,
         files=len(flat),
         read_bytes=sum(f.bytes for f in flat),
         shards=warehouse.num_buckets,
-        written_bytes=users * (schema.row_bytes + sample.state_bytes),
+        written_bytes=kept * (schema.row_bytes + sample.state_bytes),
         record_bytes=schema.record_bytes,
         state_bytes=sample.state_bytes,
         workers=workers,

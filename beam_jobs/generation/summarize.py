@@ -207,8 +207,10 @@ def check_limits(
 ) -> None:
     """Raises OptionsError, RunStorageFull: the records of the users in ``files``, or the workers, have no room."""
     try:
-        users, counted = count_users(files, COUNTED_ROWS)
-        users = users * len(files) // max(counted, 1)
+        users, counted, silent = count_users(
+            files, COUNTED_ROWS, expired_before(options, run.record.started_ms)
+        )
+        users = (users - silent) * len(files) // max(counted, 1)
     except (DataError, OSError):
         users = 0  # the task that reads the file says what is wrong
     check_disk({options.store: users * schema.row_bytes}, options.max_bytes)
@@ -238,12 +240,13 @@ def settings_of(
         threads=options.threads,
         now_ms=run.record.started_ms,
         device=options.device,
-        expired_before_ms=(
-            None
-            if options.expire_after_ms is None
-            else max(run.record.started_ms - options.expire_after_ms, 0)
-        ),
+        expired_before_ms=expired_before(options, run.record.started_ms),
     )
+
+
+def expired_before(options: SummarizeOptions | RefreshOptions, started_ms: int) -> int | None:
+    """Users without an event from then on are left out; None for nobody."""
+    return None if options.expire_after_ms is None else max(started_ms - options.expire_after_ms, 0)
 
 
 def check_same_world(meta: bundles.Meta, warehouse: Warehouse) -> list[str]:

@@ -8,6 +8,7 @@ does a task, a worker of a cluster compares both.
 from __future__ import annotations
 
 import platform
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -132,16 +133,25 @@ class Fit:
 
 @dataclass(frozen=True)
 class Guarded:
-    """A task function whose errors stay with the run, not with the engine; tasks have a ``name``."""
+    """A task function whose errors stay with the run, not with the engine; tasks have a ``name``.
+
+    Attributes:
+        timed: also leave when each task began and ended (``spans``).
+    """
 
     do: Do[Any]
     directory: RunDirectory
+    timed: bool = False
 
     def __call__(self, task: Any) -> Mapping[str, int]:
         if self.directory.hopeless():
             return {}
+        began = time.time_ns()
         try:
             return self.do(task)
         except Exception as error:
             self.directory.note_failure(task.name, error)
             return {}
+        finally:
+            if self.timed:
+                self.directory.note_times(task.name, began, time.time_ns())

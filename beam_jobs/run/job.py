@@ -20,6 +20,7 @@ from importlib.metadata import version
 from typing import Any, Protocol
 
 from beam_jobs.errors import BucketFailed, ExitCode, IncompleteRun, InputFailed
+from beam_jobs.run import spans
 from beam_jobs.run.engines import Do, Guarded, leave, run_tasks
 from beam_jobs.run.progress import progress_bar
 from beam_jobs.run.record import RunDirectory, RunRecord
@@ -94,7 +95,14 @@ def run(job: Job, work: Callable[[Run], RunRecord]) -> RunRecord:
             job.run_dir, job=job.name, identity=job.identity, environment=environment, started_ms=job.clock()
         )
         try:
-            return record if record.exit_code is not None else work(Run(job, directory, record, began))
+            if record.exit_code is not None:
+                return record
+            with spans.span(f"vista {job.name}", run_id=record.run_id, run_dir=job.run_dir) as told:
+                done = work(Run(job, directory, record, began))
+                if told is not None:
+                    facts = {"generation": done.generation, "exit_code": done.exit_code, **done.counts}
+                    told.set_attributes(spans.attributes(facts))
+                return done
         finally:
             leave(job.args)
 
@@ -127,17 +135,19 @@ class Run:
             IncompleteRun: an engine that lost tasks without a word.
         """
         order = sorted(tasks, key=lambda task: -task.rows)
-        guarded = Guarded(do, self.directory)
+        guarded = Guarded(do, self.directory, timed=spans.tracer() is not None)
         names = {task.name for task in tasks}
         bar = progress_bar(self.directory, step, names, sum(task.rows for task in tasks), self.job.progress)
-        with bar:
+        with bar, spans.span(step):
             for attempt in range(1, self.job.attempts + 1):
-                shutil.rmtree(self.directory.path / "failures", ignore_errors=True)
+                for folder in ("failures", "times"):
+                    shutil.rmtree(self.directory.path / folder, ignore_errors=True)
                 error: Exception | None = None
                 try:
                     run_tasks(step, order, guarded, self.job.args, self.directory)
                 except Exception as raised:  # of the engine; a task's own is among the failures
                     error = raised
+                spans.tasks(self.directory)
                 failures = self.directory.failures()
                 if error is None and not failures:
                     break

@@ -6,6 +6,7 @@
       receipts/NAME.json     one finished unit of work: its files with digests, counts, timings
       progress/NAME.json     users and events of a unit under work; only the progress bar reads it
       failures/NAME.json     the last error of a unit
+      times/NAME.json        when a unit began and ended; only where spans are asked for
       dead/NAME.parquet      dead letters of one unit
       dead-letters.parquet   all of them, in order of NAME; written last, also when empty
 
@@ -395,6 +396,22 @@ class RunDirectory:
         if not folder.exists():
             return {}
         return {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("[!.]*.json"))}
+
+    def note_times(self, name: str, began: int, ended: int) -> None:
+        """Keep when unit ``name`` was worked on, nanoseconds since the epoch; not durable, for ``spans`` alone."""
+        path = self.path / "times" / f"{name}.json"
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps([began, ended]))
+
+    def times(self) -> dict[str, tuple[int, int]]:
+        """(began, ended) by unit name, in order of their beginning."""
+        found = {}
+        for path in (self.path / "times").glob("*.json"):
+            with contextlib.suppress(OSError, ValueError):
+                began, ended = json.loads(path.read_text())
+                found[path.stem] = (began, ended)
+        return dict(sorted(found.items(), key=lambda row: row[1]))
 
     def note_progress(self, name: str, users: int, events: int) -> None:
         """Say how far unit ``name`` is; not durable and never read by the job itself."""

@@ -13,12 +13,14 @@ from tools.log_options import given_reading
 from tools.options import (
     HOME,
     DryRunOption,
+    ExpireOption,
     HomeOption,
     JsonOption,
     LineOption,
     ModelOption,
     StoreOption,
     WarehouseOption,
+    as_ms,
     pairs,
 )
 
@@ -62,6 +64,7 @@ def command(
     batch_seconds: Annotated[
         float, typer.Option(min=0.01, help="Seconds that a turn waits for a first event.")
     ] = 1.0,
+    expire_after: ExpireOption = None,
     max_depth: Annotated[
         int, typer.Option(min=1, help="Deltas over a full generation before some are folded.")
     ] = 6,
@@ -112,6 +115,7 @@ def command(
         reading=reading,
         batch_events=batch_events,
         batch_s=batch_seconds,
+        expire_after_ms=as_ms(expire_after),
         max_depth=max_depth,
         keep=keep,
         keep_s=keep_minutes * 60,
@@ -124,7 +128,7 @@ def command(
         plan = {
             "source": source, "tables": str(options.warehouse), "model": options.bundle, "store": options.store,
             "from": tables.open().fact(POSITION + open_source(source).name) if tables.exists() else "",
-            "reads": log.to_json() if log is not None else None,
+            "expire after days": expire_after, "reads": log.to_json() if log is not None else None,
         }  # fmt: skip
         return console.json_line(plan) if json else console.fields("would follow", plan)
     service = Service(options, open_source(source))
@@ -146,6 +150,8 @@ def _line(turn: Turn) -> str:
         words.append(f"{counts['dead_rows']:,} set aside")
     if turn.generation:
         words.append(f"{counts.get('users', 0):,} users live in {turn.generation}")
+    if counts.get("expired"):
+        words.append(f"{counts['expired']:,} left out")
     if counts.get("delivered"):
         words.append(f"{counts['delivered']:,} records delivered")
     if turn.lag_s is not None:

@@ -12,6 +12,7 @@ from tools import console
 from tools.home import Home
 from tools.options import (
     HOME,
+    ExpireOption,
     HomeOption,
     JsonOption,
     LineOption,
@@ -19,6 +20,7 @@ from tools.options import (
     ModelOption,
     StoreOption,
     WarehouseOption,
+    as_ms,
 )
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ def command(
     store: StoreOption = None,
     line: LineOption = "main",
     memory_events: MemoryOption = 262_144,
+    expire_after: ExpireOption = None,
     workers: Annotated[int, typer.Option(min=1, help="Workers it would run on.")] = 1,
     json: JsonOption = False,
 ) -> None:
@@ -54,6 +57,7 @@ def command(
         run_dir=str(at.runs / "plan"),
         line=line,
         max_events_in_memory=memory_events,
+        expire_after_ms=as_ms(expire_after),
     )
     show(options, workers, json)
 

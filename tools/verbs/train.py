@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tools import console
+from tools import console, trackers
 from tools.home import Home
 from tools.options import HOME, DryRunOption, HomeOption, JsonOption, ModelOption, WarehouseOption
 
@@ -38,6 +39,10 @@ def command(
         typer.Option(min=1, help="Stop after so many seconds."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.  [default: 0]")] = None,
+    log_to: Annotated[
+        str | None,
+        typer.Option(metavar="tensorboard:DIR|mlflow:URI", help="Send losses and metrics there as well."),
+    ] = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -79,17 +84,19 @@ def command(
     if seed is not None:
         changes["seed"] = seed
     settings = dataclasses.replace(settings, **changes)
+    kept = out.with_name(f"{out.name}.training")
     if dry_run:
-        checkpoint = out.with_name(f"{out.name}.training") / "checkpoint.pt"
         plan = {
-            "bundle": str(out), "goes on from a checkpoint": checkpoint.exists(), "tables": tables.name,
+            "bundle": str(out), "goes on from a checkpoint": (kept / "checkpoint.pt").exists(), "tables": tables.name,
             "events": sum(f.rows for files in tables.bucket_files().values() for f in files),
             "actions": ", ".join(tables.actions), "max steps": settings.max_steps, "max epochs": settings.max_epochs,
             "max seconds": settings.max_seconds, "seed": settings.seed,
         }  # fmt: skip
         return console.json_line(plan) if json else console.fields("would train", plan)
+    asked = {"bundle": str(out), "tables": tables.name, "config": str(config), "seed": str(settings.seed)}
     try:
-        path = train(settings, tables, out, note=console.note)
+        with trackers.tracker(log_to, kept, asked) if log_to else nullcontext() as row:
+            path = train(settings, tables, out, note=console.note, on_row=row)
     except KeyboardInterrupt as stopped:
         console.note(str(stopped) or "stopped before the first step: nothing to go on from, nothing changed")
         raise typer.Exit(INTERRUPTED) from None

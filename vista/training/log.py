@@ -1,22 +1,34 @@
-"""What a training run shows: the loss curve on disk and a progress bar on a terminal."""
+"""What a training run shows: the loss curve on disk, and how fast it goes and how long it still takes."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 
 class Curve:
-    """Loss curve as JSON lines; lines beyond the step a run resumes from are dropped."""
+    """Loss curve as JSON lines; lines beyond the step a run resumes from are dropped.
 
-    def __init__(self, path: Path, step: int, quiet: bool = False) -> None:
-        self.path, self.quiet = path, quiet
+    Args:
+        also: called with the step and the finite values of each line (a tracker of experiments, say).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        step: int,
+        quiet: bool = False,
+        also: Callable[[int, dict[str, float]], None] | None = None,
+    ) -> None:
+        self.path, self.quiet, self._also = path, quiet, also
         if quiet:
             return
         kept = []
@@ -64,30 +76,65 @@ class Curve:
             row |= {k: float(f"{v:.6g}") if math.isfinite(v) else None for k, v in values.items()}
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
+            if self._also is not None:
+                self._also(step, {name: value for name, value in values.items() if math.isfinite(value)})
 
 
-class Bar:
-    """Progress on a terminal: loss, time left.
+class Pace:
+    """Steps a second and the time that is left: a bar on a terminal, else a line now and then.
 
     Args:
-        total: steps or seconds; None where the run's end is not known.
-        shown: None shows the bar on a terminal only.
+        done: share of the run that was over before, 0 to 1.
+        shown: False shows nothing; None and True a bar on a terminal, else lines.
+        every: seconds between lines.
     """
 
-    def __init__(self, total: float | None, done: float, shown: bool | None) -> None:
-        console = Console(stderr=True)
-        shown = console.is_terminal if shown is None else shown
-        columns = (TextColumn("train"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console, disable=not shown, transient=True)
-        self._task = self._progress.add_task("train", total=total, text="")
-        self._progress.update(self._task, completed=done)
+    def __init__(
+        self,
+        step: int,
+        done: float,
+        shown: bool | None,
+        *,
+        every: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+        console: Console | None = None,
+    ) -> None:
+        self._console = console or Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("train"),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=self._console,
+            disable=shown is False or not self._console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("train", total=1.0, text="")
+        self._lines = shown is not False and not self._console.is_terminal
+        self._step, self._done, self._every, self._clock = step, done, every, clock
+        self._began = self._said = clock()
 
-    def __enter__(self) -> Bar:
-        self._progress.start()
+    def __enter__(self) -> Pace:
+        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._bar.stop()
 
-    def update(self, done: float, step: int, loss: float) -> None:
-        self._progress.update(self._task, completed=done, text=f"step {step}  loss {loss:.3f}")
+    def update(self, step: int, done: float, loss: float) -> None:
+        now = self._clock()
+        took = max(now - self._began, 1e-9)
+        text = f"step {step:,}  loss {loss:.3f}  {(step - self._step) / took:.1f} steps/s"
+        if done > self._done:
+            text += f"  {_span(took * (1 - done) / (done - self._done))} left"
+        self._bar.update(self._task, completed=done, text=text)
+        if self._lines and now - self._said >= self._every:
+            self._said = now
+            self._console.print(f"train: {text}", highlight=False, soft_wrap=True)
+
+
+def _span(seconds: float) -> str:
+    """A time in its largest unit."""
+    for unit, length in (("h", 3_600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -41,7 +41,7 @@ from vista.model import VistaModel
 from vista.training.config import TrainingConfig
 from vista.training.evaluate import evaluate_model
 from vista.training.loader import Loader, Part, PieceSource, WarehouseSource
-from vista.training.log import Bar, Curve
+from vista.training.log import Curve, Pace
 from vista.training.objective import parallel
 from vista.training.survey import survey
 from vista.training.trainer import Position, Trainer, pick_device
@@ -91,22 +91,33 @@ def torchrun() -> Iterator[tuple[int, int]]:
         dist.destroy_process_group()
 
 
+class Told(TypedDict, total=False):
+    """How a run tells of itself.
+
+    Attributes:
+        progress: False shows nothing; else steps a second and the time left: a bar on a terminal, lines elsewhere.
+        on_step: called after every step with its number and losses.
+        on_row: called with each line of the curve: step, and the finite values (losses, metrics) that are new.
+        note: takes what a person should know in words (the loss still falls, say).
+    """
+
+    progress: bool | None
+    on_step: Callable[[int, dict[str, float]], None] | None
+    on_row: Callable[[int, dict[str, float]], None] | None
+    note: Callable[[str], None] | None
+
+
 def train(
     config: TrainingConfig,
     warehouse: Warehouse,
     out: str | Path,
-    *,
-    progress: bool | None = None,
-    on_step: Callable[[int, dict[str, float]], None] | None = None,
-    note: Callable[[str], None] | None = None,
+    **told: Unpack[Told],
 ) -> Path:
     """Train both stages on a warehouse and write a bundle.
 
     Args:
         out: the bundle's path; must not exist. ``OUT.training`` beside it keeps curve and checkpoint.
-        progress: show a bar; None shows it on a terminal.
-        on_step: called after every step with its number and losses.
-        note: takes what a person should know in words (the loss still falls, say); None says nothing.
+        told: how the run tells of itself.
 
     Returns:
         the bundle's path.
@@ -129,8 +140,8 @@ def train(
         weights=warehouse.weights,
     )
     names = warehouse.read_items()
-    told = warehouse.read_content()
-    config = with_content(config, told)
+    content = warehouse.read_content()
+    config = with_content(config, content)
     embedding = config.model.embedding
     width = embedding.content_width - embedding.words_width
     return train_source(
@@ -138,20 +149,10 @@ def train(
         WarehouseSource.of(warehouse),
         out,
         meta,
-        content=content_rows(told, width, embedding.words_width) if embedding.content_width else None,
+        content=content_rows(content, width, embedding.words_width) if embedding.content_width else None,
         names=dict(zip(names.item.tolist(), names.name.tolist(), strict=True)),
-        progress=progress,
-        on_step=on_step,
-        note=note,
+        **told,
     )
-
-
-class Told(TypedDict, total=False):
-    """How a run tells of itself; see :func:`train`."""
-
-    progress: bool | None
-    on_step: Callable[[int, dict[str, float]], None] | None
-    note: Callable[[str], None] | None
 
 
 def train_source(
@@ -169,7 +170,7 @@ def train_source(
     Args:
         content: items int64 [M] and content rows float32 [M, W]: what an item is about
             (``vista.embedding.content``), W = ``embedding.content_width``.
-        told: ``progress``, ``on_step`` and ``note``, as :func:`train` has them.
+        told: how the run tells of itself.
     """
     out = Path(out)
     meta = meta or bundle.Meta(actions=tuple(config.model.actions))
@@ -181,7 +182,9 @@ def train_source(
     folder = out.with_name(out.name + ".training")
     folder.mkdir(parents=True, exist_ok=True)
     with torchrun() as (rank, world):
-        session = _Session(config, source, content, meta.table_snapshot, folder, rank, world)
+        session = _Session(
+            config, source, content, meta.table_snapshot, folder, rank, world, told.get("on_row")
+        )
         session.learn(told.get("progress"), told.get("on_step"))
         if config.checkpoint_every:
             session.keep()
@@ -221,6 +224,7 @@ class _Session:
         folder: Path,
         rank: int,
         world: int,
+        on_row: Callable[[int, dict[str, float]], None] | None = None,
     ) -> None:
         self.config, self.source, self.rank = config, source, rank
         device = pick_device(config.device)
@@ -259,7 +263,7 @@ class _Session:
         )
         batches = config.loader.slates * world
         self.expected = self.catalogue.slates(config.examples, after_fit=fitted) / batches  # of an epoch
-        self.curve = Curve(folder / "curve.jsonl", self.at.step, quiet=rank != 0)
+        self.curve = Curve(folder / "curve.jsonl", self.at.step, quiet=rank != 0, also=on_row)
 
     def keep(self) -> None:
         """Replace the checkpoint; every process takes part."""
@@ -293,7 +297,8 @@ class _Session:
         """
         config, at = self.config, self.at
         shown = progress if self.rank == 0 else False
-        with self.curve, Stop() as stop, Bar(_total(config), _done(config, at), shown) as bar:
+        over = share_done(config, at, self.expected)
+        with self.curve, Stop() as stop, Pace(at.step, over, shown) as pace:
             for epoch, taken, batch in self.loader.batches(at.epoch, at.taken):
                 if epoch > at.epoch:
                     at.batches = at.taken
@@ -303,7 +308,7 @@ class _Session:
                 found = self.trainer.step(batch, epoch, share_done(config, at, self.expected))
                 at.epoch, at.taken = epoch, taken
                 at.seconds += _most(time.perf_counter() - began)
-                bar.update(_done(config, at), at.step, found["loss"])
+                pace.update(at.step, share_done(config, at, self.expected), found["loss"])
                 self._note(found)
                 if on_step is not None:
                     on_step(at.step, found)
@@ -396,16 +401,6 @@ def _ended(config: TrainingConfig, at: Position, epoch: float) -> bool:
         or (config.epochs and epoch >= config.epochs)
         or (config.max_seconds and at.seconds >= config.max_seconds)
     )
-
-
-def _total(config: TrainingConfig) -> float:
-    return config.max_steps or config.max_seconds or config.epochs
-
-
-def _done(config: TrainingConfig, at: Position) -> float:
-    if config.max_steps:
-        return at.step
-    return at.seconds if config.max_seconds else at.epoch
 
 
 def _most(value: float) -> float:

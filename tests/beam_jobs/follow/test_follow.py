@@ -116,6 +116,22 @@ def test_a_message_that_is_no_event_is_set_aside_and_the_others_go_in(options):
     assert stored(options) == expected(2) and turn.position == "8"
 
 
+def test_users_that_fall_silent_leave_and_come_back_whole(options):
+    day, now = 86_400_000, int(time.time() * 1000)
+    asked = FollowOptions(**{**vars(options), "expire_after_ms": 30 * day, "expire_s": 1e-9})
+    old = [message(n) for n in range(70)]
+    recent = [json.dumps({**event(n), "timestamp_ms": now - n}).encode() for n in range(70) if n % 7 < 3]
+    follow(options, Listed(old), 2)
+    assert (np.array(live_counts(options)) == 10).all()
+    source = Listed([*old, *recent])
+    turn = follow(asked, source, 1)[-1]
+    assert turn.counts["expired"] == 4
+    assert live_counts(options) == [20, 20, 20, 0, 0, 0, 0]
+    source.messages.append(json.dumps({**event(3), "timestamp_ms": now}).encode())
+    follow(asked, source, 1)
+    assert live_counts(options) == [20, 20, 20, 11, 0, 0, 0]
+
+
 def test_what_was_set_aside_outlives_the_runs_that_are_removed(options):
     messages = [m for n in range(6) for m in (message(n), b"{")]
     options = FollowOptions(**{**vars(options), "batch_events": 2, "tidy_s": 1e-9, "keep_runs": 1})

@@ -77,3 +77,18 @@ def test_a_plan_tells_when_files_are_due_for_merging(small_world):
 def test_fewer_than_one_worker_cannot_be_planned(world):
     with pytest.raises(OptionsError, match="--workers"):
         plan(world.summarize(), workers=0)
+
+
+def test_a_plan_counts_who_would_be_left_out(small_world):
+    day, now = 86_400_000, START + 100 * 86_400_000
+    rng = np.random.default_rng(3)
+    small_world.add(np.arange(6, 15), histories(rng, np.full(9, 4), start=START + 95 * day, span=day))
+    asked = {"now_ms": now, "expire_after_ms": 30 * day}
+    told = plan(small_world.summarize(**asked))
+    done = summarize.run(small_world.summarize(**asked))
+    assert (told.users, told.expired) == (15, 6) == (done.counts["users"], done.counts["expired"])
+    later = {**asked, "now_ms": now + 26 * day}
+    small_world.add(np.arange(6, 7), histories(rng, np.full(1, 4), start=now + 20 * day, span=day))
+    told = plan(small_world.refresh(**later))
+    assert (told.job, told.users, told.expired) == ("refresh", 1, 9)  # one of them has come back
+    assert refresh.run(small_world.refresh(**later, gate=None)).counts["expired"] == 8

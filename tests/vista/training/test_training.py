@@ -4,6 +4,7 @@ leaks."""
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import pickle
 import signal
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from rich.console import Console
 
 from vista import bundle
 from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig, TokenConfig
@@ -24,7 +26,7 @@ from vista.training.config import EPOCHS, TrainingConfig
 from vista.training.evaluate import evaluate_model, score
 from vista.training.examples import Batch, ExampleConfig, PopularItems, collate
 from vista.training.loader import Arrays, Loader, LoaderConfig, Part, visit_stream
-from vista.training.log import Curve
+from vista.training.log import Curve, Pace
 from vista.training.objective import Objective, ObjectiveConfig
 from vista.training.survey import survey
 from vista.training.train import share_done, train_source
@@ -328,6 +330,33 @@ def test_without_limits_a_run_takes_whole_epochs_and_the_rate_falls_to_a_tenth_a
     assert shares[0] > 0.8 and shares[1] == 0.0
     trainer = Trainer(config, VistaModel(MODEL), np.arange(40), torch.device("cpu"))
     assert trainer.rate(9, 0.0) == 1.0 and trainer.rate(9, 1.0) == pytest.approx(0.1)
+
+
+def test_a_run_tells_its_steps_a_second_and_the_time_left_now_and_then_where_there_is_no_terminal():
+    now, told = [0.0], io.StringIO()
+    with Pace(
+        100, 0.5, None, every=30.0, clock=lambda: now[0], console=Console(file=told, width=200)
+    ) as pace:
+        for step in range(101, 141):
+            now[0] += 2.0
+            pace.update(step, 0.5 + (step - 100) / 400, 1.25)
+    assert told.getvalue().splitlines() == [
+        "train: step 115  loss 1.250  0.5 steps/s  6 min left",
+        "train: step 130  loss 1.250  0.5 steps/s  6 min left",
+    ]
+    with Pace(0, 0.0, False, every=0.0, console=Console(file=told)) as pace:
+        pace.update(1, 0.1, 1.0)
+    assert len(told.getvalue().splitlines()) == 2
+
+
+def test_each_line_of_the_curve_is_handed_on_with_its_step(tmp_path):
+    rows: list[tuple[int, dict[str, float]]] = []
+    train_source(CONFIG, loyal(), tmp_path / "a", on_row=lambda step, values: rows.append((step, values)))
+    kept = [json.loads(line) for line in (tmp_path / "a.training/curve.jsonl").read_text().splitlines()]
+    assert [step for step, _ in rows] == [row["step"] for row in kept]
+    assert all("loss" in values for _, values in rows[:-1])
+    assert all(row[name] == pytest.approx(v, rel=1e-5) for row, (_, vs) in zip(kept, rows, strict=True)
+               for name, v in vs.items())  # fmt: skip
 
 
 def test_a_loss_that_still_falls_is_told_and_one_at_rest_is_not(tmp_path):

@@ -88,8 +88,11 @@ def read_impressions(
         yield ImpressionBatch(rows.users, rows.offsets, **rows.columns, continues=continues)
 
 
-def count_users(files: Mapping[int, Sequence[DataFile]], max_rows: int) -> tuple[int, int]:
-    """(distinct users, in how many buckets they were counted), by reading the column of users alone.
+def count_users(
+    files: Mapping[int, Sequence[DataFile]], max_rows: int, before_ms: int | None = None
+) -> tuple[int, int, int]:
+    """(distinct users, in how many buckets they were counted, how many of them have no event from ``before_ms`` on), by
+    reading the columns of users and, where it is given, times alone.
 
     Buckets are taken in a fixed random order until ``max_rows`` rows were read, one at least. A bucket holds its users
     by hash, so where not all are counted the others have as many on average, however unequal the users are.
@@ -98,18 +101,27 @@ def count_users(files: Mapping[int, Sequence[DataFile]], max_rows: int) -> tuple
         DataError: a file that is missing.
     """
     buckets = [bucket for bucket, found in files.items() if found]
-    users = rows = counted = 0
+    users = rows = counted = silent = 0
+    columns = ["user_id"] if before_ms is None else ["user_id", "time"]
     for at in np.random.default_rng(0).permutation(len(buckets)):
         if rows >= max_rows:
             break
-        parts = []
+        parts, heard = [], []
         for f in files[buckets[at]]:
             with open_sorted(f.path) as file:
-                parts += [read_users(b.column(0))[0] for b in file.iter_batches(1 << 20, columns=["user_id"])]
+                for batch in file.iter_batches(1 << 20, columns=columns):
+                    here, rows_of = read_users(batch.column("user_id"))
+                    parts.append(here)
+                    if before_ms is not None:
+                        late = batch.column("time").to_numpy() >= before_ms
+                        heard.append(here[np.add.reduceat(late, np.cumsum(rows_of) - rows_of) > 0])
             rows += f.rows
-        users += len(np.unique(np.concatenate(parts))) if parts else 0
+        found = len(np.unique(np.concatenate(parts))) if parts else 0
+        users += found
+        if heard:
+            silent += found - len(np.unique(np.concatenate(heard)))
         counted += 1
-    return users, counted
+    return users, counted, silent
 
 
 def _uris(files: Sequence[DataFile | str]) -> list[str]:
