@@ -8,7 +8,7 @@ Candidate i of user u has the keys ``[K_u ; k_i]`` and the values ``[V_u ; v_i]`
 
 ``naive`` is the definition: it writes every candidate's own key sequence out. ``fast`` multiplies each
 context with all of its candidates at once. Both run wherever torch runs and differentiate in all five
-tensors; they agree to rounding.
+tensors; they agree to rounding. ``flex`` is another fast form for serving on a GPU.
 
 Letters: U users, B candidates, T context tokens, H heads, E width of a head. Rows of ``q, k, v`` are
 grouped by user: user u owns rows ``offsets[u]:offsets[u + 1]``.
@@ -16,7 +16,9 @@ grouped by user: user u owns rows ``offsets[u]:offsets[u + 1]``.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -163,30 +165,47 @@ def fast(
     Work is ``B T`` scores per head. With gradients they are kept; without, they are held in blocks of
     :data:`BLOCK`, or by torch's CPU kernel in its registers.
     """
+    plan, q, own, bias = _scaled(q, k, keys, mask, offsets)
+    if plan.groups and (kernels := on_device(q, "crossing_triton")):
+        wide = bias[:, None].expand(-1, q.shape[1], -1)
+        return kernels.attend(q, own, v, keys, values, wide, plan.offsets, plan.longest)
+    return _in_groups(_group, plan, q, own, v, keys, values, bias)
+
+
+def flex(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    offsets: Tensor | np.ndarray | Plan,
+) -> Tensor:
+    """Equal to :func:`naive` (same arguments and result) by FlexAttention (``vista.ops.flex``); no gradients."""
+    from vista.ops import flex as attention  # seconds to import
+
+    plan, q, own, bias = _scaled(q, k, keys, mask, offsets)
+    return _in_groups(functools.partial(_merged, attention.read), plan, q, own, v, keys, values, bias)
+
+
+def _scaled(
+    q: Tensor, k: Tensor, keys: Tensor, mask: Tensor, offsets: Tensor | np.ndarray | Plan
+) -> tuple[Plan, Tensor, Tensor, Tensor]:
+    """The plan; q scaled; [B, H] each candidate's score of itself; [U, T] 0 or -inf."""
     plan = offsets if isinstance(offsets, Plan) else Plan.of(offsets, q.device)
     if plan.candidates != len(q) or plan.users != len(keys):
         raise ValueError(
             f"offsets describe {plan.candidates} candidates of {plan.users} users; "
             f"got {len(q)} candidates and {len(keys)} contexts"
         )
-    if not plan.groups:
-        return v.clone()
     q = q / math.sqrt(q.shape[-1])
-    own = (q * k).sum(-1)  # [B, H], the candidate's score of itself
     bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -math.inf)
-    if kernels := on_device(q, "crossing_triton"):
-        wide = bias[:, None].expand(-1, q.shape[1], -1)
-        return kernels.attend(q, own, v, keys, values, wide, plan.offsets, plan.longest)
-    outputs = []
-    for group in plan.groups:
-        outputs.append(_group(group, plan.users, q, own, v, keys, values, bias))
-    out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return out if plan.back is None else out.index_select(0, plan.back)
+    return plan, q, (q * k).sum(-1), bias
 
 
-def _group(
-    group: AlikeUsers,
-    users: int,
+def _in_groups(
+    form: Callable[..., Tensor],
+    plan: Plan,
     q: Tensor,
     own: Tensor,
     v: Tensor,
@@ -194,16 +213,26 @@ def _group(
     values: Tensor,
     bias: Tensor,
 ) -> Tensor:
-    """Output rows [G * M, H, E] of one group; padding rows hold copies of a real candidate's output."""
+    """``form`` of each group's q, v [G, M, H, E], own [G, M, H], keys, values [G, T, H, E] and bias [G, T]; [B, H, E]
+    of what it gives."""
+    if not plan.groups:
+        return v.clone()
 
-    def gathered(x: Tensor) -> Tensor:
-        if group.rows is None:
-            return x.view(users, group.width, *x.shape[1:])
-        return x[group.rows]
+    def gathered(x: Tensor, group: AlikeUsers) -> Tensor:
+        return x.view(plan.users, group.width, *x.shape[1:]) if group.rows is None else x[group.rows]
 
-    if group.users is not None:
-        keys, values, bias = keys[group.users], values[group.users], bias[group.users]
-    q, own, v = gathered(q), gathered(own), gathered(v)  # [G, M, H, ...]
+    outputs = []
+    for group in plan.groups:
+        contexts = (keys, values, bias)
+        if group.users is not None:
+            contexts = (keys[group.users], values[group.users], bias[group.users])
+        outputs.append(form(*(gathered(x, group) for x in (q, own, v)), *contexts).flatten(0, 1))
+    out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return out if plan.back is None else out.index_select(0, plan.back)
+
+
+def _group(q: Tensor, own: Tensor, v: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """Output [G, M, H, E] of one group."""
     kt, vt = keys.permute(0, 2, 3, 1), values.transpose(1, 2)  # [G, H, E, T], [G, H, T, E]
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (q, own, v, keys, values))
     if (
@@ -213,9 +242,9 @@ def _group(
         and q.dtype == torch.float32
         and bias.numel()
     ):
-        return _flash(q, own, v, keys, values, bias).flatten(0, 1)
+        return _merged(_flash, q, own, v, keys, values, bias)
     if recorded or q.numel() // q.shape[-1] * keys.shape[1] <= BLOCK:
-        return _attend(q, own, v, kt, vt, bias).flatten(0, 1)
+        return _attend(q, own, v, kt, vt, bias)
     g, m, h, _ = q.shape
     out = torch.empty_like(v)
     wide = min(g, max(1, BLOCK // (m * h * keys.shape[1])))  # users per block
@@ -226,7 +255,7 @@ def _group(
         for j in range(0, m, tall):
             b = slice(j, j + tall)
             out[a, b] = _attend(q[a, b], own[a, b], v[a, b], ka, va, bias[a])
-    return out.flatten(0, 1)
+    return out
 
 
 def _attend(q: Tensor, own: Tensor, v: Tensor, kt: Tensor, vt: Tensor, bias: Tensor) -> Tensor:
@@ -238,20 +267,32 @@ def _attend(q: Tensor, own: Tensor, v: Tensor, kt: Tensor, vt: Tensor, bias: Ten
     return read + weights[..., -1:].transpose(1, 2) * v
 
 
-def _flash(q: Tensor, own: Tensor, v: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+def _merged(
+    read: Callable[..., tuple[Tensor, Tensor]],
+    q: Tensor,
+    own: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor,
+) -> Tensor:
     """As :func:`_attend` with keys and values [G, T, H, E]; scores are never written out.
 
     The context's softmax and the candidate's own term are merged by their log-sum-exp: with
     ``p = sigmoid(own - lse)`` the output is ``(1 - p) read + p v``.
     """
+    found, lse = read(q.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), bias)
+    share = torch.sigmoid(own.transpose(1, 2) - lse).transpose(1, 2)[..., None]  # [G, M, H, 1]
+    return torch.lerp(found.transpose(1, 2), v, share)
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`vista.ops.flex.read`, by torch's CPU kernel."""
     assert _FLASH is not None  # asked before
-    wide = bias[:, None, None].expand(-1, 1, q.shape[1], -1)
-    read, lse = _FLASH(
-        q.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), attn_mask=wide, scale=1.0
-    )
+    wide = bias[:, None, None].expand(-1, 1, q.shape[2], -1)
+    read, lse = _FLASH(q, k, v, attn_mask=wide, scale=1.0)
     empty = torch.isneginf(bias).all(1)
     if empty.any():  # the kernel has no answer for a user without context
         read = read.masked_fill(empty[:, None, None, None], 0)
         lse = lse.masked_fill(empty[:, None, None], -math.inf)
-    share = torch.sigmoid(own.transpose(1, 2) - lse).transpose(1, 2)[..., None]  # [G, M, H, 1]
-    return torch.lerp(read.transpose(1, 2), v, share)
+    return read, lse

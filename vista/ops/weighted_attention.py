@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,7 +24,13 @@ class WeightedAttention(nn.Module):
         width: D of queries and tokens, in one space.
         sharpness: b of each head at the start.
         empty: e at the start.
+
+    Attributes:
+        fused: ``vista.ops.flex.read``, for many queries on a GPU: then, where no gradient is recorded, scores are
+            never written out. None by default.
     """
+
+    fused: Callable[..., tuple[Tensor, Tensor]] | None = None
 
     def __init__(self, width: int, sharpness: tuple[float, ...] = (12.0, 30.0), empty: float = 0.8) -> None:
         super().__init__()
@@ -37,6 +45,13 @@ class WeightedAttention(nn.Module):
         and log odds [U, C, H] of the mass that fell on tokens."""
         q, k = F.normalize(self.query(query), dim=-1), F.normalize(self.key(tokens), dim=-1)
         sharp = self.log_sharpness.exp()[:, None, None]
+        if self.fused is not None and not torch.is_grad_enabled():
+            wide = (len(q), len(sharp), -1, -1)
+            keys, values = (x[:, None].expand(wide) for x in (k, tokens))
+            found, mass = self.fused(q[:, None] * sharp, keys, values, log_mass.to(q.dtype))
+            empty = (sharp * self.empty[:, None, None])[..., 0]
+            odds = torch.logaddexp(mass, torch.full_like(mass, -60.0)) - empty
+            return (found * torch.sigmoid(mass - empty)[..., None]).transpose(1, 2), odds.transpose(1, 2)
         score = (q @ k.transpose(1, 2))[:, None] * sharp + log_mass[:, None, None]  # [U, H, C, S]
         empty = (sharp * self.empty[:, None, None]).expand(*score.shape[:-1], 1)
         share = torch.cat([score, empty], -1).softmax(-1)[..., :-1]

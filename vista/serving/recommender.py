@@ -10,6 +10,7 @@ Summaries are passed in: ``lookup`` is any callable, ``cache_store.Store.lookup`
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,8 +22,12 @@ from torch import Tensor
 from vista.data.events import Events
 from vista.data.logs.weights import guessed
 from vista.data.recent import select_recent
+from vista.embedding.catalogue_column import ItemTable
 from vista.errors import ConfigError, DataError
 from vista.jagged import offsets_of, owners_of, places_of
+from vista.ops import crossing
+from vista.ops.upload import uploaded
+from vista.serving.captured import Captured
 from vista.serving.forked import settle
 from vista.serving.index import ItemIndex
 from vista.stage2.context_kv import ContextKV
@@ -114,7 +119,7 @@ class Recommendations:
 
 
 class Recommender:
-    """Stage 2 in service. Keeps no state between calls; safe to share between threads.
+    """Stage 2 in service. Keeps no state of users between calls; safe to share between threads.
 
     Args:
         lookup: users to :class:`Summaries`. None serves everyone from recent events alone.
@@ -126,8 +131,14 @@ class Recommender:
             (vista/data/logs/weights.py).
         recent: raw events read beside the summary, at most :data:`MAX_RECENT`; the model's own number by
             default. More is allowed: the model knows events by age, not by place.
+        cross: form of the crossing, ``vista.ops.crossing.fast`` or, on a GPU, ``flex``; ``vista bench gpu`` says which
+            is faster there.
         recent_pool: events, newest first, among which those are chosen (newest of each item first); the same
             number as in training (``ExampleConfig.recent_pool``), so that serving sees what training saw.
+
+    Attributes:
+        step: on a GPU the ranking as CUDA graphs (``vista.serving.captured``), with the index's vectors beside the
+            model; elsewhere None.
 
     Raises:
         ConfigError: an action the model does not have, a weight that is not finite, or ``recent`` out of range.
@@ -144,6 +155,7 @@ class Recommender:
         action_weights: Mapping[str, float] | None = None,
         recent: int | None = None,
         recent_pool: int = 128,
+        cross: Callable[..., Tensor] = crossing.fast,
     ) -> None:
         index.expect(fingerprint)
         self.model, self.index, self.fingerprint = model, index, fingerprint
@@ -160,6 +172,13 @@ class Recommender:
         self.recent_pool = recent_pool
         if not 0 <= self.recent <= MAX_RECENT:
             raise ConfigError(f"recent: expected 0 to {MAX_RECENT}, found {self.recent}")
+        self._cross = cross
+        device = next(model.items.parameters()).device
+        self._resident = ItemTable((index.width,), torch.float32).to(device)
+        self.step: Captured | None = None
+        if device.type == "cuda":
+            self._resident.set(index.items, index.vectors())
+            self.step = Captured(self._logits)
 
     def recommend(
         self,
@@ -282,9 +301,16 @@ class Recommender:
             raise DataError(f"k: expected 0 or more items per user, found {k}")
         if len(users) != found.ctx.users:
             raise DataError(f"users: expected the {found.ctx.users} of the context, found {len(users)}")
-        logits = self.model.ranker.rank(
-            found.ctx, found.item, found.offsets, vectors=torch.from_numpy(found.vectors)
-        )
+        if self.step is None:
+            logits = self.model.ranker.rank(
+                found.ctx,
+                found.item,
+                found.offsets,
+                vectors=torch.from_numpy(found.vectors),
+                cross=self._cross,
+            )
+        else:
+            logits = self._by_graph(found, self.step)
         probability = torch.sigmoid(logits.float()).cpu().numpy()
         score = probability @ self.weights
         counts = np.diff(found.offsets)
@@ -304,6 +330,16 @@ class Recommender:
             found.status,
             found.ctx.generation,
         )
+
+    def _by_graph(self, found: Retrieved, step: Captured) -> Tensor:
+        """Logits [B, A] on the device: the items' vectors are there, so their ids are all that has to come."""
+        (item,) = uploaded([found.item], self._resident.values.device)
+        plan = functools.partial(crossing.Plan.of, found.offsets, item.device)
+        return step(found.offsets.tobytes(), plan, item=item, **found.ctx.tensors())
+
+    def _logits(self, plan: crossing.Plan, item: Tensor, **context: Any) -> Tensor:
+        vectors = self._resident.values[self._resident(item)[0]]
+        return self.model.ranker.rank(ContextKV(**context), item, plan, vectors, self._cross)
 
 
 def expect_users(users: object) -> None:

@@ -24,6 +24,7 @@ from vista.stage2.context_kv import ContextKV
 DAY_MS = 86_400_000
 FREQUENCIES = 8
 _NOTHING = 1e-6
+_LARGEST = torch.iinfo(torch.int64).max
 
 
 def waves(x: Tensor) -> Tensor:
@@ -105,7 +106,8 @@ class EntryReader:
 
     def __call__(self, ctx: ContextKV, item: Tensor, vector: Tensor, plan: Plan) -> Tensor:
         held = self.tokens.unpack(ctx.slots[:, self.rows])
-        row, at = plan.user, found_at(held.item, item, plan)
+        row = plan.user
+        at = found_at(held.item, item, plan).clamp_max(held.item.shape[1] - 1)
         found = torch.where((held.item[row, at] == item)[:, None], held.mass[row, at], 0.0)
         parts = [found]
         if self.tokens.clusters:
@@ -148,15 +150,16 @@ class NeighbourReader(nn.Module):
         return torch.cat([torch.log1p(near).flatten(1), recency(near).flatten(1)], -1)
 
 
-def found_at(ids: Tensor, item: Tensor, plan: Plan) -> Tensor:
-    """Where each candidate would stand in its user's ascending ``ids`` int64 [U, K]: int64 [B] below K."""
+def found_at(ids: Tensor, item: Tensor, plan: Plan, right: bool = False) -> Tensor:
+    """How many of its user's ascending ``ids`` int64 [U, K] are smaller than each candidate, or, with ``right``, not
+    larger: int64 [B]."""
     outputs = []
     for group in plan.groups:
         asked = item.view(plan.users, group.width) if group.rows is None else item[group.rows]
         mine = ids if group.users is None else ids[group.users]
-        outputs.append(torch.searchsorted(mine, asked).flatten())
+        outputs.append(torch.searchsorted(mine, asked, right=right).flatten())
     at = torch.cat(outputs) if outputs else item.new_zeros(0)
-    return (at if plan.back is None else at[plan.back]).clamp_max(ids.shape[1] - 1)
+    return at if plan.back is None else at[plan.back]
 
 
 class NearTokens(nn.Module):
@@ -224,23 +227,20 @@ class RecentReader:
 
     def __call__(self, ctx: ContextKV, item: Tensor, vector: Tensor, plan: Plan) -> Tensor:
         user = plan.user
-        users, r = ctx.recent_item.shape
+        r = ctx.recent_item.shape[1]
         if r == 0:
             return torch.zeros(len(item), self.features, device=item.device)
         there = ctx.mask[:, -1 - r : -1]
-        # One number per (user, item); candidates are then looked up among their user's sorted events.
-        code = torch.unique(torch.cat([ctx.recent_item.flatten(), item]), return_inverse=True)[1]
-        base = torch.arange(users, device=item.device) * len(code)
-        mine = torch.where(there, code[: users * r].view(users, r) + base[:, None], -1).flatten()
-        order = mine.argsort(stable=True)
-        asked = code[users * r :] + base[user]
-        first = torch.searchsorted(mine[order], asked)
-        end = torch.searchsorted(mine[order], asked, right=True)
-        count = end - first
-        newest = order[(end - 1).clamp_min(0)] % r  # equal ones keep their order: the last is the newest
         lengths = there.sum(-1)[user]
+        mine, order = torch.where(there, ctx.recent_item, _LARGEST).sort(dim=1, stable=True)
+        first = found_at(mine, item, plan)
+        end = torch.minimum(
+            found_at(mine, item, plan, right=True), lengths
+        )  # padding is of the largest id, too
+        count = (end - first).clamp_min(0)
+        newest = order[user, (end - 1).clamp_min(0)]  # equal ones keep their order: the last is the newest
         found = (count > 0).float()
-        age = ctx.recent_age_ms[user, newest.clamp_min(0)].float()
+        age = ctx.recent_age_ms[user, newest].float()
         rank = (lengths - newest).clamp_min(1).float()  # 1 is the newest
         told = [torch.log1p(count.float()), found / rank, found / (1 + age / DAY_MS)]
         if not self.ages:

@@ -68,6 +68,15 @@ def test_serving_in_float32_gives_what_the_definition_gives_in_float64(shape):
     torch.testing.assert_close(served.double(), whole, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("lengths, t", [([3, 0, 9, 4], 7), ([5, 5], 7), ([5, 5], 0), ([0, 0], 7)])
+def test_flex_attention_gives_what_the_definition_gives_in_float64(lengths, t):
+    tensors, mask, offsets = operands(lengths, t, 2, 8, 7)
+    mask[0] = False
+    with torch.inference_mode():
+        found = crossing.flex(*tensors, mask, offsets)
+    torch.testing.assert_close(found, crossing.naive(*tensors, mask, offsets), rtol=1e-10, atol=1e-12)
+
+
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=40))
 def test_padding_never_wastes_more_than_a_third_beyond_short_slates(lengths):
     plan = crossing.Plan.of(np.concatenate([[0], np.cumsum(lengths)]))

@@ -1,0 +1,43 @@
+"""Attention by torch's FlexAttention, which writes the kernel itself: what rows read of their contexts, in serving.
+
+On CUDA it is compiled, at the first call; elsewhere it runs as plain torch, which tests it. It records no gradient
+there, so training has the other forms.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest, flex_attention
+
+
+def read(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax attention with a bias to tokens.
+
+    Args:
+        q: [U, H, M, E], scaled; k: [U, H, T, E]; v: [U, H, T, F].
+        bias: [U, T], added to the scores; -inf hides a token, and may hide all.
+
+    Returns:
+        [U, H, M, F], and the logarithm of the sum of e^score, [U, H, M]: 0 and -inf where nothing is there to read.
+    """
+    if not k.shape[2]:
+        return v.new_zeros(*q.shape[:-1], v.shape[-1]), q.new_full(q.shape[:-1], -torch.inf)
+    return (_compiled() if q.is_cuda else _read)(q, k, v, bias)
+
+
+def _read(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def tilted(score: Tensor, user: Tensor, head: Tensor, row: Tensor, token: Tensor) -> Tensor:
+        return score + bias[user, token]
+
+    found, more = flex_attention(q, k, v, score_mod=tilted, scale=1.0, return_aux=AuxRequest(lse=True))
+    assert more.lse is not None  # asked for
+    return found, more.lse
+
+
+@functools.cache
+def _compiled() -> Callable[..., tuple[Tensor, Tensor]]:
+    return torch.compile(_read, dynamic=True)
