@@ -133,7 +133,8 @@ class QLAEncoder(SeedEncoder):
         head = config.width // s.heads
         self.state_shape = (s.layers, s.heads, head, head)
         self.register_buffer("log_decay", log_decays(config), persistent=False)
-        self.keeps = not bool(self.log_decay.any())
+        lives = s.half_lives_events
+        self.keeps = all(math.isinf(lives[h % len(lives)]) for h in range(s.heads))
 
     def rows(self, events: EventEncoder, item: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         return events(item, *others) if self.whole_events else events.items(item)
