@@ -269,7 +269,7 @@ def logs_asked(options: IngestOptions, left_out: list[str]) -> list[_Logs]:
     asked = (
         (options.events, schema.EVENTS, options.log),
         (options.impressions, schema.IMPRESSIONS, options.impression_log()),
-        (options.items, schema.ITEMS, Reading(columns=options.item_columns)),
+        (options.items, schema.ITEMS, Reading(columns=options.item_columns, encoding=options.log.encoding)),
     )
     return [
         _Logs(paths.expand(names, left_out) if names else [], columns, reading)

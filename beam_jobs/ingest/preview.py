@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,11 +81,13 @@ def preview(options: IngestOptions) -> list[Look]:
     """
     with tempfile.TemporaryDirectory() as folder:
         heads: dict[str, str] = {}
+        of_items = Reading(columns=options.item_columns, encoding=options.log.encoding)
         asked = dataclasses.replace(
             options,
-            events=_heads(options.events, folder, heads, options.item_columns),
-            impressions=_heads(options.impressions, folder, heads, options.item_columns),
-            items=_heads(options.items, folder, heads, options.item_columns),
+            events=_heads(options.events, folder, heads, options.log),
+            impressions=_heads(options.impressions, folder, heads, options.log),
+            items=_heads(options.items, folder, heads, of_items),
+            log=dataclasses.replace(options.log, encoding=""),
         )
         run_dir = RunDirectory(Path(folder, "run"))
         run_dir.path.mkdir()
@@ -105,10 +107,8 @@ def _now_ms() -> int:
     return int(time.time() * 1000)
 
 
-def _heads(
-    patterns: Sequence[str], folder: str, heads: dict[str, str], columns: Mapping[str, str] | None = None
-) -> tuple[str, ...]:
-    """The first rows of the first file, in the folder; ``heads`` takes where each is from."""
+def _heads(patterns: Sequence[str], folder: str, heads: dict[str, str], reading: Reading) -> tuple[str, ...]:
+    """The first rows of the first file, in the folder, text as UTF-8; ``heads`` takes where each is from."""
     if not patterns:
         return ()
     path = paths.expand(patterns)[0]
@@ -116,10 +116,15 @@ def _heads(
     below.mkdir(parents=True)
     target = below / os.path.basename(path)
     if paths.text_ending(path):
-        _text_head(path, target)
+        name, ending = os.path.splitext(target.name)
+        target = target.with_name(name if ending.lower() in paths.COMPRESSED else target.name)
+        try:
+            _text_head(path, target, reading.encoding)
+        except paths.UNREADABLE as error:
+            raise UnreadableFile(f"{path}: expected a readable log, found: {error}") from error
     elif paths.array_ending(path):
         target = target.with_suffix(".parquet")
-        arrays.as_rows(path, str(target), Reading(columns=columns or {}), ROWS)
+        arrays.as_rows(path, str(target), reading, ROWS)
     elif paths.table_ending(path) in (".parquet", ".pq", ".parq"):
         with open_source(path) as file:
             batch = next(file.iter_batches(ROWS), pa.RecordBatch.from_pylist([], file.schema_arrow))
@@ -130,22 +135,17 @@ def _heads(
     return (str(target),)
 
 
-def _text_head(path: str, target: Path) -> None:
-    compression = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}.get(os.path.splitext(path.lower())[1])
-    if paths.text_ending(path) == ".json":
-        with pa.input_stream(paths.open_input(path), compression=compression) as stream:
-            found = list(itertools.islice(records(stream, True), ROWS))
-        with pa.output_stream(str(target), compression=compression) as out:
-            for record in found:
+def _text_head(path: str, target: Path, encoding: str) -> None:
+    with paths.open_text(path, encoding) as stream, open(target, "wb") as out:
+        if paths.text_ending(path) == ".json":
+            for record in itertools.islice(records(stream, True), ROWS):
                 out.write((record if isinstance(record, bytes) else json.dumps(record).encode()) + b"\n")
-        return
-    with pa.input_stream(paths.open_input(path), compression=compression) as stream:
+            return
         head = b""
         while len(head) < HEAD_BYTES and (block := stream.read(HEAD_BYTES - len(head))):
             head += block
-    lines = head.splitlines(keepends=True)
-    whole = lines if len(head) < HEAD_BYTES else lines[:-1] or lines
-    with pa.output_stream(str(target), compression=compression) as out:
+        lines = head.splitlines(keepends=True)
+        whole = lines if len(head) < HEAD_BYTES else lines[:-1] or lines
         out.write(b"".join(whole[: ROWS + 1]))
 
 
@@ -330,7 +330,7 @@ def _names(glob: str, files: Sequence[str]) -> bool:
 def _first_look(path: str) -> tuple[list[str], Guess]:
     """(its columns, how it is most likely read) of a file."""
     with tempfile.TemporaryDirectory() as folder:
-        (head,) = _heads([path], folder, {})
+        (head,) = _heads([path], folder, {}, Reading())
         ending = paths.text_ending(head)
         try:
             if ending in paths.JSON_ENDINGS:

@@ -33,9 +33,9 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="EVENTS... [-- BEAM OPTIONS]",
-            help="Files, folders or globs of events: Parquet, CSV, TSV, .inter or JSON lines (also .gz, .bz2, .zst), "
-            "Feather, Arrow IPC, ORC; with columns user_id, item_id, action, timestamp_ms and, if there, surface, "
-            "request_id. `git PATH` takes the history of a repository.",
+            help="Files, folders or globs of events: Parquet, CSV, TSV, .inter or JSON lines (also .gz, .bz2, "
+            ".zst, .xz, .zip), Feather, Arrow IPC, ORC; with columns user_id, item_id, action, timestamp_ms and, if "
+            "there, surface, request_id. `git PATH` takes the history of a repository.",
         ),
     ] = None,
     home: HomeOption = HOME,
@@ -106,6 +106,10 @@ def command(
         typer.Option(
             "--quotes/--no-quotes", help="Whether quotes enclose fields of CSV and TSV.  [default: look]"
         ),
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of text, e.g. latin-1.  [default: UTF-8, or UTF-16 by its mark]"),
     ] = None,
     explode: Annotated[
         list[str] | None,
@@ -241,6 +245,7 @@ def command(
         unengaged=unengaged,
         header=tuple(header.split(",")) if header else None,
         quotes=quotes,
+        encoding=encoding,
         explode=tuple(explode) if explode else None,
         time_unit=time_unit,
         time_format=time_format,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import glob as local_glob
+import lzma
 import os
 import re
-from collections.abc import Iterable
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -42,6 +47,70 @@ def open_input(uri: str) -> Any:
         return pa.memory_map(local_path(uri))
     fs, path = filesystem(uri)
     return fs.open(path, "rb")
+
+
+@contextmanager
+def open_text(uri: str, encoding: str = "") -> Iterator[Any]:
+    """A text log's bytes as UTF-8: unpacked as its name ends, recoded where the encoding is named or a mark tells
+    UTF-16 or UTF-32. Bytes that the encoding does not have stay as they are.
+
+    Raises:
+        UNREADABLE: also while it is read.
+    """
+    ending = os.path.splitext(uri.lower())[1]
+    with ExitStack() as opened:
+        stream: Any = opened.enter_context(open_input(uri))
+        if ending == ".zip":
+            archive = opened.enter_context(zipfile.ZipFile(stream))
+            names = [n for n in archive.namelist() if not n.endswith("/") and not n.startswith("__MACOSX/")]
+            if len(names) != 1:
+                raise ValueError(f"an archive of {len(names)} files {names[:5]}: unpack it")
+            if archive.getinfo(names[0]).flag_bits & 1:
+                raise ValueError("an archive with a password: unpack it")
+            stream = opened.enter_context(archive.open(names[0]))
+        elif ending == ".xz":
+            stream = opened.enter_context(lzma.open(stream))
+        else:
+            stream = opened.enter_context(pa.input_stream(stream, compression=COMPRESSED.get(ending)))
+        head = stream.read(4)
+        marks = [name for mark, name in _MARKED if head.startswith(mark)]
+        found = encoding or (marks[0] if marks else "")
+        plain = not found or codecs.lookup(found).name == "utf-8"
+        yield Rejoined(head, stream) if plain else _Recoded(Rejoined(head, stream), found)
+
+
+class Rejoined:
+    """A stream of which the first bytes were read already."""
+
+    closed = False
+
+    def __init__(self, head: bytes, rest: Any):
+        self._head, self._rest = head, rest
+
+    def read(self, size: int = -1) -> bytes:
+        part, self._head = (self._head, b"") if size < 0 else (self._head[:size], self._head[size:])
+        if len(part) == size:
+            return part
+        return bytes(part + (self._rest.read() if size < 0 else self._rest.read(size - len(part))))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class _Recoded:
+    """A stream as UTF-8."""
+
+    def __init__(self, rest: Any, encoding: str):
+        self._rest, self._ready = rest, b""
+        self._decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
+
+    def read(self, size: int = -1) -> bytes:
+        more = b" "
+        while more and (size < 0 or not self._ready):
+            more = self._rest.read(size)
+            self._ready += self._decoder.decode(more, final=not more).encode("utf-8", "surrogateescape")
+        out, self._ready = (self._ready, b"") if size < 0 else (self._ready[:size], self._ready[size:])
+        return out
 
 
 def open_output(uri: str) -> Any:
@@ -117,7 +186,17 @@ NAMED_ENDINGS = (".txt", ".dat", ".data", ".json")
 """Text that is a log where it is named itself; below folders it may be anything."""
 TABLE_ENDINGS = (".parquet", ".pq", ".parq", ".feather", ".arrow", ".ipc", ".orc")
 ARRAY_ENDINGS = (".npy", ".npz")
-COMPRESSED = (".gz", ".bz2", ".zst")
+COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz", ".zip": "zip"}
+UNREADABLE = (
+    OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RecursionError
+)  # fmt: skip
+"""Errors of text that is broken, or packed in a way that is not known."""
+_MARKED = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 def text_ending(path: str) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import resource
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -331,9 +334,64 @@ def test_a_header_with_bytes_that_are_no_utf8_is_read_by_the_columns_that_are_na
     )
     run(tmp_path, "a.csv")
     assert users(tmp_path) == [1]
-    (tmp_path / "b.csv").write_bytes((HEAD + f"1,10,c,{T0}\n").encode("utf-16"))
-    with pytest.raises(UnreadableFile, match="UTF-16"):
-        run(tmp_path, "b.csv")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "ending"),
+    [
+        ("utf-8-sig", ".gz"),
+        ("utf-16", ".xz"),
+        ("utf-32", ".bz2"),
+        ("latin-1", ".zip"),
+        ("gb18030", ".zst"),
+        ("shift_jis", ""),
+    ],
+)
+def test_text_in_any_encoding_and_packing_is_the_same_log(tmp_path, encoding, ending):
+    user = {"latin-1": "Zoë", "shift_jis": "ゆき"}.get(encoding, "雪")
+    told = "" if encoding.startswith("utf") else encoding
+    rows = HEAD + "".join(f"{user},{n},c,{T0}\n" for n in range(9))
+    line = json.dumps({"user_id": user, "item_id": 9, "action": "c", "timestamp_ms": T0}, ensure_ascii=False)
+    for name, text in (("a.csv", rows), ("b.jsonl", line + "\n")):
+        data = text.encode(encoding)
+        if ending == ".zip":
+            with zipfile.ZipFile(tmp_path / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr(f"folder/{name}", data)
+                archive.writestr(f"__MACOSX/._{name}", b"of a Mac")
+        elif ending == ".zst":
+            (tmp_path / f"{name}.zst").write_bytes(pa.compress(data, "zstd", asbytes=True))
+        else:
+            pack = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[ending]
+            (tmp_path / f"{name}{ending}").write_bytes(pack(data))
+    record = run(tmp_path, f"a.csv{ending}", f"b.jsonl{ending}", log=Reading(encoding=told))
+    assert users(tmp_path) == [user] * 10 and not record.counts["events_dead"]
+
+
+def test_what_an_encoding_does_not_have_costs_its_row(tmp_path):
+    (tmp_path / "a.csv").write_bytes(HEAD.encode() + b"\x81,1,c,%d\n\x80,2,c,%d\n" % (T0, T0))
+    record = run(tmp_path, "a.csv", log=Reading(encoding="cp1252"))
+    assert users(tmp_path) == ["€"] and letters(record) == {1: "not_utf8"}
+
+
+@pytest.mark.parametrize("name", ["two.csv.zip", "no.csv.zip", "cut.csv.zip", "cut.csv.xz"])
+def test_an_archive_that_is_no_log_is_named(tmp_path, name):
+    data = (HEAD + "".join(f"{n},10,c,{T0}\n" for n in range(999))).encode()
+    with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+        for k in range(2 if name == "two.csv.zip" else 1):
+            archive.writestr(f"{k}.csv", data)
+    whole = (tmp_path / name).read_bytes() if name.endswith(".zip") else lzma.compress(data)
+    if name.startswith("cut"):
+        (tmp_path / name).write_bytes(whole[:-90])
+    if name == "no.csv.zip":
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(UnreadableFile, match=name):
+        run(tmp_path, name)
+
+
+def test_a_list_to_explode_that_no_object_has_is_told_and_costs_no_letters(tmp_path):
+    (tmp_path / "a.jsonl").write_text(JSON % (1, 2, T0) + JSON % (2, 2, T0))
+    with pytest.raises(UnreadableFile, match="--explode evnts: expected a field .*user_id.*item_id"):
+        run(tmp_path, "a.jsonl", log=Reading(explode=("evnts",)))
 
 
 def test_a_list_or_an_object_among_plain_values_costs_its_row_and_one_action_is_a_list_of_one(tmp_path):

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as csv
 
+from vista.data import paths
 from vista.data.logs.reading import Reading
 from vista.data.logs.schema import BROKEN, LINE
 
@@ -73,7 +74,7 @@ def csv_rows(
         [*((n, pa.string()) for n in chosen.values()), (LINE, pa.int64()), (BROKEN, pa.string())]
     )
     lines = _Lines(reading.sections)
-    whole: Any = _Rejoined(head, stream)
+    whole: Any = paths.Rejoined(head, stream)
     if len(separator) > 1:
         whole, separator, quotes = _Narrowed(whole, separator.encode()), NARROW.decode(), False
     reader = _reader(whole, separator, quotes, called, list(chosen), lines) if head else ()
@@ -348,15 +349,13 @@ class _Utf8:
     _STANDS = re.compile(rb"\xf4\x8f[\xbc-\xbf][\x80-\xbf]")
 
     def __init__(self, rest: Any):
-        self._rest, self._ready, self._begun, self._strays = rest, b"", False, False
+        self._rest, self._ready, self._strays = rest, b"", False
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
 
     def read(self, size: int = -1) -> bytes:
         while not self._ready:
             more = self._rest.read(size) if size >= 0 else self._rest.read()
-            if not self._begun and more.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise ValueError("UTF-16 text; write it as UTF-8")
-            self._begun, self._ready = True, self._passing(more)
+            self._ready = self._passing(more)
             if not more:
                 break
         out, self._ready = (self._ready, b"") if size < 0 else (self._ready[:size], self._ready[size:])
@@ -404,24 +403,6 @@ class _Narrowed:
             data, self._held = (data[:-keep], data[-keep:]) if keep else (data, b"")
             if data or not more:
                 return data.replace(self._separator, NARROW)
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class _Rejoined:
-    """A stream of which the first bytes were read already."""
-
-    closed = False
-
-    def __init__(self, head: bytes, rest: Any):
-        self._head, self._rest = head, rest
-
-    def read(self, size: int = -1) -> bytes:
-        if not self._head:
-            return self._rest.read() if size < 0 else self._rest.read(size)
-        part, self._head = (self._head, b"") if size < 0 else (self._head[:size], self._head[size:])
-        return part
 
     def close(self) -> None:
         self.closed = True

@@ -15,7 +15,7 @@ import pyarrow as pa
 from vista.data.logs.csv_rows import NULLS
 from vista.data.logs.exploding import explode_object
 from vista.data.logs.facts import Facts
-from vista.data.logs.reading import Reading
+from vista.data.logs.reading import Reading, exploded
 from vista.data.logs.schema import BROKEN, LINE
 
 MAX_LINE = 16 << 20
@@ -51,11 +51,15 @@ def json_rows(
     inner = {name: name.split(".") for name in names if "." in name}
     held = 0
     seen: Collection[str] = ()
+    absent = {exploded(spec)[0] for spec in reading.explode}
     for number, line in enumerate(records(stream, document), start=1):
         if not isinstance(line, dict) and not line.strip():
             continue
         try:
             found, why = line if isinstance(line, dict) else parsed(line), None
+            if absent:
+                absent -= found.keys()
+                keys.update(dict.fromkeys(found) if absent else {})
             some = list(explode_object(found, reading)) if reading.explode else (found,)
         except (ValueError, RecursionError) as error:
             said = "brackets in brackets" if isinstance(error, RecursionError) else error
@@ -77,6 +81,11 @@ def json_rows(
             yield _batch(rows, names, schema, facts, keys, ids)
             held = 0
     yield _batch(rows, names, schema, facts, keys, ids)
+    if absent and keys:
+        raise ValueError(
+            f"--explode {min(absent)}: expected a field of that name, found {list(keys)[:40]}; for example --explode "
+            f"{next(iter(keys))}"
+        )
     if not keys:
         raise ValueError("no JSON object with a field in it")
 

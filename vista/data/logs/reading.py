@@ -99,6 +99,7 @@ class Reading:
             from.
         header: names of a CSV's columns where it has no header; ``-`` leaves one out.
         quotes: whether quotes enclose fields; None finds out.
+        encoding: of text; empty is UTF-8, or UTF-16 or 32 where the first bytes say so.
         separator: between fields; empty finds out.
         sections: meaning of the value that lines ``VALUE:`` give for the lines below.
         explode: lists (``COLUMN``, of a nested event its fields become columns), or text of values with spaces
@@ -118,6 +119,7 @@ class Reading:
     time_from: str = ""
     header: tuple[str, ...] = ()
     quotes: bool | None = None
+    encoding: str = ""
     separator: str = ""
     sections: str = ""
     explode: tuple[str, ...] = ()
@@ -208,6 +210,13 @@ class Reading:
             raise WrongOption(
                 f"separator: expected one to three characters, found {self.separator!r}; for example '\\t' or '::'"
             )
+        try:
+            "".encode(self.encoding or "utf-8")
+        except LookupError:
+            raise WrongOption(
+                f"--encoding: expected the name of a text encoding, found {self.encoding!r}; for example "
+                f"--encoding latin-1"
+            ) from None
         for spec in self.explode:
             exploded(spec)
 

@@ -73,14 +73,13 @@ def draft(
     reading = reading or Reading()
     facts = Facts()
     ending = paths.text_ending(path)
-    compression = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}.get(os.path.splitext(path.lower())[1])
     wanted = wanted_names(columns, reading)
     count = partial(_count, facts, needed(columns, reading), reading, bounds)
     try:
         if not paths.size(path):
             raise ValueError("nothing, not even a header")
         if ending in paths.JSON_ENDINGS:
-            with pa.input_stream(paths.open_input(path), compression=compression) as stream:
+            with paths.open_text(path, reading.encoding) as stream:
                 ids = [
                     column_name(c, reading.columns, ())[0]
                     for c in columns
@@ -93,14 +92,14 @@ def draft(
             quotes = reading.quotes
             for attempt in (quotes, False):
                 facts.__init__()  # type: ignore[misc]
-                with pa.input_stream(paths.open_input(path), compression=compression) as stream:
+                with paths.open_text(path, reading.encoding) as stream:
                     rows = csv_rows(stream, ending, wanted, facts.names, reading, attempt)
                     try:
                         _write(target, map(count, explode_all(rows, reading)))
                         break
                     except QuotesAreText:
                         continue
-    except (OSError, EOFError, ValueError, RecursionError, pa.ArrowException) as error:
+    except (*paths.UNREADABLE, pa.ArrowException) as error:
         if paths.is_full(error):
             raise
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
