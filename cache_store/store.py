@@ -45,7 +45,7 @@ from cache_store.format.manifest import Manifest
 from cache_store.format.receipt import ShardReceipt
 from cache_store.native import library as native
 from cache_store.read.counters import LookupCounters
-from cache_store.read.options import ReadOptions, completed, wall_clock
+from cache_store.read.options import ReadOptions, completed, moments, wall_clock
 from cache_store.read.snapshot import HeaderFacts, Lookup, RawLookup, Snapshot, Status
 from cache_store.read.views import Views
 
@@ -516,7 +516,7 @@ class Store:
     ) -> Lookup:
         if as_of is None:
             return live.lookup(users, out, self._fill, now, self.max_age_ms)
-        times = np.asarray(as_of, np.int64)
+        times = moments(as_of)
         if times.ndim:
             return self._lookup_as_of_rows(users, out, times, live, now)
         snapshot = self._views.as_of(int(times))
@@ -528,11 +528,15 @@ class Store:
     def _lookup_raw(
         self, live: Snapshot, now: int, users: Users, out: np.ndarray | None, as_of: int | None
     ) -> RawLookup:
-        snapshot = live if as_of is None else self._views.as_of(int(as_of))
+        if as_of is None:
+            return live.lookup_raw(users, out, now, self.max_age_ms)
+        time = moments(as_of)
+        if time.ndim:
+            raise SchemaError(f"as_of: expected one time, found shape {time.shape}")
+        snapshot = self._views.as_of(int(time))
         if snapshot is None:
             return live.nothing_raw(users, out)
-        found = snapshot.lookup_raw(users, out, now, self.max_age_ms)
-        return found if as_of is None else snapshot.without_future(found, np.asarray(as_of, np.int64))
+        return snapshot.without_future(snapshot.lookup_raw(users, out, now, self.max_age_ms), time)
 
     def _lookup_as_of_rows(
         self, users: Users, out: np.ndarray | None, times: np.ndarray, live: Snapshot, now: int

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,15 @@ class Verb(TyperCommand):
             args = ["--", *args]
         elif not ctx.resilient_parsing:  # else completion asks, with half a command line
             args = self._options_first(ctx, args)
-        return super().parse_args(ctx, args)
+        left = super().parse_args(ctx, args)
+        for option in self.get_params(ctx):
+            given = ctx.params.get(option.name)
+            for value in given if isinstance(given, (list, tuple)) else [given]:
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise typer.BadParameter(
+                        f"expected a number, found {value}", param_hint=option.opts[-1], ctx=ctx
+                    )
+        return left
 
     def _options_first(self, ctx: Any, words: Sequence[str]) -> list[str]:
         """The same words as options, ``--``, positional words; so that a negative number is no option."""

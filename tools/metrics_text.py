@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.report.health import Health
+from vista.errors import DataError
 
 Sample = tuple[str, str, dict[str, str], float | int | None]
 """Name, help, labels, value."""
@@ -31,7 +32,15 @@ def text(found: Health) -> str:
 
 
 def write(path: Path, found: Health) -> None:
-    """Replace the file in one step, as the collector wants it."""
+    """Replace the file in one step, as the collector wants it.
+
+    Raises:
+        DataError: something else is there.
+    """
+    if path.exists() and not (path.is_file() and path.read_bytes()[:8] in (b"# HELP v", b"")):
+        raise DataError(
+            f"--prometheus {path}: expected no file, or one that this command wrote, found another; name another file"
+        )
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.write_text(text(found), encoding="utf-8")

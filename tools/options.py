@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tools.home import HOME
+from tools.home import HOME, Home
 
 if TYPE_CHECKING:
     from beam_jobs.generation.gate import Bounds
@@ -166,6 +166,44 @@ def beam_arguments(
     if workers > 1 and mode == "in_memory":
         mode = "multi_processing"
     return local_args(mode, workers)
+
+
+def there(
+    at: Home,
+    *,
+    warehouse: str | None = None,
+    store: Path | None = None,
+    model: Path | None = None,
+) -> None:
+    """What was named must be there; only a place that is HOME's own may be empty.
+
+    Raises:
+        typer.BadParameter
+    """
+    if store is not None and not (store / "FORMAT").exists():
+        raise typer.BadParameter(f"--store: no store at {store}; `vista summarize --store {store}` makes one")
+    if model is not None and not (model / "bundle.json").exists():
+        raise typer.BadParameter(f"--model: no bundle at {model}; `vista train --model {model}` makes one")
+    if warehouse is not None:
+        from vista.data.tables.warehouse import Warehouse
+
+        if not Warehouse(at.tables(warehouse)).exists():
+            raise typer.BadParameter(
+                f"--warehouse: no tables at {warehouse}; `vista ingest --warehouse {warehouse}` makes them"
+            )
+
+
+def alone(context: typer.Context, form: str, *with_these: str) -> None:
+    """Refuse what was given beside a form of a verb in which it would say nothing; vista.toml may hold it.
+
+    Raises:
+        typer.BadParameter
+    """
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if source is not None and source.name == "COMMANDLINE" and option.name not in with_these:
+            name = option.opts[-1] if option.param_type_name == "option" else f"{option.name} of this command"
+            raise typer.BadParameter(f"{name} says nothing with {form}; leave it out")
 
 
 def split_beam(words: Sequence[str] | None) -> tuple[list[str], list[str]]:

@@ -126,13 +126,13 @@ class Bundle:
             if any(strings) and not all(strings):
                 raise DataError("items: expected all numbers or all strings, found both")
             hashed = bool(strings) and strings[0]
-            found["item"] = hash_strings(list(items)) if hashed else np.asarray(items, np.int64)
+            found["item"] = hash_strings(list(items)) if hashed else _whole("items", items)
         if actions is not None:
             found["action"] = np.array([self._mask(given) for given in actions], np.int32)
         if surfaces is not None:
             known = self.meta.surfaces
-            numbers = [_number(s, known, "surface") if isinstance(s, str) else int(s) for s in surfaces]
-            found["surface"] = np.array(numbers, np.int32)
+            numbers = [_number(s, known, "surface") if isinstance(s, str) else s for s in surfaces]
+            found["surface"] = _whole("surfaces", numbers).astype(np.int32)
         return found
 
     def _mask(self, given: str | Sequence[str] | int) -> int:
@@ -272,6 +272,18 @@ def save(path: str | Path, model: VistaModel, meta: Meta, items: pa.Table) -> Pa
     return path
 
 
+def _whole(name: str, given: Sequence[Any]) -> np.ndarray:
+    """Ids that are numbers, int64 [N].
+
+    Raises:
+        DataError: something else among them.
+    """
+    found = np.asarray(given)
+    if found.size and found.dtype.kind not in "iu":
+        raise DataError(f"{name}: expected names or whole numbers of int64, found {list(given)[:3]}")
+    return found.astype(np.int64)
+
+
 def load(
     path: str | Path, device: str | torch.device = "cpu", expect: str | None = None, serve: bool = False
 ) -> Bundle:
@@ -291,7 +303,7 @@ def load(
 
     from vista.model import VistaModel
 
-    path = Path(path)
+    path = Path(path).absolute()  # the catalogue is read from it later, wherever the process is then
     meta, mark = read_meta(path)
     try:
         text = (path / "config.json").read_text("utf-8")

@@ -84,6 +84,10 @@ class RefreshOptions:
                 raise OptionsError(
                     f"{name}: expected at least {least}, found {getattr(self, name)}; see vista refresh --help"
                 )
+        if self.users is not None and (
+            isinstance(self.users, (str, bytes)) or not hasattr(self.users, "__len__")
+        ):
+            raise OptionsError("users: expected a list of ids, found one; put a single user into a list")
         summarize.check_expiry(self.expire_after_ms)
         if self.max_age_ms is not None and self.max_age_ms < 0:
             raise OptionsError(

@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from vista.data import paths
+
 HIDDEN = "***"
 _NAME = re.compile(
     r"secret|token|passw|credential|(^|[-_.])key|auth|(^|[-_.])sas|signature|header", re.IGNORECASE
 )
-_LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _OPTION = re.compile(r"--?([^=\s]+)(=?)")
 
 
@@ -34,7 +35,7 @@ def redacted(value: Any) -> Any:
                 words.append(redacted(word))
             hide = option is not None and secret and not option[2]
         return words
-    return _LOGIN.sub(HIDDEN, value) if isinstance(value, str) else value
+    return paths.without_login(value) if isinstance(value, str) else value
 
 
 def _hidden(name: str, value: Any) -> Any:

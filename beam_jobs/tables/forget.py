@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -79,7 +80,12 @@ def run(options: ForgetOptions) -> ForgetRecord:
         OptionsError: no user, or nothing to remove them from.
         VistaError, StoreError: something could not be rewritten; run it again once the cause is gone.
     """
-    users = as_users(sorted(set(options.users)))
+    for name, listed in (("stores", options.stores), ("runs", options.runs)):
+        if isinstance(listed, (str, Path)):
+            raise OptionsError(
+                f"forget, {name}: expected a list of folders, found one text; put it into a list"
+            )
+    users = np.unique(as_users(options.users))
     if not len(users) or not (options.warehouse or options.stores or options.runs):
         raise OptionsError("forget: expected users and a warehouse, a store or runs; see vista forget --help")
     record = ForgetRecord()

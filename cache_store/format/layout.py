@@ -39,7 +39,15 @@ from pathlib import Path
 
 import xxhash
 
-from cache_store.errors import Damaged, FormatUnknown, ReadOnlyStorage, StorageFull, StoreBusy, StoreError
+from cache_store.errors import (
+    Damaged,
+    FormatUnknown,
+    LimitReached,
+    ReadOnlyStorage,
+    StorageFull,
+    StoreBusy,
+    StoreError,
+)
 from cache_store.format.checked import KIB, Fields, NotSound, json_object, read_bounded
 
 FORMAT_LINE = "vista-store 1"
@@ -108,7 +116,7 @@ class Layout:
     """Paths of one store."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        self.root = Path(root).absolute()  # a process that goes elsewhere stays with its store
         self.format = self.root / "FORMAT"
         self.sequence = self.root / "SEQUENCE"
         self.lock = self.root / "LOCK"
@@ -227,10 +235,11 @@ def digest_file(path: Path) -> str:
 
 @contextmanager
 def storage_errors(what: str) -> Iterator[None]:
-    """Turn a full disk or a read-only filesystem into the typed error, naming what was being done."""
+    """Turn a full disk, a read-only filesystem or a limit of the process into the typed error, naming what was being
+    done."""
     try:
         yield
-    except (StorageFull, ReadOnlyStorage):
+    except (StorageFull, ReadOnlyStorage, LimitReached):
         raise
     except Exception as error:
         code = error.errno if isinstance(error, OSError) else None
@@ -245,7 +254,19 @@ def storage_errors(what: str) -> Iterator[None]:
                 f"{what}: storage refuses writes ({text}); the live generation is untouched; make it writable "
                 f"and run the same command again"
             ) from error
+        for limit, said in _LIMITS.items():
+            if code == limit or os.strerror(limit) in text:
+                raise LimitReached(
+                    f"{what}: {text}; the live generation is untouched; {said}, and run the same command again"
+                ) from error
         raise
+
+
+_LIMITS = {
+    errno.EFBIG: "raise the limit of file sizes (`ulimit -f`)",
+    errno.ENOMEM: "files are written through 4 TiB of addresses: raise `ulimit -v`",
+    errno.EMFILE: "raise `ulimit -n`",
+}
 
 
 @contextmanager

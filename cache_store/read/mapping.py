@@ -88,7 +88,10 @@ class FileRange:
         self.address: int = address
         owner = _Owner(address, total)
         for path, size, start in zip(files, sizes, self.starts.tolist(), strict=True):
-            self._map(path, size, start, len(files))
+            if not self._map(path, size, start):
+                code = ctypes.get_errno()
+                owner.release()  # where no mapping is left, not even the error could be told
+                raise _limit(f"{len(files)} files from {path.parent}", code)
         self.data = np.asarray(owner)
 
     def will_need(self, starts: np.ndarray, size: int) -> None:
@@ -100,18 +103,20 @@ class FileRange:
         for at, length in zip((self.address + first).tolist(), lengths.tolist(), strict=True):
             madvise(at, length, mmap.MADV_WILLNEED)
 
-    def _map(self, path: Path, size: int, start: int, files: int) -> None:
+    def _map(self, path: Path, size: int, start: int) -> bool:
+        """Whether the system had a mapping left for it."""
         with _typed(path):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             check_size(path, size, os.fstat(fd))
             if size == 0:
-                return
+                return True
             where = self.address + start
             if _libc.mmap(where, size, mmap.PROT_READ, mmap.MAP_SHARED | _FIXED, fd, 0) != where:
-                raise _limit(f"{files} files from {path.parent}", ctypes.get_errno())
+                return False
             # Records are read at random; read-ahead would fetch their neighbours.
             _libc.madvise(where, size, mmap.MADV_RANDOM)
+            return True
         finally:
             os.close(fd)
 
@@ -150,7 +155,7 @@ def mappings() -> int:
     """Mappings of this process now; 0 where the system does not say."""
     try:
         with open("/proc/self/maps", "rb") as file:
-            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 14), b""))
     except OSError:
         return 0
 
@@ -170,5 +175,9 @@ class _Owner:
         self._address, self._size = address, size
         self.__array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (address, True), "version": 3}
 
-    def __del__(self, munmap: Any = _libc.munmap) -> None:
-        munmap(self._address, self._size)
+    def release(self, munmap: Any = _libc.munmap) -> None:
+        if self._size:
+            munmap(self._address, self._size)
+        self._size = 0
+
+    __del__ = release

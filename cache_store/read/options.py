@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numbers
 import time
 from collections.abc import Callable
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
-from cache_store.errors import StoreError
+from cache_store.errors import SchemaError, StoreError
 from cache_store.format.layout import MAIN
 
 Clock = Callable[[], int]
@@ -71,4 +72,25 @@ def completed(options: ReadOptions) -> ReadOptions:
     missing = given["missing"]
     if isinstance(missing, str) and missing not in ("zeros", "raise"):
         raise StoreError(f"missing: expected 'zeros', 'raise' or an array [S, D], found {missing!r}")
+    age = given["max_age_ms"]
+    if age is not None and not (isinstance(age, numbers.Real) and age >= 0):
+        raise StoreError(f"max_age_ms: expected None or milliseconds, at least 0, found {age!r}")
     return given
+
+
+def moments(as_of: Any) -> np.ndarray:
+    """Milliseconds of ``as_of`` as int64, [] or [B]; a fraction is left off, so that nothing later is seen.
+
+    Raises:
+        SchemaError: no numbers, such as a date, whose unit nobody knows; or past what int64 holds.
+    """
+    times = np.asarray(as_of)
+    if times.dtype.kind == "f" and np.isfinite(times).all():
+        times = np.floor(times)
+    elif times.dtype.kind not in "iu":
+        raise SchemaError(f"as_of: expected milliseconds since 1970 as numbers, found {as_of!r:.80}")
+    with np.errstate(invalid="ignore"):
+        found = times.astype(np.int64)
+    if (found != times).any():
+        raise SchemaError(f"as_of: expected milliseconds that int64 holds, found {as_of!r:.80}")
+    return found

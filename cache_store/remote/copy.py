@@ -39,7 +39,7 @@ from cache_store.read.generation import Generation
 from cache_store.read.leases import Lease
 from cache_store.read.options import wall_clock
 from cache_store.remote.files import RemoteError, RemoteFiles
-from cache_store.remote.store import NO_PARENT, RemoteGeneration, RemoteStore, identity
+from cache_store.remote.store import FOLDER, NO_PARENT, RemoteGeneration, RemoteStore, identity
 from cache_store.store import Store
 
 _ATTEMPTS = 5
@@ -204,7 +204,8 @@ def sweep(url: str, storage_options: dict[str, Any] | None = None) -> list[str]:
     keep: set[str] = set()
     for line in remote.lines():
         keep.update(g.folder for g in remote.chain(remote.tip(line)))
-    doomed = [name for name in remote.files.folders("generations") if name not in keep]
+    there = remote.files.folders("generations")
+    doomed = [name for name in there if name not in keep and FOLDER.fullmatch(name)]
     for name in doomed:
         # READY first, so that half a folder is never taken for a whole one.
         remote.files.remove(f"generations/{name}/READY")

@@ -7,6 +7,7 @@ name: contents are compared with digests, and what marks completeness is written
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from cache_store.format.layout import fsync_file, write_file
 from cache_store.format.receipt import FileFact
 
 CHUNK = 1 << 22
+_LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
 class RemoteError(StoreError):
@@ -42,6 +44,7 @@ class RemoteFiles:
 
     def __init__(self, url: str, storage_options: dict[str, Any] | None = None) -> None:
         self.url = url.rstrip("/")
+        self._told = _LOGIN.sub("***", self.url)
         with self._typed(""):
             self.fs, root = fsspec.core.url_to_fs(
                 self.url, **{"use_listings_cache": False, **(storage_options or {})}
@@ -50,8 +53,8 @@ class RemoteFiles:
         self._local = isinstance(self.fs, LocalFileSystem)
 
     def name(self, path: str) -> str:
-        """Full URL of an object, for texts."""
-        return f"{self.url}/{path}"
+        """Full URL of an object, for texts: without a login that it has."""
+        return f"{self._told}/{path}"
 
     def read(self, path: str, limit: int) -> bytes | None:
         """A small object, or None where there is none.
@@ -206,7 +209,8 @@ class RemoteFiles:
                 f"{self.name(path)}: not there ({error}); run `vista push` where it came from"
             ) from error
         except Exception as error:
+            said = str(error).replace(self.url, self._told)
             raise RemoteError(
-                f"{self.name(path)}: {type(error).__name__}: {error}; the local store is as before; run the same "
+                f"{self.name(path)}: {type(error).__name__}: {said}; the local store is as before; run the same "
                 f"command again, it goes on where it stopped"
             ) from error

@@ -15,6 +15,7 @@ is, the chain below is whole. Nothing reads a folder without READY.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from cache_store.format.manifest import Manifest
 from cache_store.remote.files import RemoteError, RemoteFiles
 
 NO_PARENT = "-"
+FOLDER = re.compile(r"[0-9]{8,}-[0-9a-f]{32}")
+"""A generation's: nothing else below ``generations`` is ours."""
 _AGAIN = "run `vista push` again"
 
 
@@ -86,8 +89,17 @@ class RemoteStore:
             )
 
     def claim(self, layout: Layout) -> None:
-        """As :meth:`match`; a URL that holds nothing yet takes the facts of this store."""
+        """As :meth:`match`; a URL that holds nothing yet takes the facts of this store.
+
+        Raises:
+            SchemaError: also where it holds something else, which is nobody's to add to or to sweep.
+        """
         if self.files.size("FORMAT") is None:
+            if foreign := self.files.folders(""):
+                raise SchemaError(
+                    f"{self.files.name('')}: expected nothing, or what was pushed before, found {foreign[:5]}; push to "
+                    f"a URL of its own"
+                )
             self.files.write("FORMAT", layout.read_format().text().encode())
         self.match(layout)
 

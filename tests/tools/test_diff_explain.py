@@ -96,7 +96,8 @@ def test_names_go_to_the_model_s_numbers_and_back(small_home):
     assert columns["item"].tolist() == hash_strings(["SKU-1", "SKU-2"]).tolist()
     assert columns["action"].tolist() == [2, 5]
     assert len(Events.of([2], **columns, time=np.array([1, 2]))) == 2
-    for wrong in ({"actions": ["bought"]}, {"items": "SKU-1"}, {"items": ["a", 1]}, {"surfaces": ["home"]}):
+    for wrong in ({"actions": ["bought"]}, {"items": "SKU-1"}, {"items": ["a", 1]}, {"surfaces": ["home"]},
+                  {"items": [1.5]}, {"items": [None]}, {"items": [1 << 70]}, {"surfaces": [0.5]}):  # fmt: skip
         with pytest.raises(DataError):
             bundle.encode(**wrong)
     with pytest.raises(DataError, match="encode"):

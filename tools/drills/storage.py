@@ -39,6 +39,17 @@ def small_disk(size: int) -> Iterator[Path]:
             subprocess.run(["umount", "-l", place], check=True, capture_output=True)
 
 
+@contextmanager
+def seen_read_only(folder: Path) -> Iterator[Path]:
+    """A folder as a read-only mount shows it, to every process; as it was at the end."""
+    subprocess.run(["mount", "--bind", folder, folder], check=True, capture_output=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True, capture_output=True)
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True, capture_output=True)
+
+
 def mountable() -> bool:
     """May this process mount?"""
     try:

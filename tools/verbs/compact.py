@@ -23,7 +23,9 @@ from tools.options import (
     StoreOption,
     WarehouseOption,
     WorkersOption,
+    alone,
     beam_arguments,
+    there,
 )
 
 
@@ -33,6 +35,7 @@ class Compacted(StrEnum):
 
 
 def command(
+    context: typer.Context,
     what: Annotated[
         Compacted,
         typer.Argument(help="store: deltas of a line. tables: files of the buckets."),
@@ -66,6 +69,7 @@ def command(
     oldest kept generation of the store stay as they are, so that refresh can go on from it.
     """
     at = Home(home)
+    there(at, warehouse=warehouse, store=store)
     if what is Compacted.tables:
         from beam_jobs.tables import compact as compact_tables
 
@@ -84,6 +88,7 @@ def command(
         )
     from cache_store import Store
 
+    alone(context, "compact store", "what", "home", "store", "line", "dry_run", "json")
     if dry_run:
         with Store.open(store or at.store, line=line) as opened:
             m = opened.manifest

@@ -19,6 +19,7 @@ from tools.options import (
     StoreOption,
     WarehouseOption,
     parse_users,
+    there,
 )
 
 
@@ -43,6 +44,7 @@ def command(
     Exit code 3 if the store has no such user.
     """
     at = Home(home)
+    there(at, warehouse=warehouse, store=store, model=model)
     found = explained(
         at,
         user,

@@ -17,6 +17,7 @@ from tools.options import (
     StoreOption,
     WarehouseOption,
     parse_users,
+    there,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def command(
     from vista.data.tables.warehouse import Warehouse
 
     at = Home(home)
+    there(at, warehouse=warehouse, store=store)
     tables = at.tables(warehouse)
     stored = store or at.store
     if not isinstance(tables, dict):
@@ -54,7 +56,7 @@ def command(
         return _preview(ids, Warehouse(tables) if has_tables else None, stored if has_store else None, json)
     if not yes and not json:
         where = " and ".join(
-            console.safe(str(p)) for p, there in ((tables, has_tables), (stored, has_store)) if there
+            console.safe(str(p)) for p, held in ((tables, has_tables), (stored, has_store)) if held
         )
         typer.confirm(f"Remove {len(set(ids))} users from {where} for good?", abort=True, err=True)
     record = forget.run(

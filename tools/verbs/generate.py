@@ -23,7 +23,7 @@ def command(
     min_events: Annotated[int | None, typer.Option(help="Shortest history.  [default: 20]")] = None,
     max_events: Annotated[int | None, typer.Option(help="Longest history.  [default: 50000]")] = None,
     held_back_days: Annotated[
-        float | None, typer.Option(help="Last days, kept apart in later-*.parquet.  [default: 0]")
+        float | None, typer.Option(min=0, help="Last days, kept apart in later-*.parquet.  [default: 0]")
     ] = None,
     string_ids: Annotated[bool, typer.Option("--string-ids", help="User ids as strings.")] = False,
     content_width: Annotated[

@@ -21,6 +21,7 @@ from tools.options import (
     RunOption,
     WarehouseOption,
     WorkersOption,
+    alone,
     as_bytes,
     beam_arguments,
     pairs,
@@ -29,6 +30,7 @@ from tools.options import (
 
 
 def command(
+    context: typer.Context,
     files: Annotated[
         list[str] | None,
         typer.Argument(
@@ -225,8 +227,10 @@ def command(
 
     at = Home(home)
     if adopt:
+        alone(context, "--adopt", "home", "warehouse", "adopt", "buckets", "action", "surface", "json")
         return _adopt(at.tables(warehouse), buckets, action or (), surface or (), json)
     if undo is not None:
+        alone(context, "--undo", "home", "warehouse", "undo", "json")
         return _undo(at.tables(warehouse), undo, json)
     events, beam = split_beam(files)
     if action_is is not None and not action_is.strip():

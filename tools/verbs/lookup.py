@@ -22,7 +22,7 @@ def command(
         int | None,
         typer.Option(help="Time in ms since 1970: read the newest kept generation that is not later."),
     ] = None,
-    max_age_days: Annotated[float | None, typer.Option(help="Older summaries are STALE.")] = None,
+    max_age_days: Annotated[float | None, typer.Option(min=0, help="Older summaries are STALE.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write tokens [B, S, D], status and times to this .npz file.")
     ] = None,

@@ -10,7 +10,7 @@ import typer
 
 from tools import console
 from tools.home import Home
-from tools.options import HOME, HomeOption, JsonOption, StoreOption, WarehouseOption
+from tools.options import HOME, HomeOption, JsonOption, StoreOption, WarehouseOption, there
 
 
 def command(
@@ -23,7 +23,7 @@ def command(
     staging_hours: Annotated[
         float,
         typer.Option(
-            help="Leave unfinished runs, snapshots and files of the tables that are younger than this."
+            min=0, help="Leave unfinished runs, snapshots and files of the tables that are younger than this."
         ),
     ] = 24.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
@@ -36,17 +36,18 @@ def command(
     from vista.data.tables.warehouse import Warehouse
 
     at = Home(home)
+    there(at, warehouse=warehouse, store=store)
     tables = Warehouse(at.tables(warehouse))
-    there, path = tables.exists(), store or at.store
+    has_tables, path = tables.exists(), store or at.store
     found: dict[str, Any] = {"dry_run": dry_run}
     kept: set[int] = set()
-    if (path / "FORMAT").exists() or not there:
+    if (path / "FORMAT").exists() or not has_tables:
         opened = Store(path)
         report = opened.prune(keep, int(staging_hours * 3_600_000), dry_run)
         found |= dataclasses.asdict(report)
         stay = [m for m in opened.generations() if m.generation in report.kept]
         kept = {int(m.table_snapshot) for m in stay if m.table_snapshot is not None}
-    if there:
+    if has_tables:
         before_ms = int(time.time() * 1000 - staging_hours * 3_600_000)
         pruned = prune(tables.open(), kept, before_ms, dry_run)
         found["tables"] = {

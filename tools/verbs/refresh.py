@@ -57,7 +57,7 @@ def command(
         typer.Option("--user", help="Only this user, from its whole history. May be repeated."),
     ] = None,
     max_age_days: Annotated[
-        float | None, typer.Option(help="Also recompute users summarised longer ago than this.")
+        float | None, typer.Option(min=0, help="Also recompute users summarised longer ago than this.")
     ] = None,
     max_depth: Annotated[
         int, typer.Option(min=1, help="Deltas over a full generation before compaction.")

@@ -20,6 +20,7 @@ from tools.options import (
     ModelOption,
     StoreOption,
     WarehouseOption,
+    there,
 )
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def command(
     from tools.report.page import render
 
     at = Home(home)
+    there(at, warehouse=warehouse, store=store, model=model)
     target = out or at.root / "report.html"
     if not at.root.is_dir():
         raise typer.BadParameter(f"no folder {home}; name the home with --home")

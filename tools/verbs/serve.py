@@ -57,7 +57,7 @@ def command(
             show_default=False,
         ),
     ] = None,
-    max_age_days: Annotated[float | None, typer.Option(help="Older summaries are STALE.")] = None,
+    max_age_days: Annotated[float | None, typer.Option(min=0, help="Older summaries are STALE.")] = None,
     refresh_seconds: Annotated[
         float, typer.Option(min=0.05, help="How often to look for a new generation.")
     ] = 1.0,
@@ -81,6 +81,7 @@ def command(
     needs("flight", "pyarrow", "prometheus_client")
     from cache_store.flight.pages import Pages
     from cache_store.flight.server import Limits, SummaryServer
+    from cache_store.format.layout import check_name
 
     at = Home(home)
     tokens, tls = _tokens(token_file), _tls(tls_cert, tls_key, tls_client_ca)
@@ -91,6 +92,7 @@ def command(
         raise typer.BadParameter(
             f"--host {host} can be reached by other hosts: expected {lacks} as well, or --insecure to do without"
         )
+    check_name(line, "line")
     age = None if max_age_days is None else int(max_age_days * 86_400_000)
     with _asked_to_stop() as stop:
         opened = Store(store or at.store, line=line, max_age_ms=age)

@@ -11,7 +11,7 @@ import typer
 
 from tools import console, invocation
 from tools.home import Home
-from tools.options import HOME, HomeOption, JsonOption, ModelOption, StoreOption, WarehouseOption
+from tools.options import HOME, HomeOption, JsonOption, ModelOption, StoreOption, WarehouseOption, there
 
 if TYPE_CHECKING:
     from tools.report.health import Health
@@ -52,8 +52,7 @@ def command(
 
     at = Home(home)
     limits = health.AgeLimits(max_lag_hours, max_event_age_hours)
-    if store is not None and not (store / "FORMAT").exists():
-        raise typer.BadParameter(f"--store: no store at {store}; `vista summarize --store {store}` makes one")
+    there(at, warehouse=warehouse, store=store, model=model)
     while True:
         found = health.look(
             at,

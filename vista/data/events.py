@@ -94,6 +94,14 @@ class Events:
                     f"column {name}: expected {COLUMNS.get(name, 'a known column')}, found names; `Bundle.encode` "
                     f"makes a model's numbers of items, actions and surfaces"
                 )
+            if name in COLUMNS and kind in "fiu" and np.asarray(column).dtype != COLUMNS[name]:
+                with np.errstate(invalid="ignore"):
+                    altered = np.asarray(column).astype(COLUMNS[name]) != column
+                if np.any(altered):
+                    raise DataError(
+                        f"column {name}: expected whole numbers of {np.dtype(COLUMNS[name])}, found "
+                        f"{np.asarray(column)[altered][0]}"
+                    )
         offsets = offsets_of(lengths)
         n = int(offsets[-1])
         defaults = {"action": 1, "surface": 0, "request": 0}

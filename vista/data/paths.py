@@ -25,6 +25,13 @@ from fsspec.implementations.local import LocalFileSystem
 
 from vista.errors import DataError
 
+_LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+
+
+def without_login(text: str) -> str:
+    """A text in which no address shows the login that it has."""
+    return _LOGIN.sub("***", text)
+
 
 def is_local(uri: str) -> bool:
     return "://" not in uri or uri.startswith("file://")

@@ -96,7 +96,7 @@ class KVPool:
         payload: Tensor,
         writer: bool,
     ):
-        self.path, self.layout, self.writer = path, layout, writer
+        self.path, self.layout, self.writer = path.absolute(), layout, writer
         self.counts: Counter[str] = Counter()
         self._mapped, self._payload = opened[0], payload
         self._file = opened[1].st_dev, opened[1].st_ino

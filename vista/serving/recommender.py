@@ -215,6 +215,8 @@ class Recommender:
         expect_users(users)
         if recent.users != len(users):
             raise DataError(f"recent: expected one history per user ({len(users)}), found {recent.users}")
+        if np.asarray(now_ms).dtype.kind not in "iuf" or not np.isfinite(now_ms).all():
+            raise DataError(f"now_ms: expected milliseconds since 1970 as numbers, found {now_ms!r:.80}")
         if np.shape(now_ms) not in ((), (len(users),)):
             raise DataError(f"now_ms: expected one time or {len(users)}, found shape {np.shape(now_ms)}")
         now = np.broadcast_to(np.asarray(now_ms, np.int64), len(users)).copy()

@@ -109,6 +109,22 @@ def test_a_file_is_known_as_what_it_was_read_as_and_a_refused_one_not_at_all(tmp
     assert any("--undo three" in note for note in other.notes)
 
 
+def test_two_logs_of_one_size_that_end_alike_are_two_logs(tmp_path):
+    n, plain = 9_000, {"write_statistics": False, "compression": "none", "use_dictionary": False}
+    for day in range(2):
+        columns = {
+            "user_id": [(day + i) % 50 for i in range(n)], "item_id": [1] * n, "action": [0] * n,
+            "timestamp_ms": [T0 + day * 86_400_000 + i for i in range(n)], "request_id": [0] * n,
+        }  # fmt: skip
+        pq.write_table(pa.table(columns), tmp_path / f"{day}.parquet", **plain)
+    logs = [tmp_path / f"{day}.parquet" for day in range(2)]
+    assert logs[0].stat().st_size == logs[1].stat().st_size
+    assert logs[0].read_bytes()[-65_536:] == logs[1].read_bytes()[-65_536:]
+    for log in logs:
+        assert ingest.run(options(tmp_path, str(log), f"run{log.stem}"), LOCAL).counts["events"] == n
+    assert len(content(tmp_path, 100_000)) == 2 * n
+
+
 def test_a_ledger_of_version_0_1_is_read_extended_and_matches_nothing(tmp_path):
     log = file(tmp_path, "a", (1, 1, 0), (2, 2, 1))
     ingest.run(options(tmp_path, log, "old"), LOCAL)

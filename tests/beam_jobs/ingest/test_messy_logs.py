@@ -453,3 +453,27 @@ def test_a_list_of_liked_items_may_hold_what_is_no_item(tmp_path):
             found |= dict(masks)
     like = 1 << tables(tmp_path).actions.index("like")
     assert {u: bool(m & like) for u, m in found.items()} == {0: True, 1: True, 2: False}
+
+
+def test_a_column_in_which_nobody_wrote_anything_is_as_good_as_missing(tmp_path):
+    pq.write_table(
+        log(request_id=pa.array([1, 1, 2, 2]), surface=pa.array(["a"] * 4)), tmp_path / "a.parquet"
+    )
+    pq.write_table(log(request_id=pa.nulls(4), surface=pa.nulls(4)), tmp_path / "b.parquet")
+    assert run(tmp_path, "a.parquet", "b.parquet").exit_code == 0
+    assert len(users(tmp_path)) == 8 and tables(tmp_path).surfaces == ("a",)
+
+
+def test_a_file_of_no_bytes_is_named_and_can_be_left_out(tmp_path):
+    (tmp_path / "hour.jsonl").write_bytes(b"")
+    (tmp_path / "good.jsonl").write_text(JSON % (1, 2, T0))
+    with pytest.raises(UnreadableFile, match="hour.jsonl"):
+        run(tmp_path, "good.jsonl", "hour.jsonl")
+    assert run(tmp_path, "good.jsonl", "hour.jsonl", skip_bad_files=True).counts["bad_files"] == 1
+    assert users(tmp_path) == [1]
+
+
+def test_a_bound_of_time_beyond_any_calendar_is_a_bound(tmp_path):
+    pq.write_table(log(timestamp_ms=pa.array([5] * 4)), tmp_path / "a.parquet")
+    with pytest.raises(WrongTime, match="beyond the year 9999"):
+        run(tmp_path, "a.parquet", max_time_ms=10**16)

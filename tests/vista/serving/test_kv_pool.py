@@ -277,6 +277,29 @@ def test_wrong_uses_are_refused(pool, tmp_path):
             KVPool.attach(tmp_path / "cut")
 
 
+class Planted:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_nothing_beside_a_pool_is_unpickled_whatever_its_layout_says(pool, tmp_path):
+    data = pool.path.read_bytes()
+    assert data.count(b'"device": "cpu"') == 1
+    place, handle = tmp_path / "forged", tmp_path / "forged.cuda"
+    place.write_bytes(data.replace(b'"device": "cpu"', b'"device":"cuda"'))
+    handle.write_bytes(pickle.dumps(Planted(tmp_path / "ran")))
+    for path in (place, handle):
+        path.chmod(0o600)
+    with pytest.raises(PoolError):
+        KVPool.attach(place)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_context_of_another_models_shapes_is_not_put(pool):
     ctx = context(np.array([1]))
     deeper = {n: torch.cat([x, x]) for n, x in ctx.tensors().items() if n in ("keys", "values")}

@@ -191,7 +191,8 @@ def test_wrong_inputs_are_refused():
 def test_negative_sizes_and_answers_of_other_users_are_refused():
     users, recent = np.array([1, 2]), Events.empty(2)
     service = Recommender(summaries, MODEL, INDEX)
-    for wrong in ({"k": -1}, {"candidates": -1}, {"now_ms": np.array([NOW] * 3)}):
+    for wrong in ({"k": -1}, {"candidates": -1}, {"now_ms": np.array([NOW] * 3)}, {"now_ms": np.nan},
+                  {"now_ms": np.datetime64("2026-01-01")}):  # fmt: skip
         with pytest.raises(DataError, match="expected"):
             service.recommend(**{"users": users, "recent": recent, "now_ms": NOW, **wrong})
     with pytest.raises(DataError, match="users"):

@@ -64,6 +64,12 @@ class TableMissing(DataError):
     """The warehouse has no tables yet."""
 
 
+class CatalogAway(DataError):
+    """The catalog that was named cannot be reached, or its driver is not installed."""
+
+    exit_code = 4
+
+
 class Warehouse:
     """The tables under one folder or in one catalog.
 
@@ -85,6 +91,8 @@ class Warehouse:
                     f"(uri of a shared catalog and warehouse={where}), see vista ingest --help"
                 )
             root = os.path.abspath(paths.local_path(self.path))
+            if "://" not in self.path:
+                self.path = root  # a process that goes elsewhere stays with its tables
             properties = {"type": "sql", **folder_properties(root)}
         self._properties = properties
         self._catalog: Catalog | None = None
@@ -102,7 +110,13 @@ class Warehouse:
             if self.path is not None:
                 Path(paths.local_path(self.path)).mkdir(parents=True, exist_ok=True)
                 check_at_home(paths.local_path(self.path))
-            self._catalog = self._connect()
+            try:
+                self._catalog = self._connect()
+            except Exception as error:  # drivers and clients of catalogs raise what they like
+                raise CatalogAway(
+                    f"{self.name}: expected a catalog that answers, found {type(error).__name__}: "
+                    f"{paths.without_login(str(error))}; mend what --warehouse names and look with vista status"
+                ) from error
         return self._catalog
 
     def _connect(self) -> Catalog:
@@ -221,10 +235,8 @@ class Warehouse:
 
     @property
     def name(self) -> str:
-        return (
-            self.path
-            or f"{self._properties.get('uri', self._properties.get('type', 'catalog'))}/{self.namespace}"
-        )
+        where = self._properties.get("uri", self._properties.get("type", "catalog"))
+        return self.path or f"{paths.without_login(where)}/{self.namespace}"
 
     def refresh(self) -> Warehouse:
         """See what others committed."""
