@@ -125,7 +125,7 @@ def _heads(patterns: Sequence[str], folder: str, heads: dict[str, str], reading:
     elif paths.array_ending(path):
         target = target.with_suffix(".parquet")
         arrays.as_rows(path, str(target), reading, ROWS)
-    elif paths.table_ending(path) in (".parquet", ".pq", ".parq"):
+    elif paths.table_ending(path) not in (".feather", ".arrow", ".ipc", ".orc"):
         with open_source(path) as file:
             batch = next(file.iter_batches(ROWS), pa.RecordBatch.from_pylist([], file.schema_arrow))
             pq.write_table(pa.Table.from_batches([batch]), target)

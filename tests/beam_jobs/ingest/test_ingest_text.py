@@ -251,7 +251,9 @@ def test_impressions_and_items_may_be_text_too(tmp_path):
         ("plain.jsonl.gz", b'{"user_id": 1}\n', UnreadableFile, "header"),
         ("no.csv", b"user,item_id,action,timestamp_ms\n1,2,3,4\n", MissingColumn, "found .'user', 'item_id'"),
         ("no.jsonl", b'{"user": 1}\n', MissingColumn, "'user_id'"),
-        ("log.xls", b"1,2,3\n", UnreadableFile, r"log by its name \(.csv"),
+        ("log.odd", b"1,2,3\n", UnreadableFile, r"log by its name \(.csv"),
+        ("log.xlsx", b"PK", UnreadableFile, "a spreadsheet; save it as CSV"),
+        ("logs.tar.gz", b"PK", UnreadableFile, "an archive; unpack it"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

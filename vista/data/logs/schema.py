@@ -7,6 +7,7 @@ checked on reading (vista/data/logs/importer.py).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -247,15 +248,26 @@ def parts_of(name: str) -> list[str]:
     return name.split("+") if "+" in name else [name]
 
 
+OTHERS = {
+    r"\.(zip|tar|tgz|7z|rar)$|\.tar\.\w+$": "an archive; unpack it",
+    r"\.(xlsx?|ods)$": "a spreadsheet; save it as CSV",
+}
+"""Names of files that people have logs in and that are none."""
+
+
 def open_source(path: str, dictionary: Sequence[str] = ()) -> pq.ParquetFile:
     """Raises UnreadableFile."""
     try:
         return pq.ParquetFile(paths.open_input(path), read_dictionary=list(dictionary) or None)
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        for ending, hint in OTHERS.items():
+            if re.search(ending, path.lower()):
+                reason = hint
         raise UnreadableFile(
             f"{path}: expected a readable Parquet file, or a log by its name "
-            f"({', '.join((*paths.TEXT_ENDINGS, *paths.TABLE_ENDINGS[3:]))}, text also .gz), found: {reason}; rename, "
+            f"({', '.join((*paths.TEXT_ENDINGS, *paths.TABLE_ENDINGS[3:]))}, text also "
+            f"{', '.join(paths.COMPRESSED)}), found: {reason}; rename, "
             f"replace or leave out the file, or run vista ingest --skip-bad-files"
         ) from error
 
