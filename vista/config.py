@@ -57,10 +57,10 @@ class EmbeddingConfig:
 
 
 SIZES = {
-    "whole": (1_824, 4_096),
-    "half": (832, 2_048),
-    "small": (448, 1_024),
-    "tiny": (192, 512),
+    "whole": (1_440, 4_096),
+    "half": (640, 2_048),
+    "small": (352, 1_024),
+    "tiny": (160, 512),
 }
 """Items and clusters of records that fill 8, 4, 2 and 1 pages of 4 KiB at width 64."""
 
@@ -69,8 +69,8 @@ SIZES = {
 class TokenConfig:
     """Exact tokens (vista/stage1/tokens.py): the items and clusters that matter to a user, each with its masses.
 
-    By default 1,824 items (an id of 8 bytes and a byte for each of 3 masses) and 4,096 cluster counters are 32,448
-    bytes: a record fills 8 pages of 4 KiB.
+    By default 1,440 items (an id of 8 bytes, a byte for each of 3 masses, 3 for the newest touch) and 4,096 cluster
+    counters are 32,512 bytes: a record fills 8 pages of 4 KiB.
 
     Attributes:
         items: K, items kept, the heaviest by recency-weighted mass; 0 turns the tokens off.
@@ -79,13 +79,15 @@ class TokenConfig:
             finite one decides which items are kept.
         sequence: of these, the tokens that stage 2's now token attends to, heaviest first.
         places: how many of them stand for clusters: what is in the history and no token of its own.
+        last: of each item also its newest touch: how many events and hours ago, and with which action.
     """
 
-    items: int = 1_824
+    items: int = 1_440
     clusters: int = 4_096
     half_lives_events: tuple[float, ...] = (float("inf"), 2_048.0, 256.0)
     sequence: int = 256
     places: int = 64
+    last: bool = True
 
     @staticmethod
     def named(size: str) -> TokenConfig:
@@ -105,6 +107,11 @@ class TokenConfig:
     @property
     def enabled(self) -> bool:
         return self.items > 0
+
+    @property
+    def bytes(self) -> int:
+        """Of a record: an id of 8 bytes, a byte for every mass and three for the newest touch."""
+        return self.items * (8 + self.horizons + 3 * self.last) + self.clusters * self.horizons
 
     def __post_init__(self) -> None:
         _check(self.items >= 0, "tokens.items", "0 or more", self.items)
@@ -314,7 +321,7 @@ def from_before(values: dict[str, Any]) -> dict[str, Any]:
     candidates that read less; of before version 0.2 without exact tokens, seeds that read whole events."""
     values = values | {"ranker": _READ_BEFORE | values.get("ranker", {})}
     if "tokens" in values:
-        return values
+        return values | {"tokens": {"last": False} | values["tokens"]}
     return values | {"tokens": {"items": 0}, "summarizer": values.get("summarizer", {}) | {"rows": "events"}}
 
 
@@ -377,6 +384,8 @@ def as_written(config: ModelConfig) -> Any:
     if {name: values["ranker"][name] for name in _READ_BEFORE} == _READ_BEFORE:
         for name in _READ_BEFORE:
             del values["ranker"][name]
+    if not config.tokens.last:
+        del values["tokens"]["last"]
     if not config.tokens.enabled and config.summarizer.rows == "events":
         del values["tokens"], values["summarizer"]["rows"]
     return values

@@ -8,6 +8,7 @@ intervals over users; and whether there is anything to gain at all. A sample of 
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from dataclasses import replace
@@ -91,16 +92,16 @@ def run(
 def arms(runs: Runs, root: Path, window: int) -> dict[str, Variant]:
     """The four contexts; the record is that of the home's live bundle."""
     from tools.home import Home
-    from vista.config import ModelConfig, from_text
+    from vista.config import ModelConfig, from_before, from_dict
 
     tokens = ModelConfig().tokens
     config = Home(root).model / "config.json"
     if config.exists():
-        tokens = from_text(ModelConfig, config.read_text("utf-8")).tokens
+        tokens = from_dict(ModelConfig, from_before(json.loads(config.read_text("utf-8")))).tokens
     if not tokens.enabled:
         tokens = ModelConfig().tokens
-    options = {name: getattr(tokens, name) for name in ("items", "clusters", "sequence", "places")}
-    size = tokens.items * (8 + tokens.horizons) + tokens.clusters * tokens.horizons
+    options = {name: getattr(tokens, name) for name in ("items", "clusters", "sequence", "places", "last")}
+    size = tokens.bytes
     events = max(1, min(window, int(size / runs.event_bytes)))
     made = (
         Variant("recent", "none", 0),

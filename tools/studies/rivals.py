@@ -22,12 +22,12 @@ def _record(kib: int) -> dict[str, Any]:
     """A record of so many KiB: about a third of it for clusters of one byte a horizon, the rest for items."""
     horizons = BASE.tokens.horizons
     clusters = 1 << max(8, (kib * 1_024 * 3 // 8 // horizons).bit_length() - 1)
-    return {"items": (kib * 1_024 - clusters * horizons) // (8 + horizons), "clusters": clusters}
+    entry = replace(BASE.tokens, items=1, clusters=0).bytes
+    return {"items": (kib * 1_024 - clusters * horizons) // entry, "clusters": clusters}
 
 
 def _bytes(options: dict[str, Any]) -> int:
-    tokens = replace(BASE.tokens, **options)
-    return tokens.items * (8 + tokens.horizons) + tokens.clusters * tokens.horizons
+    return replace(BASE.tokens, **options).bytes
 
 
 def variants(window: int, event_bytes: float) -> dict[str, Variant]:

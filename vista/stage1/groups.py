@@ -59,6 +59,12 @@ class Work:
         """int64 [U], time of the event before the first row; ``NO_TIME`` where there is none."""
         return np.array([s.boundary[0] if s and s.boundary else NO_TIME for s in self.given], np.int64)
 
+    def newest_ms(self, users: np.ndarray) -> np.ndarray:
+        """int64 [V], time of the newest event of each of ``users`` (int64 [V]), the states' ones included."""
+        row = self.events.offsets[1:][users] - 1
+        own = self.events.lengths[users] > 0
+        return np.where(own, np.append(self.events.time, 0)[row], self.previous_ms[users])
+
     @property
     def boundary(self) -> np.ndarray:
         """int64 [U], row of each user's first event that is not folded."""

@@ -2,13 +2,14 @@
 
 A table holds at most K keys of a user, each with a mass per horizon. An event adds one to its key's masses; a mass
 halves after so many later events. At every multiple of C events, counted from the user's first one, masses decay,
-the chunk's events are added, and the K keys with the most recency-weighted mass stay (ties: the smaller key).
+the chunk's events are added, and the K keys with the most recency-weighted mass stay (ties: the smaller key). Beside
+its masses a key may have *facts* of its newest event (which one it was, when, what was done), whole numbers as well.
 
 All of it is integer arithmetic: masses in fixed point, decays as integer factors, sums of integers. So a table is a
 function of the events and of nothing else: not of how they were split, nor of the other users of a batch, nor of the
 device (``tables_torch``), to the last bit. That is what makes dropping keys safe in something that has to be resumable.
 
-Letters: U users, E entries, H horizons, K capacity, C chunk.
+Letters: U users, E entries, H horizons, F facts, K capacity, C chunk.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Entries:
     Attributes:
         offsets: int64 [U + 1].
         key: int64 [E], ascending within a user.
-        mass: int64 [H, E].
+        mass: int64 [H + F, E]: masses in fixed point, then facts of the key's newest event.
     """
 
     offsets: np.ndarray
@@ -79,10 +80,8 @@ class Entries:
         return self
 
     @staticmethod
-    def empty(users: int, horizons: int) -> Entries:
-        return Entries(
-            np.zeros(users + 1, np.int64), np.zeros(0, np.int64), np.zeros((horizons, 0), np.int64)
-        )
+    def empty(users: int, columns: int) -> Entries:
+        return Entries(np.zeros(users + 1, np.int64), np.zeros(0, np.int64), np.zeros((columns, 0), np.int64))
 
     def select(self, users: np.ndarray) -> Entries:
         """The tables of ``users`` (int64 [V], any order, repeats allowed)."""
@@ -92,10 +91,10 @@ class Entries:
         return Entries(offsets, self.key[rows], self.mass[:, rows])
 
     @staticmethod
-    def concat(parts: list[Entries], horizons: int) -> Entries:
+    def concat(parts: list[Entries], columns: int) -> Entries:
         """Users of several tables one after the other."""
         if not parts:
-            return Entries.empty(0, horizons)
+            return Entries.empty(0, columns)
         lengths = np.concatenate([np.diff(p.offsets) for p in parts])
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         return Entries(
@@ -104,11 +103,12 @@ class Entries:
 
 
 class Tables:
-    """The arithmetic of tables with one capacity and one set of horizons. Keeps nothing itself."""
+    """The arithmetic of tables with one capacity, one set of horizons and F facts. Keeps nothing itself."""
 
-    def __init__(self, capacity: int, half_lives: tuple[float, ...], chunk: int) -> None:
+    def __init__(self, capacity: int, half_lives: tuple[float, ...], chunk: int, facts: int = 0) -> None:
         self.capacity, self.chunk = capacity, chunk
         self.horizons = Horizons(half_lives, chunk)
+        self.columns = len(self.horizons) + facts
 
     def given(self, entries: Entries) -> Entries:
         """Tables as this arithmetic takes them."""
@@ -116,21 +116,27 @@ class Tables:
 
     def concat(self, parts: list[Entries]) -> Entries:
         """Users of several tables one after the other."""
-        return Entries.concat(parts, len(self.horizons))
+        return Entries.concat(parts, self.columns)
 
-    def fold(self, entries: Entries, events: Events, keys: np.ndarray) -> Entries:
-        """Tables after whole chunks: U histories of a multiple of C events each, keys int64 [N]."""
+    def fold(
+        self, entries: Entries, events: Events, keys: np.ndarray, facts: np.ndarray | None = None
+    ) -> Entries:
+        """Tables after whole chunks: U histories of a multiple of C events each, keys int64 [N], facts int64 [F, N]."""
+        facts = np.zeros((0, len(keys)), np.int64) if facts is None else facts
         parts = []
         for a, b in _blocks(entries.offsets, events.offsets):
             rows = slice(int(events.offsets[a]), int(events.offsets[b]))
             parts.append(
                 self._fold(
-                    entries.select(np.arange(a, b)), events.offsets[a : b + 1] - rows.start, keys[rows]
+                    entries.select(np.arange(a, b)),
+                    events.offsets[a : b + 1] - rows.start,
+                    keys[rows],
+                    facts[:, rows],
                 )
             )
-        return Entries.concat(parts, len(self.horizons))
+        return Entries.concat(parts, self.columns)
 
-    def _fold(self, entries: Entries, offsets: np.ndarray, keys: np.ndarray) -> Entries:
+    def _fold(self, entries: Entries, offsets: np.ndarray, keys: np.ndarray, facts: np.ndarray) -> Entries:
         chunks = np.diff(offsets) // self.chunk
         if not chunks.any():
             return entries
@@ -152,12 +158,12 @@ class Tables:
             new = coded.flat(np.repeat(np.arange(active), self.chunk), coded.code[rows])
             weight = np.tile(self.horizons.weight[:, ::-1], active)
             mass = _left(mass, self.horizons.keep[:, -1:])
-            flat, mass = _added(flat, mass, new, weight)
+            flat, mass = _added(flat, mass, new, weight, facts[:, rows])
             flat, mass = self._cut(flat, mass, coded.size, active)
         self._leave(done, coded, flat, mass, 0, active)
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        return Entries.concat(done[::-1], len(self.horizons)).select(back)
+        return Entries.concat(done[::-1], self.columns).select(back)
 
     def _leave(
         self, done: list[Entries], coded: _Coded, flat: np.ndarray, mass: np.ndarray, left: int, active: int
@@ -192,8 +198,11 @@ class Tables:
         keep[rows[rank[place >= self.capacity]]] = False
         return flat[keep], mass[:, keep]
 
-    def after(self, entries: Entries, tails: Events, keys: np.ndarray) -> Entries:
-        """Tables with fewer than C more events on top of each (U histories, keys int64 [N])."""
+    def after(
+        self, entries: Entries, tails: Events, keys: np.ndarray, facts: np.ndarray | None = None
+    ) -> Entries:
+        """Tables with fewer than C more events on top of each (U histories, keys int64 [N], facts int64 [F, N])."""
+        facts = np.zeros((0, len(keys)), np.int64) if facts is None else facts
         parts: list[Entries] = []
         for a, b in _blocks(entries.offsets, tails.offsets):
             rows = slice(int(tails.offsets[a]), int(tails.offsets[b]))
@@ -206,10 +215,10 @@ class Tables:
             owner = np.repeat(np.arange(b - a), lengths)
             later = tails.offsets[a + 1 : b + 1][owner] - 1 - np.arange(rows.start, rows.stop)
             weight = self.horizons.weight[:, later]
-            flat, mass = _added(flat, mass, coded.flat(owner, coded.code), weight)
+            flat, mass = _added(flat, mass, coded.flat(owner, coded.code), weight, facts[:, rows])
             flat, mass = self._cut(flat, mass, coded.size, b - a)
             self._leave(parts, coded, flat, mass, 0, b - a)
-        return Entries.concat(parts, len(self.horizons))
+        return Entries.concat(parts, self.columns)
 
 
 class _Coded:
@@ -230,22 +239,32 @@ class _Coded:
 
 
 def _left(mass: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """Masses below 2^31 after a decay, rounded; what counts without end is kept as it is."""
-    return (mass * keep + (1 << (_FACTOR_BITS - 1))) >> _FACTOR_BITS
+    """Masses below 2^31 after a decay, rounded; what counts without end is kept as it is, and so are facts."""
+    left = (mass[: len(keep)] * keep + (1 << (_FACTOR_BITS - 1))) >> _FACTOR_BITS
+    return left if len(keep) == len(mass) else np.concatenate([left, mass[len(keep) :]])
 
 
 def _added(
-    flat: np.ndarray, mass: np.ndarray, new: np.ndarray, weight: np.ndarray
+    flat: np.ndarray, mass: np.ndarray, new: np.ndarray, weight: np.ndarray, facts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Entries with the events' weights int64 [H, n] added under their keys int64 [n]; ascending."""
+    """Entries with the events' weights int64 [H, n] added under their keys int64 [n], and with the facts int64 [F, n]
+    of each key's last one; ascending."""
     distinct, inverse = np.unique(new, return_inverse=True)
+    h = len(weight)
     # sums of integers below 2^53 are exact in float64, in any order
-    more = np.stack([np.bincount(inverse, w, len(distinct)) for w in weight]).astype(np.int64)
+    more = np.empty((len(mass), len(distinct)), np.int64)
+    for row, w in zip(more, weight, strict=False):
+        row[:] = np.bincount(inverse, w, len(distinct))
+    if len(facts):
+        newest = np.zeros(len(distinct), np.int64)
+        newest[inverse] = np.arange(len(new))  # of several values for one place the last one stays
+        more[h:] = facts[:, newest]
     at = np.searchsorted(flat, distinct)
     known = np.zeros(len(distinct), bool)
     inside = at < len(flat)
     known[inside] = flat[at[inside]] == distinct[inside]
-    mass[:, at[known]] += more[:, known]
+    mass[:h, at[known]] += more[:h, known]
+    mass[h:, at[known]] = more[h:, known]
     fresh = ~known
     if not fresh.any():
         return flat, mass

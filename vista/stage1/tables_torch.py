@@ -4,7 +4,7 @@ A user's table is a row of K places. A chunk of every user is then one sort of [
 and one choice of the K heaviest: fixed shapes, no loop over users, and nothing asked of the device before the result is
 read. Where keys are numbers below K, as clusters are, the places are the counters themselves and nothing is sorted.
 
-Letters: U users, K capacity, H horizons, C chunk.
+Letters: U users, K capacity, H horizons, F facts, C chunk.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class TableRows:
 
     Attributes:
         key: int64 [U, K], ascending; places without an entry come last, or hold no count of their key.
-        mass: int64 [H + 1, U, K]: masses, then 1 where there is an entry; 0 elsewhere.
+        mass: int64 [H + F + 1, U, K]: masses, facts of the newest event, then 1 where there is an entry; 0 elsewhere.
     """
 
     key: Tensor
@@ -64,18 +64,16 @@ class TorchTables:
 
     def __init__(self, tables: Tables, device: torch.device, counters: bool) -> None:
         self.horizons, self.capacity, self.chunk = tables.horizons, tables.capacity, tables.chunk
-        self.device, self.counters = device, counters
-        h = self.horizons
-        there = np.ones((1, self.chunk), np.int64)
-        self._weight, self._keep = uploaded([np.concatenate([h.weight, there]), h.keep], device)
+        self.columns, self.device, self.counters = tables.columns, device, counters
+        self._weight, self._keep = uploaded([self.horizons.weight, self.horizons.keep], device)
 
     def given(self, entries: Entries) -> TableRows:
         """Tables as this arithmetic takes them, in one copy."""
-        users, h = entries.users, len(self.horizons)
+        users = entries.users
         lengths = np.diff(entries.offsets)
         owner = owners_of(lengths)
         place = entries.key if self.counters else places_of(lengths)
-        cells = np.zeros((h + 2, users, self.capacity), np.int64)
+        cells = np.zeros((self.columns + 2, users, self.capacity), np.int64)
         cells[0] = np.arange(self.capacity) if self.counters else NO_KEY
         cells[0, owner, place], cells[1:-1, owner, place], cells[-1, owner, place] = (
             entries.key,
@@ -88,11 +86,12 @@ class TorchTables:
     def concat(self, parts: list[TableRows]) -> TableRows:
         """Users of several tables one after the other."""
         if not parts:
-            return self.given(Entries.empty(0, len(self.horizons)))
+            return self.given(Entries.empty(0, self.columns))
         return TableRows(torch.cat([p.key for p in parts]), torch.cat([p.mass for p in parts], 1))
 
-    def fold(self, held: TableRows, events: Events, keys: Tensor) -> TableRows:
-        """Tables after whole chunks: U histories of a multiple of C events each, keys int64 [N] on the device."""
+    def fold(self, held: TableRows, events: Events, keys: Tensor, facts: Tensor | None = None) -> TableRows:
+        """Tables after whole chunks: U histories of a multiple of C events each, keys int64 [N] and facts int64 [F, N]
+        on the device."""
         chunks = events.lengths // self.chunk
         if not chunks.any():
             return held
@@ -109,12 +108,14 @@ class TorchTables:
             if left < now.users:
                 done.append(TableRows(now.key[left:], now.mass[:, left:]))
                 now = TableRows(now.key[:left], now.mass[:, :left])
-            key = keys[start[:left] + wave * self.chunk]
-            now = self._merged(now, key, more.expand(-1, left, -1), self._keep[:, -1:, None])
+            rows = start[:left] + wave * self.chunk
+            mass = self._told(more.expand(-1, left, -1), facts, rows, torch.ones_like(rows))
+            now = self._merged(now, keys[rows], mass, self._keep[:, -1:, None])
         return self.concat([now, *done[::-1]]).select(back)
 
-    def after(self, held: TableRows, tails: Events, keys: Tensor) -> TableRows:
-        """Tables with fewer than C more events on top of each (U histories, keys int64 [N] on the device)."""
+    def after(self, held: TableRows, tails: Events, keys: Tensor, facts: Tensor | None = None) -> TableRows:
+        """Tables with fewer than C more events on top of each (U histories, keys int64 [N] and facts int64 [F, N] on
+        the device)."""
         lengths, longest = tails.lengths, int(tails.lengths.max(initial=0))
         if not longest:
             return held
@@ -123,11 +124,15 @@ class TorchTables:
         rows, ages, ends = uploaded([place, later, lengths], self.device)
         real = ages >= 0
         key = torch.where(real, keys[rows], 0 if self.counters else NO_KEY)
-        more = self._weight[:, ages.clamp_min(0)] * real
-        return self._merged(held, key, more, self._keep[:, ends, None])
+        mass = self._told(self._weight[:, ages.clamp_min(0)] * real, facts, rows, real.long())
+        return self._merged(held, key, mass, self._keep[:, ends, None])
+
+    def _told(self, mass: Tensor, facts: Tensor | None, rows: Tensor, there: Tensor) -> Tensor:
+        """Columns int64 [H + F + 1, U, M] of events int64 [U, M]: their masses, facts, and whether there is one."""
+        return torch.cat([mass, *([facts[:, rows]] if facts is not None else []), there[None]])
 
     def _merged(self, held: TableRows, key: Tensor, mass: Tensor, keep: Tensor) -> TableRows:
-        """Tables after masses int64 [H + 1, U, M] came to their keys int64 [U, M], and old ones decayed."""
+        """Tables after masses int64 [H + F + 1, U, M] came to their keys int64 [U, M], and old ones decayed."""
         size = len(mass) * (self.capacity + key.shape[1])
         users = max(1, _CELLS // max(size, 1))
         if held.users > users:
@@ -137,8 +142,9 @@ class TorchTables:
                 kept = keep[:, b] if keep.shape[1] > 1 else keep
                 parts.append(self._merged(TableRows(held.key[b], held.mass[:, b]), key[b], mass[:, b], kept))
             return self.concat(parts)
-        left = (held.mass[:-1] * keep + (1 << (_FACTOR_BITS - 1))) >> _FACTOR_BITS
-        old = torch.cat([left, held.mass[-1:]])
+        h = len(self.horizons)
+        left = (held.mass[:h] * keep + (1 << (_FACTOR_BITS - 1))) >> _FACTOR_BITS
+        old = torch.cat([left, held.mass[h:]])
         if self.counters:
             sums = old.scatter_add(2, key.expand_as(mass), mass)
             return TableRows(held.key, torch.cat([sums[:-1], sums[-1:].clamp_max(1)]))
@@ -151,6 +157,14 @@ class TorchTables:
         place = new.cumsum(1) - 1
         keys = torch.full_like(key, NO_KEY).scatter_(1, place, key)
         sums = torch.zeros_like(both).scatter_add_(2, place.expand_as(both), both)
+        if len(both) > h + 1:
+            # before sorting the events stood behind the table in their order: the last of a key is its newest
+            where = torch.arange(key.shape[1], device=key.device)
+            last = torch.where(both[-1] > 0, order, -1)
+            newest = torch.full_like(key, -1).scatter_reduce_(1, place, last, "amax")
+            inverse = torch.empty_like(order).scatter_(1, order, where.expand_as(order))
+            found = inverse.gather(1, newest.clamp_min(0)).expand(len(both) - h - 1, -1, -1)
+            sums[h:-1] = both[h:-1].gather(2, found) * (newest >= 0)
         # the heaviest, ties to the smaller key, which is the one before: all ranks differ
         width = keys.shape[1]
         column = torch.arange(width, device=key.device)
@@ -164,4 +178,4 @@ class TorchTables:
 def floats(horizons: Horizons, rows: TableRows) -> Tensor:
     """Masses as counts of events, float32 [U, K, H]."""
     (unit,) = uploaded([horizons.unit.astype(np.float64)], rows.mass.device)
-    return (rows.mass[:-1] / unit[:, None, None]).float().permute(1, 2, 0)
+    return (rows.mass[: len(unit)] / unit[:, None, None]).float().permute(1, 2, 0)

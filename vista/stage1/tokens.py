@@ -10,8 +10,10 @@ heaviest items, then the clusters with what no item of the sequence stands for, 
 vectors come from whoever reads, here from the model's item encoder and a vector per cluster.
 
 In a record, by groups of ``tokens`` x D places of four bytes (or one, in log8): ``items``, K ids ascending, each over
-two places (codec ``int64``: bits, not numbers); ``masses``, K x H; ``clusters``, clusters x H. Unused entries have mass
-0 and come last.
+two places (codec ``int64``: bits, not numbers); ``masses``, K x H; ``last``, K x 3, each item's newest touch: how many
+events ago (1 is the newest), how many hours before the user's newest event, and 2^(a - 11) for action a, the highest
+of the event (0 for none; log8 holds powers of two exactly); ``clusters``, clusters x H. Unused entries have mass 0 and
+come last. Records until version 0.2 have no ``last``.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from vista.data.events import Events
 from vista.embedding.catalogue_column import ItemTable
 from vista.embedding.encoders import ItemEncoder
 from vista.errors import DataError
+from vista.jagged import owners_of, places_of
 from vista.ops.hashing import bucket_numpy, bucket_torch
 from vista.ops.upload import uploaded
 from vista.stage1.groups import GroupShape, Parts, TableShape, Work
@@ -39,7 +42,9 @@ from vista.stage1.tables_torch import NO_KEY, TableRows, TorchTables, floats
 
 _CLUSTER_SALT = 0xC105
 _UNKNOWN = -1e4
-ITEMS, MASSES, CLUSTERS = "items", "masses", "clusters"
+ITEMS, MASSES, LAST, CLUSTERS = "items", "masses", "last", "clusters"
+_FACTS = 3
+_NO_ACTION = 11
 
 
 class Held(NamedTuple):
@@ -49,11 +54,26 @@ class Held(NamedTuple):
         item: int64 [U, K], ascending.
         mass: float32 [U, K, H], 0 where an entry is unused.
         cluster: float32 [U, clusters, H].
+        last: float32 [U, K, 3], of the newest touch: events ago, hours before the user's newest event, and 2^(a - 11)
+            for action a; [U, K, 0] in records that do not hold it.
     """
 
     item: Tensor
     mass: Tensor
     cluster: Tensor
+    last: Tensor
+
+
+class End(NamedTuple):
+    """Where a history stands when its record is read.
+
+    Attributes:
+        events: int64 [U], how many so far.
+        second: int64 [U], of the newest one.
+    """
+
+    events: np.ndarray
+    second: np.ndarray
 
 
 class Sequence(NamedTuple):
@@ -93,7 +113,8 @@ class ExactTokens(nn.Module):
         self.sequence_items = min(t.sequence - t.places, t.items) if t.enabled else 0
         self.sequence_clusters = min(t.places, t.clusters) if t.enabled else 0
         chunk = config.summarizer.chunk or 256
-        self.item_table = Tables(t.items, t.half_lives_events, chunk) if t.enabled else None
+        self.facts = _FACTS if t.last else 0
+        self.item_table = Tables(t.items, t.half_lives_events, chunk, self.facts) if t.enabled else None
         self.cluster_table = Tables(t.clusters, t.half_lives_events, chunk) if t.clusters else None
         self.deciding = self.item_table.horizons.deciding if self.item_table else 0
         self.cluster_of = ItemTable((), torch.int32)
@@ -118,6 +139,8 @@ class ExactTokens(nn.Module):
     def rows(self) -> dict[str, int]:
         """Group name to its tokens, S_g."""
         places = {ITEMS: 2 * self.capacity, MASSES: self.capacity * self.horizons}
+        if self.facts:
+            places[LAST] = self.capacity * _FACTS
         if self.clusters:
             places[CLUSTERS] = self.clusters * self.horizons
         return {name: -(-n // self.width) for name, n in places.items()} if self.enabled else {}
@@ -195,23 +218,33 @@ class ExactTokens(nn.Module):
 
     # --- record
 
-    def pack(self, items: Entries, clusters: Entries | None) -> dict[str, np.ndarray]:
+    def pack(self, items: Entries, clusters: Entries | None, end: End) -> dict[str, np.ndarray]:
         """Tables of U users as groups of a record, float32 [U, S_g, D]."""
         assert self.item_table is not None
-        users, rows = items.users, self.rows
+        users, rows, h = items.users, self.rows, self.horizons
         owner = np.repeat(np.arange(users), np.diff(items.offsets))
         place = np.arange(len(items.key)) - items.offsets[owner]
         ids = np.zeros((users, rows[ITEMS] * self.width // 2), np.int64)
         ids[:, : self.capacity] = NO_KEY
         ids[owner, place] = items.key
-        mass = np.zeros((users, rows[MASSES] * self.width), np.float32)
-        cells = mass[:, : self.capacity * self.horizons].reshape(users, self.capacity, self.horizons)
-        cells[owner, place] = self.item_table.horizons.floats(items.mass)
-        mass[:, : self.capacity * self.horizons] = cells.reshape(users, self.capacity * self.horizons)
+
+        def laid(name: str, values: np.ndarray) -> np.ndarray:
+            cells = np.zeros((users, self.capacity, values.shape[1]), np.float32)
+            cells[owner, place] = values
+            found = np.zeros((users, rows[name] * self.width), np.float32)
+            found[:, : self.capacity * values.shape[1]] = cells.reshape(
+                users, cells.shape[1] * cells.shape[2]
+            )
+            return found.reshape(users, rows[name], self.width)
+
         out = {
             ITEMS: ids.view(np.float32).reshape(users, rows[ITEMS], self.width),
-            MASSES: mass.reshape(users, rows[MASSES], self.width),
+            MASSES: laid(MASSES, self.item_table.horizons.floats(items.mass[:h])),
         }
+        if self.facts:
+            number, second, action = items.mass[h:]
+            ago = [end.events[owner] - number, (end.second[owner] - second) / 3_600, _action_code(action)]
+            out[LAST] = laid(LAST, np.stack(ago, 1).astype(np.float32))
         if clusters is not None:
             assert self.cluster_table is not None
             counters = np.zeros((users, rows[CLUSTERS] * self.width), np.float32)
@@ -222,11 +255,24 @@ class ExactTokens(nn.Module):
             out[CLUSTERS] = counters.reshape(users, rows[CLUSTERS], self.width)
         return out
 
-    def pack_rows(self, items: TableRows, clusters: TableRows | None) -> dict[str, Tensor]:
+    def pack_rows(self, items: TableRows, clusters: TableRows | None, end: End) -> dict[str, Tensor]:
         """As :meth:`pack`, of tables on a device and there."""
         assert self.item_table is not None
         found = {ITEMS: items.key.masked_fill(items.mass[-1] == 0, NO_KEY).view(torch.float32)}
         found[MASSES] = floats(self.item_table.horizons, items).flatten(1)
+        if self.facts:
+            number, second, action = items.mass[self.horizons : -1]
+            count, newest, code = uploaded(
+                [end.events[:, None], end.second[:, None], _action_code(1 << np.arange(31))], action.device
+            )
+            top = torch.frexp(action.double())[1].long() - 1  # -1 for none
+            ago = [
+                (count - number).double(),
+                (newest - second) / 3_600.0,
+                code[top.clamp_min(0)] * (top >= 0),
+            ]
+            there = (items.mass[-1] > 0)[..., None]
+            found[LAST] = torch.where(there, torch.stack(ago, -1), 0.0).float().flatten(1)
         if clusters is not None:
             assert self.cluster_table is not None
             found[CLUSTERS] = floats(self.cluster_table.horizons, clusters).flatten(1)
@@ -248,7 +294,10 @@ class ExactTokens(nn.Module):
         if self.clusters:
             used = self.clusters * self.horizons
             cluster = parts[CLUSTERS][:, :used].unflatten(1, (self.clusters, self.horizons))
-        return Held(ids.contiguous(), mass, cluster)
+        last = mass[..., :0]
+        if self.facts:
+            last = parts[LAST][:, : self.capacity * _FACTS].unflatten(1, (self.capacity, _FACTS))
+        return Held(ids.contiguous(), mass, cluster, last)
 
     # --- reading
 
@@ -278,6 +327,17 @@ def _alone(clusters: int, neighbours: int) -> Tensor:
     return torch.tensor([1.0] + [_UNKNOWN] * (neighbours - 1)).repeat(clusters, 1)
 
 
+def _action_code(action: np.ndarray) -> np.ndarray:
+    """2^(a - 11) for the highest action a of each mask int64 [n], 0 for none: float64 [n]."""
+    exponent = np.frexp(action.astype(np.float64))[1]  # of masks below 2^53 exactly
+    return np.where(action > 0, np.exp2(exponent - 1.0 - _NO_ACTION), 0.0)
+
+
+def action_of(code: Tensor) -> Tensor:
+    """Number of the action of each code float32 [...] of a record, int64 [...]; -1 for none."""
+    return torch.where(code > 0, torch.log2(code).round().long() + _NO_ACTION, -1)
+
+
 def _heaviest(mass: Tensor, count: int) -> Tensor:
     """Places of the ``count`` largest of each row, int64 [U, count], largest first, of equal ones the first: the same
     on every device. Masses [U, E] are 0 or more."""
@@ -299,8 +359,10 @@ class ExactTokenGroup:
         self.in_torch: bool | None = None
 
     def groups(self) -> list[GroupShape]:
-        codecs = {ITEMS: "int64", MASSES: "log8", CLUSTERS: "log8"}
-        return [GroupShape(n, rows, self.tokens.width, codecs[n]) for n, rows in self.tokens.rows.items()]
+        return [
+            GroupShape(name, rows, self.tokens.width, "int64" if name == ITEMS else "log8")
+            for name, rows in self.tokens.rows.items()
+        ]
 
     def tables(self) -> list[TableShape]:
         t = self.tokens
@@ -320,38 +382,46 @@ class ExactTokenGroup:
             return tables
         return {name: TorchTables(table, device, name == CLUSTERS) for name, table in tables.items()}
 
-    def _keyed(self, name: str, table: Tables | TorchTables, events: Events) -> Any:
-        """The events' keys, where the table is."""
+    def _keyed(self, name: str, table: Tables | TorchTables, events: Events, before: np.ndarray) -> Any:
+        """Keys and facts, where the table is, of events whose U users had so many ``before`` (int64 [U])."""
+        facts = np.zeros((0, len(events)), np.int64)
+        if name == ITEMS and self.tokens.facts:
+            number = before[owners_of(events.lengths)] + places_of(events.lengths)
+            facts = np.stack([number, events.time // 1_000, events.action])
         if isinstance(table, Tables):
-            return events.item if name == ITEMS else self.tokens._cluster_numpy(events.item)
-        (item,) = uploaded([events.item], table.device)
-        return item if name == ITEMS else self.tokens.cluster(item)
+            return events.item if name == ITEMS else self.tokens._cluster_numpy(events.item), facts
+        item, told = uploaded([events.item, facts], table.device)
+        return item if name == ITEMS else self.tokens.cluster(item), told
 
-    def _packed(self, served: dict[str, Any]) -> dict[str, Any]:
+    def _packed(self, served: dict[str, Any], end: End) -> dict[str, Any]:
         """Tables as groups of a record: arrays, or tensors where they were folded in torch."""
         torch_ = isinstance(served[ITEMS], TableRows)
-        return (self.tokens.pack_rows if torch_ else self.tokens.pack)(served[ITEMS], served.get(CLUSTERS))
+        pack = self.tokens.pack_rows if torch_ else self.tokens.pack
+        return pack(served[ITEMS], served.get(CLUSTERS), end)
 
     def advance(self, work: Work) -> tuple[dict[str, np.ndarray], dict[int, Parts]]:
         users = np.flatnonzero((work.chunks > 0) | (work.count > 0))  # most have no full chunk
         place = np.full(len(work.given) + 1, len(users))
         place[users] = np.arange(len(users))
-        new, tails = work.folded(users), work.tails(work.emitted)
+        new, tails, count = work.folded(users), work.tails(work.emitted), work.count
+        folded = (count + work.chunks * work.chunk)[work.emitted]
+        end = End(folded + tails.lengths, work.newest_ms(work.emitted) // 1_000)
         served: dict[str, Any] = {}
         kept: dict[int, Parts] = {int(u): {} for u in users[work.chunks[users] > 0]}
         for name, table in self._tables().items():
-            given = table.given(_loaded(name, [work.given[u] for u in users], self.tokens.horizons))
-            entries = table.fold(given, new, self._keyed(name, table, new))
+            given = table.given(_loaded(name, [work.given[u] for u in users], table.columns))
+            entries = table.fold(given, new, *self._keyed(name, table, new, count[users]))
             found = entries.host()
             for u in kept:
                 rows = slice(int(found.offsets[place[u]]), int(found.offsets[place[u] + 1]))
                 kept[u] |= {f"{name}.key": found.key[rows], f"{name}.mass": found.mass[:, rows]}
             # one empty table at the end, for those who have none
-            more = table.concat([entries, table.given(Entries.empty(1, self.tokens.horizons))])
+            more = table.concat([entries, table.given(Entries.empty(1, table.columns))])
             served[name] = table.after(
-                more.select(place[work.emitted]), tails, self._keyed(name, table, tails)
+                more.select(place[work.emitted]), tails, *self._keyed(name, table, tails, folded)
             )
-        return {name: np.asarray(torch.as_tensor(x).cpu()) for name, x in self._packed(served).items()}, kept
+        found = self._packed(served, end)
+        return {name: np.asarray(torch.as_tensor(x).cpu()) for name, x in found.items()}, kept
 
     def prefixes(
         self, events: Events, cuts: np.ndarray, user_of: np.ndarray, exact: bool
@@ -361,16 +431,22 @@ class ExactTokenGroup:
             name: _prefixes(table, events, functools.partial(self._keyed, name, table), cuts, user_of)
             for name, table in self._tables().items()
         }
-        return {name: torch.as_tensor(x, device=device) for name, x in self._packed(served).items()}
+        last = events.offsets[user_of] + cuts - 1
+        end = End(cuts, np.where(cuts > 0, np.append(events.time, 0)[last], 0) // 1_000)
+        return {name: torch.as_tensor(x, device=device) for name, x in self._packed(served, end).items()}
 
 
 def _prefixes(
-    table: Any, events: Events, keyed: Callable[[Events], Any], cuts: np.ndarray, user_of: np.ndarray
+    table: Any,
+    events: Events,
+    keyed: Callable[[Events, np.ndarray], Any],
+    cuts: np.ndarray,
+    user_of: np.ndarray,
 ) -> Any:
     """Tables after the first ``cuts[k]`` events of user ``user_of[k]``; every cut exact."""
     c = table.chunk
     whole = cuts // c
-    none = Entries.empty(events.users, len(table.horizons))
+    none = Entries.empty(events.users, table.columns)
     entries, at = table.given(none), np.zeros(events.users, np.int64)
     pieces, order = [], []
     for n in np.unique(whole):
@@ -379,22 +455,22 @@ def _prefixes(
         goal[user_of[whole >= n]] = n
         start = events.offsets[:-1]
         new = events.slices(start + at * c, start + goal * c)
-        entries, at = table.fold(entries, new, keyed(new)), goal
+        entries, at = table.fold(entries, new, *keyed(new, at * c)), goal
         first = start[user_of[rows]]
         tails = events.slices(first + n * c, first + cuts[rows])
-        pieces.append(table.after(entries.select(user_of[rows]), tails, keyed(tails)))
+        pieces.append(table.after(entries.select(user_of[rows]), tails, *keyed(tails, whole[rows] * c)))
         order.append(rows)
     place = np.argsort(np.concatenate(order)) if order else cuts
     return table.concat(pieces).select(place)
 
 
-def _loaded(name: str, given: list, horizons: int) -> Entries:
+def _loaded(name: str, given: list, columns: int) -> Entries:
     """Tables that states kept; empty where there is no state."""
     none = np.zeros(0, np.int64)
     key = [s.parts.get(f"{name}.key", none) if s else none for s in given]
     if not key:
-        return Entries.empty(0, horizons)
-    empty = np.zeros((horizons, 0), np.int64)
+        return Entries.empty(0, columns)
+    empty = np.zeros((columns, 0), np.int64)
     mass = [s.parts.get(f"{name}.mass", empty) if s else empty for s in given]
     offsets = np.concatenate([[0], np.cumsum([len(k) for k in key])])
     return Entries(offsets, np.concatenate(key), np.concatenate(mass, 1))

@@ -169,7 +169,8 @@ class Ranker(nn.Module):
             readers.append(PlaceReader(self.places, rows(self.config.summarizer.seeds)))
         if self.config.tokens.enabled:
             own = rows(sum(self.tokens.rows.values()))
-            readers.append(EntryReader(self.tokens, own, self.config.ranker.ages))
+            actions = len(self.config.actions)
+            readers.append(EntryReader(self.tokens, own, self.config.ranker.ages, actions))
         readers += [reader for reader in (self.neighbours, self.near) if reader is not None]
         return [*readers, RecentReader(self.config.ranker.ages), ScoreReader()]
 

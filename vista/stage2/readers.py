@@ -18,7 +18,7 @@ from vista.config import ModelConfig
 from vista.ops.crossing import Plan
 from vista.stage1.places import PlaceRead
 from vista.stage1.slots import SlotMemory, recency
-from vista.stage1.tokens import ExactTokens
+from vista.stage1.tokens import ExactTokens, action_of
 from vista.stage2.context_kv import ContextKV
 
 DAY_MS = 86_400_000
@@ -92,12 +92,15 @@ class EntryReader:
     Args:
         shares: also tell the own entry's mass as a share of all the user did, how much that is, and whether there
             is an entry at all.
+        actions: A; of the entry's newest touch, where records tell it, how long ago it was, by events and by the clock,
+            and with which action.
     """
 
-    def __init__(self, tokens: ExactTokens, rows: slice, shares: bool = False) -> None:
-        self.tokens, self.rows, self.shares = tokens, rows, shares
+    def __init__(self, tokens: ExactTokens, rows: slice, shares: bool, actions: int) -> None:
+        self.tokens, self.rows, self.shares, self.actions = tokens, rows, shares, actions
         self.keys = 1 + (tokens.clusters > 0)
-        self.features = (2 * tokens.horizons - 1) * self.keys + shares * (2 * tokens.horizons + 1)
+        self.last = 4 * FREQUENCIES + 4 + actions if tokens.facts else 0
+        self.features = (2 * tokens.horizons - 1) * self.keys + shares * (2 * tokens.horizons + 1) + self.last
 
     def start(self, wide: Tensor) -> None:
         h = self.tokens.horizons
@@ -108,7 +111,8 @@ class EntryReader:
         held = self.tokens.unpack(ctx.slots[:, self.rows])
         row = plan.user
         at = found_at(held.item, item, plan).clamp_max(held.item.shape[1] - 1)
-        found = torch.where((held.item[row, at] == item)[:, None], held.mass[row, at], 0.0)
+        hit = held.item[row, at] == item
+        found = torch.where(hit[:, None], held.mass[row, at], 0.0)
         parts = [found]
         if self.tokens.clusters:
             parts.append(held.cluster[row, self.tokens.candidate_cluster(item)])
@@ -117,7 +121,20 @@ class EntryReader:
         if self.shares:
             whole = torch.log1p((held.cluster if self.tokens.clusters else held.mass).sum(1))[row]
             told += [torch.log(found + 1e-3) - whole, 0.25 * whole, (found[:, :1] > 0).float()]
+        if self.last:
+            told.append(self._newest(ctx, held.last, row, at, hit))
         return torch.cat(told, -1)
+
+    def _newest(self, ctx: ContextKV, last: Tensor, row: Tensor, at: Tensor, hit: Tensor) -> Tensor:
+        """What is told of the newest touch, [B, L]; most candidates have none."""
+        few = hit.nonzero()[:, 0]
+        events, hours, code = last[row[few], at[few]].unbind(-1)
+        hours = hours + ctx.elapsed_ms[row[few]] / 3_600_000
+        ages = torch.stack([torch.log1p(events), torch.log1p(hours)], -1) / 8
+        near = torch.stack([1 / (1 + events), 1 / (1 + hours)], -1)
+        action = action_of(code)[:, None] == torch.arange(self.actions, device=code.device)
+        told = torch.cat([waves(events), waves(3_600 * hours), ages, near, action.to(ages)], -1)
+        return told.new_zeros(len(hit), self.last).index_copy(0, few, told)
 
 
 class NeighbourReader(nn.Module):

@@ -10,13 +10,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vista.config import EmbeddingConfig, ModelConfig, SummarizerConfig, TokenConfig
+from vista.config import (
+    EmbeddingConfig,
+    ModelConfig,
+    SummarizerConfig,
+    TokenConfig,
+    as_written,
+    from_before,
+    from_dict,
+    to_dict,
+)
 from vista.data.events import Events
 from vista.errors import DataError
 from vista.model import VistaModel
 from vista.stage1.state import UserState
 from vista.stage1.tables import Entries, Horizons, Tables
-from vista.stage1.tokens import ExactTokens
+from vista.stage1.tokens import ExactTokens, action_of
 
 C, K = 8, 6
 LIVES = (float("inf"), 20.0, 4.0)
@@ -35,13 +44,26 @@ def histories(lengths, seed: int, items: int = 20) -> Events:
     random = np.random.default_rng(seed)
     n = int(np.sum(lengths))
     ids = random.integers(0, items, n) * (2**61) - 2**62  # far beyond what a float tells apart
-    return Events.of(lengths, item=ids, time=1_600_000_000_000 + np.arange(n))
+    steps = random.integers(0, 9_000_000, n)
+    action = random.choice([0, 1, 2, 5, 1 << 30], n)
+    return Events.of(lengths, item=ids, time=1_600_000_000_000 + np.cumsum(steps), action=action)
 
 
 def same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> bool:
     return found.keys() == wanted.keys() and all(
         np.asarray(found[n]).tobytes() == np.asarray(wanted[n]).tobytes() for n in wanted
     )
+
+
+def newest_of(events: Events, table: dict[int, np.ndarray]) -> dict[int, list[float]]:
+    """Of each item of a table its newest touch: events ago, hours before the newest event, code of the action."""
+    found = {}
+    for item in table:
+        row = int(np.flatnonzero(events.item == item)[-1])
+        hours = (int(events.time[-1]) // 1_000 - int(events.time[row]) // 1_000) / 3_600
+        action = int(events.action[row])
+        found[item] = [len(events) - row, hours, 2.0 ** (action.bit_length() - 1 - 11) if action else 0.0]
+    return found
 
 
 def table_of(events: Events) -> dict[int, np.ndarray]:
@@ -75,6 +97,10 @@ def test_the_record_is_what_one_event_after_the_other_gives(lengths, seed, items
         found, wanted = read(tokens, u), table_of(events.user(u))
         assert found.keys() == wanted.keys()
         assert all(np.array_equal(found[k], (wanted[k] / unit).astype(np.float32)) for k in wanted)
+        held = MODEL.tokens.unpack(torch.from_numpy(np.concatenate(list(tokens.values()), 1)))
+        newest = newest_of(events.user(u), wanted)
+        for item, last in zip(held.item[u].tolist(), held.last[u].numpy(), strict=True):
+            assert last.tolist() == np.float32(newest.get(item, [0, 0, 0])).tolist()
 
 
 @given(LENGTHS, st.integers(0, 99), st.data())
@@ -178,6 +204,50 @@ def test_a_candidate_finds_its_own_entry_whatever_its_id():
         asked = torch.tensor([*ids.tolist(), 6])
         found = reader(ctx, asked, MODEL.items.vector(asked), Plan.of([0, 6]))
     assert (found[:5, 0] > 0).all() and found[5, 0] == 0
+
+
+def test_the_newest_touch_reaches_a_candidate_through_the_codec():
+    from cache_store.format.quantize import Codec
+    from vista.ops.crossing import Plan
+
+    hour = 3_600_000
+    events = Events.of(
+        [3], item=np.array([7, 9, 7]), time=np.array([0, 1, 4]) * hour, action=np.array([1, 4, 3])
+    )
+    tokens = MODEL.summarizer.summarize(events).tokens
+    for g in MODEL.groups:
+        codec = Codec(g.codec, g.tokens, g.width)
+        record = np.zeros(1, np.dtype(codec.fields))
+        codec.encode(tokens[g.name], record)
+        codec.decode(record, tokens[g.name])
+    held = MODEL.tokens.unpack(torch.from_numpy(np.concatenate(list(tokens.values()), 1)))
+    assert action_of(held.last[0, :, 2]).tolist() == [1, 2, -1, -1, -1, -1]
+    now = np.array([6 * hour])
+    with torch.no_grad():
+        ctx = MODEL.ranker.context(
+            {n: torch.from_numpy(x) for n, x in tokens.items()},
+            None,
+            Events.empty(1),
+            now,
+            np.array([4 * hour]),
+        )
+        asked = torch.tensor([9, 7, 8])
+        reader = MODEL.ranker.readers[0]
+        told = reader(ctx, asked, MODEL.items.vector(asked), Plan.of([0, 3]))[:, -reader.last :]
+    hours = torch.expm1(8 * told[:2, -6])
+    assert hours.tolist() == pytest.approx([5, 2], rel=0.05)
+    assert told[:, -3:].tolist() == [[0, 0, 1], [0, 1, 0], [0, 0, 0]] and not told[2].any()
+
+
+def test_a_model_from_before_makes_records_without_newest_touches():
+    text = to_dict(CONFIG)
+    del text["tokens"]["last"]
+    before = VistaModel(from_dict(ModelConfig, from_before(text)))
+    assert [g.name for g in before.groups] == ["items", "masses", "clusters"]
+    assert "last" not in as_written(before.config)["tokens"] and "last" in as_written(CONFIG)["tokens"]
+    events = histories([40], 8)
+    whole, now = before.summarizer.summarize(events).tokens, MODEL.summarizer.summarize(events).tokens
+    assert same(whole, {name: now[name] for name in whole})
 
 
 def test_clusters_out_of_range_are_refused():
