@@ -1,5 +1,5 @@
 """``python -m tools``, and by way of vista/__main__.py ``python -m vista``: the command line."""
 
-from tools.cli import main
+from tools.start import main
 
 main()

@@ -164,15 +164,18 @@ class Snapshot:
     def places(self, users: Users) -> list[tuple[Path, int] | None]:
         """See ``Store.places``."""
         found = self._find(users)
-        out: list[tuple[Path, int] | None] = []
-        for depth, place in zip(found.depth.tolist(), found.place.tolist(), strict=True):
-            if depth < 0:
-                out.append(None)
-                continue
-            generation = self.chain[depth]
-            starts = generation.table.files.starts
-            k = int(np.searchsorted(starts, place, side="right")) - 1
-            out.append((generation.folder / generation.table.names[k], place - int(starts[k]) - PAGE_HEADER))
+        out: list[tuple[Path, int] | None] = [None] * len(found.place)
+        for generation, here in self._parts(found):
+            starts, files = (
+                generation.table.files.starts,
+                [generation.folder / n for n in generation.table.names],
+            )
+            at = np.searchsorted(starts, found.place[here], side="right") - 1
+            offset = found.place[here] - np.asarray(starts)[at] - PAGE_HEADER
+            for row, k, byte in zip(
+                np.arange(len(out))[here].tolist(), at.tolist(), offset.tolist(), strict=True
+            ):
+                out[row] = files[k], byte
         return out if found.inverse is None else [out[u] for u in found.inverse.tolist()]
 
     def checks(self, users: Users) -> tuple[np.ndarray, np.ndarray]:

@@ -55,7 +55,7 @@ def overview(tables: Warehouse, store: Path) -> dict[str, Any]:
         "most files of a bucket": f"{most}; {due} buckets due for `vista compact tables`" if due else most,
         "buckets due": due,
         "bytes": sum(f.bytes for f in files),
-        "items": len(tables.read_items()),
+        "items": tables.count_items(),
         "actions": ", ".join(tables.actions),
         "surfaces": ", ".join(tables.surfaces),
     }

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
@@ -94,10 +95,6 @@ class ItemCounts:
         return len(self.item)
 
     @staticmethod
-    def empty() -> ItemCounts:
-        return ItemCounts.of(np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int64))
-
-    @staticmethod
     def count(item: np.ndarray, surface: np.ndarray) -> ItemCounts:
         """From one (item, surface) per event."""
         return ItemCounts.of(item, surface, np.ones(len(item), np.int64))
@@ -169,6 +166,15 @@ class ItemCounts:
         with paths.open_output(uri) as file:
             pq.write_table(self.to_arrow(), file, compression="zstd", store_schema=False)
         return uri
+
+
+def count_items(uris: Sequence[str]) -> int:
+    """How many items the files of the table have, by their ids alone."""
+    parts = []
+    for uri in uris:
+        with paths.open_input(uri) as file:
+            parts += pq.read_table(file, columns=["item_id"])["item_id"].chunks
+    return int(pc.count_distinct(pa.chunked_array(parts, pa.int64())).as_py())
 
 
 def chosen(item: np.ndarray, names: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

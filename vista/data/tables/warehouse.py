@@ -37,7 +37,7 @@ from sqlalchemy.exc import OperationalError
 from vista.data import paths
 from vista.data.tables.content import ItemContent
 from vista.data.tables.folder import check_at_home, folder_properties
-from vista.data.tables.items import ItemCounts
+from vista.data.tables.items import ItemCounts, count_items
 from vista.data.tables.manifests import PREFIX, UNDONE, commit_of, files_of, summary_of
 from vista.data.tables.reading import DataFile
 from vista.data.tables.rows import HISTORY, IMPRESSIONS, Kind
@@ -403,10 +403,15 @@ class Warehouse:
 
     def read_items(self) -> ItemCounts:
         """All items with their names, commonest surface and number of events."""
+        return ItemCounts.read(self._item_files())
+
+    def count_items(self) -> int:
+        """How many items :meth:`read_items` has."""
+        return count_items(self._item_files())
+
+    def _item_files(self) -> list[str]:
         current = self.items.current_snapshot()
-        if current is None:
-            return ItemCounts.empty()
-        return ItemCounts.read([f.path for f in files_of(self.items, current.snapshot_id)])
+        return [] if current is None else [f.path for f in files_of(self.items, current.snapshot_id)]
 
     def read_content(self) -> ItemContent:
         """What items are about, as the newest ingest of each field told it; nothing where no item file said any."""
