@@ -22,7 +22,7 @@ from torch import nn
 from vista.config import ModelConfig
 from vista.data.events import Events
 from vista.embedding.catalogue_column import ItemTable
-from vista.ops.hashing import bucket_torch
+from vista.ops.hashing import bucket_torch, buckets_torch
 
 _DAY_MS = 86_400_000
 _GAP_SCALES_MS = (1_000.0, 60_000.0, 3_600_000.0, float(_DAY_MS))
@@ -97,10 +97,8 @@ class ItemEncoder(nn.Module):
 
     def forward(self, item: torch.Tensor) -> torch.Tensor:
         """``item`` int64 [...] -> float32 [..., D]."""
-        index = torch.stack(
-            [bucket_torch(item, _ITEM_SALT + t, self.rows) + t * self.rows for t in range(self.tables)],
-            dim=-1,
-        )
+        index = buckets_torch(item, range(_ITEM_SALT, _ITEM_SALT + self.tables), self.rows)
+        index += torch.arange(self.tables, device=item.device) * self.rows
         vector = F.embedding(index, self.weight, sparse=self.sparse_gradients).flatten(-2)
         if (
             self.content is not None
@@ -154,13 +152,24 @@ class EventEncoder(nn.Module):
         A masked event keeps its item and loses its action: the bits are replaced by the MASK class
         (masked action modelling, arXiv 2606.00422).
         """
+        return self.items(item) + self.beside_item(action, surface, time, gap, masked)
+
+    def beside_item(
+        self,
+        action: torch.Tensor,
+        surface: torch.Tensor,
+        time: torch.Tensor,
+        gap: torch.Tensor,
+        masked: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What :meth:`forward` adds to the items, float32 [..., D]."""
         bits = (action.unsqueeze(-1) >> torch.arange(self.actions, device=action.device)) & 1
         bits = bits.to(torch.float32)
         hidden = torch.zeros_like(action, dtype=torch.float32) if masked is None else masked.to(torch.float32)
         bits = bits * (1 - hidden).unsqueeze(-1)
         dense = torch.cat([bits, hidden.unsqueeze(-1), self._time(time, gap)], dim=-1)
         rows = F.embedding(surface.long() % self.surfaces, self.surface)
-        return self.items(item) + rows + dense.to(self.features.dtype) @ self.features
+        return rows + dense.to(self.features.dtype) @ self.features
 
     @staticmethod
     def _time(time: torch.Tensor, gap: torch.Tensor) -> torch.Tensor:

@@ -7,12 +7,13 @@ it is part of the format of a model: changing it makes another model.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    import torch  # the tensors bring it; who hashes arrays need not load it
+    import torch
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST = 0xBF58476D1CE4E5B9
@@ -40,13 +41,14 @@ def finalised(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def mix_torch(item: torch.Tensor, salt: int) -> torch.Tensor:
-    """The same 64 bits as :func:`mix_numpy`, held in int64 (torch has no unsigned shift), any shape."""
+def mix_torch(item: torch.Tensor, *salts: int) -> torch.Tensor:
+    """The same 64 bits as :func:`mix_numpy`, held in int64 (torch has no unsigned shift), [...] -> [..., salts]."""
+    import torch  # noqa: PLC0415 - who hashes arrays need not load it
 
     def shifted(x: torch.Tensor, by: int) -> torch.Tensor:
         return (x >> by) & ((1 << (64 - by)) - 1)
 
-    x = item.long() + _signed(salt * _GOLDEN)
+    x = torch.stack([item.long() + _signed(salt * _GOLDEN) for salt in salts], -1)
     x = (x ^ shifted(x, 30)) * _signed(_FIRST)
     x = (x ^ shifted(x, 27)) * _signed(_SECOND)
     return x ^ shifted(x, 31)
@@ -59,4 +61,9 @@ def bucket_numpy(item: np.ndarray, salt: int, buckets: int) -> np.ndarray:
 
 def bucket_torch(item: torch.Tensor, salt: int, buckets: int) -> torch.Tensor:
     """As :func:`bucket_numpy`, on tensors."""
-    return ((mix_torch(item, salt) >> 32) & 0xFFFFFFFF) % buckets
+    return buckets_torch(item, (salt,), buckets)[..., 0]
+
+
+def buckets_torch(item: torch.Tensor, salts: Iterable[int], buckets: int) -> torch.Tensor:
+    """As :func:`bucket_numpy`, on tensors and by several salts: [...] -> [..., salts]."""
+    return ((mix_torch(item, *salts) >> 32) & 0xFFFFFFFF) % buckets

@@ -45,17 +45,18 @@ class WeightedAttention(nn.Module):
         and log odds [U, C, H] of the mass that fell on tokens."""
         q, k = F.normalize(self.query(query), dim=-1), F.normalize(self.key(tokens), dim=-1)
         sharp = self.log_sharpness.exp()[:, None, None]
+        empty = sharp * self.empty[:, None, None]  # [H, 1, 1]
         if self.fused is not None and not torch.is_grad_enabled():
             wide = (len(q), len(sharp), -1, -1)
             keys, values = (x[:, None].expand(wide) for x in (k, tokens))
-            found, mass = self.fused(q[:, None] * sharp, keys, values, log_mass.to(q.dtype))
-            empty = (sharp * self.empty[:, None, None])[..., 0]
-            odds = torch.logaddexp(mass, torch.full_like(mass, -60.0)) - empty
-            return (found * torch.sigmoid(mass - empty)[..., None]).transpose(1, 2), odds.transpose(1, 2)
-        score = (q @ k.transpose(1, 2))[:, None] * sharp + log_mass[:, None, None]  # [U, H, C, S]
-        empty = (sharp * self.empty[:, None, None]).expand(*score.shape[:-1], 1)
-        share = torch.cat([score, empty], -1).softmax(-1)[..., :-1]
-        # With a floor beside them: of no token at all, log(0) has no gradient.
-        mass = torch.cat([score, torch.full_like(empty, -60.0)], -1).logsumexp(-1)
-        odds = mass - empty[..., 0]
-        return (share @ tokens[:, None]).transpose(1, 2), odds.transpose(1, 2)
+            read, mass = self.fused(q[:, None] * sharp, keys, values, log_mass.to(q.dtype))
+            mass = mass[..., None]
+            read = read * torch.sigmoid(mass - empty)
+            mass = torch.logaddexp(mass, torch.full_like(mass, -60.0))
+        else:
+            score = torch.bmm(q, k.mT)[:, None] * sharp + log_mass[:, None, None]  # [U, H, C, S]
+            # With a floor beside them: of no token at all, log(0) has no gradient.
+            mass = F.pad(score, (0, 1), value=-60.0).logsumexp(-1, keepdim=True)
+            share = torch.exp(score - torch.logaddexp(mass, empty))
+            read = torch.bmm(share.flatten(1, 2), tokens).unflatten(1, share.shape[1:3])
+        return read.transpose(1, 2), (mass - empty)[..., 0].transpose(1, 2)

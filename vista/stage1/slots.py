@@ -30,7 +30,7 @@ from vista.data.events import Events
 from vista.embedding.catalogue_column import ItemTable
 from vista.errors import DataError
 from vista.jagged import owners_of
-from vista.ops.hashing import bucket_numpy, bucket_torch
+from vista.ops.hashing import bucket_numpy, bucket_torch, buckets_torch
 
 _ROW_SALT = 0x510
 _CLUSTER_SALT = 0xC105
@@ -103,14 +103,15 @@ class SlotMemory(nn.Module):
 
     def keys(self, item: torch.Tensor) -> torch.Tensor:
         """Buckets of each item, int64 [..., K], each in [0, total)."""
-        found = [bucket_torch(item, _ROW_SALT + r, self.buckets) + r * self.buckets for r in range(self.rows)]
+        found = buckets_torch(item, range(_ROW_SALT, _ROW_SALT + self.rows), self.buckets)
+        found += torch.arange(self.rows, device=item.device) * self.buckets
         if self.clusters:
             row, known = self.cluster_of(item)
             cluster = bucket_torch(item, _CLUSTER_SALT, self.clusters)
             if len(self.cluster_of):
                 cluster = torch.where(known, self.cluster_of.values[row].long(), cluster)
-            found.append(cluster + self.rows * self.buckets)
-        return torch.stack(found, dim=-1)
+            found = torch.cat([found, cluster.unsqueeze(-1) + self.rows * self.buckets], -1)
+        return found
 
     def _keys_numpy(self, item: np.ndarray) -> list[np.ndarray]:
         found = [bucket_numpy(item, _ROW_SALT + r, self.buckets) + r * self.buckets for r in range(self.rows)]

@@ -199,10 +199,9 @@ class ExactTokens(nn.Module):
             found = torch.where(known, self.cluster_of.values[row].long(), found)
         return found
 
-    def candidate_cluster(self, item: Tensor) -> Tensor:
-        """The cluster whose counter a candidate reads, int64 [...]: that of :meth:`cluster`, which counted the events;
-        for items that came after training the one they resemble (vista/new_items.py)."""
-        found = self.cluster(item)
+    def candidate_cluster(self, item: Tensor, found: Tensor) -> Tensor:
+        """The cluster whose counter a candidate reads, int64 [...]: that of :meth:`cluster` (``found``), which counted
+        the events; for items that came after training the one they resemble (vista/new_items.py)."""
         for newer in self._newer:
             row, known = newer(item)
             found = torch.where(known, newer.values[row].long(), found)

@@ -90,12 +90,20 @@ class Layer(nn.Module):
             nn.init.orthogonal_(self.query.weight, 1.2)
             self.key.weight.copy_(self.query.weight)
 
+    def project(self, x: Tensor) -> list[Tensor]:
+        """Queries, keys and values [..., H, E] of normalised tokens [..., D], by one product."""
+        weight = torch.cat([self.query.weight, self.key.weight, self.value.weight])
+        return [self.split(part) for part in F.linear(x, weight).chunk(3, -1)]
+
     def split(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., H, E]."""
         return x.unflatten(-1, (self.heads, -1))
 
     def finish(self, x: Tensor, read: Tensor) -> Tensor:
         """Residual of what was read ([..., H, E]), then the feed-forward; [..., D]."""
-        x = x + self.out(read.flatten(-2))
-        gate, up = self.gate_up(self.before_feed(x)).chunk(2, -1)
-        return x + self.down(F.silu(gate) * up)
+        x = self.out(read.flatten(-2)).add_(x)
+        h = self.before_feed(x)
+        # Two products, not halves of one: what follows reads each from end to end; in place, if no gradient forbids it.
+        gate, up = (F.linear(h, part) for part in self.gate_up.weight.chunk(2))
+        gate = F.silu(gate) * up if torch.is_grad_enabled() else F.silu(gate, inplace=True).mul_(up)
+        return self.down(gate).add_(x)

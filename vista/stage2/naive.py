@@ -51,7 +51,7 @@ def rank_sequence(ranker: Ranker, request: dict, query: Tensor, item: Tensor | n
     bias = sequence_bias(c.mask, c.summary, len(item))
     for layer in ranker.stack:
         h = layer.before_attention(x)
-        q, k, v = (layer.split(part(h)).transpose(1, 2) for part in (layer.query, layer.key, layer.value))
+        q, k, v = (part.transpose(1, 2) for part in layer.project(h))
         read = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         x = layer.finish(x, read.transpose(1, 2))
     return ranker.logits(x[0, t:], known)

@@ -47,7 +47,7 @@ from vista.stage2.readers import (
     FREQUENCIES,
     EntryReader,
     NearTokens,
-    NeighbourReader,
+    Neighbours,
     PlaceReader,
     Reader,
     RecentReader,
@@ -118,8 +118,7 @@ class Ranker(nn.Module):
         # how much of what the now token reads goes into each query, and into the token itself
         self.history_gain = nn.Parameter(torch.full((q,), 0.5)) if read else None
         self.history_token = nn.Linear(d + 1, d, bias=False) if read else None
-        rows = slice(-sum(self.tokens.rows.values()), None)
-        self.neighbours = NeighbourReader(self.tokens, rows) if self.tokens.neighbours else None
+        self.neighbours = Neighbours(self.tokens) if self.tokens.neighbours else None
         self.readers = self._readers()
         wide = sum(reader.features for reader in self.readers)
         self.deep = nn.Sequential(nn.Linear(wide, d), nn.SiLU(), nn.Linear(d, d))
@@ -170,8 +169,9 @@ class Ranker(nn.Module):
         if self.config.tokens.enabled:
             own = rows(sum(self.tokens.rows.values()))
             actions = len(self.config.actions)
-            readers.append(EntryReader(self.tokens, own, self.config.ranker.ages, actions))
-        readers += [reader for reader in (self.neighbours, self.near) if reader is not None]
+            readers.append(EntryReader(self.tokens, own, self.config.ranker.ages, actions, self.neighbours))
+        if self.near is not None:
+            readers.append(self.near)
         return [*readers, RecentReader(self.config.ranker.ages), ScoreReader()]
 
     @property
@@ -293,11 +293,12 @@ class Ranker(nn.Module):
             return room.masked_scatter(there.view(users, r, *[1] * (flat.ndim - 1)), flat)
 
         item, time = padded(recent.item), padded(recent.time)
+        encoded = self.items(torch.as_tensor(recent.item, device=device))  # [N, D]
         age = torch.where(there, (now[:, None] - time).clamp_min(0), 0)
         x = [] if self.summary is None else [self.summary(seeds) + self.summary_place]
         if r:
-            x.append(padded(self._recent_tokens(recent, masked)) + self._recent_places(age, rank))
-        taste = self._taste(item, rank, there)
+            x.append(padded(self._recent_tokens(encoded, recent, masked)) + self._recent_places(age, rank))
+        taste = self._taste(padded(F.normalize(encoded, dim=-1)), rank, there)
         token, token_mass, read = self._history(slots, taste)
         taste, at_now = taste + read[0], self._now_token(now, elapsed, age, lengths, summarized) + read[1]
         x.append(at_now[:, None])
@@ -360,16 +361,16 @@ class Ranker(nn.Module):
         seeds = none if self.places is not None else found.pop("seeds", none)
         return seeds, torch.cat([none, *found.values()], 1), torch.stack(some).any(0)
 
-    def _recent_tokens(self, recent: Events, masked: Tensor | np.ndarray | None) -> Tensor:
-        """[N, D], at the scale of a candidate's token."""
+    def _recent_tokens(self, items: Tensor, recent: Events, masked: Tensor | np.ndarray | None) -> Tensor:
+        """[N, D], at the scale of a candidate's token; ``items`` [N, D] are the items' part."""
         device = self.now_token.device
-        columns = (recent.item, recent.action, recent.surface, recent.time, gaps(recent))
+        columns = (recent.action, recent.surface, recent.time, gaps(recent))
         hide = None if masked is None else torch.as_tensor(masked, device=device)
-        encoded = self.events(*(torch.as_tensor(c, device=device) for c in columns), masked=hide)
-        return encoded * math.sqrt(self.config.width)
+        more = self.events.beside_item(*(torch.as_tensor(c, device=device) for c in columns), masked=hide)
+        return (items + more) * math.sqrt(self.config.width)
 
     def _recent_places(self, age: Tensor, rank: Tensor) -> Tensor:
-        return self.recent_place(torch.cat([waves(age / 1000), waves(rank)], -1))
+        return self.recent_place(waves(torch.stack([age / 1000, rank], -1)).flatten(-2))
 
     def _now_token(
         self, now: Tensor, elapsed: Tensor, age: Tensor, lengths: Tensor, summarized: Tensor
@@ -384,7 +385,7 @@ class Ranker(nn.Module):
             [day.sin(), day.cos(), week.sin(), week.cos(), summarized.float(), (lengths > 0).float()], -1
         )
         return self.now_token + self.now_features(
-            torch.cat([waves(elapsed / 1000), waves(newest / 1000), more], -1)
+            torch.cat([waves(torch.stack([elapsed, newest], -1) / 1000).flatten(-2), more], -1)
         )
 
     def _run(
@@ -395,25 +396,23 @@ class Ranker(nn.Module):
         keys, values = [], []
         for number, layer in enumerate(self.stack):
             h = layer.before_attention(x)
-            k, v = layer.split(layer.key(h)), layer.split(layer.value(h))  # [U, T, H, E]
+            q, k, v = layer.project(h)  # [U, T, H, E]
             keys.append(k)
             values.append(v)
             if number == len(self.layers) - 1 and not full:
-                x, h = x[:, -1:], h[:, -1:]
-            x = layer.finish(x, sight.attend(layer.split(layer.query(h)), k, v))
+                x, q = x[:, -1:], q[:, -1:]
+            x = layer.finish(x, sight.attend(q, k, v))
         return torch.stack(keys), torch.stack(values), x if full else None, x[:, -1]
 
     # --- retrieval -------------------------------------------------------------------------------------
 
-    def _taste(self, item: Tensor, rank: Tensor, there: Tensor) -> Tensor:
-        """[U, Q, D]: mean of the recent items' vectors, decayed by rank at each query's own horizon."""
-        if item.shape[1] == 0:
-            return self.log_horizon.new_zeros(item.shape[0], len(self.log_horizon), self.config.width)
+    def _taste(self, vector: Tensor, rank: Tensor, there: Tensor) -> Tensor:
+        """[U, Q, D]: mean of the recent items' vectors [U, R, D], decayed by rank at each query's own horizon."""
         weight = (
             torch.exp(-rank[:, None].float() / self.log_horizon.exp()[:, None]) * there[:, None]
         )  # [U, Q, R]
         weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-6)
-        return weight @ self.items.vector(item)
+        return weight @ vector
 
     def _queries(self, hidden: Tensor, taste: Tensor) -> Tensor:
         """hidden [U, P, D], taste [U, P, Q, D] -> L2-normalised [U, P, Q, D]."""
@@ -491,7 +490,7 @@ class Ranker(nn.Module):
         x = self.candidates(vector, known)
         for number, layer in enumerate(self.stack):
             h = layer.before_attention(x)
-            q, k, v = (layer.split(part(h)) for part in (layer.query, layer.key, layer.value))  # [B, H, E]
+            q, k, v = layer.project(h)  # [B, H, E]
             read = cross(q, k, v, ctx.keys[number], ctx.values[number], ctx.mask, plan)
             x = layer.finish(x, read)
         return self.logits(x, known)
@@ -499,12 +498,12 @@ class Ranker(nn.Module):
     def candidates(self, vector: Tensor, known: Tensor) -> Tensor:
         """Tokens [B, D] before the first layer. The action is the MASK class of a masked past action."""
         action = self.events.features[self.events.actions]
-        return (vector + action) * math.sqrt(self.config.width) + self.deep(known)
+        return self.deep(known).add_(vector + action, alpha=math.sqrt(self.config.width))
 
     def logits(self, x: Tensor, known: Tensor) -> Tensor:
         """Logits [B, A] from tokens [B, D] after the last layer and what was read without attention [B, W]."""
-        logits = self.head(self.head_norm(x)) + self.wide(known)
-        return logits if self.direct is None else logits + self.direct(known)
+        logits = self.head(self.head_norm(x)).add_(self.wide(known))
+        return logits if self.direct is None else logits.add_(self.direct(known))
 
     def read(self, ctx: ContextKV, item: Tensor, vector: Tensor, plan: crossing.Plan) -> Tensor:
         """What is known of (user, candidate) without attention, [B, W]: what every reader found."""

@@ -24,13 +24,13 @@ from vista.stage2.context_kv import ContextKV
 DAY_MS = 86_400_000
 FREQUENCIES = 8
 _NOTHING = 1e-6
-_LARGEST = torch.iinfo(torch.int64).max
+_LAST_ID = torch.iinfo(torch.int64).max
 
 
 def waves(x: Tensor) -> Tensor:
     """Fourier features of ``log1p(x)``: [...] -> [..., 2 * FREQUENCIES], smooth from seconds to years."""
-    steps = math.pi * 2.0 ** torch.arange(-4, FREQUENCIES - 4, device=x.device, dtype=torch.float32)
-    angle = torch.log1p(x.float().clamp_min(0))[..., None] * steps / 4
+    steps = math.pi / 4 * 2.0 ** torch.arange(-4, FREQUENCIES - 4, device=x.device, dtype=torch.float32)
+    angle = torch.log1p(x.float().clamp_min(0))[..., None] * steps
     return torch.cat([angle.sin(), angle.cos()], -1)
 
 
@@ -87,57 +87,70 @@ class PlaceReader:
 
 
 class EntryReader:
-    """Exact tokens, addressed: the candidate's own entry and its cluster's counter.
+    """Exact tokens, addressed: the candidate's own entry, its cluster's counter, and those of clusters near it.
 
     Args:
         shares: also tell the own entry's mass as a share of all the user did, how much that is, and whether there
             is an entry at all.
         actions: A; of the entry's newest touch, where records tell it, how long ago it was, by events and by the clock,
             and with which action.
+        neighbours: reads the clusters near it; None for none.
     """
 
-    def __init__(self, tokens: ExactTokens, rows: slice, shares: bool, actions: int) -> None:
+    def __init__(
+        self, tokens: ExactTokens, rows: slice, shares: bool, actions: int, neighbours: Neighbours | None
+    ) -> None:
         self.tokens, self.rows, self.shares, self.actions = tokens, rows, shares, actions
+        self.neighbours = neighbours
         self.keys = 1 + (tokens.clusters > 0)
+        near = 0 if neighbours is None else len(neighbours.SHARPNESS)
         self.last = 4 * FREQUENCIES + 4 + actions if tokens.facts else 0
-        self.features = (2 * tokens.horizons - 1) * self.keys + shares * (2 * tokens.horizons + 1) + self.last
+        self.features = (2 * tokens.horizons - 1) * (self.keys + near) + self.last
+        self.features += shares * (2 * tokens.horizons + 1)
 
     def start(self, wide: Tensor) -> None:
         h = self.tokens.horizons
         wide[:, :h] = 1.0 / h
+        # of the neighbours nothing: the cluster's own counter says it already
         wide[:, h : self.keys * h] = 0.25 / h
 
     def __call__(self, ctx: ContextKV, item: Tensor, vector: Tensor, plan: Plan) -> Tensor:
-        held = self.tokens.unpack(ctx.slots[:, self.rows])
-        row = plan.user
+        tokens, row = self.tokens, plan.user
+        held = tokens.unpack(ctx.slots[:, self.rows])
         at = found_at(held.item, item, plan).clamp_max(held.item.shape[1] - 1)
         hit = held.item[row, at] == item
         found = torch.where(hit[:, None], held.mass[row, at], 0.0)
-        parts = [found]
-        if self.tokens.clusters:
-            parts.append(held.cluster[row, self.tokens.candidate_cluster(item)])
-        mass = torch.stack(parts, 1)
-        told = [torch.log1p(mass).flatten(1), recency(mass).flatten(1)]
+        masses = [found[:, None]]
+        if tokens.clusters:
+            own = tokens.cluster(item)
+            masses.append(held.cluster[row, tokens.candidate_cluster(item, own)][:, None])
+            if self.neighbours is not None:
+                masses.append(self.neighbours(held.cluster, own, row))
+        mass = torch.cat(masses, 1)
+        log, late = torch.log1p(mass), recency(mass)
+        told = [log[:, : self.keys].flatten(1), late[:, : self.keys].flatten(1)]
         if self.shares:
-            whole = torch.log1p((held.cluster if self.tokens.clusters else held.mass).sum(1))[row]
+            whole = torch.log1p((held.cluster if tokens.clusters else held.mass).sum(1))[row]
             told += [torch.log(found + 1e-3) - whole, 0.25 * whole, (found[:, :1] > 0).float()]
         if self.last:
             told.append(self._newest(ctx, held.last, row, at, hit))
-        return torch.cat(told, -1)
+        return torch.cat([*told, log[:, self.keys :].flatten(1), late[:, self.keys :].flatten(1)], -1)
 
     def _newest(self, ctx: ContextKV, last: Tensor, row: Tensor, at: Tensor, hit: Tensor) -> Tensor:
         """What is told of the newest touch, [B, L]; most candidates have none."""
-        few = hit.nonzero()[:, 0]
+        everyone = torch.arange(len(hit), device=hit.device)
+        few = hit.nonzero()[:, 0] if hit.device.type == "cpu" else everyone  # a device is not waited for
         events, hours, code = last[row[few], at[few]].unbind(-1)
         hours = hours + ctx.elapsed_ms[row[few]] / 3_600_000
         ages = torch.stack([torch.log1p(events), torch.log1p(hours)], -1) / 8
         near = torch.stack([1 / (1 + events), 1 / (1 + hours)], -1)
         action = action_of(code)[:, None] == torch.arange(self.actions, device=code.device)
         told = torch.cat([waves(events), waves(3_600 * hours), ages, near, action.to(ages)], -1)
+        told = torch.where(hit[few, None], told, 0.0)
         return told.new_zeros(len(hit), self.last).index_copy(0, few, told)
 
 
-class NeighbourReader(nn.Module):
+class Neighbours(nn.Module):
     """Counters of the clusters nearest to the candidate's own, itself among them: what a cluster boundary cut apart.
 
     Their masses are summed with weights ``exp(b (cosine - 1))``, for two learned b. It costs no more than a gather:
@@ -146,30 +159,26 @@ class NeighbourReader(nn.Module):
 
     SHARPNESS = (6.0, 15.0)
 
-    def __init__(self, tokens: ExactTokens, rows: slice) -> None:
+    def __init__(self, tokens: ExactTokens) -> None:
         super().__init__()
-        self._tokens, self.rows = (tokens,), rows  # in a tuple: the model owns them
+        self._tokens = (tokens,)  # in a tuple: the model owns them
         self.log_sharpness = nn.Parameter(torch.tensor(self.SHARPNESS).log())
-        self.features = (2 * tokens.horizons - 1) * len(self.SHARPNESS)
 
-    def start(self, wide: Tensor) -> None:
-        pass  # the cluster's own counter says it already
-
-    def forward(self, ctx: ContextKV, item: Tensor, vector: Tensor, plan: Plan) -> Tensor:
+    def forward(self, counters: Tensor, own: Tensor, user: Tensor) -> Tensor:
+        """Masses [B, 2, H] near clusters ``own`` [B] among ``counters`` [U, clusters, H] of users [B]."""
         (tokens,) = self._tokens
-        counters = tokens.unpack(ctx.slots[:, self.rows]).cluster
-        own = tokens.cluster(item)
-        row = F.embedding(own, tokens.near) + plan.user[:, None] * counters.shape[1]
-        mass = F.embedding(row, counters.flatten(0, 1))  # [B, N, H]
-        far = F.embedding(own, tokens.cosine)[:, None] - 1
-        weight = (self.log_sharpness.exp()[:, None] * far).exp()  # [B, 2, N]
-        near = weight @ mass
-        return torch.cat([torch.log1p(near).flatten(1), recency(near).flatten(1)], -1)
+        row = F.embedding(own, tokens.near) + user[:, None] * counters.shape[1]
+        far = F.embedding(own, tokens.cosine) - 1
+        # Of unknown clusters next to nothing: floats too small to be normal take a CPU a hundred times as long.
+        weights = [(b * far).clamp_min(-40).exp() for b in self.log_sharpness.exp()]  # [B, N] each
+        masses = counters.flatten(0, 1)
+        return torch.stack(
+            [F.embedding_bag(row, masses, per_sample_weights=w, mode="sum") for w in weights], 1
+        )
 
 
 def found_at(ids: Tensor, item: Tensor, plan: Plan, right: bool = False) -> Tensor:
-    """How many of its user's ascending ``ids`` int64 [U, K] are smaller than each candidate, or, with ``right``, not
-    larger: int64 [B]."""
+    """Where each candidate would stand in its user's ascending ``ids`` int64 [U, K]: int64 [B], 0 to K."""
     outputs = []
     for group in plan.groups:
         asked = item.view(plan.users, group.width) if group.rows is None else item[group.rows]
@@ -248,23 +257,34 @@ class RecentReader:
         if r == 0:
             return torch.zeros(len(item), self.features, device=item.device)
         there = ctx.mask[:, -1 - r : -1]
-        lengths = there.sum(-1)[user]
-        mine, order = torch.where(there, ctx.recent_item, _LARGEST).sort(dim=1, stable=True)
-        first = found_at(mine, item, plan)
-        end = torch.minimum(
-            found_at(mine, item, plan, right=True), lengths
-        )  # padding is of the largest id, too
-        count = (end - first).clamp_min(0)
-        newest = order[user, (end - 1).clamp_min(0)]  # equal ones keep their order: the last is the newest
-        found = (count > 0).float()
-        age = ctx.recent_age_ms[user, newest].float()
-        rank = (lengths - newest).clamp_min(1).float()  # 1 is the newest
-        told = [torch.log1p(count.float()), found / rank, found / (1 + age / DAY_MS)]
+        lengths = there.sum(-1)
+        # Padding comes last, after events of an equal id, and no candidate looks that far.
+        ids, order = torch.where(there, ctx.recent_item, _LAST_ID).sort(dim=1, stable=True)
+        count = torch.arange(1, r + 1, device=item.device) - torch.searchsorted(
+            ids, ids
+        )  # from its item's first on
+        rank = (lengths[:, None] - order).clamp_min(1)  # 1 is the newest
+        events = torch.stack([count, rank, ctx.recent_age_ms.gather(1, order)], -1).float().flatten(0, 1)
+        # equal ones keep their order: the last is the newest
+        at = torch.minimum(found_at(ids, item, plan, right=True), lengths[user]).sub_(1).clamp_min_(0)
+        row = user * r + at
+        found = (ids.flatten()[row] == item) & (lengths[user] > 0)
+        if len(item) < len(events):
+            told = self._tell(F.embedding(row, events))
+        else:
+            told = F.embedding(row, self._tell(events))
+        return told * found[:, None]
+
+    def _tell(self, events: Tensor) -> Tensor:
+        """Features [N, F] of events whose item came ``count`` times, ``rank``-th from the newest, ``age`` ms ago."""
+        count, rank, age = events.unbind(-1)
+        told = [torch.log1p(count), 1 / rank, 1 / (1 + age / DAY_MS)]
         if not self.ages:
             return torch.stack(told, -1)
-        told += [found, 0.25 * found * rank.log(), found * torch.log1p(age / 3_600_000) / 8]
-        smooth = torch.cat([waves(age / 1000), waves(rank - 1)], -1) * found[:, None]
-        return torch.cat([torch.stack(told, -1), smooth], -1)
+        told += [torch.ones_like(rank), 0.25 * rank.log(), torch.log1p(age / 3_600_000) / 8]
+        return torch.cat(
+            [torch.stack(told, -1), waves(torch.stack([age / 1000, rank - 1], -1)).flatten(1)], -1
+        )
 
 
 class ScoreReader:

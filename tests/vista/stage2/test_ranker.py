@@ -20,6 +20,7 @@ from vista.stage1.slots import SlotMemory
 from vista.stage1.tokens import ExactTokenGroup, ExactTokens
 from vista.stage2.naive import one_sequence
 from vista.stage2.ranker import Ranker
+from vista.stage2.readers import RecentReader
 
 DAY = 86_400_000
 NOW = 20_000 * DAY
@@ -333,7 +334,8 @@ def test_candidates_read_the_counters_of_the_clusters_nearest_to_their_own():
     summary = ExactTokenGroup(tokens).prefixes(old, old.lengths, np.arange(1), True)
     ctx = ranker.context(summary, None, Events.empty(1), [NOW], [NOW])
     asked = torch.tensor([3, 14, 58])
-    found = ranker.neighbours(ctx, asked, items.vector(asked), crossing.Plan.of([0, 3], "cpu"))
+    found = ranker.readers[0](ctx, asked, items.vector(asked), crossing.Plan.of([0, 3], "cpu"))
+    near = found[:, -ranker.neighbours.log_sharpness.numel() * (2 * tokens.horizons - 1) :]
 
     unit = torch.nn.functional.normalize(tokens.cluster_vectors, dim=1)
     counters = tokens.unpack(torch.cat([summary[n] for n in tokens.rows], 1)).cluster[0]
@@ -344,7 +346,7 @@ def test_candidates_read_the_counters_of_the_clusters_nearest_to_their_own():
             weight = torch.exp(b * (cosine[nearest] - 1))
             h = counters.shape[1]
             expected = torch.log1p((weight[:, None] * counters[nearest]).sum(0))
-            close(found[row, i * h : (i + 1) * h], expected)
+            close(near[row, i * h : (i + 1) * h], expected)
     assert (tokens.cosine[5, 1:] < -100).all() and tokens.near[5, 0] == 5
 
 
@@ -395,3 +397,29 @@ def test_recent_events_are_newest_first_and_distinct_items_before_repeats(items,
         expected = sorted(sorted(newest.values())[::-1][:recent])
         start = int(events.offsets[u])
         assert set(expected) <= set(mine.time - start)
+
+
+@pytest.mark.parametrize("candidates", [[9, 9, 9], [70, 1, 64]], ids=["fewer than events", "more"])
+def test_candidates_read_their_own_recent_events_as_written_out_one_by_one(candidates):
+    rng = np.random.default_rng(1)
+    last = np.iinfo(np.int64).max  # an id like another, also where the room of padding is
+    recent = histories([11, 0, 7], rng)
+    item = np.where(recent.item % 5 == 0, last, recent.item % 4)
+    recent = Events(recent.offsets, **{**recent.columns, "item": item})
+    asked = torch.from_numpy(rng.choice([0, 1, 2, 3, 77, -5, last], sum(candidates)))
+    plan = crossing.Plan.of(offsets_of(np.array(candidates)))
+    ctx = RANKER.context({}, None, recent, [NOW] * 3, None)
+    found = RecentReader(ages=True)(ctx, asked, torch.zeros(len(asked), 1), plan)
+    for row, (user, one) in enumerate(zip(plan.user.tolist(), asked.tolist(), strict=True)):
+        mine = slice(recent.offsets[user], recent.offsets[user + 1])
+        at = np.flatnonzero(item[mine] == one)
+        if not len(at):
+            assert not found[row].any()
+            continue
+        rank, age = float(recent.lengths[user] - at[-1]), float(NOW - recent.time[mine][at[-1]])
+        told = [np.log1p(len(at)), 1 / rank, 1 / (1 + age / DAY), 1.0, 0.25 * np.log(rank)]
+        told += [np.log1p(age / 3_600_000) / 8]
+        for x in (age / 1000, rank - 1):
+            angle = np.log1p(x) * np.pi / 4 * 2.0 ** np.arange(-4, 4)
+            told += [*np.sin(angle), *np.cos(angle)]
+        np.testing.assert_allclose(found[row].numpy(), told, atol=2e-4)
