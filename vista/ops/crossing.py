@@ -289,6 +289,8 @@ def _merged(
 def _flash(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """As :func:`vista.ops.flex.read`, by torch's CPU kernel."""
     assert _FLASH is not None  # asked before
+    if not bias.any():
+        return _FLASH(q, k, v, scale=1.0)
     wide = bias[:, None, None].expand(-1, 1, q.shape[2], -1)
     read, lse = _FLASH(q, k, v, attn_mask=wide, scale=1.0)
     empty = torch.isneginf(bias).all(1)

@@ -365,8 +365,9 @@ class Ranker(nn.Module):
         """[N, D], at the scale of a candidate's token; ``items`` [N, D] are the items' part."""
         device = self.now_token.device
         columns = (recent.action, recent.surface, recent.time, gaps(recent))
+        action, surface, time, gap = (torch.as_tensor(c, device=device) for c in columns)
         hide = None if masked is None else torch.as_tensor(masked, device=device)
-        more = self.events.beside_item(*(torch.as_tensor(c, device=device) for c in columns), masked=hide)
+        more = self.events.beside_item(action, surface, time, gap, hide)
         return (items + more) * math.sqrt(self.config.width)
 
     def _recent_places(self, age: Tensor, rank: Tensor) -> Tensor:
