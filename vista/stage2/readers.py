@@ -137,17 +137,14 @@ class EntryReader:
         return torch.cat([*told, log[:, self.keys :].flatten(1), late[:, self.keys :].flatten(1)], -1)
 
     def _newest(self, ctx: ContextKV, last: Tensor, row: Tensor, at: Tensor, hit: Tensor) -> Tensor:
-        """What is told of the newest touch, [B, L]; most candidates have none."""
-        everyone = torch.arange(len(hit), device=hit.device)
-        few = hit.nonzero()[:, 0] if hit.device.type == "cpu" else everyone  # a device is not waited for
-        events, hours, code = last[row[few], at[few]].unbind(-1)
-        hours = hours + ctx.elapsed_ms[row[few]] / 3_600_000
-        ages = torch.stack([torch.log1p(events), torch.log1p(hours)], -1) / 8
-        near = torch.stack([1 / (1 + events), 1 / (1 + hours)], -1)
+        """What is told of the newest touch, [B, L]: 0 where there is none, as for most candidates."""
+        events, hours, code = last[row, at].unbind(-1)
+        hours = hours + ctx.elapsed_ms[row] / 3_600_000
+        past = torch.stack([events, hours], -1)
         action = action_of(code)[:, None] == torch.arange(self.actions, device=code.device)
-        told = torch.cat([waves(events), waves(3_600 * hours), ages, near, action.to(ages)], -1)
-        told = torch.where(hit[few, None], told, 0.0)
-        return told.new_zeros(len(hit), self.last).index_copy(0, few, told)
+        smooth = waves(torch.stack([events, 3_600 * hours], -1)).flatten(1)
+        told = torch.cat([smooth, torch.log1p(past) / 8, 1 / (1 + past), action.to(past)], -1)
+        return torch.where(hit[:, None], told, 0.0)
 
 
 class Neighbours(nn.Module):
