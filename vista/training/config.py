@@ -33,6 +33,9 @@ class TrainingConfig:
         validate_every, checkpoint_every, log_every: in steps; 0 means only at the end (no checkpoints).
         device: ``auto`` takes a GPU where there is one.
         precision: ``auto`` is bfloat16 autocast on a GPU.
+        embedding_update: ``all`` rows of the item tables at every step, as AdamW does, or those that were ``touched``
+            (SparseAdam): then a step costs nothing for the rest of a large table, whose moments do not fade meanwhile.
+        compile: layers are compiled (torch.compile) where that works; where not, a warning says why.
         seed: of everything drawn in training; weights are drawn from ``model.seed``.
     """
 
@@ -56,6 +59,8 @@ class TrainingConfig:
     log_every: int = 10
     device: str = "auto"
     precision: str = "auto"
+    embedding_update: str = "all"
+    compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -78,6 +83,12 @@ class TrainingConfig:
             "training.precision",
             "auto, float32 or bfloat16",
             self.precision,
+        )
+        _check(
+            self.embedding_update in ("all", "touched"),
+            "training.embedding_update",
+            "all or touched",
+            self.embedding_update,
         )
         weights = self.objective.actions
         _check(

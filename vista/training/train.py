@@ -437,6 +437,9 @@ def resume(trainer: Trainer, path: Path, run: dict[str, Any]) -> None:
         found = state["run"]
         if not isinstance(found, dict):
             raise TypeError(f"a run of type {type(found).__name__}")
+        # fields that came after the checkpoint was made have their defaults
+        if isinstance(found.get("config"), dict):
+            found["config"] = {**to_dict(TrainingConfig()), **found["config"]}
     except PermissionError as error:
         raise ConfigError(
             f"{path}: expected a checkpoint that this user may read, found {error.strerror}; "
