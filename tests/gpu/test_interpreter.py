@@ -44,6 +44,11 @@ def test_decoding_of_records_equals_numpys_under_the_interpreter():
     assert "passed" in interpreted(str(HERE / "test_decode.py"))
 
 
+def test_the_device_tests_themselves_hold_where_there_is_no_device():
+    chosen = "folded or graphs_are_those_of_the_cpu and fast"
+    assert "passed" in interpreted(str(HERE / "test_device.py"), "-k", chosen)
+
+
 def test_the_packed_form_of_qla_holds_with_the_kernels_in_its_place():
     chosen = "packed_form and (one-step or carried or tails) or target_row or own_chunk or bfloat16"
     (path,) = (HERE.parent / "vista").rglob("test_qla.py")

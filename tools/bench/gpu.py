@@ -36,6 +36,13 @@ from tools.bench.harness import Figure, Result, commit, in_turn, median, ratio
 from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SummarizerConfig
 from vista.model import VistaModel
 from vista.ops import crossing
+from vista.serving.captured import Captured
+from vista.stage1.tokens import ExactTokenGroup
+from vista.stage2.context_kv import ContextKV
+from vista.training.compiled import compile_layers
+from vista.training.examples import ExampleConfig
+from vista.training.loader import Arrays, Loader, LoaderConfig
+from vista.training.survey import survey
 
 CONTEXT = (64, 928)
 """Seeds and recent events: with ``now``, 993 context tokens."""
@@ -84,9 +91,16 @@ def run(quick: bool, device: str = "cuda", out: str | None = None) -> Result:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     start = time.perf_counter()
+    failed: list[Exception] = []
     try:
-        for part in (_ceilings, _stage1, _features, _ranking, _training):
-            part(result, on, quick)
+        for part in (_ceilings, _stage1, _item_tokens, _features, _ranking, _training, _loading):
+            try:
+                part(result, on, quick)
+            except (
+                Exception
+            ) as error:  # an hour of a card is dear: what the other parts find is still written
+                failed.append(error)
+                result.notes.append(f"{part.__name__}: {type(error).__name__}: {str(error)[:500]}")
     finally:
         torch.set_num_threads(threads)
     result.figures["wall"] = Figure(time.perf_counter() - start, "s", target=240.0, at_least=False)
@@ -99,6 +113,8 @@ def run(quick: bool, device: str = "cuda", out: str | None = None) -> Result:
         )
     if out is not None:
         write(Path(out), result)
+    if failed:
+        raise failed[0]
     return result
 
 
@@ -142,6 +158,31 @@ def _stage1(result: Result, on: Device, quick: bool) -> None:
     peak = result.figures["matmul_float32"].value * 1e12
     result.figures["stage1_events"] = median(len(events) / seconds, "events/s")
     result.figures["stage1_of_matmul"] = median(work / seconds / peak, "x", target=0.5)
+
+
+def _item_tokens(result: Result, on: Device, quick: bool) -> None:
+    """Item tokens and counters of whole histories, to the bit those of NumPy, which runs beside."""
+    users, mean = (4, 128) if quick else (256, 2_048)
+    plain = VistaModel(ModelConfig(embedding=EmbeddingConfig(rows=4_096))).eval()
+    ours = copy.deepcopy(plain).to(on.torch)
+    (group,), (twin,) = ([*m.summarizer.token_groups] for m in (ours, plain))
+    assert isinstance(group, ExactTokenGroup)
+    group.in_torch = True
+    events = summarize.histories(summarize.lengths_of(users, mean))
+    everyone = np.arange(users)
+    with torch.no_grad():
+        found, wanted = (g.prefixes(events, events.lengths, everyone, True) for g in (group, twin))
+        wrong = sum(
+            int((found[n].cpu().view(torch.uint8) != x.view(torch.uint8)).sum()) for n, x in wanted.items()
+        )
+        result.figures["item_tokens_error"] = Figure(float(wrong), "bytes", target=0.0, at_least=False)
+        sides = {
+            "device": on.finished(lambda: group.prefixes(events, events.lengths, everyone, True)),
+            "numpy": lambda: twin.prefixes(events, events.lengths, everyone, True),
+        }
+        seconds = in_turn(sides, 3 if quick else 5)
+    result.figures["item_tokens_events"] = median(len(events) / seconds["device"], "events/s")
+    result.figures["item_tokens_against_numpy"] = ratio(seconds["numpy"], seconds["device"])
 
 
 def _features(result: Result, on: Device, quick: bool) -> None:
@@ -194,37 +235,89 @@ def _model(on: Device, quick: bool) -> VistaModel:
 
 
 def _ranking(result: Result, on: Device, quick: bool) -> None:
-    candidates, repeats = (100, 3) if quick else (1_000, 30)
+    candidates, repeats, many = (100, 3, 2) if quick else (1_000, 30, 16)
     model = _model(on, quick).eval()
-    given = rank.request(model, 1)
+    given = rank.request(model, many)
     given["tokens"] = {name: x.to(on.torch) for name, x in given["tokens"].items()}
-    items = torch.from_numpy(np.random.default_rng(1).integers(0, rank.ITEMS, candidates)).to(on.torch)
-    whole = np.array([0, candidates])
+    one = rank.rows(given, np.arange(1))
+    drawn = np.random.default_rng(1).integers(0, rank.ITEMS, many * candidates)
+    items = torch.from_numpy(drawn).to(on.torch)
+    whole = np.arange(many + 1) * candidates
+    plans = [crossing.Plan.of(whole[: n + 1], on.torch) for n in (1, many)]
     with torch.inference_mode():
-        context = model.ranker.context(**given)
+        context, contexts = (model.ranker.context(**g) for g in (one, given))
         exact = copy.deepcopy(model).cpu()
-        on_cpu = {**given, "tokens": {name: x.cpu() for name, x in given["tokens"].items()}}
-        wanted = exact.ranker.rank(exact.ranker.context(**on_cpu), items.cpu(), whole)
-        result.figures["ranking_error"] = _error(model.ranker.rank(context, items, whole), wanted, 1e-3)
+        on_cpu = {**one, "tokens": {name: x.cpu() for name, x in one["tokens"].items()}}
+        mine = items[:candidates]
+        wanted = exact.ranker.rank(exact.ranker.context(**on_cpu), mine.cpu(), whole[:2])
+        cross = _faster_form(
+            result, on, lambda form: model.ranker.rank(context, mine, plans[0], cross=form), repeats
+        )
+
+        def work(plan: crossing.Plan, item: Tensor, **tensors: Any) -> Tensor:
+            return model.ranker.rank(ContextKV(**tensors), item, plan, cross=cross)
+
+        step = Captured(work) if on.cuda else Captured(work, _again)
+
+        def shared(n: int) -> Tensor:
+            ctx, plan = (context, plans[0]) if n == 1 else (contexts, plans[1])
+            return step(n, lambda: plan, item=items[: n * candidates], **ctx.tensors())
+
+        def ranked(ctx: ContextKV) -> Tensor:
+            return model.ranker.rank(ctx, mine, plans[0], cross=cross)
+
+        for n in (1, 1, many, many):  # recorded when a shape comes again
+            shared(n)
+        result.figures["ranking_error"] = _error(shared(1), wanted, 1e-3)
+        if step.told:
+            result.notes.append(f"ranking ran without a CUDA graph: {step.told}")
+        fresh = functools.partial(model.ranker.context, **one)
         seconds = in_turn(
             {
-                "shared": on.finished(lambda: model.ranker.rank(context, items, whole)),
-                "recomputed": on.finished(lambda: model.ranker.rank(model.ranker.context(**given), items, whole)),
-                "cascade": on.finished(lambda: (model.ranker.query(c := model.ranker.context(**given)),
-                                                model.ranker.rank(c, items, whole))),
-                "two_forwards": on.finished(lambda: (model.ranker.query(model.ranker.context(**given)),
-                                                     model.ranker.rank(model.ranker.context(**given), items, whole))),
+                "launched": on.finished(lambda: ranked(context)),
+                "shared": on.finished(lambda: shared(1)),
+                "many": on.finished(lambda: shared(many)),
+                "recomputed": on.finished(lambda: ranked(fresh())),
+                "cascade": on.finished(lambda: (model.ranker.query(c := fresh()), ranked(c))),
+                "two_forwards": on.finished(lambda: (model.ranker.query(fresh()), ranked(fresh()))),
             },
             repeats,
             warmup=3,
-        )  # fmt: skip
+        )
         _crossing(result, on, context.length, candidates, repeats)
     result.figures["ranking_p50"] = median(seconds["shared"] * 1e3, "ms")
     result.figures["ranking_requests"] = median(1 / seconds["shared"], "requests/s")
+    result.figures["ranking_requests_batched"] = median(many / seconds["many"], "requests/s")
+    result.figures["ranking_graph_against_launches"] = ratio(seconds["launched"], seconds["shared"])
     result.figures["ranking_against_recomputed"] = ratio(seconds["recomputed"], seconds["shared"], target=1.8)
     result.figures["cascade_against_two_forwards"] = ratio(
         seconds["two_forwards"], seconds["cascade"], target=1.8
     )
+
+
+def _again(work: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+    """In the place of a CUDA graph where there is none."""
+    out = work()
+    return lambda: out.copy_(work()), out
+
+
+def _faster_form(
+    result: Result, on: Device, ranked: Callable[[Callable[..., Tensor]], Tensor], repeats: int
+) -> Callable[..., Tensor]:
+    """The form of the crossing that ranks faster: our kernels, or FlexAttention where that compiles."""
+    try:
+        difference = ranked(crossing.flex) - ranked(crossing.fast)
+    except Exception as error:  # of any of the compiler's types
+        result.notes.append(f"FlexAttention did not run: {str(error)[:300]}; ranking by our kernels")
+        return crossing.fast
+    result.figures["flex_error"] = _error(difference + 1, torch.ones_like(difference), 1e-3)
+    forms = {"flex": crossing.flex, "kernels": crossing.fast}
+    sides = {name: on.finished(functools.partial(ranked, form)) for name, form in forms.items()}
+    seconds = in_turn(sides, repeats, warmup=3)
+    result.figures["ranking_flex_against_kernels"] = ratio(seconds["kernels"], seconds["flex"])
+    winner = min(forms, key=lambda name: float(np.median(seconds[name])))
+    result.notes.append(f"ranking below by {winner}, the faster of the two forms of the crossing")
+    return forms[winner]
 
 
 def _crossing(result: Result, on: Device, tokens: int, rows: int, repeats: int) -> None:
@@ -257,7 +350,6 @@ def _training(result: Result, on: Device, quick: bool) -> None:
     users, per_user, steps = (12, 4, 3) if quick else (512, 16, 30)
     model = _model(on, quick).train()
     schema = RecordSchema(tuple(Group(*group) for group in model.groups))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     rng = np.random.default_rng(2)
     items = torch.from_numpy(rng.integers(0, rank.ITEMS, users * per_user)).to(on.torch)
     label = torch.from_numpy(rng.integers(0, 2, (len(items), len(model.config.actions)))).float().to(on.torch)
@@ -266,20 +358,49 @@ def _training(result: Result, on: Device, quick: bool) -> None:
     with torch.no_grad():
         given = rank.rows(rank.request(model, few, 3), np.arange(users) % few)
 
-    def step(tokens: dict[str, Tensor]) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(on.torch.type, torch.bfloat16, enabled=on.cuda):
-            logits = model.ranker.rank(model.ranker.context(**{**given, "tokens": tokens}), items, offsets)
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), label)
-        loss.backward()
-        optimizer.step()
+    def trained(model: VistaModel, touched: bool) -> Callable[[dict[str, Tensor]], None]:
+        table = model.items.weight
+        dense = [p for p in model.parameters() if not (touched and p is table)]
+        optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(dense, lr=1e-3, fused=True)]
+        if touched:
+            optimizers.append(torch.optim.SparseAdam([table], lr=1e-3))
+        model.items.sparse_gradients = touched
 
+        def step(tokens: dict[str, Tensor]) -> None:
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(on.torch.type, torch.bfloat16, enabled=on.cuda):
+                logits = model.ranker.rank(
+                    model.ranker.context(**{**given, "tokens": tokens}), items, offsets
+                )
+                loss = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), label)
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+
+        return step
+
+    step = trained(model, touched=False)
+    others = {"touched": trained(copy.deepcopy(model), touched=True)}
+    if on.cuda:  # on the CPU it is a minute of compiling that tells nothing
+        compiled = copy.deepcopy(model)
+        told = compile_layers(compiled)
+        if told is None:
+            others["compiled"] = trained(compiled, touched=False)
+        else:
+            result.notes.append(f"torch.compile: {told}")
     summaries = {name: x.numpy() for name, x in given["tokens"].items()}
     with tempfile.TemporaryDirectory() as folder, stored(Path(folder) / "store", schema, summaries) as store:
         module = SummaryFeature(store, on_device=True).to(on.torch)
         batches = [rng.permutation(users) for _ in range(steps)]
         resident = {name: x.clone() for name, x in module(batches[0]).groups.items()}
-        alone = in_turn({"step": on.finished(lambda: step(resident))}, steps, warmup=2)["step"]
+        sides = {"step": step, **others}
+        seconds = in_turn(
+            {name: on.finished(functools.partial(side, resident)) for name, side in sides.items()},
+            steps,
+            warmup=3,
+        )
+        alone = seconds.pop("step")
 
         def epoch() -> None:
             for _, found in SummaryLoader(batches, module, lambda b: b):
@@ -287,10 +408,25 @@ def _training(result: Result, on: Device, quick: bool) -> None:
 
         fed = in_turn({"epoch": on.finished(epoch)}, 2 if quick else 5)["epoch"]
     result.figures["training_step"] = median(alone * 1e3, "ms")
+    for name, theirs in seconds.items():
+        result.figures[f"training_{name}_against_plain"] = ratio(alone, theirs)
     result.figures["training_rows"] = median(users * per_user * steps / fed, "rows/s")
     waiting = np.maximum(1 - float(np.median(alone)) * steps / fed, 0)
     result.figures["training_waits_for_tokens"] = median(waiting, "x", target=0.1, at_least=False)
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def _loading(result: Result, on: Device, quick: bool) -> None:
+    """What one slate costs the host's CPU before it reaches a step."""
+    users, mean = (20, 64) if quick else (2_000, 256)
+    events = summarize.histories(summarize.lengths_of(users, mean))
+    source = Arrays(np.arange(users), events, of=4)
+    popular = survey(source, 0.0).popular()
+    loader = Loader(source, ExampleConfig(), LoaderConfig(), 32, popular)
+    began, slates = time.process_time(), 0
+    for batch in itertools.islice(loader, 3 if quick else 40):
+        slates += len(batch.cut)
+    result.figures["loader_slate"] = Figure((time.process_time() - began) / max(slates, 1) * 1e6, "us of CPU")
 
 
 def _error(found: Any, wanted: Any, target: float) -> Figure:

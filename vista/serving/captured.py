@@ -19,7 +19,7 @@ from torch import Tensor
 GRAPHS = 16
 """Graphs kept, the last used; each holds the memory of one step."""
 
-Replay = Callable[[], None]
+Replay = Callable[[], object]
 
 
 def cuda_graph(work: Callable[[], Tensor]) -> tuple[Replay, Tensor]:

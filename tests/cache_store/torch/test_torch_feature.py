@@ -23,7 +23,7 @@ from cache_store.torch.decode import RecordDecoder
 from cache_store.torch.feature import SummaryFeature, SummaryLoader
 
 ON_DEVICE = pytest.mark.parametrize("on_device", [False, True], ids=["host-decode", "device-decode"])
-DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+DEVICES = ["cpu"] + ([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])
 
 
 @pytest.fixture(scope="module")

@@ -334,6 +334,7 @@ def _read_on_gpu(path, pipe):
     pipe.recv()
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA IPC needs a GPU")
 def test_a_pool_in_gpu_memory_is_read_by_another_process(tmp_path):
     pool = KVPool.create(tmp_path / "pool", MODEL, 2, device="cuda")
@@ -342,10 +343,12 @@ def test_a_pool_in_gpu_memory_is_read_by_another_process(tmp_path):
     mine, theirs = spawn.Pipe()
     process = spawn.Process(target=_read_on_gpu, args=(pool.path, theirs))
     process.start()
+    theirs.close()  # so that a child that dies is an end of file here
     mine.send(pool.put(ctx.to("cuda"))[0])
+    assert mine.poll(120)
     found = mine.recv()
     mine.send(None)
-    process.join()
+    process.join(60)
     assert found is not None
     for name, x in ctx.tensors().items():
         np.testing.assert_array_equal(found[name], x.numpy())
