@@ -57,10 +57,10 @@ class EmbeddingConfig:
 
 
 SIZES = {
-    "whole": (1_440, 4_096),
-    "half": (640, 2_048),
-    "small": (352, 1_024),
-    "tiny": (160, 512),
+    "whole": (864, 4_096),
+    "half": (416, 2_048),
+    "small": (192, 1_024),
+    "tiny": (96, 512),
 }
 """Items and clusters of records that fill 8, 4, 2 and 1 pages of 4 KiB at width 64."""
 
@@ -69,8 +69,8 @@ SIZES = {
 class TokenConfig:
     """Exact tokens (vista/stage1/tokens.py): the items and clusters that matter to a user, each with its masses.
 
-    By default 1,440 items (an id of 8 bytes, a byte for each of 3 masses, 3 for the newest touch) and 4,096 cluster
-    counters are 32,512 bytes: a record fills 8 pages of 4 KiB.
+    By default 864 items (an id of 8 bytes, a byte for each of 3 masses, 3 for the newest touch) and 4,096 clusters (3
+    masses and 2 bytes for the newest touch) are 32,704 bytes with the header: a record fills 8 pages of 4 KiB.
 
     Attributes:
         items: K, items kept, the heaviest by recency-weighted mass; 0 turns the tokens off.
@@ -79,10 +79,10 @@ class TokenConfig:
             finite one decides which items are kept.
         sequence: of these, the tokens that stage 2's now token attends to, heaviest first.
         places: how many of them stand for clusters: what is in the history and no token of its own.
-        last: of each item also its newest touch: how many events and hours ago, and with which action.
+        last: of each item and cluster also its newest touch: how many events and hours ago; of items with which action.
     """
 
-    items: int = 1_440
+    items: int = 864
     clusters: int = 4_096
     half_lives_events: tuple[float, ...] = (float("inf"), 2_048.0, 256.0)
     sequence: int = 256
@@ -110,8 +110,9 @@ class TokenConfig:
 
     @property
     def bytes(self) -> int:
-        """Of a record: an id of 8 bytes, a byte for every mass and three for the newest touch."""
-        return self.items * (8 + self.horizons + 3 * self.last) + self.clusters * self.horizons
+        """Of a record: an id of 8 bytes, a byte for every mass, and three or two for the newest touch."""
+        h, last = self.horizons, self.last
+        return self.items * (8 + h + 3 * last) + self.clusters * (h + 2 * last)
 
     def __post_init__(self) -> None:
         _check(self.items >= 0, "tokens.items", "0 or more", self.items)

@@ -24,7 +24,7 @@ HOME = Path(__file__).parent / "home-1"
 HOMES = {
     "home-1": ("seeds", "slots"),
     "home-2": ("items", "masses", "clusters"),
-    "home-3": ("items", "masses", "last", "clusters"),
+    "home-3": ("items", "masses", "last", "clusters", "clusters_last"),
 }
 """Groups of each home's records."""
 

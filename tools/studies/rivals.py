@@ -19,11 +19,10 @@ _WIDTH = 64
 
 
 def _record(kib: int) -> dict[str, Any]:
-    """A record of so many KiB: about a third of it for clusters of one byte a horizon, the rest for items."""
-    horizons = BASE.tokens.horizons
-    clusters = 1 << max(8, (kib * 1_024 * 3 // 8 // horizons).bit_length() - 1)
-    entry = replace(BASE.tokens, items=1, clusters=0).bytes
-    return {"items": (kib * 1_024 - clusters * horizons) // entry, "clusters": clusters}
+    """A record of so many KiB: at most two thirds of it for clusters, the rest for items."""
+    cluster, entry = (replace(BASE.tokens, items=i, clusters=1 - i).bytes for i in (0, 1))
+    clusters = 1 << (kib * 1_024 * 2 // 3 // cluster).bit_length() - 1
+    return {"items": (kib * 1_024 - clusters * cluster) // entry, "clusters": clusters}
 
 
 def _bytes(options: dict[str, Any]) -> int:

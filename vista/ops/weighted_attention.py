@@ -42,11 +42,14 @@ class WeightedAttention(nn.Module):
 
     def forward(self, query: Tensor, tokens: Tensor, log_mass: Tensor) -> tuple[Tensor, Tensor]:
         """query [U, C, D], tokens [U, S, D], log_mass [U, S] (``-inf``: no token) -> what each head read [U, C, H, D],
-        and log odds [U, C, H] of the mass that fell on tokens."""
+        and log odds [U, C, H] of the mass that fell on tokens.
+
+        A log mass [U, C, S] is one for each query: where tokens come with ids, add a few (4) to that of its own token.
+        """
         q, k = F.normalize(self.query(query), dim=-1), F.normalize(self.key(tokens), dim=-1)
         sharp = self.log_sharpness.exp()[:, None, None]
         empty = sharp * self.empty[:, None, None]  # [H, 1, 1]
-        if self.fused is not None and not torch.is_grad_enabled():
+        if self.fused is not None and log_mass.ndim == 2 and not torch.is_grad_enabled():
             wide = (len(q), len(sharp), -1, -1)
             keys, values = (x[:, None].expand(wide) for x in (k, tokens))
             read, mass = self.fused(q[:, None] * sharp, keys, values, log_mass.to(q.dtype))
@@ -54,7 +57,8 @@ class WeightedAttention(nn.Module):
             read = read * torch.sigmoid(mass - empty)
             mass = torch.logaddexp(mass, torch.full_like(mass, -60.0))
         else:
-            score = torch.bmm(q, k.mT)[:, None] * sharp + log_mass[:, None, None]  # [U, H, C, S]
+            bias = log_mass if log_mass.ndim == 3 else log_mass[:, None]
+            score = torch.bmm(q, k.mT)[:, None] * sharp + bias[:, None]  # [U, H, C, S]
             # With a floor beside them: of no token at all, log(0) has no gradient.
             mass = F.pad(score, (0, 1), value=-60.0).logsumexp(-1, keepdim=True)
             share = torch.exp(score - torch.logaddexp(mass, empty))

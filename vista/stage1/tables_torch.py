@@ -147,6 +147,11 @@ class TorchTables:
         old = torch.cat([left, held.mass[h:]])
         if self.counters:
             sums = old.scatter_add(2, key.expand_as(mass), mass)
+            if len(mass) > h + 1:
+                last = torch.where(mass[-1] > 0, torch.arange(key.shape[1], device=key.device), -1)
+                newest = torch.full_like(held.key, -1).scatter_reduce_(1, key, last, "amax")
+                found = mass[h:-1].gather(2, newest.clamp_min(0).expand(len(mass) - h - 1, -1, -1))
+                sums[h:-1] = torch.where(newest >= 0, found, old[h:-1])
             return TableRows(held.key, torch.cat([sums[:-1], sums[-1:].clamp_max(1)]))
         key, order = torch.cat([held.key, key], 1).sort(1)
         both = torch.cat([old, mass], 2)

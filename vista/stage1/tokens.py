@@ -12,8 +12,9 @@ vectors come from whoever reads, here from the model's item encoder and a vector
 In a record, by groups of ``tokens`` x D places of four bytes (or one, in log8): ``items``, K ids ascending, each over
 two places (codec ``int64``: bits, not numbers); ``masses``, K x H; ``last``, K x 3, each item's newest touch: how many
 events ago (1 is the newest), how many hours before the user's newest event, and 2^(a - 11) for action a, the highest
-of the event (0 for none; log8 holds powers of two exactly); ``clusters``, clusters x H. Unused entries have mass 0 and
-come last. Records until version 0.2 have no ``last``.
+of the event (0 for none; log8 holds powers of two exactly); ``clusters``, clusters x H; ``clusters_last``, clusters x
+2, events and hours as in ``last``. Unused entries have mass 0 and come last. Records until version 0.2 have no newest
+touches.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ from vista.stage1.tables_torch import NO_KEY, TableRows, TorchTables, floats
 
 _CLUSTER_SALT = 0xC105
 _UNKNOWN = -1e4
-ITEMS, MASSES, LAST, CLUSTERS = "items", "masses", "last", "clusters"
-_FACTS = 3
+ITEMS, MASSES, LAST, CLUSTERS, CLUSTERS_LAST = "items", "masses", "last", "clusters", "clusters_last"
+_FACTS = {ITEMS: 3, CLUSTERS: 2}
+"""Number, second and, of items, action mask of an entry's newest event; as many places of a record."""
 _NO_ACTION = 11
 
 
@@ -56,12 +58,14 @@ class Held(NamedTuple):
         cluster: float32 [U, clusters, H].
         last: float32 [U, K, 3], of the newest touch: events ago, hours before the user's newest event, and 2^(a - 11)
             for action a; [U, K, 0] in records that do not hold it.
+        cluster_last: float32 [U, clusters, 2], the first two of these; 0 where nothing was touched.
     """
 
     item: Tensor
     mass: Tensor
     cluster: Tensor
     last: Tensor
+    cluster_last: Tensor
 
 
 class End(NamedTuple):
@@ -82,10 +86,14 @@ class Sequence(NamedTuple):
     Attributes:
         vector: [U, S, D], unit length; 0 where nothing is known of a cluster.
         mass: float32 [U, S, H], 0 where there is no token.
+        item: int64 [U, S_i], ids of the first S_i tokens.
+        last: float32 [U, S, 2], events and hours since each token's newest touch; [U, S, 0] where records do not tell.
     """
 
     vector: Tensor
     mass: Tensor
+    item: Tensor
+    last: Tensor
 
 
 class ExactTokens(nn.Module):
@@ -113,9 +121,9 @@ class ExactTokens(nn.Module):
         self.sequence_items = min(t.sequence - t.places, t.items) if t.enabled else 0
         self.sequence_clusters = min(t.places, t.clusters) if t.enabled else 0
         chunk = config.summarizer.chunk or 256
-        self.facts = _FACTS if t.last else 0
-        self.item_table = Tables(t.items, t.half_lives_events, chunk, self.facts) if t.enabled else None
-        self.cluster_table = Tables(t.clusters, t.half_lives_events, chunk) if t.clusters else None
+        lives, self.facts = t.half_lives_events, {n: f * t.last for n, f in _FACTS.items()}
+        self.item_table = Tables(t.items, lives, chunk, self.facts[ITEMS]) if t.enabled else None
+        self.cluster_table = Tables(t.clusters, lives, chunk, self.facts[CLUSTERS]) if t.clusters else None
         self.deciding = self.item_table.horizons.deciding if self.item_table else 0
         self.cluster_of = ItemTable((), torch.int32)
         self._newer: tuple[ItemTable, ...] = ()  # in a tuple: no part of the model's weights
@@ -139,11 +147,10 @@ class ExactTokens(nn.Module):
     def rows(self) -> dict[str, int]:
         """Group name to its tokens, S_g."""
         places = {ITEMS: 2 * self.capacity, MASSES: self.capacity * self.horizons}
-        if self.facts:
-            places[LAST] = self.capacity * _FACTS
-        if self.clusters:
-            places[CLUSTERS] = self.clusters * self.horizons
-        return {name: -(-n // self.width) for name, n in places.items()} if self.enabled else {}
+        places[LAST] = self.capacity * self.facts[ITEMS]
+        places[CLUSTERS] = self.clusters * self.horizons
+        places[CLUSTERS_LAST] = self.clusters * self.facts[CLUSTERS]
+        return {name: -(-n // self.width) for name, n in places.items() if n} if self.enabled else {}
 
     # --- clusters
 
@@ -240,7 +247,7 @@ class ExactTokens(nn.Module):
             ITEMS: ids.view(np.float32).reshape(users, rows[ITEMS], self.width),
             MASSES: laid(MASSES, self.item_table.horizons.floats(items.mass[:h])),
         }
-        if self.facts:
+        if self.facts[ITEMS]:
             number, second, action = items.mass[h:]
             ago = [end.events[owner] - number, (end.second[owner] - second) / 3_600, _action_code(action)]
             out[LAST] = laid(LAST, np.stack(ago, 1).astype(np.float32))
@@ -248,33 +255,43 @@ class ExactTokens(nn.Module):
             assert self.cluster_table is not None
             counters = np.zeros((users, rows[CLUSTERS] * self.width), np.float32)
             owner = np.repeat(np.arange(users), np.diff(clusters.offsets))
-            found = self.cluster_table.horizons.floats(clusters.mass)
-            for h in range(self.horizons):
-                counters[owner, clusters.key * self.horizons + h] = found[:, h]
+            found = self.cluster_table.horizons.floats(clusters.mass[:h])
+            for k in range(h):
+                counters[owner, clusters.key * h + k] = found[:, k]
             out[CLUSTERS] = counters.reshape(users, rows[CLUSTERS], self.width)
+            if self.facts[CLUSTERS]:
+                number, second = clusters.mass[h:]
+                last = np.zeros((users, rows[CLUSTERS_LAST] * self.width), np.float32)
+                last[owner, 2 * clusters.key] = end.events[owner] - number
+                last[owner, 2 * clusters.key + 1] = (end.second[owner] - second) / 3_600
+                out[CLUSTERS_LAST] = last.reshape(users, rows[CLUSTERS_LAST], self.width)
         return out
 
     def pack_rows(self, items: TableRows, clusters: TableRows | None, end: End) -> dict[str, Tensor]:
         """As :meth:`pack`, of tables on a device and there."""
         assert self.item_table is not None
+        newest, second, codes = uploaded(
+            [end.events[:, None], end.second[:, None], _action_code(1 << np.arange(31))], items.key.device
+        )
+
+        def last(rows: TableRows) -> Tensor:
+            """[U, K * F]: what is told of the newest event of each entry, 0 where there is none."""
+            number, when, *action = rows.mass[self.horizons : -1]
+            ago = [(newest - number).double(), (second - when) / 3_600.0]
+            for mask in action:
+                top = torch.frexp(mask.double())[1].long() - 1  # -1 for none
+                ago.append(codes[top.clamp_min(0)] * (top >= 0))
+            return torch.where((rows.mass[-1] > 0)[..., None], torch.stack(ago, -1), 0.0).float().flatten(1)
+
         found = {ITEMS: items.key.masked_fill(items.mass[-1] == 0, NO_KEY).view(torch.float32)}
         found[MASSES] = floats(self.item_table.horizons, items).flatten(1)
-        if self.facts:
-            number, second, action = items.mass[self.horizons : -1]
-            count, newest, code = uploaded(
-                [end.events[:, None], end.second[:, None], _action_code(1 << np.arange(31))], action.device
-            )
-            top = torch.frexp(action.double())[1].long() - 1  # -1 for none
-            ago = [
-                (count - number).double(),
-                (newest - second) / 3_600.0,
-                code[top.clamp_min(0)] * (top >= 0),
-            ]
-            there = (items.mass[-1] > 0)[..., None]
-            found[LAST] = torch.where(there, torch.stack(ago, -1), 0.0).float().flatten(1)
+        if self.facts[ITEMS]:
+            found[LAST] = last(items)
         if clusters is not None:
             assert self.cluster_table is not None
             found[CLUSTERS] = floats(self.cluster_table.horizons, clusters).flatten(1)
+            if self.facts[CLUSTERS]:
+                found[CLUSTERS_LAST] = last(clusters)
         shapes = {name: (rows, self.width) for name, rows in self.rows.items()}
         return {
             name: F.pad(x, (0, math.prod(shapes[name]) - x.shape[1])).unflatten(1, shapes[name])
@@ -288,15 +305,18 @@ class ExactTokens(nn.Module):
             parts[name] = addressed[:, at : at + rows].reshape(users, rows * self.width)
             at += rows
         ids = parts[ITEMS].contiguous().view(torch.int64)[:, : self.capacity]
-        mass = parts[MASSES][:, : self.capacity * self.horizons].unflatten(1, (self.capacity, self.horizons))
-        cluster = mass[:, :0]
-        if self.clusters:
-            used = self.clusters * self.horizons
-            cluster = parts[CLUSTERS][:, :used].unflatten(1, (self.clusters, self.horizons))
-        last = mass[..., :0]
-        if self.facts:
-            last = parts[LAST][:, : self.capacity * _FACTS].unflatten(1, (self.capacity, _FACTS))
-        return Held(ids.contiguous(), mass, cluster, last)
+
+        def of(name: str, entries: int, columns: int) -> Tensor:
+            found = parts.get(name, addressed.new_zeros(users, 0))
+            return found[:, : entries * columns].reshape(users, entries, columns)
+
+        return Held(
+            ids.contiguous(),
+            of(MASSES, self.capacity, self.horizons),
+            of(CLUSTERS, self.clusters, self.horizons),
+            of(LAST, self.capacity, self.facts[ITEMS]),
+            of(CLUSTERS_LAST, self.clusters, self.facts[CLUSTERS]),
+        )
 
     # --- reading
 
@@ -306,10 +326,12 @@ class ExactTokens(nn.Module):
         order = _heaviest(weight, self.sequence_items)
         item = held.item.gather(1, order)
         mass = held.mass.gather(1, order[..., None].expand(-1, -1, self.horizons))
+        last = held.last[..., : self.facts[CLUSTERS]]
+        last = last.gather(1, order[..., None].expand(-1, -1, last.shape[2]))
         there = mass.amax(-1, keepdim=True) > 0
         vector = encoder.vector(torch.where(there[..., 0], item, 0)) * there
         if not self.sequence_clusters:
-            return Sequence(vector, mass)
+            return Sequence(vector, mass, item, last)
         rest = held.cluster.clone()
         number = self.cluster(item)[..., None].expand(-1, -1, self.horizons)
         rest = rest.scatter_add(1, number, -mass)
@@ -318,7 +340,10 @@ class ExactTokens(nn.Module):
         top = _heaviest(rest[..., self.deciding], self.sequence_clusters)
         places = rest.gather(1, top[..., None].expand(-1, -1, self.horizons))
         vectors = F.normalize(F.embedding(top, self.cluster_vectors), dim=-1)
-        return Sequence(torch.cat([vector, vectors], 1), torch.cat([mass, places], 1))
+        newest = held.cluster_last.gather(1, top[..., None].expand(-1, -1, last.shape[2]))
+        return Sequence(
+            torch.cat([vector, vectors], 1), torch.cat([mass, places], 1), item, torch.cat([last, newest], 1)
+        )
 
 
 def _alone(clusters: int, neighbours: int) -> Tensor:
@@ -384,9 +409,9 @@ class ExactTokenGroup:
     def _keyed(self, name: str, table: Tables | TorchTables, events: Events, before: np.ndarray) -> Any:
         """Keys and facts, where the table is, of events whose U users had so many ``before`` (int64 [U])."""
         facts = np.zeros((0, len(events)), np.int64)
-        if name == ITEMS and self.tokens.facts:
+        if kept := self.tokens.facts[name]:
             number = before[owners_of(events.lengths)] + places_of(events.lengths)
-            facts = np.stack([number, events.time // 1_000, events.action])
+            facts = np.stack([number, events.time // 1_000, events.action][:kept])
         if isinstance(table, Tables):
             return events.item if name == ITEMS else self.tokens._cluster_numpy(events.item), facts
         item, told = uploaded([events.item, facts], table.device)

@@ -27,9 +27,10 @@ _NOTHING = 1e-6
 _LAST_ID = torch.iinfo(torch.int64).max
 
 
-def waves(x: Tensor) -> Tensor:
-    """Fourier features of ``log1p(x)``: [...] -> [..., 2 * FREQUENCIES], smooth from seconds to years."""
-    steps = math.pi / 4 * 2.0 ** torch.arange(-4, FREQUENCIES - 4, device=x.device, dtype=torch.float32)
+def waves(x: Tensor, low: int = -4, high: int = FREQUENCIES - 4) -> Tensor:
+    """Fourier features of ``log1p(x)``: [...] -> [..., 2 * FREQUENCIES], smooth from seconds to years; some octaves of
+    them."""
+    steps = math.pi / 4 * 2.0 ** torch.arange(low, high, device=x.device, dtype=torch.float32)
     angle = torch.log1p(x.float().clamp_min(0))[..., None] * steps
     return torch.cat([angle.sin(), angle.cos()], -1)
 
@@ -92,8 +93,8 @@ class EntryReader:
     Args:
         shares: also tell the own entry's mass as a share of all the user did, how much that is, and whether there
             is an entry at all.
-        actions: A; of the entry's newest touch, where records tell it, how long ago it was, by events and by the clock,
-            and with which action.
+        actions: A; of the newest touch, where records tell it, how long ago it was, by events and by the clock; of the
+            own entry's, with which action.
         neighbours: reads the clusters near it; None for none.
     """
 
@@ -104,8 +105,9 @@ class EntryReader:
         self.neighbours = neighbours
         self.keys = 1 + (tokens.clusters > 0)
         near = 0 if neighbours is None else len(neighbours.SHARPNESS)
-        self.last = 4 * FREQUENCIES + 4 + actions if tokens.facts else 0
+        self.last = AGES + actions if tokens.facts["items"] else 0
         self.features = (2 * tokens.horizons - 1) * (self.keys + near) + self.last
+        self.features += PLAIN_AGES if self.last and tokens.clusters else 0
         self.features += shares * (2 * tokens.horizons + 1)
 
     def start(self, wide: Tensor) -> None:
@@ -123,7 +125,8 @@ class EntryReader:
         masses = [found[:, None]]
         if tokens.clusters:
             own = tokens.cluster(item)
-            masses.append(held.cluster[row, tokens.candidate_cluster(item, own)][:, None])
+            cluster = tokens.candidate_cluster(item, own)
+            masses.append(held.cluster[row, cluster][:, None])
             if self.neighbours is not None:
                 masses.append(self.neighbours(held.cluster, own, row))
         mass = torch.cat(masses, 1)
@@ -133,18 +136,29 @@ class EntryReader:
             whole = torch.log1p((held.cluster if tokens.clusters else held.mass).sum(1))[row]
             told += [torch.log(found + 1e-3) - whole, 0.25 * whole, (found[:, :1] > 0).float()]
         if self.last:
-            told.append(self._newest(ctx, held.last, row, at, hit))
+            since = ctx.elapsed_ms[row] / 3_600_000
+            newest = held.last[row, at]
+            action = action_of(newest[:, 2])[:, None] == torch.arange(self.actions, device=item.device)
+            told.append(
+                torch.where(hit[:, None], torch.cat([ages(newest, since), action.to(newest)], -1), 0.0)
+            )
+            if tokens.clusters:
+                # few numbers: of clusters there is less to tell, and every one costs what it is fitted with
+                newest = held.cluster_last[row, cluster]
+                told.append(ages(newest, since)[:, :PLAIN_AGES] * (newest[:, :1] > 0))
         return torch.cat([*told, log[:, self.keys :].flatten(1), late[:, self.keys :].flatten(1)], -1)
 
-    def _newest(self, ctx: ContextKV, last: Tensor, row: Tensor, at: Tensor, hit: Tensor) -> Tensor:
-        """What is told of the newest touch, [B, L]: 0 where there is none, as for most candidates."""
-        events, hours, code = last[row, at].unbind(-1)
-        hours = hours + ctx.elapsed_ms[row] / 3_600_000
-        past = torch.stack([events, hours], -1)
-        action = action_of(code)[:, None] == torch.arange(self.actions, device=code.device)
-        smooth = waves(torch.stack([events, 3_600 * hours], -1)).flatten(1)
-        told = torch.cat([smooth, torch.log1p(past) / 8, 1 / (1 + past), action.to(past)], -1)
-        return torch.where(hit[:, None], told, 0.0)
+
+AGES, PLAIN_AGES = 20, 4
+"""Numbers of :func:`ages`; those of them that are no waves."""
+
+
+def ages(newest: Tensor, since: Tensor) -> Tensor:
+    """How long ago touches were, [n, AGES], by events and by the clock: of records' newest touches [n, 2 or 3], and the
+    hours [n] that went by since the record's end."""
+    age = torch.stack([newest[:, 0], newest[:, 1] + since], -1)
+    seconds = age * age.new_tensor([1.0, 3_600.0])
+    return torch.cat([torch.log1p(age) / 8, 1 / (1 + age), waves(seconds, -1, 3).flatten(1)], -1)
 
 
 class Neighbours(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> bool:
     )
 
 
-def newest_of(events: Events, table: dict[int, np.ndarray]) -> dict[int, list[float]]:
+def newest_of(events: Events, table: Iterable[int]) -> dict[int, list[float]]:
     """Of each item of a table its newest touch: events ago, hours before the newest event, code of the action."""
     found = {}
     for item in table:
@@ -99,6 +100,12 @@ def test_the_record_is_what_one_event_after_the_other_gives(lengths, seed, items
         assert all(np.array_equal(found[k], (wanted[k] / unit).astype(np.float32)) for k in wanted)
         held = MODEL.tokens.unpack(torch.from_numpy(np.concatenate(list(tokens.values()), 1)))
         newest = newest_of(events.user(u), wanted)
+        touched = MODEL.tokens._cluster_numpy(events.user(u).item)
+        of_clusters = newest_of(
+            Events.of([len(touched)], item=touched, time=events.user(u).time), set(touched.tolist())
+        )
+        for cluster, last in enumerate(held.cluster_last[u].numpy()):
+            assert last.tolist() == np.float32(of_clusters.get(cluster, [0, 0])[:2]).tolist()
         for item, last in zip(held.item[u].tolist(), held.last[u].numpy(), strict=True):
             assert last.tolist() == np.float32(newest.get(item, [0, 0, 0])).tolist()
 
@@ -233,8 +240,12 @@ def test_the_newest_touch_reaches_a_candidate_through_the_codec():
         )
         asked = torch.tensor([9, 7, 8])
         reader = MODEL.ranker.readers[0]
-        told = reader(ctx, asked, MODEL.items.vector(asked), Plan.of([0, 3]))[:, -reader.last :]
-    hours = torch.expm1(8 * told[:2, -6])
+        told = reader(ctx, asked, MODEL.items.vector(asked), Plan.of([0, 3]))
+    h = len(LIVES)
+    told = told[:, (2 * h - 1) * 2 + 2 * h + 1 :][
+        :, : reader.last
+    ]  # behind the two keys' masses and the shares
+    hours = torch.expm1(8 * told[:2, 1])
     assert hours.tolist() == pytest.approx([5, 2], rel=0.05)
     assert told[:, -3:].tolist() == [[0, 0, 1], [0, 1, 0], [0, 0, 0]] and not told[2].any()
 
@@ -247,7 +258,10 @@ def test_a_model_from_before_makes_records_without_newest_touches():
     assert "last" not in as_written(before.config)["tokens"] and "last" in as_written(CONFIG)["tokens"]
     events = histories([40], 8)
     whole, now = before.summarizer.summarize(events).tokens, MODEL.summarizer.summarize(events).tokens
-    assert same(whole, {name: now[name] for name in whole})
+    assert same(whole, {name: now[name] for name in whole}) and now.keys() - whole.keys() == {
+        "last",
+        "clusters_last",
+    }
 
 
 def test_clusters_out_of_range_are_refused():
