@@ -370,40 +370,58 @@ class Store:
             publication = dataclasses.replace(publication, published_ms=self._clock())
         return publish.publish(self.layout, Path(staging), receipts, publication)
 
-    def compact(self, newest: int | None = None) -> str:
-        """Fold the live chain of this line into one full generation and move to it; its name.
+    def compact(self, newest: int | None = None, generation: str | None = None) -> str:
+        """Fold the live chain of this line into one full generation and move on; the name of what is then live.
+
+        Deltas that are published meanwhile stay, and lie on the fold afterwards.
 
         Args:
             newest: fold only so many of its newest generations, into one delta over the others. Readers then search
                 less, and the large generations below are not written again.
+            generation: the newest to fold, on which the live one lies; the live one by default.
 
         Raises:
-            PublishConflict: something was published meanwhile. Incomplete: someone was forgotten meanwhile.
-            Damaged, StorageFull, ReadOnlyStorage
+            PublishConflict: what is live does not lie on it. Incomplete: someone was forgotten meanwhile.
+            GenerationUnknown, Damaged, StorageFull, ReadOnlyStorage
         """
         began = publish.beginning(self.layout)
         self.refresh()
-        snapshot: Snapshot | None = self._current(self._clock())
-        while snapshot is not None:
+        snapshot = self._views.at(generation) if generation else self._current(self._clock())
+        again: Snapshot | None = snapshot
+        while again is not None:
             try:
-                compact.compact(self.layout, self.line, snapshot, self._clock(), began, newest)
+                compact.compact(self.layout, self.line, again, self._clock(), began, newest)
                 break
             except (Damaged, Incomplete):
                 # forget may have replaced files of the chain, or taken a finished shard away: then once more.
-                snapshot = self._views.reopened(snapshot)
-                if snapshot is None:
+                again = self._views.reopened(again)
+                if again is None:
                     raise
         return self.refresh()
 
+    def build_fold(self, generation: str, newest: int | None) -> None:
+        """Build what ``compact(newest, generation)`` makes live, and do not.
+
+        Raises:
+            as :meth:`compact`, but PublishConflict.
+        """
+        began = publish.beginning(self.layout)
+        snapshot = self._views.at(generation)
+        compact.build(self.layout, self.line, snapshot, began, newest)
+
+    def fold_due(self, max_depth: int) -> int | None:
+        """What to pass to :meth:`compact` as ``newest`` where the live chain has ``max_depth`` deltas, else 0."""
+        self.refresh()
+        sizes = [g.manifest.records + g.manifest.tombstones for g in self._current(self._clock()).chain]
+        return compact.due(sizes, max_depth)
+
     def fold(self, max_depth: int) -> str | None:
-        """Fold what is due where the live chain has ``max_depth`` deltas (``compact.due``); its name, else None.
+        """Fold what is due where the live chain has ``max_depth`` deltas (``compact.due``); what is then live, or None.
 
         Raises:
             as :meth:`compact`.
         """
-        self.refresh()
-        sizes = [g.manifest.records + g.manifest.tombstones for g in self._current(self._clock()).chain]
-        newest = compact.due(sizes, max_depth)
+        newest = self.fold_due(max_depth)
         return None if newest == 0 else self.compact(newest)
 
     def prune(self, keep: int = 2, staging_ms: int = prune.STAGING_MS, dry_run: bool = False) -> PruneReport:

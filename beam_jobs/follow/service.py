@@ -8,7 +8,7 @@ Iceberg commit: killed at any moment and started again, the service reads on fro
 twice. A batch whose commit did not happen is read again from the source; its run directory is removed.
 
 Between turns it tidies, by rules that are stated in ``FollowOptions``: small files of the tables are merged, deltas are
-folded (``Store.fold``), generations, snapshots and files that nothing needs are pruned, and finished run directories of
+folded (``folding``), generations, snapshots and files that nothing needs are pruned, and finished run directories of
 its own are removed, all but what they set aside.
 """
 
@@ -31,6 +31,7 @@ import xxhash
 
 from beam_jobs.errors import OptionsError, RunRecordDamaged
 from beam_jobs.follow.delivery import Delivery
+from beam_jobs.follow.folding import SLACK, Folding
 from beam_jobs.follow.sinks import open_sink
 from beam_jobs.follow.sources import Arrived, EventSource
 from beam_jobs.generation import refresh
@@ -90,7 +91,7 @@ class FollowOptions:
     batch_s: float = 1.0
     expire_after_ms: int | None = None
     expire_s: float = 3_600.0
-    max_depth: int = 6
+    max_depth: int = 16
     most_files: int = 64
     keep: int = 2
     keep_s: float = 900.0
@@ -155,6 +156,7 @@ class Service:
         self.warehouse = Warehouse(options.warehouse)
         self._sinks = [(url, open_sink(url)) for url in options.deliver]
         self._deliveries: list[Delivery] = []  # from the moment on that there is a store
+        self._folding: Folding | None = None  # likewise
         self._understood = False  # whether a batch was ingested
         self._turns, self._tidied_at = 0, clock()
         self._expired_at = float("-inf") if options.expire_after_ms is not None else float("inf")
@@ -171,10 +173,15 @@ class Service:
         """
         with RunDirectory(self.folder).hold():
             self._clear_unfinished()
-            while go_on():
-                turn = self.turn()
-                if turn is not None:
-                    yield turn
+            try:
+                while go_on():
+                    turn = self.turn()
+                    if turn is not None:
+                        yield turn
+            finally:
+                if self._folding:
+                    self._folding.close()
+                    self._folding = None
 
     def turn(self) -> Turn | None:
         """Take what has arrived, bring it live, tidy; None where there was nothing to do."""
@@ -212,7 +219,11 @@ class Service:
         if delivered := self._deliver():
             counts["delivered"] = delivered
             took("deliver")
-        tidied = self._tidy() if published - self._tidied_at >= self.options.tidy_s else ()
+        tidied = self._tidy() if published - self._tidied_at >= self.options.tidy_s else []
+        if not self._behind:
+            options = self.options
+            self._folding = self._folding or Folding(options.store, options.line, options.max_depth)
+            tidied += filter(None, [self._folding.advance()])
         if batch is None and generation is None and not delivered and not tidied:
             return None
         took("tidy")
@@ -323,7 +334,7 @@ class Service:
                 run_dir=str(folder),
                 line=self.options.line,
                 expire_after_ms=after,
-                max_depth=self.options.max_depth,
+                max_depth=SLACK * self.options.max_depth,
                 device=self.options.device,
                 progress=False,
             )

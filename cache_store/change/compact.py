@@ -2,8 +2,7 @@
 
 Records are copied as they are. Tombstones end in a full generation, which has the content digest of a full job over
 the same users; a folded delta keeps them, for what lies below may still hold the user. Nothing is locked while shards
-are built; going live is an ordinary publication on the generation that was folded, so a delta published meanwhile
-wins.
+are built; deltas published meanwhile lie on the fold afterwards (``publish``). Anything else published meanwhile wins.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def compact(
     began: int,
     newest_only: int | None = None,
 ) -> str:
-    """Publish the folded form of a chain on its line; the name of what is then live.
+    """Publish the folded form of a chain on its line; its name.
 
     What is one generation already is left as it is. Killed and run again, it goes on with the shards that are missing.
 
@@ -45,21 +44,15 @@ def compact(
         began: ``publish.beginning`` from before the chain was opened.
 
     Raises:
-        PublishConflict: something was published meanwhile. Incomplete: ``forget`` took a finished shard away. What was
-            built is dropped.
+        PublishConflict: what is live does not lie on the chain. Incomplete: ``forget`` took a finished shard away. What
+            was built is dropped.
         Damaged: a record to be copied fails its check. StorageFull, ReadOnlyStorage
     """
-    chain, newest = snapshot.chain, snapshot.chain[0].manifest
-    below = chain[newest_only] if newest_only is not None and newest_only < len(chain) else None
-    chain = chain[:newest_only]
+    newest = snapshot.chain[0].manifest
+    chain, below = _parts(snapshot, newest_only)
     if len(chain) == 1:
         return newest.generation
-    seals = xxhash.xxh3_64_hexdigest(b"".join(g.seal for g in chain))
-    pointer = lines.live(layout, line)
-    # A compaction that was rolled back is not the one that is asked for now.
-    run_id = f"compact-{newest.generation}-{seals}-{len(pointer.taken_back)}"
-    staging = publish.stage(layout, run_id, began)
-    receipts = [fold_shard(chain, k, staging, below is not None) for k in range(newest.num_shards)]
+    staging, receipts = build(layout, line, snapshot, began, newest_only)
     # Only now: forget takes it from a staging folder, and from here on a finished shard with it, which shows.
     with storage_errors(f"compacting {newest.generation}"):
         letters = chain[0].folder / DEAD_LETTERS
@@ -88,6 +81,30 @@ def compact(
     except (PublishConflict, Incomplete):
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def _parts(snapshot: Snapshot, newest_only: int | None) -> tuple[list[Generation], Generation | None]:
+    """What is folded, and what the fold lies on."""
+    chain = snapshot.chain
+    below = chain[newest_only] if newest_only is not None and newest_only < len(chain) else None
+    return chain[:newest_only], below
+
+
+def build(
+    layout: Layout, line: str, snapshot: Snapshot, began: int, newest_only: int | None
+) -> tuple[Path, list[ShardReceipt]]:
+    """The shards of a fold, and where they are; those that are there already are kept.
+
+    Raises:
+        NothingPublished, Damaged, StorageFull, ReadOnlyStorage
+    """
+    chain, below = _parts(snapshot, newest_only)
+    seals = xxhash.xxh3_64_hexdigest(b"".join(g.seal for g in chain))
+    pointer = lines.live(layout, line)
+    # A compaction that was rolled back is not the one that is asked for now.
+    staging = publish.stage(layout, f"compact-{snapshot.name}-{seals}-{len(pointer.taken_back)}", began)
+    shards = range(chain[0].manifest.num_shards)
+    return staging, [fold_shard(chain, k, staging, below is not None) for k in shards]
 
 
 def due(sizes: Sequence[int], max_depth: int) -> int | None:

@@ -7,12 +7,17 @@
 
 Killed before 3: the run is repeated from its receipts. Killed between 3 and 4: the same run finds its generation
 by run id and only does 4. Killed after 4: the same run finds itself live and does nothing.
+
+What replaces a part of the live chain (a fold) takes the deltas that were published on that part meanwhile along:
+before 4 each is entered once more over it, with the same files (links).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +44,7 @@ from cache_store.format.layout import (
     Layout,
     digest_file,
     exclusive,
+    fsync_file,
     fsync_folder,
     storage_errors,
     write_file,
@@ -92,8 +98,7 @@ class Publication:
         line: on which the generation goes live.
         kind: ``full``, or ``delta`` over ``parent``.
         parent: the generation that was live when the run began; refused if it no longer is. Needed for a delta.
-        replaces: the generation that must be live, where that is not ``parent``: a fold of deltas lies on what was
-            below them.
+        replaces: the newest generation of what this is the folded form of; it is live, or what is live lies on it.
         table_snapshot: of the history table that was read; opaque here.
         published_ms: None for now.
         max_depth: deltas that may lie over a full generation.
@@ -156,11 +161,12 @@ def publish(
             enter(layout, staging, done)
         pointer = lines.read_pointer(layout, line)
         known = (pointer.live, *pointer.earlier, *pointer.taken_back) if pointer else ()
+        if wanted.replaces and pointer:  # it may be live under the deltas that it took along
+            known += tuple(below.generation for below in manifests.chain(layout, pointer.live))
         if done.generation not in known and not wanted.hold:
-            _refuse_other_winner(layout, wanted)
-            lines.write_pointer(
-                layout, line, pointer.then(done.generation) if pointer else lines.Pointer(done.generation)
-            )
+            above = _refuse_other_winner(layout, wanted)
+            live = _laid_on(layout, done, above).generation
+            lines.write_pointer(layout, line, pointer.then(live) if pointer else lines.Pointer(live))
     return done
 
 
@@ -285,15 +291,49 @@ def _place(layout: Layout, shard: ShardReceipt, wanted: Publication) -> int:
     return below.depth + 1
 
 
-def _refuse_other_winner(layout: Layout, wanted: Publication) -> None:
+def _refuse_other_winner(layout: Layout, wanted: Publication) -> list[Manifest]:
+    """Deltas that lie on what a fold replaces, newest first.
+
+    Raises:
+        PublishConflict: something else is live.
+    """
     pointer = lines.read_pointer(layout, wanted.line)
     now = pointer.live if pointer else None
     before = wanted.replaces or wanted.parent
-    if before is not None and now != before and not wanted.force:
-        raise PublishConflict(
-            f"{layout.root}: line {wanted.line!r} is at generation {now}, this run was made on {before}; "
-            f"another publisher was faster: run `vista refresh` again on what is live"
-        )
+    if before in (None, now) or wanted.force:
+        return []
+    above = []
+    if wanted.replaces and now:
+        for manifest in manifests.chain(layout, now):
+            if manifest.generation == wanted.replaces:
+                return above
+            above.append(manifest)
+    raise PublishConflict(
+        f"{layout.root}: line {wanted.line!r} is at generation {now}, this run was made on {before}; "
+        f"another publisher was faster: run `vista refresh` again on what is live"
+    )
+
+
+def _laid_on(layout: Layout, below: Manifest, above: Sequence[Manifest]) -> Manifest:
+    """Enter deltas once more, over another generation than the one they were published on; the newest. The lock is
+    held. Their files are links: nothing of a published file is ever changed."""
+    for delta in reversed(above):
+        staging = layout.run(f"{delta.generation}-over-{below.generation}")
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        for name in delta.files:
+            source = layout.generation(delta.generation) / name
+            try:
+                os.link(source, staging / name)
+            except OSError:  # the filesystem has no links, or no more of this file
+                shutil.copyfile(source, staging / name)
+                fsync_file(staging / name)
+        below = dataclasses.replace(
+            delta, generation=next_number(layout), run_id=staging.name, parent=below.generation,
+            depth=below.depth + 1,
+        )  # fmt: skip
+        enter(layout, staging, below)
+    return below
 
 
 def _without_forgotten(layout: Layout, staging: Path, manifest: Manifest) -> Manifest:

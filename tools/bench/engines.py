@@ -6,6 +6,7 @@ every worker; the later runs find that done, which local processes never do.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from beam_jobs.generation import summarize
 from beam_jobs.run import runner
 from beam_jobs.run.engines import engine_args
 from tools.bench import clusters
-from tools.bench.harness import Result, median, ratio
+from tools.bench.harness import Figure, Result, median, ratio
 from tools.bench.job import make_bundle, make_tables
 
 
@@ -48,21 +49,23 @@ def run(
             digests.add(summarize.run(options, args).digests["content"])
             return time.perf_counter() - start
 
-        def several(name: str, args: list[str]) -> tuple[float, np.ndarray]:
-            first = seconds(f"{name}-first", args)
-            return first, np.array([seconds(f"{name}-{n}", args) for n in range(repeats)])
-
-        _, local = several("local", runner.local_args("multi_processing", 2))
-        result.figures["local_s"] = median(local, "s", at_least=False)
-        for engine in clusters.MODULES:
-            if why := clusters.missing(engine):
-                result.notes.append(f"{engine}: not measured, {why}")
-                continue
-            with clusters.cluster(engine) as address:
-                first, later = several(engine, engine_args(engine, address))
-            result.figures[f"{engine}_first_s"] = median(np.array([first]), "s", at_least=False)
-            result.figures[f"{engine}_s"] = median(later, "s", at_least=False)
-            result.figures[f"{engine}_of_local"] = ratio(later, local, at_least=False)
+        sides, times = {"local": runner.local_args("multi_processing", 2)}, dict[str, list[float]]()
+        with contextlib.ExitStack() as daemons:
+            for engine in clusters.MODULES:
+                if why := clusters.missing(engine):
+                    result.notes.append(f"{engine}: not measured, {why}")
+                else:
+                    sides[engine] = engine_args(engine, daemons.enter_context(clusters.cluster(engine)))
+            for turn in range(repeats + 1):  # in turn, so that what else the machine does meets all of them
+                for name, args in sides.items():
+                    times.setdefault(name, []).append(seconds(f"{name}-{turn}", args))
+        local = np.array(times["local"][1:])
+        for name, all_of in times.items():
+            later = np.array(all_of[1:])
+            result.figures[f"{name}_first_s"] = Figure(all_of[0], "s")
+            result.figures[f"{name}_s"] = median(later, "s", at_least=False)
+            if name != "local":
+                result.figures[f"{name}_of_local"] = ratio(later, local, at_least=False)
         if len(digests) != 1:
             raise RuntimeError(f"expected one digest, found {sorted(digests)}")
     return result

@@ -2,8 +2,9 @@
 
 Every quarter of a second one event is of a user who was never seen; a reader that moves to new generations as serving
 does looks those users up until they are there. Beside the lags it tells what grew: resident memory and open files of
-the service, bytes and files below the home. At the end the tables must hold every event once, after the kills that
-were asked for.
+the service, bytes, files and deltas below the home, mappings of the reader; each as its slope, in percent an hour of
+its mean, over the last three quarters of the time. At the end the tables must hold every event once, after the kills
+that were asked for.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from tools.bench.harness import Figure, Result, median
 
 START = 1_700_000_000_000
 ACTIONS = ("view", "like")
+UNITS = {"memory": "MB", "disk": "MB"}
+STEPS = ("read", "ingest", "refresh", "tidy")
 NEW = 1 << 40
 """Users from here on were never seen before."""
 
@@ -68,15 +71,18 @@ def run(
         _until(lambda: service.position().startswith(_last(client)), 600, "the last turn")
         service.stop()
         stored = _stored(home)
-    first, last = grew[len(grew) // 4], grew[-1]
+    turns = [turn["seconds"] for turn in service.told()]
     result = Result(params={"rate": rate, "users": users, "seconds": seconds, "kills": kills, "width": width})
     result.figures = {
         "lag_p50_s": median(np.array(lags), "s", target=3.0, at_least=False),
         "lag_p99_s": Figure(float(np.percentile(lags, 99)), "s", target=10.0, at_least=False),
         "markers": Figure(len(lags), "users"),
         "events_lost": Figure(seen - stored, "events", target=0.0, at_least=False),
-        "turns": Figure(service.turns, "turns"),
-        **{f"{name}_growth": Figure(last[name] / max(1, first[name]), "x") for name in last},
+        "events_sent": Figure((seen - users) / seconds, "events/s"),
+        "turns": Figure(len(turns), "turns"),
+        **{f"turn_{step}_s": median([t.get(step, 0.0) for t in turns[1:]], "s") for step in STEPS},
+        "load": median([size.pop("load") for size in grew], "processes"),
+        **{name: _slope(grew, name) for name in grew[0] if name != "at"},
     }
     return result
 
@@ -157,7 +163,7 @@ class _Service:
             sys.executable, "-m", "tools.cli", "follow", url, "--home", str(home), "--json", "--buckets", "4", *actions,
             "--batch-events", str(max(20_000, 4 * rate)), "--keep-minutes", "1",
         ]  # fmt: skip
-        self.home, self.turns = home, 0
+        self.home = home
         self.log = open(home / "turns.jsonl", "a+")
         self.start()
 
@@ -175,30 +181,44 @@ class _Service:
         self.child.wait(60)
         self.log.close()
 
+    def told(self) -> list[dict[str, Any]]:
+        """Turns that it told of, since the beginning."""
+        lines = (self.home / "turns.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
     def position(self) -> str:
         """Of the last turn that was told."""
         if self.child.poll() is not None:
             raise RuntimeError(f"vista follow ended with {self.child.returncode}")
-        lines = [line for line in (self.home / "turns.jsonl").read_text().splitlines() if line.endswith("}")]
-        self.turns = len(lines)
-        return json.loads(lines[-1])["position"] if lines else ""
+        told = self.told()
+        return told[-1]["position"] if told else ""
 
-    def sizes(self) -> dict[str, float]:
-        """Memory in bytes, open files; bytes and files below the home."""
-        proc = Path(f"/proc/{self.child.pid}")
-        found = {"memory": 0.0, "open_files": 0.0, "bytes": 0.0, "files": 0.0}
+    def sizes(self) -> dict[str, float] | None:
+        """Memory in MB, open files; MB and files below the home. None between a kill and the first turn after it."""
+        proc, found = Path(f"/proc/{self.child.pid}"), {"disk": 0.0, "files": 0.0}
         try:
-            found["memory"] = int((proc / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            found["memory"] = int((proc / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
             found["open_files"] = len(os.listdir(proc / "fd"))
         except OSError:
-            pass  # between a kill and the start
+            return None
         for path in self.home.rglob("*"):
             try:
-                found["bytes"] += path.stat().st_blocks * 512
+                found["disk"] += path.stat().st_blocks * 512 / 1e6
                 found["files"] += 1
             except FileNotFoundError:
                 continue
         return found
+
+
+def _slope(sizes: list[dict[str, float]], name: str) -> Figure:
+    """Mean of a size and how it moves: its unit says in percent of the mean an hour."""
+    late = sizes[len(sizes) // 4 :]
+    values, at = np.array([size[name] for size in late]), np.array([size["at"] for size in late])
+    slope = np.polyfit(at, values, 1)[0] * 3600 / max(values.mean(), 1e-9) * 100 if len(late) > 1 else 0.0
+    return Figure(
+        float(values.mean()), f"{UNITS.get(name, '')} ({slope:+.0f} %/h)".strip(),
+        low=float(values.min()), high=float(values.max()),
+    )  # fmt: skip
 
 
 def _drive(
@@ -219,7 +239,7 @@ def _drive(
     waiting: dict[int, float] = {}
     lags: list[float] = []
     sizes: list[dict[str, float]] = []
-    marker, due = NEW, begin
+    marker, due, look = NEW, begin, 0.0
     with Store.open(service.home / "store") as store:
         while (now := time.monotonic()) < begin + seconds or waiting:
             if now > begin + seconds + 120:
@@ -237,8 +257,15 @@ def _drive(
                 users_now[store.lookup(users_now).status != Status.MISSING] if len(users_now) else users_now
             )
             lags += [time.monotonic() - waiting.pop(user) for user in there.tolist()]
-            if len(sizes) < (now - begin) / 5:
-                sizes.append(service.sizes())
+            if now > begin + look:
+                look += 5
+                if size := service.sizes():
+                    at = {
+                        "at": now - begin,
+                        "load": os.getloadavg()[0],
+                        "deltas": float(store.manifest.depth),
+                    }
+                    sizes.append(size | at | {"reader_open_files": float(len(os.listdir("/proc/self/fd")))})
             time.sleep(0.02)
     return lags, sent, sizes
 

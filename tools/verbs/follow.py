@@ -67,7 +67,7 @@ def command(
     expire_after: ExpireOption = None,
     max_depth: Annotated[
         int, typer.Option(min=1, help="Deltas over a full generation before some are folded.")
-    ] = 6,
+    ] = 16,
     keep: Annotated[int, typer.Option(min=1, help="Earlier generations kept beside the live one.")] = 2,
     keep_minutes: Annotated[
         float, typer.Option(min=0, help="Snapshots and files of the tables younger than this stay.")

@@ -183,24 +183,103 @@ def test_folding_the_newest_deltas_changes_no_answer_and_hides_who_is_gone(tmp_p
     assert store.manifest.kind == "full" and store.manifest.digest == again.manifest.digest
 
 
-def test_a_fold_gives_way_to_a_delta_published_meanwhile(tmp_path, monkeypatch):
-    truth = Truth()
-    store = truth.create(tmp_path / "s")
-    name = truth.publish(store, "full", 1000)
+@pytest.mark.parametrize("newest", [2, None], ids=["some", "all"])
+@pytest.mark.parametrize("strings", [False, True], ids=["int64", "string"])
+def test_deltas_published_while_a_fold_is_built_lie_on_it_afterwards(tmp_path, monkeypatch, strings, newest):
+    truth = Truth(num_users=40, strings=strings)
+    store, other = truth.create(tmp_path / "s"), Store(tmp_path / "s")
+    names = [truth.publish(store, "full", 1000)]
     for version in (1001, 1002):
-        name = truth.publish(store, f"d{version}", version, parent=name, base=version - 1)
-    fold_shard, late = compact.fold_shard, []
+        names.append(truth.publish(store, f"d{version}", version, parent=names[-1], base=version - 1))
+    fold_shard, gone = compact.fold_shard, truth.users[[3]]
 
     def meanwhile(*args):
-        if not late:
-            late.append(truth.publish(Store(tmp_path / "s"), "late", 1003, parent=name, base=1002))
+        if len(names) < 5:
+            version = 1000 + len(names)
+            names.append(truth.publish(other, f"late{version}", version, parent=names[-1], base=version - 1))
+            if len(names) == 4:
+                other.forget(gone)
         return fold_shard(*args)
 
     monkeypatch.setattr(compact, "fold_shard", meanwhile)
-    with pytest.raises(PublishConflict):
-        store.compact(2)
+    live = store.compact(newest)
+    forgotten = np.arange(40) == 3
+    truth.check_all(store, 1004, forgotten)
+    assert store.manifest.depth == (3 if newest else 2) and store.verify().problems == []
+    assert [m.watermark_ms for m in store.generations() if m.generation > names[-1]] == [1002, 1003, 1004]
+    assert store.rollback() == names[-1]  # what was live before the fold
+    truth.check_all(store, 1004, forgotten)
+    store.promote(generation=live)
     store.refresh()
+    name = truth.publish(store, "later", 1005, parent=live, base=1004)
+    store.refresh()
+    store.prune(keep=1)
+    truth.check_all(store, 1005, forgotten)
+    store.compact()
+    truth.check_all(store, 1005, forgotten)
+    assert name < store.manifest.generation and store.manifest.depth == 0
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no-links"])
+def test_a_fold_cut_short_while_it_takes_deltas_along_is_finished_by_the_next(tmp_path, monkeypatch, links):
+    from cache_store.change import publish
+
+    class Cut(BaseException):
+        pass
+
+    def no_links(*_):
+        raise OSError(errno.EPERM, "no links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    truth = Truth(num_users=40)
+    store = truth.create(tmp_path / "s")
+    name = truth.publish(store, "full", 1000)
+    folded = truth.publish(store, "d1001", 1001, parent=name, base=1000)
+    store.build_fold(folded, None)
+    name = truth.publish(store, "d1002", 1002, parent=folded, base=1001)
+    name = truth.publish(store, "d1003", 1003, parent=name, base=1002)
+    enter, calls = publish.enter, 0
+    for step in range(1, 9):
+        calls = 0
+
+        def cut(layout, staging, manifest):
+            nonlocal calls
+            calls += 1
+            if calls == step:
+                raise Cut
+            enter(layout, staging, manifest)
+            if calls == step - 1:
+                raise Cut
+
+        monkeypatch.setattr(publish, "enter", cut)
+        try:
+            store.compact(None, folded)
+            break
+        except Cut:
+            assert Store(tmp_path / "s").refresh() == name
+    assert step > 3
     truth.check_all(store, 1003)
+    chain = [m.kind for m in store.generations() if m.generation > name][-2:]
+    assert store.manifest.depth == 2 and chain == ["delta", "delta"]
+    with pytest.raises(PublishConflict):
+        store.compact(None, name)
+    store.prune(keep=1)
+    truth.check_all(store, 1003)
+    assert store.verify().problems == []
+
+
+def test_a_fold_gives_way_to_what_does_not_lie_on_what_it_folds(tmp_path):
+    truth = Truth()
+    store = truth.create(tmp_path / "s")
+    full = truth.publish(store, "full", 1000)
+    name = truth.publish(store, "d", 1001, parent=full, base=1000)
+    store.build_fold(name, None)
+    truth.publish(store, "other", 1002, base=None)
+    with pytest.raises(PublishConflict):
+        store.compact(None, name)
+    store.refresh()
+    truth.check_all(store, 1002)
 
 
 @settings(max_examples=100, deadline=None)
@@ -216,28 +295,6 @@ def test_what_is_due_copies_records_a_few_times_and_keeps_the_chain_short(arrivi
         chain.insert(0, size)
         assert len(chain) <= max_depth + 1
     assert copied <= 12 * sum(arriving) + 100_000  # folding all of it each time: 10 to 1,700 times
-
-
-def test_compaction_gives_way_to_a_delta_published_meanwhile(tmp_path, monkeypatch):
-
-    known = KnownStore(tmp_path / "s")
-    known.publish({1: 1, 2: 1})
-    known.publish({1: 2}, "delta")
-    store = known.open()
-    fold_shard = compact.fold_shard
-
-    def meanwhile(chain, shard, staging, *rest):
-        if shard == 1:
-            known.publish({2: 3}, "delta")
-        return fold_shard(chain, shard, staging, *rest)
-
-    monkeypatch.setattr(compact, "fold_shard", meanwhile)
-    with pytest.raises(PublishConflict):
-        store.compact()
-    monkeypatch.setattr(compact, "fold_shard", fold_shard)
-    known.check(known.open().lookup([1, 2]), [1, 2], {1: 2, 2: 3})
-    store.compact()
-    known.check(store.lookup([1, 2]), [1, 2], {1: 2, 2: 3})
 
 
 def test_the_same_job_twice_has_one_digest_whatever_the_batches(tmp_path):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pyiceberg.conversions import from_bytes
-from pyiceberg.manifest import DataFileContent
+from pyiceberg.io import FileIO
+from pyiceberg.manifest import DataFileContent, ManifestFile
 from pyiceberg.table import Table
 from pyiceberg.types import LongType
 
@@ -35,6 +37,12 @@ def summary_of(snapshot: Any) -> dict[str, str]:
     return {} if snapshot.summary is None else dict(snapshot.summary.additional_properties)
 
 
+KEPT_MANIFESTS, KEPT_ENTRIES = 512, 64
+"""So many manifests, with so many files at most, stay in memory: nobody changes a manifest."""
+_kept: dict[tuple[str, int], list[Any]] = {}
+_kept_lock = threading.Lock()
+
+
 def entries(table: Table, snapshot_id: int) -> Iterator[Any]:
     snapshot = table.snapshot_by_id(snapshot_id)
     if snapshot is None:
@@ -44,12 +52,26 @@ def entries(table: Table, snapshot_id: int) -> Iterator[Any]:
         )
     try:
         for manifest in snapshot.manifests(table.io):
-            yield from manifest.fetch_manifest_entry(table.io, discard_deleted=True)
+            yield from _entries_of(table.io, manifest)
     except FileNotFoundError as error:
         raise TableChanged(
             f"{'.'.join(table.name())}: snapshot {snapshot_id} went away while it was read ({error}): vista forget or "
             f"vista prune ran meanwhile. Run the same command again"
         ) from error
+
+
+def _entries_of(io: FileIO, manifest: ManifestFile) -> Iterable[Any]:
+    """Whoever commits a small batch every second would read those of all batches before at each, so they are kept."""
+    named = (manifest.added_files_count or 0) + (manifest.existing_files_count or 0)
+    if not 0 < named <= KEPT_ENTRIES:
+        return manifest.fetch_manifest_entry(io, discard_deleted=True)
+    key = manifest.manifest_path, manifest.sequence_number
+    with _kept_lock:
+        found = _kept.pop(key, None) or manifest.fetch_manifest_entry(io, discard_deleted=True)
+        _kept[key] = found  # used last
+        if len(_kept) > KEPT_MANIFESTS:
+            del _kept[next(iter(_kept))]
+    return found
 
 
 def files_of(table: Table, snapshot_id: int) -> list[DataFile]:

@@ -1,0 +1,85 @@
+"""The chain of deltas is folded by a child process while turns go on; what it built goes live between two of them.
+
+A fold that fails is begun again. Where the chain grows to ``SLACK`` times the stated depth, turns wait for it, or
+the next refresh folds itself and tells what is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+from beam_jobs.run.quiet_worker import end_with
+from cache_store import Store
+from cache_store.errors import Incomplete, PublishConflict
+
+SLACK = 3
+
+
+class Folding:
+    """What is due on one line of a store.
+
+    Args:
+        store: that there is.
+        max_depth: deltas over a full generation before some are folded.
+    """
+
+    def __init__(self, store: str, line: str, max_depth: int):
+        self._store, self._max_depth = Store.open(store, line=line, verify=False), max_depth
+        self._child: subprocess.Popen[bytes] | None = None
+        self._folds: tuple[str, int | None] = "", 0
+
+    def advance(self) -> str | None:
+        """Take live what is built, else begin what is due; what went live, in words.
+
+        Raises:
+            Damaged, StorageFull, ReadOnlyStorage
+        """
+        generation, newest = self._folds
+        if self._child is None:
+            self._begin()
+        elif self._child.poll() is not None or self._depth() >= SLACK * self._max_depth:
+            failed, self._child = self._child.wait(), None
+            if failed:
+                return None
+            try:
+                live = self._store.compact(newest, generation)
+            except (PublishConflict, Incomplete):
+                return None  # someone else changed what was folded: what is due now is another fold
+            return f"folded {'all' if newest is None else newest} generations up to {generation} under {live}"
+        return None
+
+    def _begin(self) -> None:
+        newest = self._store.fold_due(self._max_depth)
+        if newest != 0:
+            live = self._store.manifest.generation
+            words = [
+                str(os.getpid()),
+                str(self._store.layout.root),
+                self._store.line,
+                live,
+                str(newest or ""),
+            ]
+            self._folds = live, newest
+            self._child = subprocess.Popen([sys.executable, "-m", __name__, *words])
+
+    def _depth(self) -> int:
+        self._store.refresh()
+        return self._store.manifest.depth
+
+    def close(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+        self._store.close()
+
+
+if __name__ == "__main__":
+    parent, root, line, generation, newest = sys.argv[1:]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, and ends both
+    threading.Thread(target=end_with, args=(int(parent),), daemon=True).start()
+    with Store.open(root, line=line) as store:
+        store.build_fold(generation, int(newest) if newest else None)
