@@ -242,8 +242,8 @@ def _drive(
     marker, due, look = NEW, begin, 0.0
     with Store.open(service.home / "store") as store:
         while (now := time.monotonic()) < begin + seconds or waiting:
-            if now > begin + seconds + 120:
-                raise TimeoutError(f"{len(waiting)} users are not there two minutes after their events")
+            if now > begin + seconds + 600:
+                raise TimeoutError(f"{len(waiting)} users are not there ten minutes after their events")
             if now >= due and now < begin + seconds:
                 sent = _send(client, rng, sent, max(1, rate // 4), users, marker)
                 waiting[marker] = time.monotonic()
