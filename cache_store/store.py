@@ -458,15 +458,18 @@ class Store:
         """
         return lines.promote(self.layout, line or self.line, onto, generation)
 
-    def forget(self, users: Users) -> ForgetReport:
+    def forget(self, users: Users, spread: forget.Spread = forget.in_turn) -> ForgetReport:
         """Remove users from every generation of every line. Other readers stop serving them at their next refresh.
 
         What was summarised of them until now does not come back, by ``pull`` or by a run under way.
 
+        Args:
+            spread: does the work on the shards, which others may share; one by one in this process by default.
+
         Raises:
             Damaged: a generation cannot be read; all others are done. KeyKind, StorageFull, ReadOnlyStorage
         """
-        report = forget.forget(self.layout, users, self._clock())
+        report = forget.forget(self.layout, users, self._clock(), spread)
         if self.layout.pointer(self.line).exists():
             self.refresh()
         return report

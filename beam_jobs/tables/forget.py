@@ -5,14 +5,17 @@
 The tables come first, and there the note that these users are not to come back, so that no job that starts meanwhile
 can bring them. An ingest that is under way when a user is forgotten is refused at its commit and builds again without
 him; another job finds its files or its staged shards gone and fails; run again, it works on what is left. Doing it
-twice does nothing more. Logs that ``ingest`` read are not touched: they are the caller's.
+twice does nothing more, so a run that was killed is begun again. Logs that ``ingest`` read are the caller's.
 """
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
+import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +26,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from beam_jobs.errors import OptionsError
+from beam_jobs.run import job as jobs
+from beam_jobs.run.job import Job, Run, totals
 from beam_jobs.run.leftovers import Cleaned, without_users
+from beam_jobs.run.record import RunDirectory, RunRecord
 from cache_store import Store, as_users, bucket_of
 from cache_store.change.forget import ForgetReport
-from vista.data.tables.forgetting import RowsForgotten, forget_users
+from vista.data.tables.forgetting import RowsForgotten, Spread, forget_users, in_turn
 from vista.data.tables.warehouse import Warehouse
 
 
@@ -40,6 +46,8 @@ class ForgetOptions:
         stores: folders of cache stores; all lines and kept generations of each.
         runs: folders with run directories; their dead letters may name users.
         now_ms: rows of the tables' logs dated up to it do not come back; now by default.
+        run_dir: folder of this run, where an engine does the work on files and shards; workers must see it, the tables
+            and the stores.
     """
 
     users: Sequence[int | str]
@@ -47,6 +55,7 @@ class ForgetOptions:
     stores: Sequence[str] = ()
     runs: Sequence[str] = ()
     now_ms: int | None = None
+    run_dir: str | None = None
 
 
 @dataclass
@@ -73,8 +82,11 @@ class ForgetRecord:
         }
 
 
-def run(options: ForgetOptions) -> ForgetRecord:
+def run(options: ForgetOptions, args: Sequence[str] = ()) -> ForgetRecord:
     """Remove the users everywhere that the options name.
+
+    Args:
+        args: how files and shards are dealt out, as in every job; in this process where there are none.
 
     Raises:
         OptionsError: no user, or nothing to remove them from.
@@ -89,13 +101,15 @@ def run(options: ForgetOptions) -> ForgetRecord:
     if not len(users) or not (options.warehouse or options.stores or options.runs):
         raise OptionsError("forget: expected users and a warehouse, a store or runs; see vista forget --help")
     record = ForgetRecord()
-    if options.warehouse:
-        tables = Warehouse(options.warehouse).open()
-        record.tables = forget_users(
-            tables, users, bucket_of(users, tables.num_buckets), now_ms=options.now_ms
-        )
-    for path in options.stores:
-        record.stores[str(path)] = Store(path).forget(users)
+    if args:
+        if options.run_dir is None:
+            raise OptionsError("run_dir: expected a folder that the workers see, found none")
+        job = Job(
+            "forget", options.run_dir, {"users": len(users)}, args, unharmed="what was done stays done",
+        )  # fmt: skip
+        jobs.run(job, functools.partial(_on_engine, options=options, users=users, record=record))
+    else:
+        _forget(options, users, record, in_turn)
     names = pa.array([str(user) for user in users], pa.string())
     for folder in options.runs:
         record.runs[str(folder)] = without_users(folder, users.tolist())
@@ -105,6 +119,52 @@ def run(options: ForgetOptions) -> ForgetRecord:
                 if removed:
                     record.letters[str(file)] = removed
     return record
+
+
+def _forget(options: ForgetOptions, users: Any, record: ForgetRecord, spread: Spread) -> None:
+    if options.warehouse:
+        tables = Warehouse(options.warehouse).open()
+        buckets = bucket_of(users, tables.num_buckets)
+        record.tables = forget_users(tables, users, buckets, now_ms=options.now_ms, spread=spread)
+    for path in options.stores:
+        record.stores[str(path)] = Store(path).forget(users, spread)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A file or shard that an engine deals out."""
+
+    name: str
+    what: Any
+    rows: int = 1
+
+
+def do_piece(piece: Piece, do: Callable[[Any], Any], run_dir: str) -> dict[str, int]:
+    """Do it and leave the answer as a receipt, without names of users."""
+    start = time.perf_counter()
+    answer, counts = do(piece.what), {"pieces": 1}
+    timings = {"seconds": round(time.perf_counter() - start, 4)}
+    receipt = {"answer": answer, "files": {}, "counts": counts, "timings": timings}
+    RunDirectory(run_dir).write_receipt(piece.name, receipt)
+    return counts
+
+
+def _on_engine(run: Run, options: ForgetOptions, users: Any, record: ForgetRecord) -> RunRecord:
+    step_number = 0
+
+    def spread(step: str, tasks: Sequence[Any], do: Callable[[Any], Any]) -> list[Any]:
+        nonlocal step_number
+        step_number += 1
+        pieces = [Piece(f"{step_number:04d}-{step}-{n:05d}", task) for n, task in enumerate(tasks)]
+        done = run.do(f"forget: {step}", pieces, functools.partial(do_piece, do=do, run_dir=options.run_dir))
+        return [done[piece.name]["answer"] for piece in pieces]
+
+    shutil.rmtree(
+        run.directory.path / "receipts", ignore_errors=True
+    )  # of a run that was killed: of other files
+    _forget(options, users, record, spread)
+    receipts = run.directory.receipts()
+    return run.finish(receipts, counts=totals(receipts))
 
 
 def _without(path: Path, users: pa.Array) -> int:

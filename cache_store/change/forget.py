@@ -17,11 +17,12 @@ leaves a user out must lie on generations that no longer have him.
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,11 +71,21 @@ class ForgetReport:
     staging: list[str] = field(default_factory=list)
 
 
-def forget(layout: Layout, users: Users, now_ms: int) -> ForgetReport:
+Spread = Callable[[str, Sequence[Any], Callable[[Any], Any]], Sequence[Any]]
+"""Does a function with each of some plain values, here or on other machines, and hands the answers (JSON) back in
+order; the first argument names the step."""
+
+
+def in_turn(step: str, tasks: Sequence[Any], do: Callable[[Any], Any]) -> list[Any]:
+    return [do(task) for task in tasks]
+
+
+def forget(layout: Layout, users: Users, now_ms: int, spread: Spread = in_turn) -> ForgetReport:
     """Remove users from every generation of every line, and from staging. Doing it twice does nothing more.
 
     Args:
         now_ms: what was summarised of them until now shall not come back by a pull.
+        spread: does the work on the shards.
 
     Raises:
         Damaged: a generation cannot be read, so it may still hold them; all others are done.
@@ -90,7 +101,7 @@ def forget(layout: Layout, users: Users, now_ms: int) -> ForgetReport:
         for name in layout.generation_names():
             folder = layout.generation(name)
             try:
-                _forget_in_generation(folder, ids, report)
+                _forget_in_generation(folder, ids, report, spread)
             except (StorageFull, ReadOnlyStorage):
                 raise  # says nothing about the generation; the same command goes on from here
             except StoreError as error:
@@ -128,7 +139,7 @@ def held(layout: Layout, users: Users) -> dict[str, int]:
     return found
 
 
-def _forget_in_generation(folder: Path, ids: np.ndarray, report: ForgetReport) -> None:
+def _forget_in_generation(folder: Path, ids: np.ndarray, report: ForgetReport, spread: Spread) -> None:
     manifest = manifests.read(folder)
     settle(folder)
     for path in foreign_files(folder):  # remains of an earlier attempt hold what is to be forgotten
@@ -138,8 +149,11 @@ def _forget_in_generation(folder: Path, ids: np.ndarray, report: ForgetReport) -
     in_records = _present(generation.table, shard, ids)
     in_states = _present(generation.states, shard, ids)
     shards, extra = list(manifest.shards), dict(manifest.extra_files)
-    for k in np.unique(shard[in_records | in_states]).tolist():
-        shards[k] = _rewrite(generation, k, set(keys_of(ids[shard == k])))
+    some = np.unique(shard[in_records | in_states]).tolist()
+    gone = {k: set(keys_of(ids[shard == k])) for k in some}
+    done = spread(f"shards-{folder.name}", some, partial(_shard_without, folder=str(folder), gone=gone))
+    for k, receipt in zip(some, done, strict=True):
+        shards[k] = ShardReceipt.from_dict(receipt)
     if DEAD_LETTERS in extra:
         names = {str(user) for user in ids.tolist()}
         removed, fact = _dead_letters_without(folder, names.__contains__)
@@ -148,9 +162,7 @@ def _forget_in_generation(folder: Path, ids: np.ndarray, report: ForgetReport) -
     if not (in_records | in_states).any() and extra == manifest.extra_files:
         return
     removed = int(in_records.sum())
-    after = dataclasses.replace(
-        manifest, shards=tuple(shards), extra_files=extra, forgotten=manifest.forgotten + removed
-    )
+    after = manifest.with_shards(shards, extra_files=extra, forgotten=manifest.forgotten + removed)
     reseal(folder, manifest, after)
     report.generations[manifest.generation] = removed
     report.states += int(in_states.sum())
@@ -197,9 +209,7 @@ def without_forgotten(folder: Path, manifest: Manifest, record: Forgotten) -> tu
 
         letters, extra[DEAD_LETTERS] = _dead_letters_without(folder, is_gone)
         removed += letters
-    after = dataclasses.replace(
-        manifest, shards=tuple(shards), extra_files=extra, forgotten=manifest.forgotten + written
-    )
+    after = manifest.with_shards(shards, extra_files=extra, forgotten=manifest.forgotten + written)
     return after, removed
 
 
@@ -219,6 +229,11 @@ def _present(table: ShardFiles | None, shard: np.ndarray, ids: np.ndarray) -> np
         return np.zeros(len(ids), bool)
     second = second_hash_of(ids) if ids.dtype == object else None
     return table.index.find(shard, hash_of(ids), second)[0] >= 0
+
+
+def _shard_without(k: int, folder: str, gone: Mapping[int, set[bytes]]) -> dict[str, Any]:
+    path = Path(folder)
+    return _rewrite(Generation(path, manifests.read(path), verify=True), k, gone[k]).as_dict()
 
 
 def _rewrite(generation: Generation, k: int, gone: set[bytes]) -> ShardReceipt:

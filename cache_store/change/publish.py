@@ -50,6 +50,7 @@ from cache_store.format.layout import (
     write_file,
 )
 from cache_store.format.manifest import DELTA, FULL, Manifest
+from cache_store.format.packed import PACKED_FROM, PackedShards
 from cache_store.format.receipt import RECEIPT, FileFact, ShardReceipt
 from cache_store.format.record import RecordSchema
 
@@ -153,7 +154,7 @@ def publish(
                 published_ms=int(wanted.published_ms or 0),
                 expected=int(wanted.expected),
                 dead_letters=int(wanted.dead_letters),
-                shards=shards,
+                shards=PackedShards.of(shards) if len(shards) >= PACKED_FROM else shards,
                 extra_files=_extra_files(staging),
                 expired_before_ms=wanted.expired_before_ms,
             )

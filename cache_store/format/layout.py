@@ -51,7 +51,7 @@ from cache_store.errors import (
 from cache_store.format.checked import KIB, Fields, NotSound, json_object, read_bounded
 
 FORMAT_LINE = "vista-store 1"
-FEATURES: frozenset[str] = frozenset()
+FEATURES: frozenset[str] = frozenset({"packed_shards"})
 """Feature flags that this version understands."""
 
 MAIN = "main"

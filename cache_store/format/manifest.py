@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,16 @@ from cache_store.errors import Damaged, FormatUnknown, GenerationUnknown, Schema
 from cache_store.format import shown
 from cache_store.format.checked import KIB, MIB, MOST_BYTES, Fields, NotSound, json_object, read_bounded
 from cache_store.format.layout import FEATURES, GENERATION, MOST_SHARDS, NAME, Layout, StoreFormat
+from cache_store.format.packed import PackedShards
 from cache_store.format.receipt import FileFact, ShardReceipt, file_facts
 from cache_store.format.record import RecordSchema
 
 FORMAT = "vista-generation 1"
 FULL, DELTA = "full", "delta"
 MOST_TEXT = 512 * MIB
-"""Bytes of manifest.json, at most; of a generation of 4,096 shards it has 10 MiB."""
+"""Bytes of manifest.json, at most; see ``packed``."""
+PACKED = "packed_shards"
+"""The feature, and the field, of a manifest with ``PackedShards``."""
 MOST_DEPTH = 1_000
 AWAY = "go back with `vista rollback`, or make a new generation with `vista summarize`"
 """What helps where a generation cannot be read."""
@@ -61,41 +66,58 @@ class Manifest:
     published_ms: int
     expected: int
     dead_letters: int
-    shards: tuple[ShardReceipt, ...]
+    shards: Sequence[ShardReceipt]
     extra_files: dict[str, FileFact] = field(default_factory=dict)
     forgotten: int = 0
     expired_before_ms: int | None = None
 
     @property
     def records(self) -> int:
-        return sum(s.records for s in self.shards)
+        return self._total("records")
 
     @property
     def tombstones(self) -> int:
-        return sum(s.tombstones for s in self.shards)
+        return self._total("tombstones")
 
     @property
     def states(self) -> int:
-        return sum(s.states for s in self.shards)
+        return self._total("states")
+
+    def _total(self, name: str) -> int:
+        shards = self.shards
+        return (
+            shards.total(name) if isinstance(shards, PackedShards) else sum(getattr(s, name) for s in shards)
+        )
+
+    def with_shards(self, shards: Sequence[ShardReceipt], **facts: Any) -> Manifest:
+        """With other receipts, written in the same form, and other facts."""
+        packed = isinstance(self.shards, PackedShards)
+        return dataclasses.replace(self, shards=PackedShards.of(shards) if packed else tuple(shards), **facts)
 
     @property
     def files(self) -> dict[str, FileFact]:
         """Every file of the folder but manifest.json and READY."""
-        out = {name: fact for shard in self.shards for name, fact in shard.files.items()}
+        shards = self.shards
+        if isinstance(shards, PackedShards):
+            return {**shards.files, **self.extra_files}
+        out = {name: fact for shard in shards for name, fact in shard.files.items()}
         return {**out, **self.extra_files}
 
     @property
     def bytes(self) -> int:
         """Bytes of all files."""
+        shards = self.shards
+        if isinstance(shards, PackedShards):
+            return shards.total("bytes") + sum(fact.bytes for fact in self.extra_files.values())
         return sum(fact.bytes for fact in self.files.values())
 
     @property
     def digest(self) -> str:
         """Content digest, 32 hex digits: keys, payloads, event counts, last event times, states; no clocks."""
-        facts = [
-            self.kind, self.fingerprint, self.schema.as_dict(), self.num_shards,
-            [[s.content, s.state_content] for s in self.shards],
-        ]  # fmt: skip
+        shards = self.shards
+        packed = isinstance(shards, PackedShards)
+        contents = shards.contents() if packed else [[s.content, s.state_content] for s in shards]
+        facts = [self.kind, self.fingerprint, self.schema.as_dict(), self.num_shards, contents]
         return xxhash.xxh3_128_hexdigest(json.dumps(facts, sort_keys=True).encode())
 
     def _shown(self) -> dict[str, object]:
@@ -119,9 +141,10 @@ class Manifest:
 
     def text(self) -> str:
         """The text of manifest.json."""
+        packed = isinstance(self.shards, PackedShards)
         values: dict[str, Any] = {
             "format": FORMAT,
-            "features": [],
+            "features": [PACKED] if packed else [],
             "generation": self.generation,
             "run_id": self.run_id,
             "line": self.line,
@@ -140,7 +163,7 @@ class Manifest:
             "dead_letters": self.dead_letters,
             "forgotten": self.forgotten,
             "digest": self.digest,
-            "shards": [s.as_dict() for s in self.shards],
+            **({PACKED: self.shards.text()} if packed else {"shards": [s.as_dict() for s in self.shards]}),
             "extra_files": {name: fact.as_dict() for name, fact in sorted(self.extra_files.items())},
         }
         if self.expired_before_ms is not None:
@@ -180,10 +203,19 @@ def _manifest(fields: Fields, where: Path) -> Manifest:
     if parent is not None and int(parent) >= int(name):
         raise fields.wrong("parent", f"a generation before {name}", parent)
     num_shards = fields.integer("num_shards", 1, MOST_SHARDS)
-    listed = fields.list("shards")
-    if len(listed) != num_shards:
-        raise NotSound(f"field shards: expected {num_shards}, found {len(listed)}")
     schema = RecordSchema.from_dict(fields.any("schema"))
+    fingerprint = fields.text("fingerprint")
+    shards: Sequence[ShardReceipt]
+    if PACKED in features:
+        packed = fields.any(PACKED)
+        if not isinstance(packed, str):
+            raise fields.wrong(PACKED, "a text", packed)
+        shards = PackedShards.parse(packed, num_shards, fingerprint, schema.as_dict())
+    else:
+        listed = fields.list("shards")
+        if len(listed) != num_shards:
+            raise NotSound(f"field shards: expected {num_shards}, found {len(listed)}")
+        shards = tuple(ShardReceipt.from_dict(s) for s in listed)
     manifest = Manifest(
         generation=name,
         run_id=fields.matching("run_id", NAME, "the name of a run"),
@@ -191,7 +223,7 @@ def _manifest(fields: Fields, where: Path) -> Manifest:
         kind=kind,
         parent=parent,
         depth=fields.integer("depth", int(delta), MOST_DEPTH if delta else 0),
-        fingerprint=fields.text("fingerprint"),
+        fingerprint=fingerprint,
         schema=schema,
         num_shards=num_shards,
         table_snapshot=table,
@@ -199,7 +231,7 @@ def _manifest(fields: Fields, where: Path) -> Manifest:
         published_ms=fields.time("published_ms"),
         expected=fields.count("expected"),
         dead_letters=fields.count("dead_letters"),
-        shards=tuple(ShardReceipt.from_dict(s) for s in listed),
+        shards=shards,
         extra_files=file_facts(fields.object("extra_files")),
         forgotten=fields.count("forgotten"),
         expired_before_ms=fields.time("expired_before_ms") if "expired_before_ms" in fields.names() else None,
@@ -211,7 +243,7 @@ def _manifest(fields: Fields, where: Path) -> Manifest:
 def _agree(manifest: Manifest, fields: Fields) -> None:
     """What the parts of a manifest say of each other."""
     plain, shards = manifest.schema.as_dict(), manifest.shards
-    for k, s in enumerate(shards):
+    for k, s in enumerate(() if isinstance(shards, PackedShards) else shards):
         if (s.shard, s.num_shards) != (k, manifest.num_shards):
             found = f"{s.shard} of {s.num_shards}"
             raise NotSound(
@@ -230,7 +262,7 @@ def _agree(manifest: Manifest, fields: Fields) -> None:
             or name.startswith(("shard-", "state-"))
         ):
             raise NotSound(f"field extra_files: expected names of other files, found {name[:60]!r}")
-    if sum(fact.bytes for fact in manifest.files.values()) > MOST_BYTES:
+    if manifest.bytes > MOST_BYTES:
         raise NotSound(f"field shards: expected at most {MOST_BYTES} bytes in all, found {manifest.bytes}")
     written = manifest.records + manifest.tombstones
     if fields.any("written") != written:

@@ -11,11 +11,15 @@ from tools import console
 from tools.home import Home
 from tools.options import (
     HOME,
+    AddressOption,
     DryRunOption,
+    EngineOption,
     HomeOption,
     JsonOption,
     StoreOption,
     WarehouseOption,
+    WorkersOption,
+    beam_arguments,
     parse_users,
     there,
 )
@@ -29,6 +33,9 @@ def command(
     home: HomeOption = HOME,
     warehouse: WarehouseOption = None,
     store: StoreOption = None,
+    workers: WorkersOption = 1,
+    engine: EngineOption = "beam",
+    address: AddressOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
@@ -59,14 +66,16 @@ def command(
             console.safe(str(p)) for p, held in ((tables, has_tables), (stored, has_store)) if held
         )
         typer.confirm(f"Remove {len(set(ids))} users from {where} for good?", abort=True, err=True)
-    record = forget.run(
-        forget.ForgetOptions(
-            users=ids,
-            warehouse=tables if has_tables else None,
-            stores=(str(stored),) if has_store else (),
-            runs=(str(at.runs),) if at.runs.exists() else (),
-        )
+    elsewhere = engine != "beam" or address is not None or workers > 1
+    options = forget.ForgetOptions(
+        users=ids,
+        warehouse=tables if has_tables else None,
+        stores=(str(stored),) if has_store else (),
+        runs=(str(at.runs),) if at.runs.exists() else (),
+        run_dir=str(at.new_run("forget")) if elsewhere else None,
     )
+    args = beam_arguments(None, "in_memory", workers, engine, address) if elsewhere else ()
+    record = forget.run(options, args)
     if json:
         return console.json_line(record.as_dict())
     rows: dict[str, object] = {

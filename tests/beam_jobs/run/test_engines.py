@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_worlds import NOW, World
+from small_worlds import NOW, World, all_events
 
 from beam_jobs.errors import EngineAway, EngineUnfit, OptionsError
 from beam_jobs.generation import refresh, summarize
@@ -27,7 +27,8 @@ from beam_jobs.ingest import job as ingest
 from beam_jobs.ingest.options import IngestOptions
 from beam_jobs.run import engines
 from beam_jobs.run.record import RunDirectory, file_digest
-from beam_jobs.tables import compact
+from beam_jobs.tables import compact, forget
+from cache_store import Store
 from tools.bench import clusters
 from vista.data.tables.warehouse import Warehouse
 
@@ -107,7 +108,21 @@ def every_job(folder: Path, bundle: Path, args: list[str]) -> list[Any]:
     files = Warehouse(folder / "tables").open().bucket_files()
     found.append([[file_digest(f.path.removeprefix("file://")) for f in row] for row in files.values()])
     found.append(summarize.run(world.summarize(run="again", store="full"), args).digests)
-    return found
+    return [*found, forgotten(world, folder / "forget", args)]
+
+
+def forgotten(world: World, run_dir: Path, args: list[str]) -> Any:
+    """Two users out of tables and store; what is left of both, to the byte."""
+    options = forget.ForgetOptions(
+        [3, 17], str(world.path / "tables"), [str(world.path / "store")], now_ms=NOW, run_dir=str(run_dir)
+    )  # fmt: skip
+    done = forget.run(options, args).as_dict()
+    files = Warehouse(world.path / "tables").open().bucket_files()
+    kept = [[(f.rows, file_digest(f.path.removeprefix("file://"))) for f in row] for row in files.values()]
+    with world.store() as store:
+        digests = [m.digest for m in store.generations()]
+        assert store.verify().problems == [] and store.states([3, 17]) == [None, None]
+    return done["tables"], [report["generations"] for report in done["stores"].values()], kept, digests
 
 
 @pytest.fixture(scope="module")
@@ -128,24 +143,62 @@ def test_a_worker_that_is_killed_in_a_task_and_a_driver_that_is_killed_change_no
     assert killed.digests == wanted and not cluster.armed.exists()
 
     # A driver that dies as all tasks are done and nothing is published yet.
-    armed, place = tmp_path / "armed", tmp_path / "site"
-    place.mkdir()
-    armed.touch()
-    (place / "sitecustomize.py").write_text(DIES.format(target="dead-letters.parquet", armed=str(armed)))
     options = small_world.summarize(store="driver", run="run-driver")
     code = (
         "import sys; from beam_jobs.generation import summarize; from pathlib import Path\n"
         f"summarize.run(summarize.SummarizeOptions(**{vars(options)!r}), {cluster.args!r})"
     )
-    driver = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(place)})
-    try:
-        assert driver.wait(150) == -signal.SIGKILL
-    finally:
-        driver.kill()
+    assert driver_killed_at("dead-letters.parquet", code, tmp_path) == -signal.SIGKILL
     assert not (small_world.path / "driver" / "generations").exists() or not any(
         (small_world.path / "driver" / "generations").iterdir()
     )
     assert summarize.run(options, cluster.args).digests == wanted
+
+
+def test_forgetting_goes_on_when_a_worker_or_the_driver_is_killed(small_world, tmp_path, cluster):
+    for store in ("here", "there"):
+        summarize.run(small_world.summarize(store=store, run=f"run-{store}"))
+
+    def digest(store: str) -> str:
+        with small_world.store(store) as opened:
+            assert opened.verify().problems == []
+            return opened.manifest.digest
+
+    def asked(user: int, run: str) -> forget.ForgetOptions:
+        return forget.ForgetOptions(
+            [user], str(small_world.path / "tables"), [str(small_world.path / "there")], now_ms=NOW,
+            run_dir=str(small_world.path / run),
+        )  # fmt: skip
+
+    first, second = all_events(small_world)[0][:2].tolist()
+    cluster.armed.touch()
+    forget.run(asked(first, "forget-1"), cluster.args)
+    assert not cluster.armed.exists()
+    Store(small_world.path / "here").forget([first])
+    assert digest("there") == digest("here") and first not in all_events(small_world)[0].tolist()
+
+    # A driver that dies as it takes a rewritten generation live, the tables are done by then.
+    code = (
+        "import sys; from beam_jobs.tables import forget\n"
+        f"forget.run(forget.ForgetOptions(**{vars(asked(second, 'forget-2'))!r}), {cluster.args!r})"
+    )
+    assert driver_killed_at("manifest.json", code, tmp_path) == -signal.SIGKILL
+    forget.run(asked(second, "forget-2"), cluster.args)
+    Store(small_world.path / "here").forget([second])
+    assert digest("there") == digest("here") and second not in all_events(small_world)[0].tolist()
+
+
+def driver_killed_at(target: str, code: str, folder: Path) -> int:
+    """How a process ended that was to die as it gives a file of that name its name."""
+    armed, place = folder / "armed", folder / "site"
+    place.mkdir()
+    armed.touch()
+    (place / "sitecustomize.py").write_text(DIES.format(target=target, armed=str(armed)))
+    driver = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(place)})
+    try:
+        return driver.wait(150)
+    finally:
+        driver.kill()
 
 
 def test_a_worker_of_another_environment_or_without_the_folder_refuses(

@@ -243,7 +243,7 @@ def test_a_fold_cut_short_while_it_takes_deltas_along_is_finished_by_the_next(tm
     for step in range(1, 9):
         calls = 0
 
-        def cut(layout, staging, manifest):
+        def cut(layout, staging, manifest, step=step):
             nonlocal calls
             calls += 1
             if calls == step:

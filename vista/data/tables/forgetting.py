@@ -15,8 +15,9 @@ from __future__ import annotations
 import posixpath
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,13 @@ from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
 
 BATCH_ROWS = 262_144
+Spread = Callable[[str, Sequence[Any], Callable[[Any], Any]], Sequence[Any]]
+"""Does a function with each of some plain values, here or on other machines, and hands the answers (JSON) back in
+order; the first argument names the step."""
+
+
+def in_turn(step: str, tasks: Sequence[Any], do: Callable[[Any], Any]) -> list[Any]:
+    return [do(task) for task in tasks]
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ def forget_users(
     buckets: Sequence[int] | np.ndarray | None = None,
     *,
     now_ms: int | None = None,
+    spread: Spread = in_turn,
 ) -> dict[str, RowsForgotten]:
     """Take users out of history and impressions, rows and bytes, and remember that they are not to come back.
 
@@ -66,6 +75,7 @@ def forget_users(
         users: ids of this warehouse's kind.
         buckets: their buckets, so that no other file is looked at.
         now_ms: the moment of forgetting; now by default, and never before the newest of the rows that go.
+        spread: does the work on the files.
 
     Returns:
         What was done, by table.
@@ -81,12 +91,12 @@ def forget_users(
     recover(warehouse)
     with alone(warehouse):
         warehouse.refresh()
-        todo = {kind: files_with(warehouse, kind, users, buckets) for kind in (HISTORY, IMPRESSIONS)}
+        todo = {kind: files_with(warehouse, kind, users, buckets, spread) for kind in (HISTORY, IMPRESSIONS)}
         newest = max((found.newest for some in todo.values() for found in some), default=0)
         now_ms = int(time.time() * 1000) if now_ms is None else now_ms
         # First of all: from now on no commit brings their rows, whatever becomes of this process.
         remember(warehouse, users, max(now_ms, newest))
-        done = {kind.name: _forget_in(warehouse, kind, users, found) for kind, found in todo.items()}
+        done = {kind.name: _forget_in(warehouse, kind, users, found, spread) for kind, found in todo.items()}
         if warehouse.path is not None:
             sweep(warehouse.items, None)
         for name in ("items", "sources", FORGOTTEN_TABLE):
@@ -106,7 +116,11 @@ class _Holding:
 
 
 def files_with(
-    warehouse: Warehouse, kind: Kind, users: Sequence[Any] | np.ndarray, buckets: Iterable[int] | None
+    warehouse: Warehouse,
+    kind: Kind,
+    users: Sequence[Any] | np.ndarray,
+    buckets: Iterable[int] | None,
+    spread: Spread = in_turn,
 ) -> list[_Holding]:
     """Files of a table that have rows of these users.
 
@@ -123,28 +137,29 @@ def files_with(
         )
     current = table.current_snapshot()
     within = None if buckets is None else {int(b) for b in buckets}
-    found = []
-    for file in [] if current is None else files_of(table, current.snapshot_id):
-        if within is None or file.bucket in within:
-            rows, newest = _rows_of(file, kind, wanted)
-            if rows:
-                found.append(_Holding(file, rows, newest))
-    return found
+    files = [] if current is None else files_of(table, current.snapshot_id)
+    files = [file for file in files if within is None or file.bucket in within]
+    looked = spread(f"look-{kind.name}", files, partial(_rows_of, kind=kind, users=wanted))
+    return [_Holding(file, *found) for file, found in zip(files, looked, strict=True) if found[0]]
 
 
 def _forget_in(
-    warehouse: Warehouse, kind: Kind, users: Sequence[Any] | np.ndarray, found: Sequence[_Holding]
+    warehouse: Warehouse,
+    kind: Kind,
+    users: Sequence[Any] | np.ndarray,
+    found: Sequence[_Holding],
+    spread: Spread,
 ) -> RowsForgotten:
     table, wanted, whole = warehouse.table(kind.name), sorted_users(users), warehouse.commit_number
     assert wanted is not None
     current = table.current_snapshot()
     if current is None:
         return RowsForgotten(kind.name, 0, 0, 0)
-    replaced: dict[str, str | None] = {
-        f.file.path: _rewrite(f.file, kind, warehouse.user_kind, wanted, left=f.file.rows - f.rows)
-        for f in found
-    }
-    added = [uri for uri in replaced.values() if uri is not None]
+    replaced = {f.file.path: _without(f.file.path) for f in found}
+    left = {f.file.path: replaced[f.file.path] for f in found if f.rows < f.file.rows}
+    do = partial(_rewrite, names=left, kind=kind, user_kind=warehouse.user_kind, users=wanted)
+    spread(f"rewrite-{kind.name}", [f.file for f in found if f.file.path in left], do)
+    added = list(left.values())
     replace_files(table, replaced, added, {PREFIX + "commit": str(whole), PREFIX + "run": "forget"})
     newest = table.current_snapshot().snapshot_id
     older = [s.snapshot_id for s in table.snapshots() if s.snapshot_id != newest]
@@ -152,6 +167,12 @@ def _forget_in(
     gone = sweep(table, None if warehouse.path is not None else whole, expire=older)
     sweep_metadata(table)
     return RowsForgotten(kind.name, sum(f.rows for f in found), len(replaced), len(gone))
+
+
+def _without(path: str) -> str:
+    """A name for the file without somebody."""
+    stem = posixpath.basename(path).removesuffix(".parquet").split("-without-")[0]
+    return posixpath.join(posixpath.dirname(path), f"{stem}-without-{uuid.uuid4().hex[:12]}.parquet")
 
 
 def _rows_of(file: DataFile, kind: Kind, users: np.ndarray) -> tuple[int, int]:
@@ -162,15 +183,10 @@ def _rows_of(file: DataFile, kind: Kind, users: np.ndarray) -> tuple[int, int]:
     return sum(map(len, times)), max((int(t.max()) for t in times if len(t)), default=0)
 
 
-def _rewrite(file: DataFile, kind: Kind, user_kind: str, users: np.ndarray, left: int) -> str | None:
-    """The file without these users under a new name; None where nothing is left."""
-    if not left:
-        return None
-    stem = posixpath.basename(file.path).removesuffix(".parquet").split("-without-")[0]
-    uri = posixpath.join(posixpath.dirname(file.path), f"{stem}-without-{uuid.uuid4().hex[:12]}.parquet")
-    with SortedWriter(uri, kind, user_kind, file.bucket) as writer:
+def _rewrite(file: DataFile, names: Mapping[str, str], kind: Kind, user_kind: str, users: np.ndarray) -> None:
+    """Write the file without these users under its new name."""
+    with SortedWriter(names[file.path], kind, user_kind, file.bucket) as writer:
         for rows in batches_of(file.path, kind, BATCH_ROWS):
             keep = ~np.repeat(member(rows.users, users), rows.lengths)
             if keep.any():
                 writer.write(rows if keep.all() else rows.take(keep))
-    return uri
