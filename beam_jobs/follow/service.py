@@ -96,7 +96,7 @@ class FollowOptions:
     keep: int = 2
     keep_s: float = 900.0
     keep_runs: int = 8
-    tidy_s: float = 30.0
+    tidy_s: float = 10.0
 
     def __post_init__(self) -> None:
         check_expiry(self.expire_after_ms)

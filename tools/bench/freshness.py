@@ -98,9 +98,11 @@ def _redis(folder: str) -> Iterator[tuple[Any, str]]:
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
         client = redis.Redis(port=port)
-        _until(lambda: _answers(client), 10, "Redis")
-        yield client, f"redis://127.0.0.1:{port}?stream=events"
-        server.kill()
+        try:
+            _until(lambda: _answers(client), 10, "Redis")
+            yield client, f"redis://127.0.0.1:{port}?stream=events"
+        finally:
+            server.kill()
 
 
 def _answers(client: Any) -> bool:
@@ -201,12 +203,11 @@ class _Service:
             found["open_files"] = len(os.listdir(proc / "fd"))
         except OSError:
             return None
-        for path in self.home.rglob("*"):
-            try:
-                found["disk"] += path.stat().st_blocks * 512 / 1e6
-                found["files"] += 1
-            except FileNotFoundError:
-                continue
+        for folder, _, names in os.walk(self.home):  # what goes meanwhile is not counted
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    found["disk"] += os.stat(f"{folder}/{name}").st_blocks * 512 / 1e6
+                    found["files"] += 1
         return found
 
 

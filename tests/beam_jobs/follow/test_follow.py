@@ -157,6 +157,25 @@ def test_a_long_service_keeps_the_tables_the_store_and_its_runs_small(options):
     assert stored(options) == expected(48) and sum(live_counts(options)) == 48
 
 
+@pytest.mark.parametrize("killed", [False, True], ids=["folds", "every-fold-is-killed"])
+def test_deltas_are_folded_beside_the_turns_and_by_the_turns_where_that_fails(options, killed):
+    options = FollowOptions(**{**vars(options), "batch_events": 4, "max_depth": 2})
+    source, told, depths = Listed([message(n) for n in range(36)]), [], []
+    service = Service(options, source)
+    for turn in service.turns(lambda: len(told) < 9):
+        told.append(turn)
+        if killed and service._folding._child is not None:
+            service._folding._child.kill()
+            service._folding._child.wait(30)
+        with Store.open(options.store) as store:
+            depths.append(store.manifest.depth)
+            assert sum(store.lookup(np.arange(7)).event_count.tolist()) == 4 * len(told)
+    assert Store(options.store).verify().problems == []
+    folded = [words for turn in told for words in turn.tidied if words.startswith("folded")]
+    assert max(depths) <= 6 and (not folded if killed else folded)  # turns wait at the latest there
+    assert stored(options) == expected(36) and live_counts(options) == np.bincount(np.arange(36) % 7).tolist()
+
+
 def test_a_compaction_meanwhile_costs_the_follower_a_refresh_and_not_its_life(options, monkeypatch):
     source = Listed([message(n) for n in range(80)])
     follow(options, source, 2)

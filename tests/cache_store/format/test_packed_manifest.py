@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from known_stores import KnownStore
@@ -18,6 +20,8 @@ from cache_store.format.manifest import Manifest
 from cache_store.format.packed import ROW, PackedShards
 from cache_store.format.receipt import FileFact, ShardReceipt
 from cache_store.remote.copy import pull, push, store_like
+
+FILES = [(kind, end) for kind in ("shard", "state") for end in (".mdb", ".idx")]
 
 
 def lived(path, name: str) -> KnownStore:
@@ -100,6 +104,22 @@ def test_a_table_that_is_none_is_told_by_field(sealed, wrong):
         manifests.read(edited(sealed, packed_shards=wrong))
 
 
+def test_the_table_is_as_the_format_says(sealed):
+    """Read in the words of docs/format.md."""
+    folder, before = edited(sealed), sealed[2]
+    rows = base64.b64decode(before["packed_shards"])
+    for k, row in enumerate(struct.iter_unpack("<3Q2I16s16s4Q16s16s16s16s", rows)):
+        records, tombstones, states, revision, with_states, content, state_content, *files = row
+        (receipt,) = (s for s in manifests.read(folder).shards if s.shard == k)
+        assert (records, tombstones, states, revision, with_states) == (
+            receipt.records, receipt.tombstones, receipt.states, 0, 1
+        )  # fmt: skip
+        assert (content.hex(), state_content.hex()) == (receipt.content, receipt.state_content)
+        for n, name in enumerate([f"{kind}-0000{k}-of-00002{end}" for kind, end in FILES]):
+            data = (folder / name).read_bytes()
+            assert (files[n], files[4 + n].hex()) == (len(data), xxhash.xxh3_128_hexdigest(data))
+
+
 def test_a_reader_that_does_not_know_the_form_refuses_it(sealed, monkeypatch):
     monkeypatch.setattr(manifests, "FEATURES", frozenset())
     with pytest.raises(FormatUnknown, match="packed_shards"):
@@ -108,11 +128,10 @@ def test_a_reader_that_does_not_know_the_form_refuses_it(sealed, monkeypatch):
 
 def test_fifty_thousand_shards_have_216_characters_each():
     shards = 50_000
-    files = [(kind, end) for kind in ("shard", "state") for end in (".mdb", ".idx")]
     receipts = [
         ShardReceipt(
             k, shards, "model", {}, 65_536, 0, 65_536, "a" * 32, "b" * 32,
-            {f"{kind}-{k:05d}-of-{shards:05d}{end}": FileFact(1 << 30, f"{k:032x}") for kind, end in files},
+            {f"{kind}-{k:05d}-of-{shards:05d}{end}": FileFact(1 << 30, f"{k:032x}") for kind, end in FILES},
         )
         for k in range(shards)
     ]  # fmt: skip
