@@ -131,7 +131,7 @@ def _forget(options: ForgetOptions, users: Any, record: ForgetRecord, spread: Sp
 
 
 @dataclass(frozen=True)
-class Piece:
+class Portion:
     """A file or shard that an engine deals out."""
 
     name: str
@@ -139,7 +139,7 @@ class Piece:
     rows: int = 1
 
 
-def do_piece(piece: Piece, do: Callable[[Any], Any], run_dir: str) -> dict[str, int]:
+def do_piece(piece: Portion, do: Callable[[Any], Any], run_dir: str) -> dict[str, int]:
     """Do it and leave the answer as a receipt, without names of users."""
     start = time.perf_counter()
     answer, counts = do(piece.what), {"pieces": 1}
@@ -155,7 +155,7 @@ def _on_engine(run: Run, options: ForgetOptions, users: Any, record: ForgetRecor
     def spread(step: str, tasks: Sequence[Any], do: Callable[[Any], Any]) -> list[Any]:
         nonlocal step_number
         step_number += 1
-        pieces = [Piece(f"{step_number:04d}-{step}-{n:05d}", task) for n, task in enumerate(tasks)]
+        pieces = [Portion(f"{step_number:04d}-{step}-{n:05d}", task) for n, task in enumerate(tasks)]
         done = run.do(f"forget: {step}", pieces, functools.partial(do_piece, do=do, run_dir=options.run_dir))
         return [done[piece.name]["answer"] for piece in pieces]
 
