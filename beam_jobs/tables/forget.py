@@ -156,7 +156,9 @@ def _on_engine(run: Run, options: ForgetOptions, users: Any, record: ForgetRecor
         nonlocal step_number
         step_number += 1
         pieces = [Portion(f"{step_number:04d}-{step}-{n:05d}", task) for n, task in enumerate(tasks)]
-        done = run.do(f"forget: {step}", pieces, functools.partial(do_piece, do=do, run_dir=options.run_dir))
+        done = run.do(
+            f"forget: {step}", pieces, functools.partial(do_piece, do=do, run_dir=str(run.directory.path))
+        )
         return [done[piece.name]["answer"] for piece in pieces]
 
     shutil.rmtree(

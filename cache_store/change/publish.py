@@ -303,7 +303,7 @@ def _refuse_other_winner(layout: Layout, wanted: Publication) -> list[Manifest]:
     before = wanted.replaces or wanted.parent
     if before in (None, now) or wanted.force:
         return []
-    above = []
+    above: list[Manifest] = []
     if wanted.replaces and now:
         for manifest in manifests.chain(layout, now):
             if manifest.generation == wanted.replaces:

@@ -115,8 +115,10 @@ class Manifest:
     def digest(self) -> str:
         """Content digest, 32 hex digits: keys, payloads, event counts, last event times, states; no clocks."""
         shards = self.shards
-        packed = isinstance(shards, PackedShards)
-        contents = shards.contents() if packed else [[s.content, s.state_content] for s in shards]
+        if isinstance(shards, PackedShards):
+            contents = shards.contents()
+        else:
+            contents = [[s.content, s.state_content] for s in shards]
         facts = [self.kind, self.fingerprint, self.schema.as_dict(), self.num_shards, contents]
         return xxhash.xxh3_128_hexdigest(json.dumps(facts, sort_keys=True).encode())
 
@@ -141,7 +143,8 @@ class Manifest:
 
     def text(self) -> str:
         """The text of manifest.json."""
-        packed = isinstance(self.shards, PackedShards)
+        shards = self.shards
+        packed = shards.text() if isinstance(shards, PackedShards) else None
         values: dict[str, Any] = {
             "format": FORMAT,
             "features": [PACKED] if packed else [],
@@ -163,7 +166,7 @@ class Manifest:
             "dead_letters": self.dead_letters,
             "forgotten": self.forgotten,
             "digest": self.digest,
-            **({PACKED: self.shards.text()} if packed else {"shards": [s.as_dict() for s in self.shards]}),
+            **({PACKED: packed} if packed else {"shards": [s.as_dict() for s in shards]}),
             "extra_files": {name: fact.as_dict() for name, fact in sorted(self.extra_files.items())},
         }
         if self.expired_before_ms is not None:
