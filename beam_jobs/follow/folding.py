@@ -80,6 +80,7 @@ class Folding:
 if __name__ == "__main__":
     parent, root, line, generation, newest = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, and ends both
+    os.nice(5)  # turns go first
     threading.Thread(target=end_with, args=(int(parent),), daemon=True).start()
     with Store.open(root, line=line) as store:
         store.build_fold(generation, int(newest) if newest else None)

@@ -6,8 +6,8 @@ of reading states. Given, not measured: the hosts (cores, disk, price), how many
 
 Simulated: one refresh of every bucket on a pool of workers that take the next bucket when they are free. Changed users
 per bucket are drawn from the binomial law, their new events from a lognormal, a task fails with a given probability
-and is done again. Then a day: twelve such refreshes, and compactions when the chain is deep. docs/scale.md reads
-the result.
+and is done again. Then thirty days of twelve such refreshes, with what they fold by the rule of the store.
+docs/scale.md reads the result.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import torch
 from beam_jobs.generation import refresh, summarize
 from beam_jobs.generation.summarize import schema_of
 from cache_store import Publication, Store
+from cache_store.change.compact import due
 from cache_store.format.keys import bucket_of
 from cache_store.format.record import RecordSchema
 from cache_store.write.writer import ShardWriter
@@ -75,7 +76,7 @@ class Fleet:
         deadline_h: a refresh should take at most.
         cores, disk_bytes, disk_rate, host_hour: of a host; bytes, bytes per second of writing, currency per hour.
         copies: of the store on different hosts.
-        max_depth: deltas before compaction.
+        max_depth: deltas before some are folded.
         failure: probability that a task fails and is done again.
     """
 
@@ -209,20 +210,34 @@ def one_refresh(m: Measured, f: Fleet, workers: int, seed: int) -> tuple[float, 
     return max(free) / 3_600, float((seconds * tries).sum()) / 3_600
 
 
+def folds(active: float, max_depth: int, refreshes: int = 360) -> tuple[float, float]:
+    """(stores copied a refresh, most stores that lie on the disk at a time) by what ``compact.due`` folds; the users of
+    deltas are drawn anew each time."""
+    chain, copied, most = [1.0], 0.0, 0.0
+    for _ in range(refreshes):
+        many = due([round(size * 1e9) for size in chain], max_depth)
+        if many != 0:
+            many = many or len(chain)
+            folded = 1.0 if many == len(chain) else 1 - float(np.prod([1 - size for size in chain[:many]]))
+            most = max(most, sum(chain) + folded)
+            chain[:many], copied = [folded], copied + folded
+        chain.insert(0, active)
+    return copied / refreshes, most
+
+
 def plan(m: Measured, f: Fleet, seed: int = 0) -> dict[str, float]:
     """Hosts, bytes and hours of one fleet."""
     store_bytes = f.users * (m.record_bytes + m.state_bytes)
     delta_bytes = store_bytes * f.active
     refreshes = 24 / f.every_h
-    # Kept at a time: a full generation, the deltas over it, and while compacting the next full one.
-    kept = store_bytes * (2 + f.max_depth * f.active)
-    hosts_for_bytes = f.copies * kept / f.disk_bytes
+    copied, most = folds(f.active, f.max_depth)
+    hosts_for_bytes = f.copies * store_bytes * most / f.disk_bytes
     one, busy = one_refresh(m, f, max(1, round(f.users / f.shard_users)), seed)
     hosts_for_time = busy / (f.deadline_h * f.cores)
-    compactions = refreshes / f.max_depth
-    compaction_h = store_bytes / m.fold_rate / 3_600
-    hosts_for_folding = compactions * compaction_h / 24 / f.cores
-    disk_day = f.copies * (refreshes * delta_bytes + compactions * store_bytes)
+    fold_day = refreshes * copied * store_bytes
+    fold_h = fold_day / m.fold_rate / 3_600
+    hosts_for_folding = fold_h / 24 / f.cores
+    disk_day = f.copies * (refreshes * delta_bytes + fold_day)
     hosts_for_disk = disk_day / (f.disk_rate * 86_400)
     hosts = int(np.ceil(max(hosts_for_bytes, hosts_for_time, hosts_for_folding, hosts_for_disk)))
     hours, _ = one_refresh(m, f, hosts * f.cores, seed + 1)
@@ -234,7 +249,9 @@ def plan(m: Measured, f: Fleet, seed: int = 0) -> dict[str, float]:
         "records_tb": f.users * m.record_bytes / 1e12,
         "delta_tb": delta_bytes / 1e12,
         "written_tb_day": disk_day / 1e12,
-        "compaction_core_h": compaction_h,
+        "copied_per_record": copied / f.active,
+        "stores_on_disk": most,
+        "fold_core_h_day": fold_h,
         "refresh_core_h": busy,
         "refresh_h": hours,
         "longest_task_h": one,
