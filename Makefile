@@ -43,11 +43,19 @@ docs: setup  ## API pages from the docstrings, into build/api
 	$(BIN)/python -m pdoc --docformat google -o build/api cache_store vista beam_jobs
 
 # `make gpu DEVICE=cpu QUICK=--quick RESULTS=out` tries all of it without a GPU, the kernels by Triton's interpreter.
+# A kernel is compiled for each kind of shape, so examples are few and run side by side. The benchmark runs whatever the
+# tests say, and the worse of the two ends make. Where PYTHON has everything already: `make gpu BIN=FOLDER SETUP=`.
 DEVICE ?= cuda
 RESULTS ?= docs/results
-gpu: setup  ## on a GPU: its tests, then every figure of the device path into docs/results, under six minutes
-	$(if $(filter cpu,$(DEVICE)),TRITON_INTERPRET=1) $(BIN)/python -m pytest -q -m gpu tests
-	$(BIN)/vista bench gpu $(QUICK) -p device=$(DEVICE) -p out=$(RESULTS)
+SETUP ?= setup
+GPU_TESTS := tests/gpu tests/vista/serving/test_kv_pool.py tests/cache_store/torch/test_torch_feature.py
+ON_CPU := $(filter cpu,$(DEVICE))
+gpu: $(SETUP)  ## on a GPU: its tests, then every figure of the device path into docs/results, under six minutes
+	@status=0; \
+	$(if $(ON_CPU),TRITON_INTERPRET=1) VISTA_EXAMPLES=3 $(BIN)/python -m pytest -q -m gpu \
+		-n $(if $(ON_CPU),$(JOBS),8) $(GPU_TESTS) || status=$$?; \
+	$(BIN)/python -m tools bench gpu $(QUICK) -p device=$(DEVICE) -p out=$(RESULTS) || status=$$?; \
+	exit $$status
 
 clean:  ## remove the environment and everything that was built
 	rm -rf $(VENV) build dist *.egg-info demo-out .mypy_cache .ruff_cache .pytest_cache

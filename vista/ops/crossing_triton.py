@@ -161,6 +161,9 @@ class _Attend(torch.autograd.Function):
             "BF": max(16, triton.next_power_of_2(f)),
             "BM": ROWS,
             "BT": TOKENS,
+            "num_stages": 1
+            if wide
+            else 2,  # of 64 KiB at most, beside what is held: 227 KiB are there on an H100
         }
         ctx.sizes = (tokens, heads, e, f)
         ctx.strides = (

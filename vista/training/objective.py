@@ -282,10 +282,13 @@ class Objective:
             gather(_tensor(slate, device)),
             gather(candidates.vector[_tensor(rows, device)]),
         )
-        self.sketch.add(item.cpu().numpy())
+        # their ids are here already, but for those of other processes: to read them back would wait for the device
+        ids = item.cpu().numpy() if parallel() else batch.item[rows]
+        self.sketch.add(ids)
         draw = np.random.default_rng([self.seed, step])
         size = min(c.random_negatives, len(self.catalogue))
-        extra = _tensor(draw.choice(self.catalogue, size) if size else self.catalogue[:0], device)
+        more = draw.choice(self.catalogue, size) if size else self.catalogue[:0]
+        extra = _tensor(more, device)
         nobody = torch.full((size,), NO_USER, dtype=torch.int64, device=device)
         draws = len(item)
 
@@ -299,7 +302,7 @@ class Objective:
             every,
             torch.cat([owner, nobody]),
             torch.cat([known, nobody]),
-            log_q(every.cpu().numpy()),
+            log_q(np.concatenate([ids, more])),
         )
         return found, log_q
 

@@ -202,4 +202,4 @@ class Trainer:
             self.rows.load_state_dict(state["rows"])
         self.position = Position(**state["positions"][dist.get_rank() if parallel() else 0])
         sketch = state["sketch"]
-        self.objective.sketch.restore({"counts": sketch["counts"].numpy(), "total": sketch["total"]})
+        self.objective.sketch.restore({"counts": sketch["counts"].cpu().numpy(), "total": sketch["total"]})
