@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.vista.serving.test_captured import repeated
 from tests.vista.serving.test_serving import INDEX, MODEL, recent_of, summaries
@@ -23,6 +24,7 @@ from vista.serving.recommender import Recommender
 from vista.stage1.tokens import ExactTokenGroup
 from vista.stage2.context_kv import ContextKV
 from vista.training.compiled import compile_layers
+from vista.training.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.cuda.is_available()
@@ -102,12 +104,31 @@ def test_a_graph_repeats_its_step_on_new_inputs():
     assert step.replayed == 5 and step.told is None
 
 
+@pytest.mark.parametrize("update", ["all", "touched"])
+def test_the_collectives_of_a_step_leave_a_single_process_as_it_was(update, tmp_path, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # a step by the interpreter takes minutes
+    batch = one_batch(loyal())
+    alone = trainer(embedding_update=update, precision="float32")
+    alone = Trainer(alone.config, alone.model, np.arange(40), DEVICE)
+    ours = trainer(embedding_update=update, precision="float32")
+    ours = Trainer(ours.config, ours.model, np.arange(40), DEVICE)
+    wanted = [alone.step(batch, 0)["loss"] for _ in range(2)]
+    backend = "cpu:gloo,cuda:nccl" if CUDA else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        for module in ("objective", "trainer"):
+            monkeypatch.setattr(f"vista.training.{module}.parallel", lambda: True)
+        assert [ours.step(batch, 0)["loss"] for _ in range(2)] == pytest.approx(wanted, rel=1e-4)
+    finally:
+        dist.destroy_process_group()
+
+
 @pytest.mark.skipif(not CUDA, reason="the compiler for CPUs is not what is asked about")
 @pytest.mark.parametrize("update", ["all", "touched"])
 def test_a_compiled_step_of_training_has_the_losses_of_a_plain_one(update):
     batch = one_batch(loyal())
     ours, plain = trainer(embedding_update=update), trainer()
-    fast = type(ours)(ours.config, ours.model, np.arange(40), DEVICE)
+    fast = Trainer(ours.config, ours.model, np.arange(40), DEVICE)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         assert compile_layers(fast.model) is None

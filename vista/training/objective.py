@@ -19,6 +19,7 @@ from torch import Tensor
 from vista.config import _check
 from vista.jagged import owners_of
 from vista.model import VistaModel
+from vista.ops.upload import uploaded
 from vista.training import losses
 from vista.training.count_min import CountMin
 from vista.training.examples import Batch
@@ -173,12 +174,12 @@ class Objective:
         ctx = model.ranker.context(
             tokens, None, recent, batch.now_ms, batch.last_event_ms, masked=masked, full=True
         )
-        item = torch.from_numpy(batch.item).to(device)
-        action = torch.from_numpy(batch.action).to(device)
+        weighed = batch.weights(self.keep_unengaged)
+        item, action, rate, weight = uploaded([batch.item, batch.action, batch.log_rate, weighed], device)
         vectors = model.items.vector(item)
         logits = model.ranker.rank(ctx, item, batch.offsets, vectors=vectors)
         # A drawn slate shows popular items more often than they are wanted; served logits must not make up for it.
-        logits = logits - torch.from_numpy(batch.log_rate).to(device)[:, None]
+        logits = logits - rate[:, None]
         past_query, past_logits = model.ranker.past(ctx, recent)
         weights = torch.tensor(c.actions or [1.0] * logits.shape[-1], device=device)
 
@@ -189,9 +190,8 @@ class Objective:
         hidden = masked & uncovered
         candidate_slate = owners_of(np.diff(batch.offsets))
         engaged = np.flatnonzero(batch.action != 0)
-        weight = torch.from_numpy(batch.weights(self.keep_unengaged)).to(device)
         counts = {
-            "candidates": float(weight.sum()),
+            "candidates": float(weighed.sum()),
             "hidden": int(hidden.sum()),
             "positives": len(engaged),
             "follows": int(follows.sum()),
@@ -308,4 +308,4 @@ class Objective:
 
 
 def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, np.int64)).to(device)
+    return uploaded([np.ascontiguousarray(values, np.int64)], device)[0]

@@ -84,7 +84,8 @@ def torchrun() -> Iterator[tuple[int, int]]:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    dist.init_process_group("nccl" if cuda else "gloo")
+    # NCCL for what is on a GPU; what is not, the places of a checkpoint for one, goes by gloo and waits for none
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
         yield dist.get_rank(), dist.get_world_size()
     finally:
@@ -408,8 +409,6 @@ def _most(value: float) -> float:
     if not parallel():
         return value
     found = torch.tensor([value], dtype=torch.float64)
-    if dist.get_backend() == "nccl":
-        found = found.cuda()
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return float(found)
 

@@ -161,7 +161,8 @@ class Trainer:
             index, values = table.grad.indices()[0], table.grad.values()
         with torch.no_grad():
             index, values = gather(index), gather(values)
-        table.grad = torch.sparse_coo_tensor(index[None], values, table.shape).coalesce()
+        rows = torch.sparse_coo_tensor(index[None], values, table.shape, check_invariants=False)
+        table.grad = rows.coalesce()
 
     def _sum_gradients(self) -> None:
         """One all-reduce over the dense parameters laid end to end (a parameter without gradient counts as

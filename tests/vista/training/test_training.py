@@ -222,8 +222,9 @@ def _gradients(batch: Batch, mask_same_user: bool, update: str = "all") -> dict[
         clip=1e9,
     )
     trainer = Trainer(config, VistaModel(MODEL), np.arange(40), torch.device("cpu"))
-    trainer.step(batch, 0)
-    return {n: p.grad.to_dense() for n, p in trainer.model.named_parameters() if p.grad is not None}
+    loss = torch.tensor(trainer.step(batch, 0)["loss"])
+    grads = {n: p.grad.to_dense() for n, p in trainer.model.named_parameters() if p.grad is not None}
+    return {**grads, "the loss itself": loss}
 
 
 HOW = ((True, "all"), (False, "all"), (True, "touched"))
@@ -241,7 +242,7 @@ def _worker(rank: int, address: str, out: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_give_the_gradients_of_one(tmp_path):
+def test_two_processes_give_the_loss_and_the_gradients_of_one_with_both_batches(tmp_path):
     mp.spawn(_worker, (str(tmp_path / "meet"), str(tmp_path / "grad.pt")), nprocs=2)
     source = loyal(users=16)
     stream = list(visit_stream(source, source.buckets(), EXAMPLES, 8, popular(source), (0,)))
