@@ -29,7 +29,12 @@ LENGTHS = st.lists(st.one_of(st.integers(0, 9), st.integers(60, 130)), min_size=
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a kernel leaves unwritten is NaN, not what lay there."""
     empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
+
+    def spoiled(*args: object, **kwargs: object) -> torch.Tensor:
+        x = empty(*args, **kwargs)
+        return x.fill_(float("nan")) if x.is_floating_point() else x
+
+    monkeypatch.setattr(torch, "empty", spoiled)
 
 
 def draw(seed: int, dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[torch.Tensor]:

@@ -18,13 +18,15 @@ from vista.stage1.packing import PackedStep, Strands, pack
 
 SEEDS, MEMORY = "seeds", "seeds.memory"
 STEP_ROWS = 4_096
+DEVICE_ROWS = 16_384
+"""Rows of a step on a GPU, at least: there the launches of a small one take longer than its work."""
 
 
 class SeedTokenGroup:
     """Tokens of an encoder (:class:`vista.stage1.groups.SeedEncoder`).
 
     Attributes:
-        step_rows: rows of a packed step.
+        step_rows: rows of a packed step on the CPU.
     """
 
     def __init__(self, encoder: SeedEncoder, events: EventEncoder, config: SummarizerConfig) -> None:
@@ -81,7 +83,8 @@ class SeedTokenGroup:
         zero = torch.zeros((1, *encoder.state_shape), dtype=dtype, device=device)
         states: dict[int, torch.Tensor] = {}
         pieces, order = [], []
-        for step in pack(strands, self.config.chunk, len(encoder.seeds), self.step_rows):
+        rows = self.step_rows if device.type == "cpu" else max(self.step_rows, DEVICE_ROWS)
+        for step in pack(strands, self.config.chunk, len(encoder.seeds), rows):
             before = [zero]
             for s in step.carried.tolist():
                 state = states[s] if s in states else carried[s]
