@@ -14,6 +14,8 @@ from pathlib import Path
 
 import xxhash
 
+from vista.small_text import small_json
+
 MARKER = ".vista-demo"
 FORMAT = "vista-demo 1"
 NAMES = ("logs", "warehouse", "model", "model.training", "store", "index", "runs", "report.html")
@@ -79,7 +81,7 @@ def _fact(path: Path) -> list[object]:
 
 def _inventory(out: Path) -> dict[str, list[object]]:
     try:
-        found = json.loads((out / MARKER).read_text(encoding="utf-8"))
+        found = small_json(out / MARKER)
         files = found["files"] if found["format"] == FORMAT else {}
         return {k: v for k, v in files.items() if ".." not in Path(k).parts and Path(k).parts[0] in NAMES}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tools import console
+from vista.small_text import small_json
 
 
 def path(model: Path) -> Path:
@@ -26,7 +27,7 @@ def keep(model: Path, found: dict[str, Any]) -> None:
 def read(model: Path) -> dict[str, Any] | None:
     """The last result, or None where there is none that can be read."""
     try:
-        found = json.loads(path(model).read_text(encoding="utf-8"))
+        found = small_json(path(model))
         return found if isinstance(found, dict) else None
     except (OSError, ValueError):
         return None

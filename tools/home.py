@@ -15,11 +15,12 @@ is published, promoted or rolled back, every other verb follows. Nothing has to 
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from vista.small_text import small_json
 
 HOME = Path("vista-home")
 """Where none is given."""
@@ -99,7 +100,7 @@ class Home:
         from vista.errors import DataError
 
         try:
-            found = json.loads(Path(given).read_text())
+            found = small_json(Path(given))
             if not found or any(not isinstance(value, str) for value in found.values()):
                 raise ValueError(repr(found))
         except (OSError, ValueError, AttributeError) as error:
@@ -117,6 +118,6 @@ class Home:
 
 def fingerprint_of(bundle: Path) -> str | None:
     try:
-        return json.loads((bundle / "bundle.json").read_text("utf-8")).get("fingerprint")
+        return small_json(bundle / "bundle.json").get("fingerprint")
     except (OSError, ValueError, AttributeError):
         return None  # a damaged bundle is nobody's; loading it says why

@@ -25,6 +25,7 @@ from typing import Any
 
 from tools.home import HOME
 from tools.verbs import VERBS
+from vista.small_text import small_text
 
 FILE = "vista.toml"
 INGEST_TABLES = ("log",)
@@ -112,7 +113,7 @@ def read(home: Path) -> Settings:
     """
     path = home / FILE
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(small_text(path))
     except (FileNotFoundError, NotADirectoryError):
         return Settings(path)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

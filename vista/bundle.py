@@ -31,6 +31,7 @@ from vista.config import ModelConfig, fingerprint, from_before, from_dict, to_te
 from vista.data.logs.importer import hash_strings
 from vista.errors import BundleError, ConfigError, DataError, FingerprintMismatch
 from vista.new_items import NewItems
+from vista.small_text import small_json, small_text
 
 if TYPE_CHECKING:
     import torch
@@ -306,16 +307,9 @@ def load(
     path = Path(path).absolute()  # the catalogue is read from it later, wherever the process is then
     meta, mark = read_meta(path)
     try:
-        text = (path / "config.json").read_text("utf-8")
+        text = small_text(path / "config.json")
         config = from_dict(ModelConfig, from_before(json.loads(text)))
-    except (
-        ConfigError,
-        UnicodeDecodeError,
-        json.JSONDecodeError,
-        AttributeError,
-        TypeError,
-        RecursionError,
-    ) as error:
+    except (ConfigError, OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise BundleError(f"{path}/config.json: {error}; run `vista train` again") from error
     try:
         weights = load_file(str(path / "weights.safetensors"))
@@ -371,16 +365,16 @@ def read_meta(path: str | Path) -> tuple[Meta, str]:
     """
     path = Path(path)
     _readable(path)
-    missing = [name for name in FILES if not (path / name).exists()]
+    missing = [name for name in FILES if not (path / name).is_file()]
     if missing:
         found = sorted(p.name for p in path.iterdir()) if path.is_dir() else "no such folder"
         raise BundleError(
             f"{path}: expected a bundle, missing {missing}, found {found}; make one with `vista train`"
         )
     try:
-        description = json.loads((path / "bundle.json").read_text("utf-8"))
+        description = small_json(path / "bundle.json")
         version = description["format"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(
             f"{path}/bundle.json: expected a JSON object, found {error!r}; run `vista train` again"
         ) from error

@@ -19,6 +19,7 @@ from beam_jobs.run.secrets import redacted
 from cache_store import Store
 from cache_store.change.changes import Changes
 from cache_store.errors import GenerationUnknown
+from vista.small_text import small_json
 
 
 class Delivery:
@@ -39,7 +40,7 @@ class Delivery:
     def delivered(self) -> str | None:
         """Generation up to which the sink has everything; None before the first."""
         try:
-            return str(json.loads(self._at.read_bytes())["generation"])
+            return str(small_json(self._at)["generation"])
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:

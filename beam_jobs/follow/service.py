@@ -50,6 +50,7 @@ from vista.data.tables.commits import TableChanged
 from vista.data.tables.compaction import most_files
 from vista.data.tables.pruning import prune
 from vista.data.tables.warehouse import Warehouse
+from vista.small_text import small_json
 
 POSITION = "follow-"
 """Fact of the history table under which the position of a source is kept, followed by its name."""
@@ -239,7 +240,7 @@ class Service:
         """
         committed = self._committed
         try:
-            aside = json.loads(self._aside.read_bytes())
+            aside = small_json(self._aside)
             return str(aside["position"] if aside["after"] == committed else committed)
         except FileNotFoundError:
             return committed
@@ -419,6 +420,6 @@ class Service:
 
 def _is_finished(run: Path) -> bool:
     try:
-        return json.loads((run / "run.json").read_bytes()).get("exit_code") is not None
+        return small_json(run / "run.json").get("exit_code") is not None
     except (OSError, ValueError, AttributeError):
         return False

@@ -10,7 +10,6 @@ leaves out has its default. ``vista promote GENERATION`` takes what was refused 
 from __future__ import annotations
 
 import dataclasses
-import json
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from cache_store.change.compare import compare, floats, open_generation
 from cache_store.change.fold import fold
 from cache_store.errors import StoreError
 from cache_store.format import lines
+from vista.small_text import small_json, small_text
 
 REFUSED = "-refused"
 """Added to a line's name: the line of what was refused."""
@@ -96,7 +96,7 @@ def bounds(file: str | Path | None) -> Bounds:
     if file is None:
         return Bounds()
     try:
-        given = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+        given = tomllib.loads(small_text(file))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise OptionsError(
             f"{file}: expected bounds as TOML, found {error}; see docs/operations.md"
@@ -196,7 +196,7 @@ def _figures(bundle: Path) -> dict[str, float]:
     figures = dict(meta.metrics)
     try:
         path = bundle.with_name(f"{bundle.name}.training") / "evaluation.json"
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = small_json(path)
         if found["fingerprint"] == mark:
             figures |= {k: m["value"] for k, m in found["measures"].items() if m["value"] is not None}
             gain = found["measures"].get("ranking.gain") or {}

@@ -15,6 +15,7 @@ from typing import Any
 
 from beam_jobs.errors import JobError, RunInProgress
 from beam_jobs.run.record import RunDirectory, RunRecord, write_atomically
+from vista.small_text import small_json
 
 KEPT_RUNS = 32
 """Finished runs that stay, however old."""
@@ -104,9 +105,9 @@ def without_users(folder: str | Path, users: Sequence[int | str]) -> Cleaned:
 def _renamed(path: Path, users: set[str]) -> bool:
     """Replace users that a record names; whether there were any."""
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        record: dict[str, Any] = small_json(path)
         named = record["identity"].get("users")
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return False
     if not isinstance(named, list):
         return False

@@ -38,6 +38,7 @@ from beam_jobs.errors import ExitCode, RunInProgress, RunOptionsDiffer, RunRecor
 from beam_jobs.run.secrets import redacted
 from cache_store.errors import PublishConflict
 from vista.data.paths import is_full
+from vista.small_text import small_json, small_text
 
 RUN_FORMAT = 1
 
@@ -119,7 +120,7 @@ class RunRecord:
         """
         path = Path(run_dir) / "run.json"
         try:
-            values = json.loads(path.read_text())
+            values = small_json(path)
             version = values.pop("format")
             if version != RUN_FORMAT:
                 raise ValueError(f"format {version}, this version reads {RUN_FORMAT}")
@@ -338,9 +339,9 @@ class RunDirectory:
     def receipt(self, name: str, *, verify: bool = True) -> dict[str, Any] | None:
         """The receipt of unit ``name``; None where there is none or (``verify``) a file is not as it says."""
         try:
-            text = (self.path / "receipts" / f"{name}.json").read_text()
+            text = small_text(self.path / "receipts" / f"{name}.json")
             receipt = json.loads(text, parse_constant=int)  # NaN is no number here
-        except (FileNotFoundError, ValueError, RecursionError):
+        except (OSError, ValueError, RecursionError):
             return None
         # One that is not as a task writes it is none: the task is done again.
         if not isinstance(receipt, dict) or not all(
@@ -395,7 +396,7 @@ class RunDirectory:
         folder = self.path / "failures"
         if not folder.exists():
             return {}
-        return {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("[!.]*.json"))}
+        return {p.stem: small_json(p) for p in sorted(folder.glob("[!.]*.json"))}
 
     def note_times(self, name: str, began: int, ended: int) -> None:
         """Keep when unit ``name`` was worked on, nanoseconds since the epoch; not durable, for ``spans`` alone."""
@@ -409,7 +410,7 @@ class RunDirectory:
         found = {}
         for path in (self.path / "times").glob("*.json"):
             with contextlib.suppress(OSError, ValueError):
-                began, ended = json.loads(path.read_text())
+                began, ended = small_json(path)
                 found[path.stem] = (began, ended)
         return dict(sorted(found.items(), key=lambda row: row[1]))
 
@@ -429,7 +430,7 @@ class RunDirectory:
         for path in (self.path / "progress").glob("[!.]*.json"):
             if path.stem in names and path.stem not in receipts:
                 with contextlib.suppress(OSError, ValueError):
-                    counts.append(json.loads(path.read_text()))
+                    counts.append(small_json(path))
         users, events = (sum(c.get(key, 0) for c in counts) for key in ("users", "events"))
         return finished, users, events
 

@@ -114,7 +114,7 @@ def run(options: ForgetOptions, args: Sequence[str] = ()) -> ForgetRecord:
     for folder in options.runs:
         record.runs[str(folder)] = without_users(folder, users.tolist())
         for file in sorted(Path(folder).rglob("*.parquet")):
-            if file.parent.name == "dead" or file.name == "dead-letters.parquet":
+            if (file.parent.name == "dead" or file.name == "dead-letters.parquet") and file.is_file():
                 removed = _without(file, names)
                 if removed:
                     record.letters[str(file)] = removed

@@ -123,12 +123,15 @@ class Soak:
         self.follower: subprocess.Popen[bytes] | None = None
         self.began_readers = 0
 
-    def run(self, turns: int | None, seconds: float | None, told: Callable[[str], None]) -> Soaked:
+    def run(
+        self, turns: int | None, seconds: float | None, told: Callable[[str], None], least: int = 0
+    ) -> Soaked:
         began, soaked = time.perf_counter(), self.soaked
         try:
             self._begin()
-            while (turns is None or soaked.turns < turns) and (
-                seconds is None or time.perf_counter() - began < seconds
+            while soaked.turns < least or (
+                (turns is None or soaked.turns < turns)
+                and (seconds is None or time.perf_counter() - began < seconds)
             ):
                 self._turn()
                 soaked.turns += 1
@@ -386,11 +389,12 @@ def _sizes(folders: list[Path]) -> dict[str, int]:
 
 def run(
     turns: int | None = None, minutes: float | None = None, seed: int = 1, readers: int = 8, turn_s: float = 5.0,
-    told: Callable[[str], None] = print,
+    told: Callable[[str], None] = print, least: int = 0,
 ) -> Soaked:  # fmt: skip
-    """Soak for a number of turns or minutes.
+    """Soak for a number of turns or minutes, whichever ends first.
 
     Args:
+        least: turns that are done however long they take.
         turn_s: a turn takes that long at least.
 
     Raises:
@@ -398,7 +402,9 @@ def run(
     """
     folder = Path(tempfile.mkdtemp(prefix="vista-soak-", dir=memory_folder()))
     try:
-        return Soak(folder, seed, readers, turn_s).run(turns, None if minutes is None else 60 * minutes, told)
+        return Soak(folder, seed, readers, turn_s).run(
+            turns, None if minutes is None else 60 * minutes, told, least
+        )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

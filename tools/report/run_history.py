@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from vista.small_text import small_json
 
 PUBLISHERS = ("summarize", "refresh")
 DONE, LETTERS, FAILED, RUNNING, STOPPED, DAMAGED = (
@@ -89,7 +90,7 @@ def _records(folder: Path) -> Iterator[Path]:
 
 def _read(path: Path, held: set[tuple[int, int]]) -> PastRun:
     try:
-        facts = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        facts = small_json(path / "run.json")
         job, started = str(facts["job"]), int(facts["started_ms"])
         finished = facts.get("finished_ms")
         code = facts.get("exit_code")
@@ -114,7 +115,7 @@ def _failure(path: Path) -> str:
     """The first error of a bucket that has not finished."""
     for file in sorted((path / "failures").glob("[!.]*.json")):
         try:
-            fact = json.loads(file.read_text(encoding="utf-8"))
+            fact = small_json(file)
             return f"{file.stem}: {fact['error']}: {fact['text']}"
         except (OSError, ValueError, KeyError, TypeError):
             continue

@@ -10,6 +10,7 @@ import typer
 
 from tools import console
 from tools.options import DryRunOption, JsonOption
+from vista.small_text import small_text
 
 WRITES = ("events-*.parquet", "impressions-*.parquet", "later-*.parquet", "items.parquet", "options.json")
 
@@ -48,7 +49,7 @@ def command(
     from vista.config import from_text
     from vista.data.generator import GeneratorOptions, generate
 
-    base = from_text(GeneratorOptions, config.read_text()) if config else GeneratorOptions()
+    base = from_text(GeneratorOptions, small_text(config)) if config else GeneratorOptions()
     given: dict[str, Any] = {
         "users": users,
         "events": events,

@@ -12,6 +12,7 @@ import typer
 from tools import console, trackers
 from tools.home import Home
 from tools.options import HOME, DryRunOption, HomeOption, JsonOption, ModelOption, WarehouseOption
+from vista.small_text import small_text
 
 INTERRUPTED = 130
 """What a shell calls a program that Ctrl-C ended."""
@@ -76,7 +77,7 @@ def command(
         raise DataError(
             f"{tables.name}: expected events to learn from, found none; bring logs in with vista ingest"
         )
-    settings = from_text(TrainingConfig, config.read_text()) if config else TrainingConfig()
+    settings = from_text(TrainingConfig, small_text(config)) if config else TrainingConfig()
     changes: dict[str, Any] = {"model": dataclasses.replace(settings.model, actions=tables.actions)}
     limits = {"max_steps": steps, "max_epochs": epochs, "max_seconds": seconds}
     if any(limits.values()):

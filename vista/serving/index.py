@@ -46,6 +46,7 @@ from torch import Tensor
 
 from vista.errors import DataError, FingerprintMismatch, VistaError
 from vista.serving.forked import settle
+from vista.small_text import small_json
 
 if TYPE_CHECKING:
     from vista.model import VistaModel
@@ -390,7 +391,9 @@ def _facts(path: Path) -> dict:
     try:
         if file.stat().st_size > 1 << 20:
             raise ValueError("more than 1 MiB")
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        if not all((path / name).is_file() for name in FILES):
+            raise ValueError(f"without {FILES}, each a regular file")
+        facts = small_json(file)
     except (OSError, ValueError, RecursionError) as error:
         raise IndexDamaged(f"{file}: expected a JSON object, found {error!r}; {_AGAIN}") from error
     found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
@@ -475,7 +478,7 @@ def _exchange(new: Path, live: Path) -> None:
 def _is_index(path: Path) -> bool:
     """Whether a folder is an index, of any version, and holds nothing else: it may be replaced."""
     try:
-        facts = json.loads((path / "index.json").read_text("utf-8"))
+        facts = small_json(path / "index.json")
         mine = str(facts["format"]).startswith("vista-index ")
     except (OSError, ValueError, KeyError, TypeError):
         return False

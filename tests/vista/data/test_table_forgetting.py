@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from cache_store.format.keys import bucket_of
 from vista.data.events import Events
+from vista.data.tables import ledger, pruning
 from vista.data.tables.adopting import adopt
 from vista.data.tables.appending import append
 from vista.data.tables.commits import Addition, commit
@@ -123,6 +125,30 @@ def test_pruning_deletes_what_no_snapshot_needs_and_leaves_runs_under_way(tmp_pa
     )
     assert prune(warehouse, (), before_ms=2**62).files == [f"file://{orphan}"]
     assert under_way.exists() and not orphan.exists() and all_users(warehouse) == before
+
+
+def test_what_pruning_remembers_of_gone_snapshots_is_bounded_and_of_history_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(pruning, "KEPT_SNAPSHOTS", 3)
+    warehouse, users = warehouse_of(tmp_path / "w")
+    with warehouse.history.transaction() as history, warehouse.sources.transaction() as sources:
+        for table in (history, sources):  # as earlier versions left it in all tables
+            table.set_properties({"vista.expired": '{"5": 1}'})
+    seen = []
+    for c in range(5):
+        one = Events.of([1], item=[1], time=[10_000 + c])
+        append(warehouse, users[:1], one, bucket_of(users[:1], 3), f"more{c}", actions=("x",))
+        seen.append(warehouse.snapshot())
+        row = ledger.LedgerRow(f"log{c}", 1, "d", 1, "events")
+        commit(warehouse, Addition(f"log{c}", sources=[row]))
+        prune(warehouse, (), before_ms=2**62)
+        warehouse.refresh()
+    assert len(json.loads(warehouse.history.properties["vista.expired"])) == 3
+    assert "vista.expired" not in warehouse.sources.properties
+    assert [f.commit for fs in warehouse.bucket_files(since=seen[-2]).values() for f in fs] == [
+        warehouse.commit_number - 1
+    ]
+    with pytest.raises(DataError, match="vista summarize"):
+        warehouse.bucket_files(since=seen[0])
 
 
 def foreign(folder: Path, users: np.ndarray, buckets: np.ndarray) -> Warehouse:

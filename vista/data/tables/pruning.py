@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pyiceberg.table import Table
 
@@ -19,8 +20,9 @@ from vista.data.tables.commits import alone, recover
 from vista.data.tables.manifests import PREFIX, summary_of
 from vista.data.tables.warehouse import Warehouse
 
-KEPT_SNAPSHOTS = 4_096
-"""Expired snapshots whose commit number is remembered for ``bucket_files(since=...)``."""
+KEPT_SNAPSHOTS = 512
+"""Expired snapshots of history whose commit number is remembered for ``bucket_files(since=...)``: 27 bytes each, in
+every metadata file that is kept."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +107,7 @@ def sweep(
         return []
     older = [s for s in table.snapshots() if s.snapshot_id in set(expire) - {current.snapshot_id}]
     if older and not dry_run:
-        remembered = json.loads(table.properties.get(PREFIX + "expired", "{}"))
-        remembered |= {
-            str(s.snapshot_id): int(n)
-            for s in older
-            if (n := summary_of(s).get(PREFIX + "commit")) is not None
-        }
-        kept = dict(list(remembered.items())[-KEPT_SNAPSHOTS:])
-        with table.transaction() as tx:
-            tx.set_properties({PREFIX + "expired": json.dumps(kept)})
+        _remember(table, older)
         table.maintenance.expire_snapshots().by_ids([s.snapshot_id for s in older]).commit()
         table.refresh()
     gone = {s.snapshot_id for s in older}
@@ -140,6 +134,21 @@ def sweep(
     if not dry_run:
         paths.remove(unneeded)
     return unneeded
+
+
+def _remember(table: Table, expired: Sequence[Any]) -> None:
+    """Keep the commit numbers of expired snapshots; of history alone, since nobody asks the other tables for them."""
+    key = PREFIX + "expired"
+    if table.name()[-1] != "history":
+        if key in table.properties:  # as earlier versions left it
+            with table.transaction() as tx:
+                tx.remove_properties(key)
+        return
+    remembered = json.loads(table.properties.get(key, "{}"))
+    numbers = {s.snapshot_id: summary_of(s).get(PREFIX + "commit") for s in expired}
+    remembered |= {str(name): int(n) for name, n in numbers.items() if n is not None}
+    with table.transaction() as tx:
+        tx.set_properties({key: json.dumps(dict(list(remembered.items())[-KEPT_SNAPSHOTS:]))})
 
 
 def sweep_metadata(

@@ -1,0 +1,42 @@
+"""Small files of a home, which anybody may have put there: not waited for, and read to a bound."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 64 << 20
+
+
+def small_text(path: str | os.PathLike[str], most: int = MOST_BYTES) -> str:
+    """Text (UTF-8) of a regular file.
+
+    Raises:
+        OSError: it cannot be read, has more than ``most`` bytes, or is a pipe, a device or a folder.
+        UnicodeDecodeError
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(fd, "rb") as file:
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode):
+            code, found = errno.EINVAL, "expected a regular file, found something else of that name"
+            raise OSError(code, found, str(path))
+        if facts.st_size > most:
+            raise OSError(errno.EFBIG, f"expected at most {most} bytes, found {facts.st_size}", str(path))
+        return file.read(most).decode("utf-8")
+
+
+def small_json(path: Path) -> Any:
+    """What a regular file holds as JSON.
+
+    Raises:
+        OSError: as :func:`small_text`. ValueError: no JSON, or nested without end.
+    """
+    try:
+        return json.loads(small_text(path))
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
