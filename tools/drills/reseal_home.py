@@ -1,4 +1,5 @@
-"""The same for what lies beside the store: run records and receipts, resumable states, bundles, pools, item indexes.
+"""The same for what lies beside the store: run records and receipts, resumable states, bundles, pools, item indexes,
+vista.toml, and the tables' facts, metadata, ledger and data files.
 
     vista drill home --edits 5000
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -27,11 +29,25 @@ from safetensors.torch import load_file
 
 from beam_jobs.run.leftovers import prune_runs, without_users
 from beam_jobs.run.record import RunDirectory, RunRecord
+from cache_store.format.keys import bucket_of
+from tools import log_options, settings
+from tools.command_line import command
 from tools.drills.drill import memory_folder
 from tools.drills.edits import WORDS, choose, edit, text_of
 from tools.drills.histories import small_bundle
+from tools.home import Home
 from vista import bundle as bundles
 from vista.data.events import Events
+from vista.data.tables import ledger
+from vista.data.tables.appending import append
+from vista.data.tables.commits import Addition, commit
+from vista.data.tables.compaction import most_files
+from vista.data.tables.forgetting import forget_users
+from vista.data.tables.ledger import LedgerRow
+from vista.data.tables.pruning import prune
+from vista.data.tables.reading import read_bucket
+from vista.data.tables.undoing import undo
+from vista.data.tables.warehouse import Warehouse
 from vista.errors import VistaError
 from vista.serving import index as indexes
 from vista.serving.index import ItemIndex
@@ -56,6 +72,13 @@ def build(root: Path) -> None:
         "seeds.memory": np.ones((2, 3), np.float32),
         "tokens.count": np.arange(6).reshape(2, 3),
     }
+    warehouse = Warehouse(root / "tables").create(num_buckets=2, actions=["view"], surfaces=["home"])
+    for run in range(3):
+        users = np.arange(run, run + 4)
+        events = Events.of([5] * 4, item=np.arange(20) % 7, time=np.arange(20) + 100 * run)
+        append(warehouse, users, events, bucket_of(users, 2), f"run{run}", actions=("view", "like"))
+        line = LedgerRow(f"log{run}", 10, "d", 20, "events", "r", commit=run + 1)
+        commit(warehouse, Addition(f"log{run}", sources=[line], properties={"weights": '{"view": 0.5}'}))
     (root / "state").write_bytes(UserState("ab" * 16, 4, (9, 0, 1, 1, 0), parts, tail).to_bytes())
 
 
@@ -176,7 +199,106 @@ def index(root: Path, rng: np.random.Generator) -> str:
     return done
 
 
-EDITS: tuple[Callable[[Path, np.random.Generator], str], ...] = (record, state, bundle, pool, index)
+def settings_file(root: Path, rng: np.random.Generator) -> str:
+    """A vista.toml with edited values, now and then no TOML, and a verb of each kind under it."""
+    values: dict[str, Any] = {
+        "store": "store", "threads": 2, "warehouse": "tables", "codec": ["slots=int8"], "verify": True,
+        "lookup": {"max-age-days": 1.5, "line": "main"}, "ingest": {"weight": ["like=1"], "again": True},
+        "log": {"columns": {"item_id": "sku"}, "time_unit": "ms", "weights": {"like": 1.0}, "explode": ["a"]},
+    }  # fmt: skip
+    done = edit(rng, values)
+    rows = [f"{k} = {_toml(v)}" for k, v in values.items() if not isinstance(v, dict)]
+    for name, table in values.items():
+        if isinstance(table, dict):
+            rows += [f"[{json.dumps(name)}]", *(f"{json.dumps(k)} = {_toml(v)}" for k, v in table.items())]
+    data = "\n".join(rows).encode("utf-8", "surrogatepass")
+    if rng.integers(8) == 0:
+        data = data[: int(rng.integers(len(data)))] + bytes(rng.integers(0, 256, 3).tolist())
+    (root / settings.FILE).write_bytes(data)
+
+    def of(verb: str) -> None:
+        asked = command(verb)
+        context = asked.make_context(verb, [], resilient_parsing=True)
+        found = settings.read(root).defaults(verb, asked)
+        assert set(found) <= {p.name for p in asked.params} and context is not None
+
+    works: list[Callable[[], object]] = [
+        lambda v=v: of(v) for v in ("ingest", "lookup", "summarize", "prune")
+    ]  # type: ignore[misc]
+    _each(done, *works, lambda: log_options.given_reading(Home(root), None))
+    return done
+
+
+def _toml(value: Any) -> str:
+    """JSON is TOML but for objects and null."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return "nan" if value is None else json.dumps(value)
+
+
+def tables(root: Path, rng: np.random.Generator) -> str:
+    """A fact, the metadata, a manifest, or a file of a table; then every read of the tables and some of their verbs."""
+    folder = root / "tables"
+    names = ("history", "items", "sources", "impressions")
+    kind = int(rng.integers(4))
+    if kind == 0:
+        history = Warehouse(folder).open().history
+        facts = {k: v for k, v in history.properties.items() if k.startswith("vista.")}
+        key = str(rng.choice(sorted(facts)))
+        tree: Any = {"fact": json.loads(facts[key]) if facts[key][:1] in "[{0123456789" else facts[key]}
+        done = f"{key}: {edit(rng, tree)}"
+        value = tree.get("fact", "")
+        text = value if isinstance(value, str) else json.dumps(value)
+        if "\0" in text or not text.isprintable():
+            return "no text"
+        with history.transaction() as transaction:
+            transaction.set_properties({key: text})
+    else:
+        table = folder / "vista" / str(rng.choice(names))
+        pattern = ("metadata/*.metadata.json", "metadata/*.avro", "data/**/*.parquet")[kind - 1]
+        found = sorted(table.glob(pattern))
+        if not found:
+            return "no file"
+        path = found[-1] if kind == 1 else choose(rng, found)
+        if kind == 1:
+            done = _json(rng, path)
+        else:
+            data = bytearray(path.read_bytes())
+            for at in rng.integers(0, len(data), int(rng.integers(1, 9))):
+                data[at] ^= 1 << int(rng.integers(8))
+            path.write_bytes(data if rng.integers(4) else data[: int(rng.integers(len(data)))])
+            done = f"{path.name}: bytes"
+
+    def opened() -> Warehouse:
+        return Warehouse(folder).open()
+
+    def rows() -> None:
+        for files in opened().bucket_files().values():
+            for batch in read_bucket(files, max_rows=50):
+                assert len(batch.users) == batch.events.users
+
+    def since() -> None:
+        for snapshot in opened().history.snapshots()[:3]:
+            opened().bucket_files(since=snapshot.snapshot_id)
+
+    row = LedgerRow("more", 1, "d", 1, "events")
+    _each(
+        done, rows, since,
+        lambda: (opened().actions, opened().surfaces, opened().weights, opened().user_kind, opened().basis()),
+        lambda: (opened().read_items(), opened().read_content(), ledger.entries(opened())),
+        lambda: opened().has_commit("run1"), lambda: most_files(opened()),
+        lambda: prune(opened(), (), 1 << 62, dry_run=True), lambda: undo(opened(), "run1"),
+        lambda: forget_users(opened(), [3]), lambda: commit(opened(), Addition("more", sources=[row])),
+        lambda: prune(opened(), (), 1 << 62),
+    )  # fmt: skip
+    return done
+
+
+EDITS: tuple[Callable[[Path, np.random.Generator], str], ...] = (
+    record, state, bundle, pool, index, settings_file, tables,
+)  # fmt: skip
 
 
 def _each(done: str, *works: Callable[[], object]) -> None:
@@ -196,8 +318,9 @@ def run(edits: int, seed: int = 0) -> dict[str, Any]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
         world = Path(folder, "world")
-        world.mkdir()
-        build(world)
+        Path(folder, "home").mkdir()
+        build(Path(folder, "home"))  # where it is used: tables know their place
+        os.rename(Path(folder, "home"), world)
         for number in range(seed * 1_000_000, seed * 1_000_000 + edits):
             root, rng, began = Path(folder, "home"), np.random.default_rng(number), time.process_time()
             shutil.copytree(world, root)

@@ -21,7 +21,7 @@ from pyiceberg.table import Table, Transaction
 from vista.data import paths
 from vista.data.tables import ledger
 from vista.data.tables.ledger import LedgerRow
-from vista.data.tables.manifests import PREFIX, TableChanged, entries, summary_of
+from vista.data.tables.manifests import PREFIX, TableChanged, entries, sound, summary_of
 from vista.data.tables.schemas import check_vocabulary
 from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
@@ -78,6 +78,11 @@ def recover(warehouse: Warehouse) -> list[str]:
 
 def _recover(warehouse: Warehouse) -> list[str]:
     warehouse.refresh()
+    with sound(warehouse.name):
+        return _rolled_back(warehouse)
+
+
+def _rolled_back(warehouse: Warehouse) -> list[str]:
     whole = warehouse.commit_number
     undone = []
     for name in ("sources", "items", "content", "impressions"):
@@ -140,37 +145,46 @@ def _commit(warehouse: Warehouse, addition: Addition) -> int | None:
     number = warehouse.commit_number + 1
     summary = {PREFIX + "commit": str(number), PREFIX + "run": addition.run}
     try:
-        if addition.sources:
-            ledger.settle(warehouse.sources)
-            with warehouse.sources.transaction() as tx:
-                tx.append(
-                    ledger.as_arrow(
-                        [(addition.run, replace(row, commit=number)) for row in addition.sources]
-                    ),
-                    snapshot_properties=summary,
-                )
-        for name in ("items", "content", "impressions"):
-            if files := getattr(addition, name):
-                with warehouse.table(name).transaction() as tx:
-                    _add(tx, files, summary)
-        with warehouse.history.transaction() as tx:
-            tx.set_properties(
-                {
-                    PREFIX + "commit": str(number),
-                    PREFIX + "run": addition.run,
-                    PREFIX + "actions": json.dumps(list(actions)),
-                    PREFIX + "surfaces": json.dumps(list(surfaces)),
-                    **{PREFIX + k: v for k, v in addition.properties.items()},
-                }
-            )
-            if addition.history:
-                _add(tx, addition.history, summary)
+        with sound(warehouse.name):
+            _add_all(warehouse, addition, number, summary, {"actions": actions, "surfaces": surfaces})
     except CommitFailedException as error:
         raise TableChanged(
             f"{warehouse.name}: another writer committed at the same time; nothing was added. Run vista ingest again"
         ) from error
     warehouse.refresh()
     return warehouse.snapshot()
+
+
+def _add_all(
+    warehouse: Warehouse,
+    addition: Addition,
+    number: int,
+    summary: dict[str, str],
+    vocabularies: Mapping[str, Sequence[str]],
+) -> None:
+    """History last."""
+    if addition.sources:
+        ledger.settle(warehouse.sources)
+        with warehouse.sources.transaction() as tx:
+            tx.append(
+                ledger.as_arrow([(addition.run, replace(row, commit=number)) for row in addition.sources]),
+                snapshot_properties=summary,
+            )
+    for name in ("items", "content", "impressions"):
+        if files := getattr(addition, name):
+            with warehouse.table(name).transaction() as tx:
+                _add(tx, files, summary)
+    with warehouse.history.transaction() as tx:
+        tx.set_properties(
+            {
+                PREFIX + "commit": str(number),
+                PREFIX + "run": addition.run,
+                **{PREFIX + name: json.dumps(list(names)) for name, names in vocabularies.items()},
+                **{PREFIX + k: v for k, v in addition.properties.items()},
+            }
+        )
+        if addition.history:
+            _add(tx, addition.history, summary)
 
 
 def replace_files(
@@ -190,7 +204,7 @@ def replace_files(
     if (current is None or not removed) and not properties:
         return
     try:
-        with table.transaction() as tx:
+        with sound(".".join(table.name())), table.transaction() as tx:
             if properties:
                 tx.set_properties(dict(properties))
             if current is None or not removed:

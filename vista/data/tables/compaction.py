@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from vista.data import paths
 from vista.data.tables.commits import alone, recover, replace_files
 from vista.data.tables.items import ItemCounts
-from vista.data.tables.manifests import MERGED, PREFIX, commit_of, files_of
+from vista.data.tables.manifests import MERGED, PREFIX, commit_of, files_of, sound
 from vista.data.tables.merge import MIN_WINDOW, merged
 from vista.data.tables.reading import DataFile
 from vista.data.tables.rows import HISTORY, IMPRESSIONS, Kind, SortedWriter, batches_of
@@ -182,7 +182,8 @@ def merge_items(warehouse: Warehouse, run: str, most: int = MAX_FILES) -> int:
         if len(files) <= most:
             return 0
         whole = warehouse.commit_number
-        target = ItemCounts.read(files).write(warehouse.item_uri(whole, run, 0))
+        with sound(f"{warehouse.name}, table items"):
+            target = ItemCounts.read(files).write(warehouse.item_uri(whole, run, 0))
         summary = {PREFIX + "commit": str(whole), PREFIX + "run": run}
         replace_files(warehouse.items, set(files), [target], summary)
         warehouse.refresh()

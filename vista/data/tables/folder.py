@@ -11,6 +11,7 @@ import os
 import re
 import sqlite3
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
 from vista.data import paths
@@ -46,6 +47,11 @@ def metadata_locations(root: str | Path) -> dict[str, str]:
     database = Path(root, "catalog.db")
     if not database.exists():
         return {}
+    if not database.is_file():
+        raise DataError(
+            f"{database}: expected an SQLite catalog, found no regular file; restore it from a copy, or choose another "
+            f"--home"
+        )
     try:
         # A writer that was killed leaves a journal, which only a connection that may write rolls back.
         mode = "rw" if Path(f"{database}-journal").exists() and os.access(database, os.W_OK) else "ro"
@@ -57,6 +63,21 @@ def metadata_locations(root: str | Path) -> dict[str, str]:
         raise DataError(
             f"{database}: expected an SQLite catalog, found {error}; restore it from a copy, or choose another --home"
         ) from error
+
+
+def check_not_lost(root: Path, namespace: str) -> Literal[False]:
+    """False for a folder without tables.
+
+    Raises:
+        DataError: history lies in it, and its catalog has been lost: new tables would hide it, and ``forget`` miss it.
+    """
+    if any(Path(root, namespace, "history", "data").rglob("*.parquet")):
+        raise DataError(
+            f"{root}/catalog.db: expected it to know the tables that lie below, found "
+            f"{'none' if (root / 'catalog.db').exists() else 'no such file'}; restore it from a copy, or choose "
+            f"another --home"
+        )
+    return False
 
 
 def check_at_home(root: str | Path) -> None:

@@ -17,7 +17,7 @@ from pyiceberg.table import Table
 
 from vista.data import paths
 from vista.data.tables.commits import alone, recover
-from vista.data.tables.manifests import PREFIX, summary_of
+from vista.data.tables.manifests import PREFIX, sound, summary_of
 from vista.data.tables.warehouse import Warehouse
 
 KEPT_SNAPSHOTS = 512
@@ -111,13 +111,14 @@ def sweep(
         table.maintenance.expire_snapshots().by_ids([s.snapshot_id for s in older]).commit()
         table.refresh()
     gone = {s.snapshot_id for s in older}
-    lists = [s.manifests(table.io) for s in table.snapshots() if s.snapshot_id not in gone]
-    manifests = {m.manifest_path: m for listed in lists for m in listed}  # snapshots share most of them
-    needed = {
-        paths.as_uri(entry.data_file.file_path)
-        for manifest in manifests.values()
-        for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=True)
-    }
+    with sound(".".join(table.name())):
+        lists = [s.manifests(table.io) for s in table.snapshots() if s.snapshot_id not in gone]
+        manifests = {m.manifest_path: m for listed in lists for m in listed}  # snapshots share most of them
+        needed = {
+            paths.as_uri(entry.data_file.file_path)
+            for manifest in manifests.values()
+            for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=True)
+        }
     fs, root = paths.filesystem(posixpath.join(table.location(), "data"))
     if not fs.exists(root):
         return []
@@ -173,9 +174,10 @@ def sweep_metadata(
     metadata = table.metadata
     needed = {table.metadata_location, *(entry.metadata_file for entry in metadata.metadata_log)}
     needed |= {s.statistics_path for s in metadata.statistics}
-    for snapshot in table.snapshots():
-        if snapshot.snapshot_id not in without:
-            needed |= {snapshot.manifest_list, *(m.manifest_path for m in snapshot.manifests(table.io))}
+    with sound(".".join(table.name())):
+        for snapshot in table.snapshots():
+            if snapshot.snapshot_id not in without:
+                needed |= {snapshot.manifest_list, *(m.manifest_path for m in snapshot.manifests(table.io))}
     kept = {paths.as_uri(uri) for uri in needed if uri is not None}
     fs, root = paths.filesystem(posixpath.join(table.location(), "metadata"))
     unneeded = []

@@ -56,7 +56,7 @@ def undo(warehouse: Warehouse, run: str) -> Undone:
     with alone(warehouse):
         lines = ledger.entries(warehouse.refresh())
         runs = list(dict.fromkeys(name for name, _ in lines))
-        number, undone = warehouse.commit_number + 1, json.loads(warehouse.fact(UNDONE, "{}"))
+        number, undone = warehouse.commit_number + 1, warehouse.undone
         # a run that shared rows with one taken back has left the ledger; its files still name it
         named = dict.fromkeys([*runs, *undone, *_runs_of_files(warehouse)])
         mine = [n for n in named if n == run or n.rsplit("-", 1)[0] == run]

@@ -19,9 +19,10 @@ kept out of the metadata, so that no user id outlives the data files.
 from __future__ import annotations
 
 import json
+import math
 import os
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,14 @@ from sqlalchemy.exc import OperationalError
 
 from vista.data import paths
 from vista.data.tables.content import ItemContent
-from vista.data.tables.folder import check_at_home, folder_properties
+from vista.data.tables.folder import check_at_home, check_not_lost, folder_properties
 from vista.data.tables.items import ItemCounts, count_items
-from vista.data.tables.manifests import PREFIX, UNDONE, commit_of, files_of, summary_of
+from vista.data.tables.manifests import PREFIX, UNDONE, TableDamaged, commit_of, files_of, sound, summary_of
 from vista.data.tables.reading import DataFile
 from vista.data.tables.rows import HISTORY, IMPRESSIONS, Kind
 from vista.data.tables.schemas import (
     CONTENT,
+    MAX_ACTIONS,
     SOURCES,
     TABLE_PROPERTIES,
     bucket_spec,
@@ -68,6 +70,22 @@ class CatalogAway(DataError):
     """The catalog that was named cannot be reached, or its driver is not installed."""
 
     exit_code = 4
+
+
+def _are_names(found: Any) -> bool:
+    return isinstance(found, list) and all(isinstance(name, str) for name in found)
+
+
+def _are_numbers(found: Any) -> bool:
+    return isinstance(found, dict) and all(
+        type(n) in (int, float) and math.isfinite(n) for n in found.values()
+    )
+
+
+def _are_pairs(found: Any) -> bool:
+    return isinstance(found, dict) and all(
+        isinstance(pair, list) and [type(n) for n in pair] == [int, int] for pair in found.values()
+    )
 
 
 class Warehouse:
@@ -210,9 +228,11 @@ class Warehouse:
         )
 
     def exists(self) -> bool:
-        if self.path is not None and not Path(paths.local_path(self.path), "catalog.db").exists():
-            return False
-        return self.catalog.table_exists((self.namespace, "history"))
+        folder = None if self.path is None else Path(paths.local_path(self.path))
+        if folder is not None and not (folder / "catalog.db").exists():
+            return check_not_lost(folder, self.namespace)
+        found = self.has_table("history")
+        return found or (folder is not None and check_not_lost(folder, self.namespace))
 
     def open(self) -> Warehouse:
         """Check that the tables are there.
@@ -250,8 +270,10 @@ class Warehouse:
             TableMissing: it is not there.
         """
         if name not in self._tables:
+            catalog = self.catalog
             try:
-                self._tables[name] = self.catalog.load_table((self.namespace, name))
+                with sound(f"{self.name}, table {name}"):
+                    self._tables[name] = catalog.load_table((self.namespace, name))
             except NoSuchTableError as error:
                 raise TableMissing(
                     f"{self.name}: expected a table {name}, found none; make it with vista ingest"
@@ -259,7 +281,11 @@ class Warehouse:
         return self._tables[name]
 
     def has_table(self, name: str) -> bool:
-        return name in self._tables or self.catalog.table_exists((self.namespace, name))
+        if name in self._tables:
+            return True
+        catalog = self.catalog
+        with sound(f"{self.name}, table {name}"):
+            return bool(catalog.table_exists((self.namespace, name)))
 
     @property
     def history(self) -> Table:
@@ -283,33 +309,63 @@ class Warehouse:
         """Property ``vista.KEY`` of the history table."""
         return str(self.history.properties.get(PREFIX + key, default))
 
+    def _told(self, key: str, default: str, what: str, right: Callable[[Any], bool]) -> Any:
+        """A fact that is JSON.
+
+        Raises:
+            TableDamaged: it is not what it should be.
+        """
+        text = self.fact(key, default)
+        try:
+            found = json.loads(text)
+            if right(found):
+                return found
+        except (ValueError, RecursionError):
+            pass
+        raise TableDamaged(
+            f"{self.name}, table history, property {PREFIX}{key}: expected {what}, found {text[:80]!r}; restore the "
+            f"folder from a copy, or ingest the logs into another (vista ingest --home)"
+        )
+
     @property
     def user_kind(self) -> str:
-        return self.fact("user-kind")
+        found = self.fact("user-kind")
+        known = found in ("int64", "string")
+        return found if known else str(self._told("user-kind", "", "int64 or string", lambda _: False))
 
     @property
     def num_buckets(self) -> int:
-        return int(self.fact("buckets"))
+        return int(self._told("buckets", "", "1 to 1000000", lambda n: type(n) is int and 0 < n <= 1_000_000))
 
     @property
     def actions(self) -> tuple[str, ...]:
         """Names of the bits of ``action``."""
-        return tuple(json.loads(self.fact("actions", "[]")))
+        names = tuple(self._told("actions", "[]", f"at most {MAX_ACTIONS} names", _are_names))
+        check_vocabulary(names, ())
+        return names
 
     @property
     def surfaces(self) -> tuple[str, ...]:
         """Names of surface ids; empty where the logs number their surfaces."""
-        return tuple(json.loads(self.fact("surfaces", "[]")))
+        return tuple(self._told("surfaces", "[]", "names", _are_names))
 
     @property
     def weights(self) -> dict[str, float]:
         """What actions are worth in a score, as far as ingests were told."""
-        return dict(json.loads(self.fact("weights", "{}")))
+        return dict(self._told("weights", "{}", "a number for each action", _are_numbers))
+
+    @property
+    def undone(self) -> dict[str, tuple[int, int]]:
+        """Run that was taken back to its first commit and to the commit that took it back."""
+        found = self._told(UNDONE, "{}", "two commits for each run", _are_pairs)
+        return {run: (first, number) for run, (first, number) in found.items()}
 
     @property
     def commit_number(self) -> int:
         """How many commits the tables have seen."""
-        return int(self.fact("commit", "0"))
+        return int(
+            self._told("commit", "0", "a number of commits", lambda n: type(n) is int and 0 <= n < 1 << 53)
+        )
 
     def basis(self) -> str:
         """What a run builds on: identity of the history table, its commits, and who was forgotten; empty where there
@@ -385,7 +441,7 @@ class Warehouse:
 
     def _taken_back(self, commit: int) -> None:
         """Raises DataError where rows that were there at a commit have been taken back since."""
-        for run, (first, number) in json.loads(self.fact(UNDONE, "{}")).items():
+        for run, (first, number) in self.undone.items():
             if first <= commit < number:
                 raise DataError(
                     f"{self.name}: expected rows of commit {commit} in the tables, found those of {run} taken back by "
@@ -403,11 +459,13 @@ class Warehouse:
 
     def read_items(self) -> ItemCounts:
         """All items with their names, commonest surface and number of events."""
-        return ItemCounts.read(self._item_files())
+        with sound(f"{self.name}, table items"):
+            return ItemCounts.read(self._item_files())
 
     def count_items(self) -> int:
         """How many items :meth:`read_items` has."""
-        return count_items(self._item_files())
+        with sound(f"{self.name}, table items"):
+            return count_items(self._item_files())
 
     def _item_files(self) -> list[str]:
         current = self.items.current_snapshot()
@@ -417,7 +475,8 @@ class Warehouse:
         """What items are about, as the newest ingest of each field told it; nothing where no item file said any."""
         current = self.table("content").current_snapshot() if self.has_table("content") else None
         files = [] if current is None else files_of(self.table("content"), current.snapshot_id)
-        return ItemContent.read([f.path for f in files])
+        with sound(f"{self.name}, table content"):
+            return ItemContent.read([f.path for f in files])
 
     def read_sources(self) -> pa.Table:
         """The ledger of input files: path, bytes, digest, rows, run."""
@@ -429,7 +488,8 @@ class Warehouse:
         schema = schema_to_pyarrow(table.schema(), include_field_ids=False)
         current = table.current_snapshot()
         found = [schema.empty_table()]
-        for file in [] if current is None else files_of(table, current.snapshot_id):
-            with paths.open_input(file.path) as source:
-                found.append(pq.read_table(source).replace_schema_metadata(None))
-        return pa.concat_tables(found, promote_options="permissive").select(schema.names)
+        with sound(f"{self.name}, table {name}"):
+            for file in [] if current is None else files_of(table, current.snapshot_id):
+                with paths.open_input(file.path) as source:
+                    found.append(pq.read_table(source).replace_schema_metadata(None))
+            return pa.concat_tables(found, promote_options="permissive").select(schema.names)
