@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import xxhash
 
 from vista.errors import ConfigError
+from vista.small_text import small_text
 
 T = TypeVar("T")
 
@@ -370,10 +372,24 @@ def from_text(cls: type[T], text: str) -> T:
     """
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"configuration is not JSON: {error}") from error
     _check(isinstance(values, dict), cls.__name__, "a JSON object", type(values).__name__)
     return from_dict(cls, values)
+
+
+def from_file(cls: type[T], path: Path) -> T:
+    """:func:`from_text` of a file.
+
+    Raises:
+        ConfigError: also where the file cannot be read as text.
+    """
+    try:
+        return from_text(cls, small_text(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: expected a configuration as JSON, found {error}; name another --config"
+        ) from error
 
 
 def as_written(config: ModelConfig) -> Any:

@@ -10,7 +10,6 @@ import typer
 
 from tools import console
 from tools.options import DryRunOption, JsonOption
-from vista.small_text import small_text
 
 WRITES = ("events-*.parquet", "impressions-*.parquet", "later-*.parquet", "items.parquet", "options.json")
 
@@ -46,10 +45,10 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Write generated events, impressions and items as Parquet: heavy-tailed lives whose interests return."""
-    from vista.config import from_text
+    from vista.config import from_file
     from vista.data.generator import GeneratorOptions, generate
 
-    base = from_text(GeneratorOptions, small_text(config)) if config else GeneratorOptions()
+    base = from_file(GeneratorOptions, config) if config else GeneratorOptions()
     given: dict[str, Any] = {
         "users": users,
         "events": events,

@@ -12,7 +12,6 @@ import typer
 from tools import console, trackers
 from tools.home import Home
 from tools.options import HOME, DryRunOption, HomeOption, JsonOption, ModelOption, WarehouseOption
-from vista.small_text import small_text
 
 INTERRUPTED = 130
 """What a shell calls a program that Ctrl-C ended."""
@@ -66,7 +65,7 @@ def command(
         )
 
     from vista import bundle
-    from vista.config import from_text
+    from vista.config import from_file
     from vista.data.tables.warehouse import Warehouse
     from vista.errors import DataError
     from vista.training.train import TrainingConfig, train
@@ -77,7 +76,7 @@ def command(
         raise DataError(
             f"{tables.name}: expected events to learn from, found none; bring logs in with vista ingest"
         )
-    settings = from_text(TrainingConfig, small_text(config)) if config else TrainingConfig()
+    settings = from_file(TrainingConfig, config) if config else TrainingConfig()
     changes: dict[str, Any] = {"model": dataclasses.replace(settings.model, actions=tables.actions)}
     limits = {"max_steps": steps, "max_epochs": epochs, "max_seconds": seconds}
     if any(limits.values()):

@@ -107,7 +107,7 @@ class GeneratorOptions:
             "active",
             "phase_events",
         ):
-            _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            _check(1 <= getattr(self, name) < 1 << 40, name, "1 to 2**40", getattr(self, name))
         _check(
             self.max_events >= self.min_events, "max_events", f"{self.min_events} or more", self.max_events
         )

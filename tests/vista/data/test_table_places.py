@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from beam_jobs.tables import forget
 from cache_store.format.keys import bucket_of
 from vista.data.events import Events
 from vista.data.tables.appending import append
@@ -137,3 +140,53 @@ def test_half_a_copy_and_a_damaged_catalogue_are_told(tmp_path):
         Warehouse(tmp_path / "home").open()
     with pytest.raises(DataError, match="expected tables, found none"):
         relocate(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "of another"])
+def test_tables_whose_catalogue_was_lost_are_not_made_anew(how, tmp_path):
+    folder = tmp_path / "w"
+    filled(folder)
+    (folder / "catalog.db").unlink()
+    if how == "empty":
+        (folder / "catalog.db").touch()
+    elif how == "of another":
+        Warehouse(tmp_path / "other").create(num_buckets=2)
+        with contextlib.closing(sqlite3.connect(tmp_path / "other/catalog.db")) as db, db:
+            db.execute("delete from iceberg_tables")
+        shutil.copy(tmp_path / "other/catalog.db", folder / "catalog.db")
+    before = sorted(p for p in folder.rglob("*.parquet"))
+    for work in (
+        lambda: Warehouse(folder).exists(),
+        lambda: Warehouse(folder).open(),
+        lambda: Warehouse(folder).create(num_buckets=2),
+        lambda: forget.run(forget.ForgetOptions([1], str(folder))),
+    ):
+        with pytest.raises(DataError, match="restore it from a copy"):
+            work()
+    assert sorted(p for p in folder.rglob("*.parquet")) == before
+
+
+@pytest.mark.parametrize(
+    "pattern", ["history/metadata/*.avro", "history/metadata/*.json", "items/data/*.parquet"]
+)
+def test_damage_to_the_tables_own_files_is_a_typed_error_and_never_ends_the_process(pattern, tmp_path):
+    folder, rng = tmp_path / "w", np.random.default_rng(1)
+    filled(folder)
+    whole = {path: path.read_bytes() for path in sorted((folder / "vista").glob(pattern))}
+    assert whole
+    told = 0
+    for turn in range(60):
+        for path, raw in whole.items():
+            data = bytearray(raw if turn % 3 else rng.bytes(len(raw)))
+            for at in rng.integers(0, len(data), 8):
+                data[at] ^= 1 << int(rng.integers(8))
+            path.write_bytes(data if turn % 2 else data[: int(rng.integers(len(data)))])
+        try:
+            tables = Warehouse(folder).open()
+            tables.bucket_files(), tables.read_items(), prune(tables, (), 0, dry_run=True)
+        except DataError:
+            told += 1
+    assert told > 40
+    for path, raw in whole.items():
+        path.write_bytes(raw)
+    assert len(Warehouse(folder).open().read_items())
