@@ -18,6 +18,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,12 @@ def build(root: Path) -> None:
         "tokens.count": np.arange(6).reshape(2, 3),
     }
     warehouse = Warehouse(root / "tables").create(num_buckets=2, actions=["view"], surfaces=["home"])
-    for run in range(3):
-        users = np.arange(run, run + 4)
-        events = Events.of([5] * 4, item=np.arange(20) % 7, time=np.arange(20) + 100 * run)
-        append(warehouse, users, events, bucket_of(users, 2), f"run{run}", actions=("view", "like"))
-        line = LedgerRow(f"log{run}", 10, "d", 20, "events", "r", commit=run + 1)
-        commit(warehouse, Addition(f"log{run}", sources=[line], properties={"weights": '{"view": 0.5}'}))
+    for k in range(3):
+        users = np.arange(k, k + 4)
+        events = Events.of([5] * 4, item=np.arange(20) % 7, time=np.arange(20) + 100 * k)
+        append(warehouse, users, events, bucket_of(users, 2), f"run{k}", actions=("view", "like"))
+        line = LedgerRow(f"log{k}", 10, "d", 20, "events", "r", commit=k + 1)
+        commit(warehouse, Addition(f"log{k}", sources=[line], properties={"weights": '{"view": 0.5}'}))
     (root / "state").write_bytes(UserState("ab" * 16, 4, (9, 0, 1, 1, 0), parts, tail).to_bytes())
 
 
@@ -218,13 +219,10 @@ def settings_file(root: Path, rng: np.random.Generator) -> str:
 
     def of(verb: str) -> None:
         asked = command(verb)
-        context = asked.make_context(verb, [], resilient_parsing=True)
         found = settings.read(root).defaults(verb, asked)
-        assert set(found) <= {p.name for p in asked.params} and context is not None
+        assert set(found) <= {p.name for p in asked.params}
 
-    works: list[Callable[[], object]] = [
-        lambda v=v: of(v) for v in ("ingest", "lookup", "summarize", "prune")
-    ]  # type: ignore[misc]
+    works = [partial(of, verb) for verb in ("ingest", "lookup", "summarize", "prune")]
     _each(done, *works, lambda: log_options.given_reading(Home(root), None))
     return done
 
