@@ -289,7 +289,7 @@ def test_edits_of_one_who_can_seal_end_in_typed_errors_or_published_values():
 
 
 def test_records_states_bundles_pools_and_indexes_of_one_who_can_seal_end_in_typed_errors_or_right_types():
-    report = reseal_home.run(210, seed=3)
+    report = reseal_home.run(140, seed=3)
     assert len(report["kinds"]) == 7 and not report["faults"], "\n".join(report["faults"])
 
 

@@ -39,7 +39,7 @@ from tools.drills.histories import small_bundle
 from tools.home import Home
 from vista import bundle as bundles
 from vista.data.events import Events
-from vista.data.tables import ledger
+from vista.data.tables import ledger, manifests
 from vista.data.tables.appending import append
 from vista.data.tables.commits import Addition, commit
 from vista.data.tables.compaction import most_files
@@ -268,6 +268,8 @@ def tables(root: Path, rng: np.random.Generator) -> str:
                 data[at] ^= 1 << int(rng.integers(8))
             path.write_bytes(data if rng.integers(4) else data[: int(rng.integers(len(data)))])
             done = f"{path.name}: bytes"
+
+    manifests._kept.clear()
 
     def opened() -> Warehouse:
         return Warehouse(folder).open()
