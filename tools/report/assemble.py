@@ -65,7 +65,7 @@ def _facts(found: health.Health) -> list[Fact]:
         clocks, lag = store["clocks"], (store["lag"] or {}).get("events")
         hours = (time.time() * 1000 - clocks["published_ms"]) / 3_600_000
         facts += [
-            Fact("live generation", store["live"], f"depth {store['depth']}, published {hours:,.1f} h ago"),
+            Fact("live generation", store["live"], f"depth {store['depth']}, published {sections.span(hours)} ago"),
             Fact("users", f"{store['users']:,}", f"{store['readers']} reader{'s'[: store['readers'] != 1]} now"),
             Fact("newest event", console.when(clocks["newest_event_ms"])[:10], "that a summary has seen, UTC"),
             Fact("behind the tables", "-" if lag is None else f"{lag:,}", "events"),

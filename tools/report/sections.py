@@ -122,6 +122,14 @@ def studies(files: Iterable[Path]) -> Section:
     return Section("studies", "What summaries are worth", says, figures)
 
 
+def span(hours: float) -> str:
+    """A length of time in the unit that a person would take."""
+    for unit, length in (("d", 72.0), ("h", 2.0)):
+        if abs(hours) >= length:
+            return f"{hours / (24 if unit == 'd' else 1):,.0f} {unit}"
+    return f"{hours * 60:,.0f} min" if abs(hours) >= 2 / 60 else f"{hours * 3_600:,.0f} s"
+
+
 def freshness(
     store: Store, users: Sequence[Any], kept: Sequence[Manifest], runs: Sequence[run_history.PastRun]
 ) -> Section:
@@ -135,30 +143,30 @@ def freshness(
             "last event": (now - found.last_event_ms[there]) / HOUR_MS,
             "summarised": (now - found.summarized_ms[there]) / HOUR_MS,
         }
-        rows = [(name, *_quantiles(hours)) for name, hours in since.items()]
-        published = (now - store.manifest.published_ms) / HOUR_MS
+        rows = [(name, *map(span, _quantiles(hours))) for name, hours in since.items()]
+        published = span((now - store.manifest.published_ms) / HOUR_MS)
         rows.append(("published", *[published] * 5))
         says = (
-            f"Hours since each user's last event and summary, of {int(there.sum()):,} users; the live generation "
-            f"was published {published:,.1f} h ago."
+            f"Time since each user's last event and summary, of {int(there.sum()):,} users; the live generation "
+            f"was published {published} ago."
         )
         svg = charts.shares("clocks", "Three clocks", says, since, "hours ago")
-        columns: Sequence[str] = ("hours since", "least", "10 %", "median", "90 %", "most")
+        columns: Sequence[str] = ("time since", "least", "10 %", "median", "90 %", "most")
         figures.append(Exhibit("three-clocks", "Three clocks", says, svg, columns, rows))
     main = [m for m in kept if m.line == store.line]
     if main:
         seconds = {r.facts.get("generation"): r.seconds for r in runs if r.job in run_history.PUBLISHERS}
         age = [(m.published_ms - m.watermark_ms) / HOUR_MS for m in main]
-        rows = [(m.generation, m.kind, console.when(m.published_ms), a, seconds.get(m.generation))
+        rows = [(m.generation, m.kind, console.when(m.published_ms), span(a), seconds.get(m.generation))
                 for m, a in zip(main, age, strict=True)]  # fmt: skip
         says = (
             f"Age of the newest event when its generation went live; of the last, {main[-1].generation}: "
-            f"{age[-1]:,.1f} h."
+            f"{span(age[-1])}."
         )
-        svg = charts.over_time(
-            "lag", "Lag at publication", says, [m.published_ms for m in main], age, "hours"
-        )
-        columns = ("generation", "kind", "published", "hours behind", "seconds to make")
+        unit, length = ("days", 24) if max(age) > 72 else ("hours", 1)
+        drawn = [a / length for a in age]
+        svg = charts.over_time("lag", "Lag at publication", says, [m.published_ms for m in main], drawn, unit)
+        columns = ("generation", "kind", "published", "behind", "seconds to make")
         figures.append(Exhibit("lag-over-time", "Lag of refreshes over time", says, svg, columns, rows))
     return Section("freshness", "Freshness", "How old is what readers get: by the newest event, by when it was "
                    "summarised, by when it went live.", figures)  # fmt: skip
@@ -229,7 +237,7 @@ def lookups(opened: Store, users: Sequence[Any], missing: int | None) -> Section
         rows.append((batch, middle, tail, batch / max(middle / 1e3, 1e-9)))
         drawn[batch] = (middle, tail)
     says = "Measured on this machine while the report was made; the first read of a page comes from the disk."
-    points = [(f"{b} users, median", m, m, t) for b, (m, t) in drawn.items()]
+    points = [(f"{b} user{'s'[: b != 1]}, median", m, m, t) for b, (m, t) in drawn.items()]
     svg = charts.intervals("latency", "Latency of a lookup", says, points, "ms, to the 95th percentile")
     figures = [Exhibit("latency", "Latency of a lookup", says, svg,
                       ("batch", "median ms", "95 % ms", "users a second"), rows)]  # fmt: skip
