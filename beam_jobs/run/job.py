@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Protocol
 
 from beam_jobs.errors import BucketFailed, ExitCode, IncompleteRun, InputFailed
@@ -91,6 +92,7 @@ def run(job: Job, work: Callable[[Run], RunRecord]) -> RunRecord:
         **job.environment,
     }
     with RunDirectory(job.run_dir).hold():
+        known = Path(job.run_dir, "run.json").exists()
         directory, record = RunDirectory.start(
             job.run_dir, job=job.name, identity=job.identity, environment=environment, started_ms=job.clock()
         )
@@ -103,6 +105,13 @@ def run(job: Job, work: Callable[[Run], RunRecord]) -> RunRecord:
                     facts = {"generation": done.generation, "exit_code": done.exit_code, **done.counts}
                     told.set_attributes(spans.attributes(facts))
                 return done
+        except Exception as error:
+            refused = getattr(error, "exit_code", None) == ExitCode.BAD_INPUT
+            if refused and not known and not (directory.receipts() or directory.failures()):
+                shutil.rmtree(
+                    job.run_dir, ignore_errors=True
+                )  # nothing was begun, so there is nothing to go on with
+            raise
         finally:
             leave(job.args)
 

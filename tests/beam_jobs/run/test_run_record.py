@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs.errors import ExitCode, RunInProgress, RunOptionsDiffer, RunRecordDamaged, RunStorageFull
+from beam_jobs.ingest import job as ingest
+from beam_jobs.ingest.options import IngestOptions
 from beam_jobs.run.record import (
     DeadLetter,
     RunDirectory,
@@ -20,6 +22,7 @@ from beam_jobs.run.record import (
     unit_name,
     write_atomically,
 )
+from vista.errors import DataError
 
 
 def start(path, **identity):
@@ -165,3 +168,15 @@ def test_a_full_disk_is_told_as_such_and_other_errors_as_they_are(tmp_path):
     assert told.value.exit_code == ExitCode.NOT_PUBLISHED
     with pytest.raises(FileNotFoundError), room_for(tmp_path):
         (tmp_path / "nothing").read_bytes()
+
+
+def test_a_run_that_is_refused_before_it_began_leaves_nothing_and_its_folder_can_be_used(tmp_path):
+    asked = {"warehouse": str(tmp_path / "tables"), "run_dir": str(tmp_path / "run")}
+    with pytest.raises(DataError):
+        ingest.run(IngestOptions(events=(str(tmp_path / "*.parquet"),), **asked))
+    assert not (tmp_path / "run").exists()
+    table = pa.table(
+        {"user_id": [1], "item_id": [2], "action": ["click"], "timestamp_ms": [1_600_000_000_000]}
+    )
+    pq.write_table(table, tmp_path / "events.parquet")
+    assert ingest.run(IngestOptions(events=(str(tmp_path / "*.parquet"),), **asked)).counts["events"] == 1
