@@ -171,10 +171,15 @@ def _store(found: Health, at: Home, path: Path, tables: Any, limits: AgeLimits, 
         "free bytes": store_seen.free_bytes(path),
     }
     served = [live["main"]] if live.get("main") else []  # other lines are under construction, or refused
-    for d in store_seen.damage(store, [g for g in served if g]):
-        back = ("rollback",) if d.live else ("verify",)
+    damaged = store_seen.damage(store, [g for g in served if g])
+    try:
+        kept = store.prune(dry_run=True).kept if damaged else {}
+    except StoreError:
+        kept = {}
+    for d in damaged:
+        back = "rollback" if d.live else "prune" if kept and d.generation not in kept else "verify"
         _add(found, WRONG if d.live else ATTENTION, f"generation {d.generation} is damaged: {d.what}",
-             "A damaged store", at, *back)  # fmt: skip
+             "A damaged store", at, back)  # fmt: skip
     if "main" not in live:
         _add(found, WRONG, "the store has no live generation", "Nothing is live", at, "summarize")
     for name in names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -289,7 +290,7 @@ def _undo(where: str | dict[str, str], run: str, json: bool) -> int:
     from vista.data.tables.undoing import undo
     from vista.data.tables.warehouse import Warehouse
 
-    done = undo(Warehouse(where).open(), run)
+    done = undo(Warehouse(where).open(), Path(run).name)
     found = {
         "run": done.run,
         "rows": done.rows,
