@@ -69,8 +69,9 @@ def test_a_request_of_the_past_knows_nothing_that_came_later(home: Path, capsys)
     assert code == 0 and later & known <= listed
 
 
-def test_the_python_of_the_readme_runs_as_it_stands(home: Path, tmp_path, monkeypatch) -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+def test_the_python_of_the_readme_and_of_serving_runs_as_it_stands(home: Path, tmp_path, monkeypatch) -> None:
+    root = Path(__file__).parents[2]
+    text = "".join((root / page).read_text(encoding="utf-8") for page in ("README.md", "docs/serving.md"))
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     (tmp_path / "my-home").symlink_to(home)
     monkeypatch.chdir(tmp_path)
@@ -78,6 +79,7 @@ def test_the_python_of_the_readme_runs_as_it_stands(home: Path, tmp_path, monkey
     for block in blocks:
         exec(block, names)
     assert names["tokens"].shape == (2, *names["found"].tokens.shape[1:])
+    assert len(names["best"].of(0)[0]) == 10
     assert len(names["item"]) == len(names["score"]) == len(names["probability"]) == 10
     names["store"].close()
 
