@@ -143,7 +143,7 @@ def freshness(
             "last event": (now - found.last_event_ms[there]) / HOUR_MS,
             "summarised": (now - found.summarized_ms[there]) / HOUR_MS,
         }
-        rows = [(name, *map(span, _quantiles(hours))) for name, hours in since.items()]
+        rows: list[tuple[Any, ...]] = [(name, *map(span, _quantiles(hours))) for name, hours in since.items()]
         published = span((now - store.manifest.published_ms) / HOUR_MS)
         rows.append(("published", *[published] * 5))
         says = (
