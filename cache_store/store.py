@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cache_store.change import compact, forget, prune, publish, verify
 from cache_store.change.changes import Changes, changes
@@ -144,7 +145,7 @@ class Store:
     def lookup(
         self,
         users: Users,
-        out: np.ndarray | None = None,
+        out: NDArray[np.float32] | None = None,
         as_of: AsOf | None = None,
     ) -> Lookup:
         """Tokens of B users in their order; a user given twice is read once.
@@ -164,7 +165,9 @@ class Store:
         """
         return self._counted(users, lambda live, now: self._lookup(live, now, users, out, as_of))
 
-    def lookup_raw(self, users: Users, out: np.ndarray | None = None, as_of: int | None = None) -> RawLookup:
+    def lookup_raw(
+        self, users: Users, out: NDArray[np.uint8] | None = None, as_of: int | None = None
+    ) -> RawLookup:
         """Records of B users as stored, in their order; for decoding on a device.
 
         Args:

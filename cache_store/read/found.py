@@ -182,11 +182,11 @@ class RawLookup:
         Others as in :class:`Lookup`.
     """
 
-    rows: np.ndarray
-    status: np.ndarray
-    event_count: np.ndarray
-    last_event_ms: np.ndarray
-    summarized_ms: np.ndarray
+    rows: NDArray[np.uint8]
+    status: NDArray[np.uint8]
+    event_count: NDArray[np.int64]
+    last_event_ms: NDArray[np.int64]
+    summarized_ms: NDArray[np.int64]
     generation: str
 
     def decoded(self, tokens: NDArray[np.float32], users: np.ndarray, schema: RecordSchema) -> Lookup:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vista.errors import DataError
 from vista.jagged import offsets_of, owners_of, rows_of
@@ -41,12 +42,12 @@ class Events:
         request: int64 [N].
     """
 
-    offsets: np.ndarray
-    item: np.ndarray
-    action: np.ndarray
-    surface: np.ndarray
-    time: np.ndarray
-    request: np.ndarray
+    offsets: NDArray[np.int64]
+    item: NDArray[np.int64]
+    action: NDArray[np.int32]
+    surface: NDArray[np.int32]
+    time: NDArray[np.int64]
+    request: NDArray[np.int64]
 
     def __post_init__(self) -> None:
         if self.offsets.ndim != 1 or len(self.offsets) < 1 or self.offsets[0] != 0:

@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import faiss
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vista.errors import DataError, FingerprintMismatch, VistaError
@@ -75,10 +76,10 @@ class Found(NamedTuple):
         counts: int64 [U], how many were found. Test this, not the ids: an item may be called -1.
     """
 
-    ids: np.ndarray
-    vectors: np.ndarray
-    scores: np.ndarray
-    counts: np.ndarray
+    ids: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    counts: NDArray[np.int64]
 
 
 class ItemIndex:

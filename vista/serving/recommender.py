@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vista.data.events import Events
@@ -79,11 +80,11 @@ class Retrieved:
     """
 
     ctx: ContextKV
-    item: np.ndarray
-    vectors: np.ndarray
-    score: np.ndarray
-    offsets: np.ndarray
-    status: np.ndarray
+    item: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+    score: NDArray[np.float32]
+    offsets: NDArray[np.int64]
+    status: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -103,16 +104,16 @@ class Recommendations:
     """
 
     users: Users
-    offsets: np.ndarray
-    item: np.ndarray
-    score: np.ndarray
-    probability: np.ndarray
+    offsets: NDArray[np.int64]
+    item: NDArray[np.int64]
+    score: NDArray[np.float32]
+    probability: NDArray[np.float32]
     actions: tuple[str, ...]
-    summarized: np.ndarray
-    status: np.ndarray
+    summarized: NDArray[np.bool_]
+    status: NDArray[np.uint8]
     generation: str | None
 
-    def of(self, u: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def of(self, u: int) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
         """Items [m], scores [m] and probabilities [m, A] of the u-th user."""
         rows = slice(self.offsets[u], self.offsets[u + 1])
         return self.item[rows], self.score[rows], self.probability[rows]

@@ -108,7 +108,7 @@ class SeedTokenGroup:
         self, events: Events, gap: np.ndarray, step: PackedStep, carry: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         device = carry.device
-        columns = [events.item, events.action, events.surface, events.time, gap]
+        columns: list[np.ndarray] = [events.item, events.action, events.surface, events.time, gap]
         arrays = [*(column[step.rows] for column in columns), step.reads, step.states]
         *inputs, reads, kept = uploaded(arrays, device)
         plan = step.plan.to(device)
