@@ -74,14 +74,17 @@ class FileWatch:
         generation = self._chain[depth]
         indexes = list(generation.indexes(shard % len(generation.manifest.shards))) if self._deep else []
         self._length = len(self._files) + sum(-(-fact.bytes // PIECE_BYTES) for _, fact in indexes)
-        self._steps, self._turn = self._round(indexes), self._turn + 1
+        self._steps, self._turn = _round(self._files, indexes), self._turn + 1
 
-    def _round(self, indexes: list[tuple[str, FileFact]]) -> Iterator[None]:
-        for path, size in self._files:
-            still(path, size)
-            yield
-        for path, fact in indexes:
-            yield from _hashed(path, fact)
+
+def _round(files: list[tuple[str, int]], indexes: list[tuple[str, FileFact]]) -> Iterator[None]:
+    # Not a method: a circle through the watch would keep files that were let go of mapped, and on the disk, for as long
+    # as no garbage is collected.
+    for path, size in files:
+        still(path, size)
+        yield
+    for path, fact in indexes:
+        yield from _hashed(path, fact)
 
 
 def still(path: str, size: int) -> None:
