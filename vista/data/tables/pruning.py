@@ -107,9 +107,10 @@ def sweep(
         return []
     older = [s for s in table.snapshots() if s.snapshot_id in set(expire) - {current.snapshot_id}]
     if older and not dry_run:
-        _remember(table, older)
-        table.maintenance.expire_snapshots().by_ids([s.snapshot_id for s in older]).commit()
-        table.refresh()
+        with sound(".".join(table.name())):
+            _remember(table, older)
+            table.maintenance.expire_snapshots().by_ids([s.snapshot_id for s in older]).commit()
+            table.refresh()
     gone = {s.snapshot_id for s in older}
     with sound(".".join(table.name())):
         lists = [s.manifests(table.io) for s in table.snapshots() if s.snapshot_id not in gone]

@@ -12,7 +12,7 @@ import numpy as np
 
 from vista.data.events import Events, UserBatch
 from vista.data.tables.merge import read_sorted
-from vista.data.tables.rows import HISTORY, IMPRESSIONS, open_sorted, read_users
+from vista.data.tables.rows import HISTORY, IMPRESSIONS, open_sorted, read_users, read_whole
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def count_users(
         parts, heard = [], []
         for f in files[buckets[at]]:
             with open_sorted(f.path) as file:
-                for batch in file.iter_batches(1 << 20, columns=columns):
+                for batch in read_whole(f.path, file.iter_batches(1 << 20, columns=columns)):
                     here, rows_of = read_users(batch.column("user_id"))
                     parts.append(here)
                     if before_ms is not None:

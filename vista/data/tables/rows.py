@@ -246,6 +246,21 @@ def wanted_groups(file: pq.ParquetFile, users: np.ndarray | None) -> list[int]:
     return wanted
 
 
+def read_whole(uri: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The batches of a file.
+
+    Raises:
+        DataError: pages that cannot be read.
+    """
+    try:
+        yield from batches
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{uri}: expected Parquet pages as they were written, found {error}; restore the file, or rebuild the "
+            f"table with vista ingest"
+        ) from error
+
+
 def batches_of(
     uri: str,
     kind: Kind,
@@ -277,7 +292,7 @@ def batches_of(
         batches = (
             file.iter_batches(batch_rows, groups, ["user_id", *names], use_threads=False) if groups else ()
         )
-        for batch in batches:
+        for batch in read_whole(uri, batches):
             found, lengths = read_users(batch.column(batch.schema.get_field_index("user_id")))
             if not len(found):
                 continue
