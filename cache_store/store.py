@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +24,12 @@ from cache_store.errors import (
     FormatUnknown,
     GenerationUnknown,
     Incomplete,
-    MissingUsers,
     SchemaError,
     StoreError,
 )
 from cache_store.format import lines, shown
 from cache_store.format import manifest as manifests
-from cache_store.format.keys import Users, as_users
+from cache_store.format.keys import Users
 from cache_store.format.layout import (
     DEAD_LETTERS,
     MAIN,
@@ -46,17 +44,13 @@ from cache_store.format.manifest import Manifest
 from cache_store.format.receipt import ShardReceipt
 from cache_store.native import library as native
 from cache_store.read.counters import LookupCounters
-from cache_store.read.options import ReadOptions, completed, moments, wall_clock
-from cache_store.read.snapshot import HeaderFacts, Lookup, RawLookup, Snapshot, Status
+from cache_store.read.lookups import AsOf, Lookups
+from cache_store.read.options import ReadOptions, completed, wall_clock
+from cache_store.read.snapshot import HeaderFacts, Lookup, RawLookup, Snapshot
 from cache_store.read.views import Views
 
-AsOf = int | Sequence[int] | np.ndarray
-"""Milliseconds: one time, or int64 [B]."""
 
-_Found = TypeVar("_Found", Lookup, RawLookup)
-
-
-class Store:
+class Store(Lookups):
     """A store opened for one line of generations. Safe for threads, after a fork, and through pickle.
 
     Use :meth:`create` or :meth:`open`. A lookup reads the generation that was live at :meth:`open` or the last
@@ -517,80 +511,3 @@ class Store:
     def __getstate__(self) -> dict[str, Any]:
         views = self._views if self._pinned is None else self._views.standing_at(self._pinned)
         return {**vars(self), "_views": views, "_pinned": None}
-
-    def _current(self, now_ms: int) -> Snapshot:
-        return self._views.current(now_ms, self._pinned)
-
-    def _counted(self, users: Users, read: Callable[[Snapshot, int], _Found]) -> _Found:
-        start = time.perf_counter()
-        try:
-            now = self._clock()
-            live = self._current(now)
-            found = read(live, now)
-            self._raise_missing(users, found.status)
-        except Exception:
-            self.counters.add("errors")
-            raise
-        seconds, published = time.perf_counter() - start, live.chain[0].manifest.published_ms
-        self.counters.observe(found.status, live.schema.record_bytes, seconds, published)
-        return found
-
-    def _lookup(
-        self, live: Snapshot, now: int, users: Users, out: np.ndarray | None, as_of: AsOf | None
-    ) -> Lookup:
-        if as_of is None:
-            return live.lookup(users, out, self._fill, now, self.max_age_ms)
-        times = moments(as_of)
-        if times.ndim:
-            return self._lookup_as_of_rows(users, out, times, live, now)
-        snapshot = self._views.as_of(int(times))
-        if snapshot is None:
-            return live.nothing(users, out, self._fill)
-        found = snapshot.lookup(users, out, self._fill, now, self.max_age_ms)
-        return snapshot.without_future(found, times, self._fill)
-
-    def _lookup_raw(
-        self, live: Snapshot, now: int, users: Users, out: np.ndarray | None, as_of: int | None
-    ) -> RawLookup:
-        if as_of is None:
-            return live.lookup_raw(users, out, now, self.max_age_ms)
-        time = moments(as_of)
-        if time.ndim:
-            raise SchemaError(f"as_of: expected one time, found shape {time.shape}")
-        snapshot = self._views.as_of(int(time))
-        if snapshot is None:
-            return live.nothing_raw(users, out)
-        return snapshot.without_future(snapshot.lookup_raw(users, out, now, self.max_age_ms), time)
-
-    def _lookup_as_of_rows(
-        self, users: Users, out: np.ndarray | None, times: np.ndarray, live: Snapshot, now: int
-    ) -> Lookup:
-        ids = as_users(users, self.format.user_kind)
-        if times.shape != (len(ids),):
-            raise SchemaError(f"as_of: expected one time or {len(ids)}, found shape {times.shape}")
-        distinct, which = np.unique(times, return_inverse=True)
-        snapshots = [self._views.as_of(int(t)) for t in distinct]
-        names = np.array([s.name if s else "" for s in snapshots], object)
-        whole = live.nothing(ids, out, self._fill)
-        row_names = names[which] if len(ids) else np.zeros(0, object)
-        for name in sorted(set(row_names.tolist()) - {""}):
-            rows = np.flatnonzero(row_names == name)
-            snapshot = next(s for s in snapshots if s is not None and s.name == name)
-            part = snapshot.lookup(ids[rows], None, self._fill, now, self.max_age_ms)
-            part = snapshot.without_future(part, times[rows], self._fill)
-            for column in ("tokens", "status", "event_count", "last_event_ms", "summarized_ms"):
-                getattr(whole, column)[rows] = getattr(part, column)
-        return dataclasses.replace(whole, generation=row_names)
-
-    @property
-    def _fill(self) -> np.ndarray | None:
-        return None if isinstance(self._missing, str) else self._missing
-
-    def _raise_missing(self, users: Users, status: np.ndarray) -> None:
-        if isinstance(self._missing, str) and self._missing == "raise" and (status == Status.MISSING).any():
-            ids = as_users(users, self.format.user_kind)[status == Status.MISSING].tolist()
-            raise MissingUsers(
-                f"{len(ids)} users are not in the store, first {ids[0]!r}; run `vista refresh`, or open the store "
-                f"with missing='zeros' or a cold-start token",
-                ids,
-            )

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vista.config import ModelConfig, fingerprint, from_before, from_dict, to_text
-from vista.data.logs.importer import hash_strings
+from vista.data.logs.values import hash_strings
 from vista.errors import BundleError, ConfigError, DataError, FingerprintMismatch
 from vista.new_items import NewItems
 from vista.small_text import small_json, small_text

@@ -14,7 +14,7 @@ import xxhash
 
 from beam_jobs.errors import OptionsError
 from beam_jobs.follow.sinks import Header, Sink
-from beam_jobs.run.record import write_atomically
+from beam_jobs.run.files import write_atomically
 from beam_jobs.run.secrets import redacted
 from cache_store import Store
 from cache_store.change.changes import Changes

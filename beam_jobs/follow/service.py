@@ -41,7 +41,8 @@ from beam_jobs.horizon import horizon_of
 from beam_jobs.ingest import job as ingest
 from beam_jobs.ingest.options import IngestOptions
 from beam_jobs.run.engines import HERE
-from beam_jobs.run.record import RunDirectory, RunRecord, write_atomically
+from beam_jobs.run.files import write_atomically
+from beam_jobs.run.record import RunDirectory, RunRecord
 from beam_jobs.tables import compact
 from cache_store import Store
 from cache_store.errors import PublishConflict

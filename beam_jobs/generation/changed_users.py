@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from beam_jobs.generation.bucket_task import BucketTask, Input, Meter, plain, select_users
+from beam_jobs.generation.bucket_task import BucketTask, Input
+from beam_jobs.generation.feed import Meter, plain, select_users
 from cache_store import Store, as_users
 from cache_store.errors import Damaged, PublishConflict
 from cache_store.read.found import HeaderFacts

@@ -80,7 +80,7 @@ class JobPlan:
         return dataclasses.asdict(self)
 
 
-def plan(options: SummarizeOptions | RefreshOptions, workers: int = 1) -> JobPlan:
+def plan(options: SummarizeOptions, workers: int = 1) -> JobPlan:
     """What ``run`` of summarize or refresh would do with these options.
 
     Raises:
@@ -156,9 +156,7 @@ class _Sample:
     state_bytes: int
 
     @staticmethod
-    def take(
-        files: dict[int, list[DataFile]], model: VistaModel, options: SummarizeOptions | RefreshOptions
-    ) -> _Sample:
+    def take(files: dict[int, list[DataFile]], model: VistaModel, options: SummarizeOptions) -> _Sample:
         if not files:
             return _Sample(1.0, 0.0, 0)
         batches = list(_first_batches(files))

@@ -13,10 +13,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 import xxhash
@@ -25,7 +25,6 @@ from beam_jobs.errors import OptionsError
 from beam_jobs.generation import summarize
 from beam_jobs.generation.bucket_task import BucketTask, worker_model
 from beam_jobs.generation.changed_users import RefreshSource
-from beam_jobs.generation.gate import Bounds
 from beam_jobs.generation.publish import nothing_to_do, to_generation
 from beam_jobs.generation.summarize import SummarizeOptions, TablesAndModel, schema_of
 from beam_jobs.run import job as jobs
@@ -41,12 +40,10 @@ JOB = "refresh"
 
 
 @dataclass(frozen=True)
-class RefreshOptions:
-    """What to bring up to date, and how.
+class RefreshOptions(SummarizeOptions):
+    """What to bring up to date, and how: as to summarise, and:
 
     Attributes:
-        warehouse, bundle, store, line, max_events_in_memory, threads, now_ms, attempts, device, max_bytes,
-        expire_after_ms, gate, progress: as in :class:`SummarizeOptions`.
         run_dir: folder of this run; for :func:`follow` the folder of its runs.
         snapshot: history snapshot to go up to; the current one by default.
         since: history snapshot to go on from, if not the parent's own; it must not be newer than that.
@@ -57,38 +54,20 @@ class RefreshOptions:
         max_depth: deltas over a full generation before some of the chain is folded (``Store.fold``).
     """
 
-    warehouse: str | Mapping[str, str]
-    bundle: str
-    store: str
-    run_dir: str
-    line: str = "main"
-    codecs: Mapping[str, str] = field(default_factory=dict)
-    snapshot: int | None = None
     since: int | None = None
     users: tuple[int | str, ...] | None = None
     max_age_ms: int | None = None
     max_depth: int = 6
-    max_events_in_memory: int = 262_144
-    threads: int = 1
-    now_ms: int | None = None
-    attempts: int = 2
-    device: str = "cpu"
-    max_bytes: int | None = None
-    expire_after_ms: int | None = None
-    gate: Bounds | None = None
-    progress: bool = True
+
+    JOB: ClassVar = JOB
+    COUNTS: ClassVar[tuple[str, ...]] = (*SummarizeOptions.COUNTS, "max_depth")
 
     def __post_init__(self) -> None:
-        for name, least in (("max_events_in_memory", 1), ("threads", 1), ("attempts", 1), ("max_depth", 1)):
-            if getattr(self, name) < least:
-                raise OptionsError(
-                    f"{name}: expected at least {least}, found {getattr(self, name)}; see vista refresh --help"
-                )
+        super().__post_init__()
         if self.users is not None and (
             isinstance(self.users, (str, bytes)) or not hasattr(self.users, "__len__")
         ):
             raise OptionsError("users: expected a list of ids, found one; put a single user into a list")
-        summarize.check_expiry(self.expire_after_ms)
         if self.max_age_ms is not None and self.max_age_ms < 0:
             raise OptionsError(
                 f"max_age: expected 0 or more, found {self.max_age_ms}; see vista refresh --help"
@@ -97,7 +76,7 @@ class RefreshOptions:
     def identity(self) -> dict[str, Any]:
         """What decides the result; a run can be continued only with the same."""
         return {
-            **self.full().identity(),
+            **super().identity(),
             "since": self.since,
             "users": None if self.users is None else _mark(self.users),
             "max_age_ms": self.max_age_ms,

@@ -13,7 +13,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 from beam_jobs.errors import OptionsError
 from beam_jobs.generation.bucket_task import (
@@ -38,9 +38,6 @@ from vista.data.tables.reading import DataFile, count_users
 from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
 from vista.model import VistaModel
-
-if TYPE_CHECKING:
-    from beam_jobs.generation.refresh import RefreshOptions
 
 JOB = "summarize"
 COUNTED_ROWS = 20_000_000
@@ -87,13 +84,15 @@ class SummarizeOptions:
     gate: Bounds | None = None
     progress: bool = True
 
-    def __post_init__(self) -> None:
-        for name, least in (("max_events_in_memory", 1), ("threads", 1), ("attempts", 1)):
-            if getattr(self, name) < least:
-                raise OptionsError(
-                    f"{name}: expected at least {least}, found {getattr(self, name)}; see vista summarize --help"
-                )
+    JOB: ClassVar = JOB
+    COUNTS: ClassVar[tuple[str, ...]] = ("max_events_in_memory", "threads", "attempts")
 
+    def __post_init__(self) -> None:
+        for name in self.COUNTS:
+            if getattr(self, name) < 1:
+                raise OptionsError(
+                    f"{name}: expected at least 1, found {getattr(self, name)}; see vista {self.JOB} --help"
+                )
         check_expiry(self.expire_after_ms)
 
     def identity(self) -> dict[str, Any]:
@@ -153,13 +152,13 @@ class TablesAndModel:
     notes: list[str]
 
     @staticmethod
-    def of(options: SummarizeOptions | RefreshOptions) -> TablesAndModel:
+    def of(options: SummarizeOptions) -> TablesAndModel:
         """Raises OptionsError: see :func:`check_same_world`."""
         meta, fingerprint = bundles.read_meta(options.bundle)
         warehouse = Warehouse(options.warehouse).open()
         return TablesAndModel(warehouse, fingerprint, check_same_world(meta, warehouse))
 
-    def job(self, name: str, options: SummarizeOptions | RefreshOptions, args: Sequence[str]) -> Job:
+    def job(self, name: str, options: SummarizeOptions, args: Sequence[str]) -> Job:
         return Job(
             name,
             options.run_dir,
@@ -200,7 +199,7 @@ def full_generation(run: Run, options: SummarizeOptions, warehouse: Warehouse) -
 
 def check_limits(
     run: Run,
-    options: SummarizeOptions | RefreshOptions,
+    options: SummarizeOptions,
     model: VistaModel,
     schema: RecordSchema,
     files: Mapping[int, Sequence[DataFile]],
@@ -221,7 +220,7 @@ def check_limits(
 
 def settings_of(
     run: Run,
-    options: SummarizeOptions | RefreshOptions,
+    options: SummarizeOptions,
     store: Store,
     schema: RecordSchema,
     source: BucketSource,
@@ -244,7 +243,7 @@ def settings_of(
     )
 
 
-def expired_before(options: SummarizeOptions | RefreshOptions, started_ms: int) -> int | None:
+def expired_before(options: SummarizeOptions, started_ms: int) -> int | None:
     """Users without an event from then on are left out; None for nobody."""
     return None if options.expire_after_ms is None else max(started_ms - options.expire_after_ms, 0)
 

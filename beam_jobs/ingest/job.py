@@ -39,9 +39,10 @@ from beam_jobs.ingest.plan import (
 )
 from beam_jobs.ingest.units import IngestSettings, OldFile
 from beam_jobs.run import job as jobs
+from beam_jobs.run.files import write_atomically
 from beam_jobs.run.job import Job, Run
 from beam_jobs.run.limits import check_disk
-from beam_jobs.run.record import DeadLetter, RunDirectory, RunRecord, write_atomically
+from beam_jobs.run.record import DeadLetter, RunDirectory, RunRecord
 from vista.data import paths
 from vista.data.logs.weights import spelled, weights
 from vista.data.tables.commits import Addition, TableChanged, alone, commit, recover

@@ -19,15 +19,16 @@ from beam_jobs.ingest.options import LOG_KINDS, IngestOptions
 from beam_jobs.ingest.text import Converted, Log, as_parquet, convert_others
 from beam_jobs.ingest.units import ReadTask
 from beam_jobs.ingest.vocabulary import ScanColumns, vocabularies
-from beam_jobs.run.record import RunDirectory, RunRecord, write_atomically
+from beam_jobs.run.files import write_atomically
+from beam_jobs.run.record import RunDirectory, RunRecord
 from vista.data import paths
 from vista.data.logs import schema
 from vista.data.logs.arrays import ids_file
 from vista.data.logs.columnar import is_columnar
-from vista.data.logs.importer import Rules
 from vista.data.logs.inspecting import inspect
 from vista.data.logs.reading import Reading
 from vista.data.logs.schema import LogFile, UnreadableFile, WrongType
+from vista.data.logs.values import Rules
 from vista.data.tables import ledger
 from vista.data.tables.commits import recover
 from vista.data.tables.content import WIDTH

@@ -32,11 +32,12 @@ from vista.data.logs import arrays
 from vista.data.logs.columnar import as_rows
 from vista.data.logs.csv_rows import QuotesAreText, csv_rows, first_line
 from vista.data.logs.guessing import Guess, guess, guess_unnamed, headless
-from vista.data.logs.importer import Rules, accepted, check, check_items
+from vista.data.logs.importer import accepted, check, check_items
 from vista.data.logs.json_rows import flattened, parsed, records
 from vista.data.logs.letters import Letter, shown
 from vista.data.logs.reading import Reading
 from vista.data.logs.schema import BROKEN, LINE, SECOND, TOLD, LogFile, UnreadableFile, open_source
+from vista.data.logs.values import Rules
 from vista.errors import DataError
 
 ROWS = 1_000

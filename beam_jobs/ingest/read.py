@@ -22,7 +22,8 @@ from beam_jobs.ingest.units import (
 from beam_jobs.ingest.vocabulary import batch_rows, text_columns
 from beam_jobs.run.record import DEAD_LETTER_SCHEMA, DeadLetter
 from cache_store.format.keys import bucket_of
-from vista.data.logs.importer import Checked, Letter, check
+from vista.data.logs.importer import Checked, check
+from vista.data.logs.letters import Letter
 from vista.data.logs.schema import UnreadableFile, open_source
 from vista.data.paths import is_full
 

@@ -23,7 +23,8 @@ from pathlib import Path
 import xxhash
 
 from beam_jobs.run.engines import run_tasks
-from beam_jobs.run.record import RunDirectory, write_atomically
+from beam_jobs.run.files import write_atomically
+from beam_jobs.run.record import RunDirectory
 from vista.data import paths
 from vista.data.logs import schema
 from vista.data.logs.columnar import as_rows

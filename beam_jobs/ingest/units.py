@@ -18,8 +18,8 @@ import xxhash
 from beam_jobs.ingest.spill import Spilled
 from beam_jobs.run.record import RunDirectory, peak_memory_bytes
 from vista.data import paths
-from vista.data.logs.importer import Rules
 from vista.data.logs.schema import LogFile
+from vista.data.logs.values import Rules
 from vista.data.tables.forgotten import ForgottenUsers
 from vista.data.tables.reading import DataFile
 from vista.data.tables.rows import HISTORY, IMPRESSIONS

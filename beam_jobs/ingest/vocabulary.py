@@ -17,10 +17,13 @@ import pyarrow.parquet as pq
 import xxhash
 
 from beam_jobs.run.engines import run_tasks
-from beam_jobs.run.record import RunDirectory, write_atomically
-from vista.data.logs.importer import MAX_ACTION, Rules, accepted
+from beam_jobs.run.files import write_atomically
+from beam_jobs.run.record import RunDirectory
+from vista.data.logs.actions import MAX_ACTION
+from vista.data.logs.importer import accepted
 from vista.data.logs.inspecting import column_bounds
 from vista.data.logs.schema import BROKEN, LINE, SECOND, LogFile, UnreadableFile, open_source
+from vista.data.logs.values import Rules
 from vista.errors import DataError
 
 MAX_SURFACES = 1_000_000

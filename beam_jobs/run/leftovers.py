@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from beam_jobs.errors import JobError, RunInProgress
-from beam_jobs.run.record import RunDirectory, RunRecord, write_atomically
+from beam_jobs.run.files import write_atomically
+from beam_jobs.run.record import RunDirectory, RunRecord
 from vista.small_text import small_json
 
 KEPT_RUNS = 32

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import re
@@ -32,12 +31,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 
-from beam_jobs.errors import ExitCode, RunInProgress, RunOptionsDiffer, RunRecordDamaged, RunStorageFull
+from beam_jobs.errors import ExitCode, RunOptionsDiffer, RunRecordDamaged
+from beam_jobs.run.files import Hold, file_digest, room_for, write_atomically
 from beam_jobs.run.secrets import redacted
 from cache_store.errors import PublishConflict
-from vista.data.paths import is_full
 from vista.small_text import small_json, small_text
 
 RUN_FORMAT = 1
@@ -149,48 +147,6 @@ class RunRecord:
             raise ValueError("field buckets: expected objects")
 
 
-@contextlib.contextmanager
-def room_for(path: Path) -> Iterator[None]:
-    """Raises RunStorageFull where the body finds the disk full."""
-    try:
-        yield
-    except OSError as error:
-        if not is_full(error):
-            raise
-        raise RunStorageFull(
-            f"{path}: no space left ({error}); free some and run the same command with the same --run-dir again"
-        ) from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Put ``data`` under ``path``: temporary name, fsync, rename. Readers see all of it or the old file. It is this
-    user's alone (mode 600): records tell paths and users.
-
-    Raises:
-        RunStorageFull
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with room_for(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def file_digest(path: str | Path) -> str:
-    """XXH3-128 of a file's bytes, 32 hex digits."""
-    digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def peak_memory_bytes() -> int:
     """Largest resident set of this process so far, in bytes.
 
@@ -287,13 +243,13 @@ class RunDirectory:
         text = json.dumps(record.as_dict(), indent=1, allow_nan=False) + "\n"
         write_atomically(self.path / "run.json", text.encode())
 
-    def hold(self) -> _Hold:
+    def hold(self) -> Hold:
         """Context in which no other process can hold the run.
 
         Raises:
             RunInProgress: on entry, if one does. The kernel drops the hold of a killed process.
         """
-        return _Hold(self.path)
+        return Hold(self.path)
 
     def finish(self, record: RunRecord) -> RunRecord:
         """Gather the dead letters, add buckets and peak memory from the receipts, write ``run.json``."""
@@ -477,30 +433,3 @@ class RunDirectory:
 
 _SAFE = re.compile(r"[^A-Za-z0-9]+")
 _KEPT = ("counts", "timings", "peak_memory_bytes")
-
-
-class _Hold:
-    """``flock`` on ``run.lock``."""
-
-    def __init__(self, path: Path):
-        self._path = path / "run.lock"
-        self._fd: int | None = None
-
-    def __enter__(self) -> None:
-        with room_for(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(fd)
-            raise RunInProgress(
-                f"{self._path.parent}: another process is working on this run; wait for it (vista status), "
-                f"or name another run directory"
-            ) from error
-        self._fd = fd
-
-    def __exit__(self, *_: object) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None

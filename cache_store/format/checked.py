@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cache_store.errors import LimitReached, NotPermitted
+from cache_store.errors import LimitReached, NotPermitted, StoreError
 
 KIB, MIB = 1 << 10, 1 << 20
 MOST_COUNT = 1 << 53
@@ -31,6 +31,17 @@ class NotSound(ValueError):
     """A text is not JSON of the expected form; the message says field, expected and found."""
 
 
+def refusal(path: Path, error: OSError) -> StoreError | None:
+    """What a file that could not be opened is told as, where the system refused and the file may be sound."""
+    if isinstance(error, PermissionError):
+        return NotPermitted(
+            f"{path}: this user may not read it ({error.strerror}); give read permission, or read as its owner"
+        )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return LimitReached(f"{path}: {error.strerror}; raise `ulimit -n`, or open fewer stores")
+    return None
+
+
 def read_bounded(path: Path, limit: int) -> bytes:
     """A regular file of at most ``limit`` bytes.
 
@@ -42,16 +53,8 @@ def read_bounded(path: Path, limit: int) -> bytes:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
         raise
-    except PermissionError as error:
-        raise NotPermitted(
-            f"{path}: this user may not read it ({error.strerror}); give read permission, or read as its owner"
-        ) from error
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise LimitReached(
-                f"{path}: {error.strerror}; raise `ulimit -n`, or open fewer stores"
-            ) from error
-        raise NotSound(f"cannot be opened ({error.strerror})") from error
+        raise refusal(path, error) or NotSound(f"cannot be opened ({error.strerror})") from error
     try:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):

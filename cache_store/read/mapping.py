@@ -9,7 +9,6 @@ truncated while it is mapped ends the process with SIGBUS; nothing in this packa
 from __future__ import annotations
 
 import ctypes
-import errno
 import mmap
 import os
 import resource
@@ -21,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from cache_store.errors import Damaged, LimitReached, NotPermitted, StoreError
+from cache_store.errors import Damaged, LimitReached, StoreError
+from cache_store.format.checked import refusal
 from cache_store.format.record import PAGE
 
 _REMEDY = "run `vista verify`, then `vista rollback` or rebuild the shard"
@@ -130,16 +130,10 @@ def _typed(path: Path) -> Iterator[None]:
         raise Damaged(f"{path}: missing; {_REMEDY}") from error
     except StoreError:
         raise
-    except PermissionError as error:
-        raise NotPermitted(
-            f"{path}: this user may not read it ({error.strerror}); give read permission, or read as its owner"
-        ) from error
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise LimitReached(
-                f"{path}: {error.strerror}; raise `ulimit -n`, or open fewer stores"
-            ) from error
-        raise Damaged(f"{path}: cannot be opened ({error.strerror}); {_REMEDY}") from error
+        raise refusal(path, error) or Damaged(
+            f"{path}: cannot be opened ({error.strerror}); {_REMEDY}"
+        ) from error
 
 
 def _limit(what: str, code: int) -> LimitReached:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from killing_ingest import killed
 
-from beam_jobs.run.record import file_digest
+from beam_jobs.run.files import file_digest
 from beam_jobs.tables import compact as compact_tables
 from cache_store.format.keys import bucket_of
 from vista.data.events import Events

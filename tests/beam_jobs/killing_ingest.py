@@ -21,7 +21,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from beam_jobs.ingest import job as ingest
-from beam_jobs.run.record import file_digest
+from beam_jobs.run.files import file_digest
 from vista.data.tables.warehouse import Warehouse
 
 

@@ -76,7 +76,7 @@ def test_a_pool_without_room_is_refused_when_it_is_made_and_leaves_nothing(tmp_p
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, before[1]))
     try:
-        with pytest.raises(PoolError, match="expected room for 1000000 bytes, found .* take fewer slots"):
+        with pytest.raises(PoolError, match="expected room for 1000000 bytes, found .* take fewer cells"):
             pool_files.make(tmp_path / "pool", b"begin", 1_000_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -86,7 +86,7 @@ def test_a_pool_without_room_is_refused_when_it_is_made_and_leaves_nothing(tmp_p
 @pytest.mark.skipif(not storage.mountable(), reason="needs the right to mount a small tmpfs")
 def test_a_pool_larger_than_its_file_system_is_refused_when_it_is_made():
     with storage.small_disk(1 << 20) as disk:
-        with pytest.raises(PoolError, match="take fewer slots"):
+        with pytest.raises(PoolError, match="take fewer cells"):
             pool_files.make(disk / "pool", b"begin", 1 << 24)
         assert list(disk.iterdir()) == []
         pool_files.make(disk / "pool", b"begin", 1 << 19)

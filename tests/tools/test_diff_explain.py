@@ -86,7 +86,7 @@ def test_a_stranger_is_explained_as_missing_with_code_3(small_home, capsys):
 
 def test_names_go_to_the_model_s_numbers_and_back(small_home):
     from vista.data.events import Events
-    from vista.data.logs.importer import hash_strings
+    from vista.data.logs.values import hash_strings
     from vista.errors import DataError
 
     bundle = bundles.load(small_home.home.model)

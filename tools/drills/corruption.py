@@ -12,7 +12,6 @@ Trials run in a forked process, so that a crash (SIGBUS, SIGSEGV) is counted as 
 
 from __future__ import annotations
 
-import argparse
 import faulthandler
 import json
 import os
@@ -33,6 +32,7 @@ from cache_store.format import manifest as manifests
 from cache_store.format.keys import from_keys
 from cache_store.read.generation import Generation
 from cache_store.testing import Truth, WrongValue
+from tools.drills.asked import asked
 from tools.drills.watch import shared
 
 WAYS = ("bit", "byte", "block", "zero", "cut", "grow", "empty", "gone", "foreign", "other")
@@ -410,17 +410,11 @@ def table(tally: Tally) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--trials", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--deep-every", type=int, default=4, help="run verify in one of n trials")
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    tally = run(args.trials, args.seed, deep_every=args.deep_every, folder=args.folder)
-    print(json.dumps(tally.as_dict()) if args.json else table(tally))
+    every = (4, "run verify in one of n trials")
+    given = vars(asked(__doc__, trials=2000, seed=0, deep_every=every, folder=Path, json=False))
+    as_json = given.pop("json")
+    tally = run(**given)
+    print(json.dumps(tally.as_dict()) if as_json else table(tally))
 
 
 if __name__ == "__main__":

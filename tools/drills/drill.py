@@ -11,7 +11,6 @@ of events, except where a kill comes after a time instead of at a counted step.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -31,6 +30,7 @@ from cache_store.format.lines import read_pointer
 from cache_store.remote.copy import pull, push
 from cache_store.testing import STEP, Truth, WrongValue
 from tools.drills import killing
+from tools.drills.asked import asked
 from tools.drills.watch import Seen, Watch
 
 MODES = ("file", "line", "time")
@@ -415,18 +415,11 @@ def table(report: KillReport) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--readers", type=int, default=2)
-    parser.add_argument("--power", action="store_true")
-    parser.add_argument("--folder", type=Path, help="where the stores lie; shared memory by default")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    report = run(args.kills, args.seed, readers=args.readers, power=args.power, folder=args.folder)
-    print(json.dumps(report.as_dict()) if args.json else table(report))
+    folder = (Path, "where the stores lie; shared memory by default")
+    given = vars(asked(__doc__, kills=200, seed=0, readers=2, power=False, folder=folder, json=False))
+    as_json = given.pop("json")
+    report = run(**given)
+    print(json.dumps(report.as_dict()) if as_json else table(report))
 
 
 if __name__ == "__main__":

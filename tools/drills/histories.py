@@ -12,7 +12,7 @@ or the live generation.
 
 from __future__ import annotations
 
-import argparse
+import functools
 import gc
 import json
 import shutil
@@ -38,21 +38,19 @@ from beam_jobs.run.runner import local_args
 from beam_jobs.tables import compact, forget
 from cache_store.store import Store
 from tools.drills import killing
+from tools.drills.asked import asked
 from tools.drills.drill import memory_folder
+from tools.drills.expected_rows import ExpectedRows, Row, differ, mixed, row_files, rows_of, users_in
 from tools.drills.killing import Child, Outcome, WorkFailed
 from vista import bundle
 from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig, TokenConfig
 from vista.data.tables.commits import recover
 from vista.data.tables.manifests import TableChanged
 from vista.data.tables.pruning import prune
-from vista.data.tables.reading import read_bucket
-from vista.data.tables.undoing import run_of, undo
+from vista.data.tables.undoing import undo
 from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
 from vista.model import VistaModel
-
-Row = tuple[int, int, int, str]
-"""(user, time, item, action)"""
 
 USERS, ITEMS, ACTIONS = 7, 9, ("view", "buy", "like", "complain", "share")
 T0 = 1_700_000_000_000
@@ -61,40 +59,6 @@ LOCAL = local_args()
 HANG_SECONDS = 300.0
 """Of one job that takes a second; only what waits for ever takes so long, whatever else the machine does."""
 WEIGHTS = {"ingest": 5, "refresh": 4, "compact": 1, "prune": 1, "forget": 2, "undo": 1, "pair": 2}
-
-
-@dataclass
-class ExpectedRows:
-    """What must be there.
-
-    Attributes:
-        until: user to the last moment of forgetting.
-        brought: run to the rows that it added.
-    """
-
-    rows: set[Row] = field(default_factory=set)
-    until: dict[int, int] = field(default_factory=dict)
-    brought: dict[str, set[Row]] = field(default_factory=dict)
-
-    def copy(self) -> ExpectedRows:
-        return ExpectedRows(
-            set(self.rows), dict(self.until), {run: set(rows) for run, rows in self.brought.items()}
-        )
-
-    def ingest(self, run: str, rows: set[Row]) -> None:
-        new = {row for row in rows if row[1] > self.until.get(row[0], -1)} - self.rows
-        self.brought[run] = new
-        self.rows |= new
-
-    def forget(self, user: int, now: int) -> None:
-        newest = max((row[1] for row in self.rows if row[0] == user), default=0)
-        self.until[user] = max(now, newest, self.until.get(user, 0))
-        self.rows = {row for row in self.rows if row[0] != user}
-        for rows in self.brought.values():
-            rows -= {row for row in rows if row[0] == user}
-
-    def undo(self, run: str) -> None:
-        self.rows -= self.brought.pop(run)
 
 
 @dataclass
@@ -160,7 +124,7 @@ class History:
         if dies and self._killed(name, work):
             found = self._tables()
             if found not in (before.rows, after.rows):
-                raise WrongHistory(f"{name} was killed: {_differ(found, before.rows)} beside before")
+                raise WrongHistory(f"{name} was killed: {differ(found, before.rows)} beside before")
             self.report.halfway["after" if found == after.rows != before.rows else "before"] += 1
             if not again and self.rng.random() < 0.3:
                 self.truth = after if self._committed(self.number) else before
@@ -252,7 +216,7 @@ class History:
             except DataError as error:
                 return f"refused {error}"
 
-        refused = self._run(lambda: _mixed(self.root, run), "file", None).result == "True"
+        refused = self._run(lambda: mixed(self.root, run), "file", None).result == "True"
         return work, self.truth if refused else after, True
 
     def _pair(self, dies: bool) -> None:
@@ -363,7 +327,7 @@ class History:
         rows, wrong = json.loads(self._run(work, "file", None).result)
         found = {(u, t, i, a) for u, t, i, a in rows}
         if found != model or len(found) != len(rows):
-            raise WrongHistory(f"after {name}: {_differ(found, model)}, {len(rows)} rows")
+            raise WrongHistory(f"after {name}: {differ(found, model)}, {len(rows)} rows")
         self.report.events_checked += len(found)
         self.report.lookups_checked += USERS * (name == "refresh")
         if wrong:
@@ -392,59 +356,6 @@ class History:
                 f"{path} holds {u}" for path in row_files(self.root) for u in away if u in users_in(path)
             ]
         return wrong
-
-
-def rows_of(folder: Path) -> list[Row]:
-    """Every row of the history table, with the names of its actions."""
-    warehouse = Warehouse(folder)
-    if not warehouse.exists():
-        return []
-    warehouse.open()
-    rows = []
-    for files in warehouse.bucket_files().values():
-        for batch in read_bucket(files, max_rows=1_000):
-            e = batch.events
-            user = np.repeat(batch.users, e.lengths).tolist()
-            for u, t, i, mask in zip(user, e.time.tolist(), e.item.tolist(), e.action.tolist(), strict=True):
-                names = [n for a, n in enumerate(warehouse.actions) if mask >> a & 1]
-                rows.append((u, t, i, "+".join(names)))
-    return rows
-
-
-def row_files(root: Path) -> list[Path]:
-    """Files below a home that hold rows of users."""
-    tables = [
-        p for name in ("history", "impressions") for p in (root / "tables").rglob(f"vista/{name}/data/**/*")
-    ]
-    return [p for p in [*tables, *(root / "runs").rglob("spill/**/*")] if p.is_file()]
-
-
-def users_in(path: Path) -> set[int]:
-    """Users whose rows a file has."""
-    if path.suffix == ".arrow":
-        with pa.memory_map(str(path)) as source:
-            table = pa.ipc.open_file(source).read_all()
-        return set(table["user"].to_pylist()) if "user" in table.column_names else set()
-    try:
-        return set(pq.read_table(path, columns=["user_id"], partitioning=None)["user_id"].to_pylist())
-    except (pa.ArrowInvalid, OSError):
-        return set()  # half of a file, as a killed writer left it
-
-
-def _mixed(root: Path, run: str) -> bool:
-    """Whether the rows of a run were merged with others', or none are left, so that it cannot be taken back."""
-    warehouse = Warehouse(root / "tables").open()
-    recover(warehouse)
-    lines = warehouse.read_sources().to_pylist()
-    commits = {line["commit"] for line in lines if line["run"].rsplit("-", 1)[0] == run}
-    files = [f for some in warehouse.bucket_files().values() for f in some]
-    if not commits:  # it left the ledger when a run that it shared rows with was taken back
-        return not any(f.first_commit == f.commit and run_of(f.path).rsplit("-", 1)[0] == run for f in files)
-    return any(f.first_commit < f.commit and f.first_commit <= c <= f.commit for f in files for c in commits)
-
-
-def _differ(found: set[Row], wanted: set[Row]) -> str:
-    return f"lost {sorted(wanted - found)[:5]}, too many {sorted(found - wanted)[:5]} of {len(wanted)}"
 
 
 def small_bundle(folder: Path) -> Path:
@@ -522,16 +433,9 @@ def summary(report: HistoriesReport) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--histories", type=int, default=500)
-    parser.add_argument("--kills", type=int, default=1_500)
-    parser.add_argument("--length", type=int, default=7, help="steps of a history")
-    parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args()
-    told = lambda text: print(text, flush=True)  # noqa: E731
-    told(summary(run(asked.histories, asked.kills, asked.seed, asked.length, told)))
+    given = asked(__doc__, histories=500, kills=1_500, length=(7, "steps of a history"), seed=1)
+    told = functools.partial(print, flush=True)
+    told(summary(run(given.histories, given.kills, given.seed, given.length, told)))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,10 @@ whole job, where nothing may be committed but what is accounted for.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 import traceback
@@ -28,13 +26,15 @@ from beam_jobs.ingest import job as ingest
 from beam_jobs.ingest.options import IngestOptions
 from beam_jobs.ingest.text import Log, kinds_of
 from beam_jobs.run.engines import HERE
+from tools.drills.asked import asked
 from tools.drills.drill import memory_folder
 from vista.data.logs import schema
 from vista.data.logs.columnar import as_rows, is_columnar
-from vista.data.logs.importer import Rules, accepted, check
+from vista.data.logs.importer import accepted, check
 from vista.data.logs.inspecting import inspect
 from vista.data.logs.reading import ActionColumn, Reading
 from vista.data.logs.schema import open_source
+from vista.data.logs.values import Rules
 from vista.data.tables.warehouse import Warehouse
 from vista.errors import VistaError
 
@@ -332,12 +332,9 @@ def _part(
 
 def main() -> None:
     """``vista drill logs``."""
-    parser = argparse.ArgumentParser(prog="vista drill logs", description=__doc__)
-    parser.add_argument("--logs", type=int, default=1_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--whole", type=int, default=200, help="every so many logs the whole job; 0 for none")
-    parser.add_argument("--keep", type=Path, help="folder for the logs that show a fault")
-    given = parser.parse_args(sys.argv[1:])
+    whole = (200, "every so many logs the whole job; 0 for none")
+    keep = (Path, "folder for the logs that show a fault")
+    given = asked(__doc__, logs=1_000, seed=0, whole=whole, keep=keep)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     found = run(given.logs, given.seed, given.whole, given.keep)
     print(json.dumps(found))

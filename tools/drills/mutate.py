@@ -9,7 +9,6 @@ survived: it is named, and the exit code is 1. An edit whose place is not found 
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -17,6 +16,8 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from tools.drills.asked import asked
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("cache_store", "vista", "beam_jobs", "tools", "tests", "pyproject.toml")
@@ -102,11 +103,7 @@ def run(only: str = "") -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="vista drill mutate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--only", default="", help="names that begin so")
-    raise SystemExit(1 if run(parser.parse_args().only) else 0)
+    raise SystemExit(1 if run(asked(__doc__, only=("", "names that begin so")).only) else 0)
 
 
 if __name__ == "__main__":

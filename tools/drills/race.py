@@ -10,7 +10,6 @@ the while readers compare every value with the truth of ``cache_store.testing``.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -27,6 +26,7 @@ from cache_store.format.layout import Layout, exclusive
 from cache_store.format.lines import live
 from cache_store.read.generation import Generation
 from cache_store.testing import STEP, Truth, WrongValue
+from tools.drills.asked import asked
 from tools.drills.drill import Aim, memory_folder
 from tools.drills.killing import Child
 from tools.drills.watch import Seen, Watch
@@ -309,15 +309,8 @@ def _tidy(track: Track) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--races", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--readers", type=int, default=2)
-    parser.add_argument("--folder", type=Path, help="where the stores lie; shared memory by default")
-    args = parser.parse_args()
-    print(json.dumps(run(args.races, args.seed, readers=args.readers, folder=args.folder).as_dict()))
+    folder = (Path, "where the stores lie; shared memory by default")
+    print(json.dumps(run(**vars(asked(__doc__, races=200, seed=0, readers=2, folder=folder))).as_dict()))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ done by a child: its death is a fault that is told, and the next one goes on. On
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -36,6 +35,7 @@ from cache_store.errors import StoreError
 from cache_store.read.snapshot import Lookup
 from cache_store.remote.copy import pull, push
 from cache_store.testing import STEP, Truth
+from tools.drills.asked import asked
 from tools.drills.drill import memory_folder
 from tools.drills.edits import WORDS, choose, edit, text_of
 
@@ -366,13 +366,8 @@ def processor_seconds(process: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--edits", type=int, default=400)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    report = run(args.edits, args.seed)
+    given = asked(__doc__, edits=400, seed=0)
+    report = run(given.edits, given.seed)
     print(json.dumps(report.as_dict(), indent=1))
     raise SystemExit(1 if report.faults else 0)
 

@@ -9,7 +9,6 @@ by what reads it in the product: a typed error, or values of the right types, in
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -33,6 +32,7 @@ from beam_jobs.run.record import RunDirectory, RunRecord
 from cache_store.format.keys import bucket_of
 from tools import log_options, settings
 from tools.command_line import command
+from tools.drills.asked import asked
 from tools.drills.drill import memory_folder
 from tools.drills.edits import WORDS, choose, edit, text_of
 from tools.drills.histories import small_bundle
@@ -339,13 +339,8 @@ def run(edits: int, seed: int = 0) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="vista drill home", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--edits", type=int, default=1_000)
-    parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    found = run(asked.edits, asked.seed)
+    given = asked(__doc__, edits=1_000, seed=0)
+    found = run(given.edits, given.seed)
     print(json.dumps(found, indent=1))
     raise SystemExit(1 if found["faults"] else 0)
 

@@ -30,6 +30,7 @@ from cache_store.format.keys import hash_of
 from cache_store.format.quantize import Codec
 from cache_store.format.record import HEADER, header_check
 from cache_store.native import library as native
+from tools.drills.asked import asked
 
 PAGE, MODEL = 4_096, 77
 EDGES = (
@@ -232,14 +233,9 @@ def _decode(built: native.Library, rng: np.random.Generator, rooms: list[Guarded
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--calls", type=int, default=1_000_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    print(json.dumps(child(args.child, args.calls, args.seed) if args.child else run(args.calls, args.seed)))
+    given = asked(__doc__, calls=1_000_000, seed=0, child=(Path, argparse.SUPPRESS))
+    made = child(given.child, given.calls, given.seed) if given.child else run(given.calls, given.seed)
+    print(json.dumps(made))
 
 
 if __name__ == "__main__":

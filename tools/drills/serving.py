@@ -10,7 +10,6 @@ again; a question that is not answered in the end, a value of another generation
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import multiprocessing
@@ -32,6 +31,7 @@ import numpy as np
 
 from cache_store.flight.client import SummaryClient
 from cache_store.testing import STEP, Truth
+from tools.drills.asked import asked
 
 ROOT = Path(__file__).parents[2]
 DEPTH = 4
@@ -249,22 +249,8 @@ def _wait_for(counts: list[Any], more: int, processes: list[Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seconds", type=float)
-    parser.add_argument("--generations", type=int, default=6)
-    parser.add_argument("--kills", type=int, default=1)
-    parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    report = run(
-        given.seed,
-        clients=given.clients,
-        seconds=given.seconds,
-        generations=given.generations,
-        kills=given.kills,
-    )
+    given = asked(__doc__, seconds=float, generations=6, kills=1, clients=4, seed=1)
+    report = run(**vars(given))
     print(json.dumps(dataclasses.asdict(report)))
     sys.exit(1 if report.faults else 0)
 

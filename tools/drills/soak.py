@@ -12,7 +12,7 @@ Told at the end: the last value of everything measured, and its slope over the s
 
 from __future__ import annotations
 
-import argparse
+import functools
 import gc
 import json
 import os
@@ -41,8 +41,10 @@ from beam_jobs.run.leftovers import prune_runs
 from beam_jobs.tables import compact, forget
 from cache_store.store import Store
 from tools.drills import killing
+from tools.drills.asked import asked
 from tools.drills.drill import memory_folder
-from tools.drills.histories import ACTIONS, ITEMS, T0, USERS, WrongHistory, rows_of, small_bundle
+from tools.drills.expected_rows import rows_of
+from tools.drills.histories import ACTIONS, ITEMS, T0, USERS, WrongHistory, small_bundle
 from tools.drills.onlooker import held
 from vista.data.tables import compaction
 from vista.data.tables.pruning import prune
@@ -410,16 +412,9 @@ def run(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--readers", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--turn-seconds", type=float, default=5.0, help="at least, of a turn")
-    asked = parser.parse_args()
-    told = lambda text: print(text, flush=True)  # noqa: E731
-    print(run(None, asked.minutes, asked.seed, asked.readers, asked.turn_seconds, told).text(), flush=True)
+    given = asked(__doc__, minutes=60.0, readers=8, seed=1, turn_seconds=(5.0, "at least, of a turn"))
+    told = functools.partial(print, flush=True)
+    told(run(None, given.minutes, given.seed, given.readers, given.turn_seconds, told).text())
 
 
 if __name__ == "__main__":

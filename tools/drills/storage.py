@@ -7,7 +7,6 @@ Needs the right to mount a small memory filesystem (root, or a user namespace); 
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import tempfile
@@ -22,6 +21,7 @@ from cache_store import Store
 from cache_store.errors import NothingPublished, ReadOnlyStorage, StorageFull
 from cache_store.remote.copy import pull, push
 from cache_store.testing import Truth, WrongValue
+from tools.drills.asked import asked
 
 _MIB = 1 << 20
 
@@ -179,13 +179,8 @@ def read_only() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--trials", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    for outcome, count in sorted(full_disk(args.trials, args.seed).items()):
+    given = asked(__doc__, trials=100, seed=0)
+    for outcome, count in sorted(full_disk(given.trials, given.seed).items()):
         print(f"{outcome:<24}{count:>6}")
     print(f"read-only: refused {', '.join(read_only())}")
 

@@ -9,7 +9,6 @@ one generation, from a thread of its own store, or from an old pin, is one of th
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import multiprocessing
@@ -28,6 +27,7 @@ import numpy as np
 
 from cache_store import Store
 from cache_store.testing import STEP, Truth, WrongValue
+from tools.drills.asked import asked
 from tools.drills.drill import memory_folder
 from tools.drills.watch import Seen, Watch, shared
 
@@ -229,19 +229,8 @@ class _Threads:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--generations", type=int)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--every-ms", type=float, default=100.0)
-    parser.add_argument("--readers", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    report = run(
-        args.generations, args.seed, readers=args.readers, seconds=args.seconds, every_ms=args.every_ms
-    )
-    print(json.dumps(report.as_dict()))
+    given = asked(__doc__, generations=int, seconds=60.0, every_ms=100.0, readers=8, seed=0)
+    print(json.dumps(run(**vars(given)).as_dict()))
 
 
 if __name__ == "__main__":

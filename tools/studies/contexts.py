@@ -29,7 +29,7 @@ from vista.model import VistaModel
 from vista.ops.crossing import Plan, fast
 from vista.ops.weighted_attention import WeightedAttention
 from vista.stage2.readers import AGES, FREQUENCIES, ages, waves
-from vista.training.examples import Batch
+from vista.training.batches import Batch
 
 RECENT = 32
 BASE = ModelConfig()

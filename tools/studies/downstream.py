@@ -46,6 +46,8 @@ def example(name: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(known, EXAMPLES / f"{name}.py")
         module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
         sys.modules[known] = module  # dataclasses look their module up
+        if str(EXAMPLES) not in sys.path:  # as where the script is run
+            sys.path.append(str(EXAMPLES))
         spec.loader.exec_module(module)  # type: ignore[union-attr]
     return sys.modules[known]
 

@@ -45,9 +45,10 @@ from vista.config import (
 from vista.model import VistaModel
 from vista.serving.index import ItemIndex
 from vista.training import metrics
+from vista.training.batches import Batch, collate
 from vista.training.config import TrainingConfig
 from vista.training.evaluate import NEGATIVES, Scored, held_out, score
-from vista.training.examples import Batch, ExampleConfig, collate
+from vista.training.examples import ExampleConfig
 from vista.training.loader import Loader, LoaderConfig, Part, grouped
 from vista.training.losses import action_labels
 from vista.training.objective import ObjectiveConfig

@@ -49,8 +49,9 @@ from vista.data.events import Events
 from vista.errors import DataError
 from vista.model import VistaModel
 from vista.training import metrics
+from vista.training.batches import Visit, collate
 from vista.training.config import TrainingConfig
-from vista.training.examples import ExampleConfig, PopularItems, Slates, Visit, collate
+from vista.training.examples import ExampleConfig, PopularItems, Slates
 from vista.training.loader import Arrays, Loader, LoaderConfig
 from vista.training.objective import ObjectiveConfig
 from vista.training.survey import survey

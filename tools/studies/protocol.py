@@ -25,7 +25,8 @@ from vista.data.generator import ACTIONS, GeneratorOptions, content_vectors, gen
 from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
 from vista.stage1.clusters import company
-from vista.training.examples import Batch, ExampleConfig, PopularItems, Visit, collate
+from vista.training.batches import Batch, Visit, collate
+from vista.training.examples import ExampleConfig, PopularItems
 from vista.training.loader import Arrays, PieceSource, WarehouseSource, visit_stream
 from vista.training.survey import Catalogue, before, survey
 

@@ -14,7 +14,7 @@ from tools.studies.contexts import Contest, Fed, Feed, Variant, product
 from tools.studies.protocol import Data, Questions
 from tools.studies.tokens import Space
 from vista.training import metrics
-from vista.training.examples import Batch
+from vista.training.batches import Batch
 
 
 @dataclass(frozen=True)

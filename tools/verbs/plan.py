@@ -24,7 +24,6 @@ from tools.options import (
 )
 
 if TYPE_CHECKING:
-    from beam_jobs.generation.refresh import RefreshOptions
     from beam_jobs.generation.summarize import SummarizeOptions
 
 
@@ -62,7 +61,7 @@ def command(
     show(options, workers, json)
 
 
-def show(options: SummarizeOptions | RefreshOptions, workers: int, json: bool) -> None:
+def show(options: SummarizeOptions, workers: int, json: bool) -> None:
     """What a job with these options would do; `--dry-run` of the jobs as well."""
     from beam_jobs.generation import plan
 

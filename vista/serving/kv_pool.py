@@ -5,27 +5,28 @@ processes share. A plain mapped file rather than ``multiprocessing.shared_memory
 memory of a living writer when a reader started elsewhere exits (CPython before 3.13). The file::
 
     magic    24 bytes  "vista-kvpool 4", zero padded
-    layout   4,072 bytes  JSON, zero padded: slots, slot_bytes, device, and the shapes of a context
-    headers  one HEADER record per slot
-    payload  slots x slot_bytes; on a GPU pool absent: the payload lies in device memory there, and the
-             file ``PATH.cuda`` carries its CUDA IPC handle, as numbers in JSON
+    layout   4,072 bytes  JSON, zero padded: slots (cells of the pool), slot_bytes (of each), device, and the shapes
+             of a context
+    headers  one HEADER record per cell
+    payload  all cells; on a GPU pool absent: the payload lies in device memory there, and the file ``PATH.cuda``
+             carries its CUDA IPC handle, as numbers in JSON
 
 Files have random names until they are whole, mode 600, and are taken only from one's own user. All numbers of the
 layout are compared with the file's size and the range that they may have before anything is mapped.
 
-A slot holds the context of one user. The one writer takes slots round-robin (UniPinRec, arXiv 2606.00422,
-serving: [L, S, H, n, D] slots, round-robin, the reader copies). That work says nothing about a slot that is
+A cell holds the context of one user. The one writer takes cells round-robin (UniPinRec, arXiv 2606.00422,
+serving: [L, S, H, n, D] slots, round-robin, the reader copies). That work says nothing about one that is
 reused while it is read; here it cannot serve:
 
 1. the writer makes ``sequence`` odd, writes, then makes it even; every write has a number of its own (counted
-   from a random start, so that a pool made anew repeats none), and a :class:`Ticket` names slot and number;
+   from a random start, so that a pool made anew repeats none), and a :class:`Ticket` names cell and number;
 2. a reader copies header and payload and looks again: another sequence, another number, or a sum over the
    payload that differs from the header's means a miss (the sum also covers processors that reorder
    stores);
 3. owner, generation and model fingerprint must be those the reader asks for.
 
 A miss is an ordinary answer: :meth:`KVPool.get_or_compute` computes that context again and counts why.
-A writer that dies in the middle of a write leaves an odd sequence, which is a miss until the slot's turn.
+A writer that dies in the middle of a write leaves an odd sequence, which is a miss until the cell's turn.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ if TYPE_CHECKING:
 class Ticket(NamedTuple):
     """Where a context was put, and in which write; plain numbers, to be sent to another process."""
 
-    slot: int
+    cell: int
     number: int
 
 
@@ -83,7 +84,7 @@ class KVPool:
     A reader whose pool was made anew by another process, at the same path, goes on with the new one.
 
     Attributes:
-        counts: what :meth:`get` answered: ``hit``, or why not: ``overwritten`` (the slot was reused before
+        counts: what :meth:`get` answered: ``hit``, or why not: ``overwritten`` (the cell was reused before
             or while it was read), ``torn`` (a writer died, or is writing), ``owner``, ``generation``,
             ``fingerprint`` (not what was asked for); and ``recomputed``, ``reattached``.
     """
@@ -106,7 +107,8 @@ class KVPool:
         self._lock = threading.Lock()
 
     @property
-    def slots(self) -> int:
+    def cells(self) -> int:
+        """Contexts that it keeps."""
         return self.layout["slots"]
 
     # --- open ------------------------------------------------------------------------------------------
@@ -115,8 +117,9 @@ class KVPool:
     def create(
         path: str | os.PathLike[str],
         model: VistaModel,
-        slots: int,
+        cells: int = 0,
         *,
+        slots: int = 0,
         recent: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
@@ -126,21 +129,23 @@ class KVPool:
         Args:
             path: on a memory file system if it is to be fast.
             model: whose contexts it will hold; their size follows from its configuration.
-            slots: contexts kept. Take several times what can be in flight between the processes.
+            cells: contexts kept. Take several times what can be in flight between the processes.
+            slots: the same; its name until version 0.1.
             recent: recent events a context may have at most; the model's own number by default.
             dtype: of keys and values in the pool: ``float32``, or ``float16`` in half the memory, rounded to
                 11 bits. Readers get float32 of either.
             device: ``cpu``, or a CUDA device whose memory the readers map by CUDA IPC.
         """
-        if slots < 1:
-            raise DataError(f"pool slots: expected at least 1, found {slots}")
+        cells = cells or slots
+        if cells < 1:
+            raise DataError(f"pool cells: expected at least 1, found {cells}")
         if dtype not in (torch.float32, torch.float16):
             raise DataError(f"pool dtype: expected torch.float32 or torch.float16, found {dtype}")
         config, path = model.config, Path(path)
         recent = config.ranker.recent if recent is None else recent
         seeds = 0 if model.ranker.places else config.summarizer.seeds
         layout: dict[str, Any] = {
-            "slots": slots,
+            "slots": cells,
             "device": str(device),
             "layers": config.ranker.layers,
             "heads": config.ranker.heads,
@@ -161,7 +166,7 @@ class KVPool:
         begin = MAGIC.ljust(MAGIC_BYTES, b"\0") + text.ljust(LAYOUT_BYTES, b"\0")
         size = file_size(layout, on_cpu)
         if not on_cpu:
-            payload = torch.zeros(slots, layout["slot_bytes"], dtype=torch.uint8, device=device)
+            payload = torch.zeros(cells, layout["slot_bytes"], dtype=torch.uint8, device=device)
             handle = handle_of(payload)
             pool_files.make(path.with_name(path.name + ".cuda"), handle, len(handle))
         pool_files.make(path, begin, size)
@@ -217,19 +222,19 @@ class KVPool:
     # --- write -----------------------------------------------------------------------------------------
 
     def put(self, ctx: ContextKV) -> list[Ticket]:
-        """Write the contexts of all U users, one slot each, over the oldest ones.
+        """Write the contexts of all U users, one cell each, over the oldest ones.
 
         Raises:
-            DataError: no owners, more users than slots, contexts of another model's shapes, or longer ones
-                than the pool's slots.
+            DataError: no owners, more users than cells, contexts of another model's shapes, or longer ones
+                than the pool's cells.
         """
         if not self.writer:
             raise DataError(f"{self.path}: only the process that created a pool writes to it")
         if not ctx.users:
             return []
-        if ctx.owner is None or ctx.users > self.slots:
+        if ctx.owner is None or ctx.users > self.cells:
             raise DataError(
-                f"{self.path}: expected contexts of at most {self.slots} users with their owners, "
+                f"{self.path}: expected contexts of at most {self.cells} users with their owners, "
                 f"found {ctx.users} users, owner {'given' if ctx.owner is not None else 'None'}"
             )
         recent = ctx.recent_item.shape[1]
@@ -262,9 +267,9 @@ class KVPool:
         u: int,
     ) -> Ticket:
         assert ctx.owner is not None
-        slot, number = self._written % self.slots, self._first + self._written
+        cell, number = self._written % self.cells, self._first + self._written
         self._written += 1
-        header, place = self._headers[slot], self._payload[slot]
+        header, place = self._headers[cell], self._payload[cell]
         owner = _owner(ctx.owner[u])
         header["sequence"] += np.uint64(1 if header["sequence"] % 2 == 0 else 2)  # odd, also after a crash
         at, dtypes = 0, dtypes_of(self.layout)
@@ -282,7 +287,7 @@ class KVPool:
             if text:
                 header[field][: len(text)] = np.frombuffer(text, np.uint8)
         header["sequence"] += np.uint64(1)
-        return Ticket(slot, number)
+        return Ticket(cell, number)
 
     # --- read ------------------------------------------------------------------------------------------
 
@@ -309,10 +314,10 @@ class KVPool:
     def _read(
         self, ticket: Ticket, owner: int | str, generation: str | None, fingerprint: str | None
     ) -> tuple[ContextKV | None, str]:
-        slot, number = ticket
-        if not 0 <= slot < self.slots:
+        cell, number = ticket
+        if not 0 <= cell < self.cells:
             return None, "overwritten"
-        header = self._headers[slot : slot + 1].copy()[0]
+        header = self._headers[cell : cell + 1].copy()[0]
         if header["sequence"] % 2:
             return None, "torn"
         if header["number"] != number:
@@ -322,9 +327,9 @@ class KVPool:
             return None, "torn"
         if used != sum(sizes_of(self.layout, length, recent).values()) or used > self.layout["slot_bytes"]:
             return None, "torn"
-        copy = self._payload[slot, :used].clone()
+        copy = self._payload[cell, :used].clone()
         total = int(copy.view(torch.int64).sum())  # waits for the device, where there is one
-        again = self._headers[slot : slot + 1].copy()[0]
+        again = self._headers[cell : cell + 1].copy()[0]
         if again.tobytes() != header.tobytes():
             return None, "overwritten"
         if total != header["sum"]:
@@ -341,7 +346,7 @@ class KVPool:
         return ContextKV(**self._tensors(copy, length, recent), owner=np.array([owner]), **plain), "hit"
 
     def _tensors(self, copy: Tensor, length: int, recent: int) -> dict[str, Any]:
-        """Tensors of one user's context out of the bytes of its slot."""
+        """Tensors of one user's context out of the bytes of its cell."""
         shapes, sizes = shapes_of(self.layout, length, recent), sizes_of(self.layout, length, recent)
         tensors, at, dtypes = {}, 0, dtypes_of(self.layout)
         for name in TENSORS:

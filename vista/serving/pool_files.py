@@ -46,7 +46,7 @@ def make(path: Path, begin: bytes, size: int) -> None:
             raise PoolError(f"{path}: cannot be made ({error.strerror}); name another path") from error
         free = shutil.disk_usage(path.parent).free
         raise PoolError(
-            f"{path}: expected room for {size} bytes, found {free} free; take fewer slots, or a larger memory file "
+            f"{path}: expected room for {size} bytes, found {free} free; take fewer cells, or a larger memory file "
             f"system (`mount -o remount,size=… {path.parent}`)"
         ) from error
     finally:

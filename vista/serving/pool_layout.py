@@ -37,7 +37,7 @@ HEADER = np.dtype(
         ("fingerprint", "u1", (NAME_BYTES,)),
     ]
 )
-"""What is known of a slot; names are UTF-8 with their length beside them, -1 for none."""
+"""What is known of a cell; names are UTF-8 with their length beside them, -1 for none."""
 
 DTYPES = {name: field.dtype for name, field in FIELDS.items()}
 
@@ -60,7 +60,7 @@ def shapes_of(layout: dict, length: int, recent: int) -> dict[str, tuple[int, ..
 
 
 def sizes_of(layout: dict, length: int, recent: int) -> dict[str, int]:
-    """Bytes of every tensor in a slot, each padded to 8."""
+    """Bytes of every tensor in a cell, each padded to 8."""
     shapes, dtypes = shapes_of(layout, length, recent), dtypes_of(layout)
     return {n: -(-int(np.prod(s, dtype=np.int64)) * dtypes[n].itemsize // 8) * 8 for n, s in shapes.items()}
 
@@ -72,8 +72,8 @@ def dtypes_of(layout: dict) -> dict[str, torch.dtype]:
 
 def file_size(layout: dict, on_cpu: bool) -> int:
     """Bytes of a pool's file."""
-    slots, each = layout["slots"], layout["slot_bytes"] if on_cpu else 0
-    return MAGIC_BYTES + LAYOUT_BYTES + slots * (HEADER.itemsize + each)
+    each = layout["slot_bytes"] if on_cpu else 0
+    return MAGIC_BYTES + LAYOUT_BYTES + layout["slots"] * (HEADER.itemsize + each)
 
 
 _NUMBERS = (

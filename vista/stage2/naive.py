@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vista.ops import crossing
-from vista.stage2.context_kv import ContextKV
 from vista.stage2.layer import attention_bias
 from vista.stage2.ranker import Ranker
 
@@ -32,19 +31,7 @@ def rank_sequence(ranker: Ranker, request: dict, query: Tensor, item: Tensor | n
     c = ranker.embed(*(request[n] for n in ("tokens", "usable", "recent", "now_ms", "last_event_ms")))
     t = c.x.shape[1]
     none = c.x.new_zeros(len(ranker.layers), 1, t, 0)
-    ctx = ContextKV(
-        none,
-        none,
-        c.mask,
-        query,
-        c.slots,
-        c.token,
-        c.token_mass,
-        c.elapsed_ms,
-        c.recent_item,
-        c.recent_age_ms,
-        c.summarized,
-    )
+    ctx = c.context(none, none, query)
     vectors = ranker.items.vector(item)
     known = ranker.read(ctx, item, vectors, crossing.Plan.of(np.array([0, len(item)]), item.device))
     x = torch.cat([c.x, ranker.candidates(vectors, known)[None]], 1)

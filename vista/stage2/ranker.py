@@ -41,7 +41,7 @@ from vista.ops.weighted_attention import WeightedAttention
 from vista.stage1.places import PlaceRead
 from vista.stage1.slots import SlotMemory
 from vista.stage1.tokens import ITEMS, ExactTokens
-from vista.stage2.context_kv import ContextKV, Origin
+from vista.stage2.context_kv import TENSORS, ContextKV, Origin
 from vista.stage2.layer import Layer, Sight
 from vista.stage2.readers import (
     FREQUENCIES,
@@ -72,8 +72,19 @@ class Sequences(NamedTuple):
     elapsed_ms: Tensor
     recent_item: Tensor
     recent_age_ms: Tensor
-    recent_rank: Tensor
     summarized: Tensor
+
+    def context(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        query: Tensor,
+        hidden: Tensor | None = None,
+        **origin: Unpack[Origin],
+    ) -> ContextKV:
+        """What candidates read, with the layers' keys and values."""
+        read = {name: getattr(self, name) for name in TENSORS if name in self._fields}
+        return ContextKV(keys=keys, values=values, query=query, hidden=hidden, **read, **origin)
 
 
 class Ranker(nn.Module):
@@ -92,14 +103,11 @@ class Ranker(nn.Module):
         # in a tuple: the model owns them, and saves them once
         self._borrowed = (items, events, slots, ExactTokens(config) if tokens is None else tokens)
         d, q, actions = config.width, config.ranker.queries, len(config.actions)
-        self.places = (
-            PlaceRead(config) if config.summarizer.kind == "places" and config.summarizer.seeds else None
-        )
-        seeds = 0 if self.places else config.summarizer.seeds
+        seeds, kind = config.summarizer.seeds, config.summarizer.kind
+        self.places = PlaceRead(config) if kind == "places" and seeds else None
+        seeds = 0 if self.places else seeds
         self.summary = nn.Sequential(nn.RMSNorm(d), nn.Linear(d, d)) if seeds else None
-        self.summary_place = nn.Parameter(
-            torch.randn(seeds, d) * 0.02
-        )  # which seed it is; also the group's type
+        self.summary_place = nn.Parameter(torch.randn(seeds, d) * 0.02)  # which seed; also the group's type
         self.recent_place = nn.Linear(4 * FREQUENCIES, d)  # age and rank of a recent event
         self.now_token = nn.Parameter(torch.randn(d) * 0.02)
         self.now_features = nn.Linear(4 * FREQUENCIES + 6, d)
@@ -107,9 +115,7 @@ class Ranker(nn.Module):
 
         self.query_norm = nn.RMSNorm(d)
         self.query_mlp = nn.Sequential(nn.Linear(d, 2 * d), nn.SiLU(), nn.Linear(2 * d, q * d))
-        self.log_horizon = nn.Parameter(
-            torch.linspace(math.log(4.0), math.log(16.0 * q), q)
-        )  # events, per query
+        self.log_horizon = nn.Parameter(torch.linspace(math.log(4.0), math.log(16.0 * q), q))  # events
         self.log_scale = nn.Parameter(torch.tensor(math.log(12.0)))
 
         read = self.tokens.sequence_length
@@ -244,21 +250,7 @@ class Ranker(nn.Module):
         c = self.embed(tokens, usable, recent, now_ms, last_event_ms, masked)
         keys, values, hidden, at_now = self._run(c.x, c.mask, c.summary, full)
         query = self._queries(at_now[:, None], c.taste[:, None])[:, 0]
-        return ContextKV(
-            keys,
-            values,
-            c.mask,
-            query,
-            c.slots,
-            c.token,
-            c.token_mass,
-            c.elapsed_ms,
-            c.recent_item,
-            c.recent_age_ms,
-            c.summarized,
-            hidden,
-            **origin,
-        )
+        return c.context(keys, values, query, hidden, **origin)
 
     def embed(
         self,
@@ -297,7 +289,8 @@ class Ranker(nn.Module):
         age = torch.where(there, (now[:, None] - time).clamp_min(0), 0)
         x = [] if self.summary is None else [self.summary(seeds) + self.summary_place]
         if r:
-            x.append(padded(self._recent_tokens(encoded, recent, masked)) + self._recent_places(age, rank))
+            places = waves(torch.stack([age / 1000, rank], -1)).flatten(-2)
+            x.append(padded(self._recent_tokens(encoded, recent, masked)) + self.recent_place(places))
         taste = self._taste(padded(F.normalize(encoded, dim=-1)), rank, there)
         token, token_mass, read = self._history(slots, taste)
         taste, at_now = taste + read[0], self._now_token(now, elapsed, age, lengths, summarized) + read[1]
@@ -305,7 +298,7 @@ class Ranker(nn.Module):
         s = seeds.shape[1]
         mask = torch.cat([has_seeds[:, None].expand(-1, s), there, there.new_ones(users, 1)], 1)
         return Sequences(
-            torch.cat(x, 1), mask, s, slots, token, token_mass, taste, elapsed, item, age, rank, summarized
+            torch.cat(x, 1), mask, s, slots, token, token_mass, taste, elapsed, item, age, summarized
         )
 
     def _history(self, slots: Tensor, taste: Tensor) -> tuple[Tensor, Tensor, tuple[Any, Any]]:
@@ -370,9 +363,6 @@ class Ranker(nn.Module):
         more = self.events.beside_item(action, surface, time, gap, hide)
         return (items + more) * math.sqrt(self.config.width)
 
-    def _recent_places(self, age: Tensor, rank: Tensor) -> Tensor:
-        return self.recent_place(waves(torch.stack([age / 1000, rank], -1)).flatten(-2))
-
     def _now_token(
         self, now: Tensor, elapsed: Tensor, age: Tensor, lengths: Tensor, summarized: Tensor
     ) -> Tensor:
@@ -409,9 +399,8 @@ class Ranker(nn.Module):
 
     def _taste(self, vector: Tensor, rank: Tensor, there: Tensor) -> Tensor:
         """[U, Q, D]: mean of the recent items' vectors [U, R, D], decayed by rank at each query's own horizon."""
-        weight = (
-            torch.exp(-rank[:, None].float() / self.log_horizon.exp()[:, None]) * there[:, None]
-        )  # [U, Q, R]
+        weight = torch.exp(-rank[:, None].float() / self.log_horizon.exp()[:, None])  # [U, Q, R]
+        weight = weight * there[:, None]
         weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-6)
         return weight @ vector
 

@@ -1,8 +1,8 @@
 """Both stages in one run, from tables to a bundle.
 
-Read in this order: ``config``, ``survey`` (one pass before training), ``examples`` and ``loader`` (tables to
-batches), ``objective`` and ``losses``, ``count_min``, ``trainer`` (a step) with ``compiled`` layers, ``train`` (the
-run), ``log``, ``evaluate``, ``metrics``, ``slices`` and ``verdict``.
+Read in this order: ``config``, ``survey`` (one pass before training), ``examples``, ``batches`` and ``loader``
+(tables to batches), ``objective`` and ``losses``, ``count_min``, ``trainer`` (a step) with ``compiled`` layers,
+``train`` (the run), ``log``, ``evaluate``, ``metrics``, ``slices`` and ``verdict``.
 """
 
 from vista.errors import needs

@@ -27,7 +27,8 @@ from vista.errors import DataError
 from vista.jagged import offsets_of, owners_of
 from vista.model import VistaModel
 from vista.training import metrics
-from vista.training.examples import Batch, ExampleConfig, PopularItems, Visit, collate
+from vista.training.batches import Batch, Visit, collate
+from vista.training.examples import ExampleConfig, PopularItems
 from vista.training.loader import PieceSource, WarehouseSource, grouped, visit_stream
 from vista.training.losses import action_labels
 from vista.training.slices import SlateFacts, sliced

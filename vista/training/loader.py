@@ -25,15 +25,8 @@ from vista.data.events import Events
 from vista.data.tables.reading import DataFile, ImpressionBatch, read_bucket, read_impressions
 from vista.data.tables.rows import IMPRESSIONS
 from vista.data.tables.warehouse import Warehouse
-from vista.training.examples import (
-    Batch,
-    ExampleConfig,
-    PopularItems,
-    Visit,
-    build_slates,
-    collate,
-    visits,
-)
+from vista.training.batches import Batch, Visit, collate, visits
+from vista.training.examples import ExampleConfig, PopularItems, build_slates
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from vista.jagged import owners_of
 from vista.model import VistaModel
 from vista.ops.upload import uploaded
 from vista.training import losses
+from vista.training.batches import Batch
 from vista.training.count_min import CountMin
-from vista.training.examples import Batch
 from vista.training.losses import NO_USER, Negatives, Positives
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vista.training import metrics
-from vista.training.examples import Batch
+from vista.training.batches import Batch
 
 HOUR_MS = 3_600_000
 LENGTHS = (100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from vista.errors import ConfigError, DataError
 from vista.model import VistaModel
+from vista.training.batches import Batch
 from vista.training.compiled import compile_layers
 from vista.training.config import TrainingConfig
-from vista.training.examples import Batch
 from vista.training.objective import Objective, gather, parallel
 
 

@@ -18,11 +18,12 @@ from beam_jobs.errors import IncompleteRun, OptionsError, RunOptionsDiffer
 from beam_jobs.ingest import job as ingest
 from beam_jobs.ingest.options import IngestOptions
 from beam_jobs.run import runner as pipeline
+from beam_jobs.run.files import file_digest
 from beam_jobs.run.job import Job, Run
-from beam_jobs.run.record import RunDirectory, file_digest
+from beam_jobs.run.record import RunDirectory
 from cache_store.format.keys import bucket_of
-from vista.data.logs.importer import hash_strings
 from vista.data.logs.reading import Reading
+from vista.data.logs.values import hash_strings
 from vista.data.tables.reading import read_bucket, read_impressions
 from vista.data.tables.rows import IMPRESSIONS
 from vista.data.tables.warehouse import Warehouse

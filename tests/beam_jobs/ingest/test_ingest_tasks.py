@@ -13,7 +13,7 @@ from beam_jobs.ingest.build import build_bucket
 from beam_jobs.ingest.spill import groups_of, read_pieces, write_chunk
 from beam_jobs.ingest.units import IngestSettings
 from beam_jobs.run.record import RunDirectory
-from vista.data.logs.importer import Rules
+from vista.data.logs.values import Rules
 from vista.data.tables.reading import read_bucket
 from vista.data.tables.rows import ROW_GROUP
 

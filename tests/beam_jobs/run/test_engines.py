@@ -26,7 +26,8 @@ from beam_jobs.generation import refresh, summarize
 from beam_jobs.ingest import job as ingest
 from beam_jobs.ingest.options import IngestOptions
 from beam_jobs.run import engines
-from beam_jobs.run.record import RunDirectory, file_digest
+from beam_jobs.run.files import file_digest
+from beam_jobs.run.record import RunDirectory
 from beam_jobs.tables import compact, forget
 from cache_store import Store
 from tools.bench import clusters

@@ -13,15 +13,8 @@ import pytest
 from beam_jobs.errors import ExitCode, RunInProgress, RunOptionsDiffer, RunRecordDamaged, RunStorageFull
 from beam_jobs.ingest import job as ingest
 from beam_jobs.ingest.options import IngestOptions
-from beam_jobs.run.record import (
-    DeadLetter,
-    RunDirectory,
-    RunRecord,
-    peak_memory_bytes,
-    room_for,
-    unit_name,
-    write_atomically,
-)
+from beam_jobs.run.files import room_for, write_atomically
+from beam_jobs.run.record import DeadLetter, RunDirectory, RunRecord, peak_memory_bytes, unit_name
 from vista.errors import DataError
 
 

@@ -8,10 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from vista.data.logs import schema
-from vista.data.logs.importer import Rules, check, hash_strings
+from vista.data.logs.importer import check
 from vista.data.logs.inspecting import inspect
 from vista.data.logs.reading import Reading
 from vista.data.logs.schema import EVENTS, IMPRESSIONS, MIN_TIME_MS, WrongTime, WrongType
+from vista.data.logs.values import Rules, hash_strings
 
 T0 = 1_700_000_000_000
 RULES = Rules(schema.MIN_TIME_MS, T0 + 10**9, ("a", "b", "c"), ("home", "shop"))

@@ -10,34 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig, TokenConfig
+from tests.vista.serving.test_serving import NOW, Stage2
 from vista.data.events import Events
-from vista.embedding.encoders import EventEncoder, ItemEncoder
 from vista.errors import DataError
 from vista.serving.kv_pool import KVPool, PoolError, Ticket
-from vista.stage1.slots import SlotMemory
 from vista.stage2.context_kv import ContextKV
-from vista.stage2.ranker import Ranker
-
-NOW = 20_000 * 86_400_000
-CONFIG = ModelConfig(
-    width=16,
-    actions=("view", "save"),
-    embedding=EmbeddingConfig(rows=97),
-    tokens=TokenConfig(items=0),
-    slots=SlotConfig(rows=2, buckets=24, clusters=8),
-    summarizer=SummarizerConfig(seeds=5),
-    ranker=RankerConfig(recent=6, queries=2),
-)
-
-
-class Stage2(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.config, self.items, self.slots = CONFIG, ItemEncoder(CONFIG), SlotMemory(CONFIG)
-        self.ranker = Ranker(CONFIG, self.items, EventEncoder(CONFIG, self.items), self.slots)
-
 
 MODEL = Stage2().eval()
 
@@ -193,7 +170,7 @@ def test_another_users_generations_or_models_context_never_serves(pool):
 
 def test_slots_are_reused_in_turn_and_an_old_ticket_is_a_miss(pool):
     tickets = [pool.put(context(np.array([u])))[0] for u in range(6)]
-    assert [t.slot for t in tickets] == [0, 1, 2, 3, 0, 1]
+    assert [t.cell for t in tickets] == [0, 1, 2, 3, 0, 1]
     assert [pool.get(t, u) is not None for u, t in enumerate(tickets)] == [
         False,
         False,
@@ -262,6 +239,7 @@ def test_wrong_uses_are_refused(pool, tmp_path):
         KVPool.create(tmp_path / "none", MODEL, 0)
     with pytest.raises(DataError, match="float32 or torch.float16"):
         KVPool.create(tmp_path / "none", MODEL, 1, dtype=torch.bfloat16)
+    assert KVPool.create(tmp_path / "before", MODEL, slots=3).cells == 3  # as it was called until version 0.1
     with pytest.raises(PoolError, match="start that process first"):
         KVPool.attach(tmp_path / "absent")
     (tmp_path / "other").write_bytes(b"something else" * 400)

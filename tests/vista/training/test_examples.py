@@ -11,15 +11,8 @@ from hypothesis import strategies as st
 
 from vista.data.events import Events
 from vista.errors import ConfigError
-from vista.training.examples import (
-    ExampleConfig,
-    PopularItems,
-    build_slates,
-    collate,
-    events_before,
-    requests,
-    visits,
-)
+from vista.training.batches import collate, visits
+from vista.training.examples import ExampleConfig, PopularItems, build_slates, events_before, requests
 
 
 def histories(seed: int, users: int, most: int = 40, items: int = 12, named: float = 0.7) -> Events:

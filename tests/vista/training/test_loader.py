@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from vista.data.events import Events
 from vista.data.tables.rows import HISTORY, IMPRESSIONS, Rows, SortedWriter
-from vista.training.examples import ExampleConfig, PopularItems, Visit
+from vista.training.batches import Visit
+from vista.training.examples import ExampleConfig, PopularItems
 from vista.training.loader import (
     Arrays,
     Loader,

@@ -22,9 +22,10 @@ from vista.data.events import Events
 from vista.errors import BundleError, ConfigError, DataError
 from vista.model import VistaModel
 from vista.training import losses
+from vista.training.batches import Batch, collate
 from vista.training.config import EPOCHS, TrainingConfig
 from vista.training.evaluate import evaluate_model, score
-from vista.training.examples import Batch, ExampleConfig, PopularItems, collate
+from vista.training.examples import ExampleConfig, PopularItems
 from vista.training.loader import Arrays, Loader, LoaderConfig, Part, visit_stream
 from vista.training.log import Curve, Pace
 from vista.training.objective import Objective, ObjectiveConfig

@@ -8,44 +8,32 @@ probability about n^2 / 2^65: 3e-8 for a million, 3 % for a billion.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 
-from vista.data.logs import actions, times
 from vista.data.logs.letters import Letter, letters
-from vista.data.logs.reading import Reading
-from vista.data.logs.schema import BROKEN, LINE, SECOND, TOLD, LogFile, kind_of
+from vista.data.logs.schema import BROKEN, LINE, SECOND, LogFile, kind_of
+from vista.data.logs.values import (
+    MAX_TEXT_BYTES,
+    BadRows,
+    Rules,
+    _ints,
+    as_text,
+    codes_empty,
+    ids_of,
+    masks_of,
+    plain,
+    small_ints,
+    surfaces_of,
+    texts_of,
+    times_of,
+    user_text,
+    zeros,
+)
 from vista.jagged import owners_of
-
-MAX_USER_BYTES = 511
-MAX_TEXT_BYTES = 65_535
-"""Of an item, request, action or surface, and of an item's name."""
-
-MAX_ACTION = actions.MAX_ACTION
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What a row must satisfy, and the vocabularies that its strings are read with.
-
-    Attributes:
-        min_time_ms, max_time_ms: bounds, inclusive.
-        actions: names of the bits; an action that is not among them is refused.
-        surfaces: names of string surfaces.
-        reading: how the log is read; that of impression files differs by its columns.
-        first_time_ms: of the run's first row, where times are the order of rows.
-    """
-
-    min_time_ms: int
-    max_time_ms: int
-    actions: tuple[str, ...]
-    surfaces: tuple[str, ...]
-    reading: Reading = field(default_factory=Reading)
-    first_time_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,18 +60,6 @@ class Checked:
         return len(self.user)
 
 
-NO_NAMES = (np.zeros(0, np.int64), pa.array([], pa.string()))
-
-
-def hash_strings(values: Sequence[str] | pa.Array) -> np.ndarray:
-    """XXH64 (seed 0) of the UTF-8 bytes, as int64 [n]; no nulls."""
-    if isinstance(values, pa.Array):
-        raw = values.cast(pa.binary()).to_pylist()
-    else:
-        raw = [v.encode() for v in values]
-    return np.fromiter(map(xxhash.xxh64_intdigest, raw), np.uint64, len(raw)).view(np.int64)
-
-
 def check(batch: pa.RecordBatch | pa.Table, source: LogFile, rules: Rules, first_row: int) -> Checked:
     """Check a batch of a file whose footer was checked by ``vista.data.logs.inspecting.inspect``.
 
@@ -94,25 +70,25 @@ def check(batch: pa.RecordBatch | pa.Table, source: LogFile, rules: Rules, first
     columns, line, bad = _columns(batch, source, first_row)
     reading = rules.reading
     user, time = _checked_rows(columns, source, rules, first_row, bad)
-    item, names, item_text = _ids(columns["item_id"], source.kinds["item_id"], "item", bad)
+    item, names, item_text = ids_of(columns["item_id"], source.kinds["item_id"], "item", bad)
     out = {"item": item, "time": time}
     out["request"] = (
-        _ids(columns["request_id"], source.kinds["request_id"], "request", bad)[0]
+        ids_of(columns["request_id"], source.kinds["request_id"], "request", bad)[0]
         if "request_id" in columns
-        else _zeros(len(user))
+        else zeros(len(user))
     )
     shown_file = source.shows
-    mask = _masks(columns, source, rules, bad, item_text, null_is_none=shown_file)
+    mask = masks_of(columns, source, rules, bad, item_text, null_is_none=shown_file)
     out["action"] = mask
     if shown_file:
         bad.where(columns["request_id"].is_null(), "null_request")
-        out["position"] = _small(columns["position"], 2**31 - 1, "position", bad)
+        out["position"] = small_ints(columns["position"], 2**31 - 1, "position", bad)
     else:
-        out["surface"] = _surfaces(columns, source, rules, bad)
+        out["surface"] = surfaces_of(columns, source, rules, bad)
     as_shown = reading.unengaged == "impressions" and not shown_file
     if as_shown:
         if "position" in columns:
-            out["position"] = _small(columns["position"], 2**31 - 1, "position", bad)
+            out["position"] = small_ints(columns["position"], 2**31 - 1, "position", bad)
         else:
             out["position"] = np.zeros(len(user), np.int32)
         if "request_id" not in columns:
@@ -133,7 +109,7 @@ def check(batch: pa.RecordBatch | pa.Table, source: LogFile, rules: Rules, first
 
 
 def _checked_rows(
-    columns: dict[str, pa.Array], source: LogFile, rules: Rules, first_row: int, bad: _Bad
+    columns: dict[str, pa.Array], source: LogFile, rules: Rules, first_row: int, bad: BadRows
 ) -> tuple[pa.Array, np.ndarray]:
     """(user, time int64 [N]) of the rows; those without user, item or a time within the bounds are bad."""
     user = columns["user_id"]
@@ -141,13 +117,13 @@ def _checked_rows(
     if source.kinds["user_id"] == "int":
         user = pa.array(_ints(user, "user", bad))
     else:
-        user = _user_text(user, bad)
+        user = user_text(user, bad)
     bad.where(columns["item_id"].is_null(), "null_item")
     n = len(user)
     if rules.reading.by_order:
         time = rules.first_time_ms + source.first + first_row + np.arange(n, dtype=np.int64)
     elif "timestamp_ms" in columns:
-        time = _times(columns["timestamp_ms"], columns.get(SECOND), rules, bad)
+        time = times_of(columns["timestamp_ms"], columns.get(SECOND), rules, bad)
     else:
         time = np.full(n, -1, np.int64)
     return user, time
@@ -166,11 +142,11 @@ def accepted(
         column = columns[meaning].filter(pa.array(keep))
         kind = source.kinds[meaning]
         if kind.startswith("list"):
-            column = _plain(column.flatten())
+            column = plain(column.flatten())
         if kind.endswith("int"):
-            found[meaning] = np.unique(_ints(column.drop_null(), meaning, _Bad(len(column)))).tolist()
+            found[meaning] = np.unique(_ints(column.drop_null(), meaning, BadRows(len(column)))).tolist()
         else:
-            _, values, _ = _texts(column, "", MAX_TEXT_BYTES, _Bad(len(column)))
+            _, values, _ = texts_of(column, "", MAX_TEXT_BYTES, BadRows(len(column)))
             found[meaning] = [v for v in values.to_pylist() if v]
     return found
 
@@ -203,8 +179,8 @@ def check_items(batch: pa.RecordBatch, source: LogFile, first_row: int, width: i
     name = columns.get("name", item)
     bad.where(item.is_null(), "null_item")
     bad.where(name.is_null(), "null_name")
-    ids, _, _ = _ids(item, source.kinds["item_id"], "item", bad)
-    codes, values, _ = _texts(_as_text(name), "name", MAX_TEXT_BYTES, bad)
+    ids, _, _ = ids_of(item, source.kinds["item_id"], "item", bad)
+    codes, values, _ = texts_of(as_text(name), "name", MAX_TEXT_BYTES, bad)
     content: dict[str, pa.Array] = {}
     for meaning in ("category", "text"):
         if meaning in columns:
@@ -217,15 +193,15 @@ def check_items(batch: pa.RecordBatch, source: LogFile, first_row: int, width: i
     return CheckedItems(ids[~bad.mask], names, {n: c.filter(keep) for n, c in content.items()}, found)
 
 
-def _words(column: pa.Array, name: str, bad: _Bad) -> pa.Array:
+def _words(column: pa.Array, name: str, bad: BadRows) -> pa.Array:
     """Texts, null where there is none; of a list its elements with bars between."""
     if pa.types.is_null(column.type):
         return pa.nulls(len(column), pa.string())
     if (kind_of(column.type) or "").startswith("list"):
-        inside = _plain(column.flatten()).cast(pa.string())
+        inside = plain(column.flatten()).cast(pa.string())
         flat = pa.ListArray.from_arrays(_offsets(column), pc.fill_null(inside, ""))
         column = pc.if_else(column.is_null(), pa.scalar(None, pa.string()), pc.binary_join(flat, "|"))
-    codes, values, null = _texts(_as_text(column), name, MAX_TEXT_BYTES, bad)
+    codes, values, null = texts_of(as_text(column), name, MAX_TEXT_BYTES, bad)
     text = values.take(pa.array(codes))
     return pc.if_else(pa.array(null | codes_empty(values)[codes]), pa.scalar(None, pa.string()), text)
 
@@ -235,7 +211,7 @@ def _offsets(column: pa.Array) -> pa.Array:
     return pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
 
 
-def _vectors(column: pa.Array, width: int, bad: _Bad) -> pa.Array:
+def _vectors(column: pa.Array, width: int, bad: BadRows) -> pa.Array:
     """Lists of float32, null where there is none or all of it is 0; those of another width or not finite are bad."""
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     there = column.is_valid().to_numpy(zero_copy_only=False)
@@ -256,11 +232,11 @@ def _vectors(column: pa.Array, width: int, bad: _Bad) -> pa.Array:
 
 def _columns(
     batch: pa.RecordBatch | pa.Table, source: LogFile, first_row: int
-) -> tuple[dict[str, pa.Array], np.ndarray, _Bad]:
+) -> tuple[dict[str, pa.Array], np.ndarray, BadRows]:
     """Columns by meaning, the line or row of the file that each row is of, and the rows that are broken already."""
     n = batch.num_rows
-    bad = _Bad(n)
-    columns = {meaning: _plain(batch.column(name)) for meaning, name in source.names.items()}
+    bad = BadRows(n)
+    columns = {meaning: plain(batch.column(name)) for meaning, name in source.names.items()}
     for meaning, value in source.constants.items():
         if meaning not in columns:
             as_int = source.kinds.get(meaning) == "int" and value is not None
@@ -270,281 +246,3 @@ def _columns(
     if BROKEN in columns:
         bad.where(columns.pop(BROKEN).is_valid(), "broken_line")
     return columns, line, bad
-
-
-class _Bad:
-    """Which rows are set aside, and the first reason of each."""
-
-    def __init__(self, n: int):
-        self._code = np.zeros(n, np.int16)
-        self._reasons: list[str] = [""]
-
-    @property
-    def mask(self) -> np.ndarray:
-        return self._code > 0
-
-    def where(self, rows: pa.Array | np.ndarray, reason: str) -> None:
-        if not isinstance(rows, np.ndarray):
-            rows = pc.fill_null(rows, False).to_numpy(zero_copy_only=False)
-        if rows.any():
-            self._reasons.append(reason)
-            self._code[rows & (self._code == 0)] = len(self._reasons) - 1
-
-    def reason(self, row: int) -> str:
-        return self._reasons[self._code[row]]
-
-    @property
-    def reasons(self) -> list[str]:
-        return self._reasons[1:]
-
-    def of(self, reason: str) -> np.ndarray:
-        return self._code == self._reasons.index(reason)
-
-
-def _zeros(n: int) -> np.ndarray:
-    return np.zeros(n, np.int64)
-
-
-def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """One array; of dictionaries those of text stay, text is string, and a column without a type is of nulls."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-        if isinstance(column, pa.ChunkedArray):
-            column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
-    if pa.types.is_run_end_encoded(column.type):
-        column = pc.run_end_decode(column)
-    if pa.types.is_dictionary(column.type) and kind_of(column.type) != "string":
-        column = column.cast(column.type.value_type)
-    return column
-
-
-def _as_text(column: pa.Array) -> pa.Array:
-    """A column of any simple type as text, dictionaries of text as they are."""
-    return column if kind_of(column.type) == "string" else column.cast(pa.string())
-
-
-def _texts(column: pa.Array, name: str, most: int, bad: _Bad) -> tuple[np.ndarray, pa.Array, np.ndarray]:
-    """(code int64 [N], the distinct texts, bool [N]: null) of a column of text; rows that are no UTF-8 or longer than
-    ``most`` bytes are bad, and their text is empty. Looks at distinct values alone, however often each stands there."""
-    column = _as_text(column)
-    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    values, codes = encoded.dictionary, encoded.indices
-    if values.null_count:  # a dictionary may hold a null of its own
-        codes = pc.if_else(encoded.is_null(), pa.scalar(None, codes.type), codes)
-    null = codes.is_null().to_numpy(zero_copy_only=False)
-    place = pc.fill_null(codes.cast(pa.int64()), len(values)).to_numpy(zero_copy_only=False)
-    used = np.bincount(place, minlength=len(values))[: len(values)] > 0
-    if not used.all():  # dictionaries are of more rows than these
-        values = values.filter(pa.array(used))
-        place = np.append(np.cumsum(used) - 1, len(values))[place]
-    raw = values.cast(pa.large_binary())
-    flawed = pc.fill_null(pc.greater(pc.binary_length(raw), most), False).to_numpy(zero_copy_only=False)
-    empty = pa.scalar(b"", pa.large_binary())
-    if flawed.any():
-        bad.where(np.append(flawed, False)[place], f"{name}_length")
-        raw = pc.if_else(pa.array(flawed), empty, raw)
-    try:
-        text = raw.cast(pa.string())
-    except pa.ArrowInvalid:
-        wrong = np.array([v is not None and not _is_utf8(v) for v in raw.to_pylist()])
-        bad.where(np.append(wrong, False)[place], "not_utf8")
-        text = pc.if_else(pa.array(wrong), empty, raw).cast(pa.string())
-    text = pc.fill_null(text, "")
-    if null.any():
-        text = pa.concat_arrays([text, pa.array([""])])
-    return place, text, null
-
-
-def _is_utf8(value: bytes) -> bool:
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _user_text(column: pa.Array, bad: _Bad) -> pa.Array:
-    codes, values, null = _texts(_as_text(column), "user", MAX_USER_BYTES, bad)
-    empty = pc.equal(pc.binary_length(values), 0).to_numpy(zero_copy_only=False)
-    bad.where(empty[codes] & ~null, "user_length")
-    return values.take(pa.array(codes))
-
-
-def _ints(column: pa.Array, name: str, bad: _Bad) -> np.ndarray:
-    """int64 [N], nulls as 0; rows whose number is not whole or does not fit are bad."""
-    if pa.types.is_null(column.type):
-        return _zeros(len(column))
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.int8())
-    if kind_of(column.type) == "string":  # constants of a path
-        column = pc.if_else(column.is_null(), "0", _as_text(column))
-    filled = pc.fill_null(column, 0) if column.null_count else column
-    try:
-        return filled.cast(pa.int64()).to_numpy(zero_copy_only=False)
-    except pa.ArrowInvalid:
-        pass
-    if pa.types.is_floating(filled.type):
-        values = filled.to_numpy(zero_copy_only=False).astype(np.float64)
-        nothing = np.isnan(values)
-        bad.where(nothing, f"null_{name}")
-        with np.errstate(invalid="ignore"):
-            wrong = ~nothing & ((values != np.rint(values)) | (np.abs(values) >= 2**63))
-        bad.where(wrong, f"{name}_not_whole")
-        return np.where(nothing | wrong, 0, values).astype(np.int64)
-    found = [_int64(v) for v in filled.to_pylist()]
-    bad.where(np.array([v is None for v in found]), f"{name}_out_of_range")
-    return np.array([v or 0 for v in found], np.int64)
-
-
-def _int64(value: object) -> int | None:
-    try:
-        number = int(value)  # type: ignore[call-overload]
-    except (ValueError, OverflowError, ArithmeticError):
-        return None
-    return number if number == value and -(2**63) <= number < 2**63 else None
-
-
-def _ids(
-    column: pa.Array, kind: str, name: str, bad: _Bad
-) -> tuple[np.ndarray, tuple[np.ndarray, pa.Array], pa.Array]:
-    """(int64 [N], names, the ids as the log has them): ints as they are, strings hashed, nulls 0."""
-    if kind in ("int", "null"):
-        values = _ints(column, name, bad)
-        return values, NO_NAMES, pa.array(values)
-    codes, values, null = _texts(_as_text(column), name, MAX_TEXT_BYTES, bad)
-    ids = hash_strings(values)
-    used = pa.array(ids), values
-    if null.any():
-        ids[-1] = 0
-        used = pa.array(ids[:-1]), values[:-1]
-    return ids[codes], (used[0].to_numpy(), used[1]), pa.DictionaryArray.from_arrays(codes, values)
-
-
-def _times(column: pa.Array, second: pa.Array | None, rules: Rules, bad: _Bad) -> np.ndarray:
-    """int64 [N], milliseconds."""
-    if kind_of(column.type) == "string":
-        codes, values, null = _texts(column, "time", 1_000, bad)
-        text = values.take(pa.array(codes))
-        column = pc.if_else(pa.array(null | (codes_empty(values)[codes])), pa.scalar(None, pa.string()), text)
-    if second is not None and kind_of(second.type) == "string":
-        codes, values, null = _texts(second, "time", 1_000, bad)
-        second = pc.if_else(pa.array(null), pa.scalar(None, pa.string()), values.take(pa.array(codes)))
-    if pa.types.is_null(column.type):
-        bad.where(np.ones(len(column), bool), "null_time")
-        return _zeros(len(column))
-    time, missing, unread = times.milliseconds(column, rules.reading, second)
-    bad.where(missing, "null_time")
-    bad.where(unread, "no_time_format" if rules.reading.time_format else "unreadable_time")
-    bad.where(time < 0, "negative_time")
-    bad.where(time < rules.min_time_ms, "time_too_early")
-    bad.where(time > rules.max_time_ms, "time_too_late")
-    return time
-
-
-def codes_empty(values: pa.Array) -> np.ndarray:
-    """bool: which texts are empty."""
-    return pc.equal(pc.binary_length(values), 0).to_numpy(zero_copy_only=False)
-
-
-def _small(column: pa.Array, largest: int, name: str, bad: _Bad) -> np.ndarray:
-    bad.where(column.is_null(), f"null_{name}")
-    values = _ints(column, name, bad)
-    bad.where((values < 0) | (values > largest), f"{name}_out_of_range")
-    return np.where((values < 0) | (values > largest), 0, values).astype(np.int32)
-
-
-def _surfaces(columns: dict[str, pa.Array], source: LogFile, rules: Rules, bad: _Bad) -> np.ndarray:
-    kind = source.kinds.get("surface", "null") if "surface" in columns else "null"
-    if kind == "null":
-        return np.zeros(len(columns["user_id"]), np.int32)
-    column = columns["surface"]
-    if kind == "int":
-        return _small(column, 2**31 - 1, "surface", bad)
-    bad.where(column.is_null(), "null_surface")
-    values, unknown = _named(column, rules.surfaces, "surface", bad)
-    bad.where(unknown, "unknown_surface")
-    return values.astype(np.int32)
-
-
-def _named(
-    column: pa.Array, vocabulary: tuple[str, ...], name: str, bad: _Bad
-) -> tuple[np.ndarray, np.ndarray]:
-    """(place in the vocabulary int64 [N], 0 where there is none; bool [N]: not null and not in it)."""
-    codes, values, null = _texts(_as_text(column), name, MAX_TEXT_BYTES, bad)
-    place = {text: i for i, text in enumerate(vocabulary)}
-    known = np.array([place.get(v, -1) for v in values.to_pylist()], np.int64)
-    if not len(known):
-        return np.zeros(len(column), np.int64), np.zeros(len(column), bool)
-    known = known[codes]
-    return np.maximum(known, 0), (known == -1) & ~null
-
-
-def _masks(
-    columns: dict[str, pa.Array], source: LogFile, rules: Rules, bad: _Bad, item: pa.Array, null_is_none: bool
-) -> np.ndarray:
-    """int32 [N]: the bits of a row's actions, from every column that tells some."""
-    n = len(item)
-    mask = np.zeros(n, np.int32)
-    reading = rules.reading
-    key = "actions" if "actions" in columns else "action"
-    if key in columns:
-        none = null_is_none or bool(reading.actions)
-        mask = _actions(columns[key], source.kinds[key], rules, bad, null_is_none=none)
-    bits = actions.bits(rules.reading.named_actions(), rules.actions)
-    for action in reading.actions:
-        if TOLD + action.name not in columns:
-            continue
-        column = columns[TOLD + action.name]
-        if kind_of(column.type) == "string":
-            codes, values, null = _texts(column, "action", MAX_TEXT_BYTES, bad)
-            column = pc.if_else(pa.array(null), pa.scalar(None, pa.string()), values.take(pa.array(codes)))
-        has, wrong = actions.told(column, action, item)
-        bad.where(wrong, "unreadable_action")
-        if action.name in bits:
-            mask[has] |= bits[action.name]
-        else:
-            bad.where(has, "unknown_action")
-    if reading.action_is:
-        if reading.action_is in bits:
-            mask |= bits[reading.action_is]
-        else:
-            bad.where(np.ones(n, bool), "unknown_action")
-    return mask
-
-
-def _actions(column: pa.Array, kind: str, rules: Rules, bad: _Bad, null_is_none: bool) -> np.ndarray:
-    """int32 [N]: bit masks of a column of actions."""
-    n = len(column)
-    if kind == "null":
-        if not null_is_none:
-            bad.where(np.ones(n, bool), "null_action")
-        return np.zeros(n, np.int32)
-    nulls = column.is_null().to_numpy(zero_copy_only=False)
-    if not null_is_none:
-        bad.where(nulls, "null_action")
-    if kind.startswith("list"):
-        flat = _plain(column.flatten())
-        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-        row = owners_of(lengths)
-    else:
-        flat, row = column.drop_null(), np.flatnonzero(~nulls)
-    inner = _Bad(len(flat))
-    inner.where(flat.is_null(), "null_action")
-    if kind.endswith("int"):
-        values = _ints(flat, "action", inner)
-        unknown = (values < 0) | (values >= len(rules.actions))
-        values = np.where(unknown, 0, values)
-    else:
-        values, unknown = _named(flat, rules.actions, "action", inner)
-    inner.where(unknown, "unknown_action")
-    for reason in inner.reasons:
-        rows = np.zeros(n, bool)
-        rows[row[inner.of(reason)]] = True
-        bad.where(rows, reason)
-    bits = np.left_shift(np.int32(1), values.astype(np.int32))
-    mask = np.zeros(n, np.int32)
-    if kind.startswith("list"):
-        np.bitwise_or.at(mask, row, bits)
-    else:
-        mask[row] = bits
-    return mask
