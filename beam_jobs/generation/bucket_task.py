@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from beam_jobs.errors import OptionsError
-from beam_jobs.generation.feed import Feed, Meter, count_gone, in_order, plain, take
+from beam_jobs.generation.feed import BucketFeed, Meter, count_gone, in_order, plain, take
 from beam_jobs.run.record import DeadLetter, RunDirectory, peak_memory_bytes, unit_name
 from cache_store.errors import Unstorable
 from cache_store.format.keys import as_users
@@ -285,7 +285,7 @@ def _stream(
     leaving = [] if before is None else [u for u in settings.source.gone(task, before) if u not in failed]
     with meter.step("read"):
         batches, states_of = settings.source.open(task, settings.max_events, meter)
-    feed = Feed(batches, meter, failed, before if task.added is None else None)
+    feed = BucketFeed(batches, meter, failed, before if task.added is None else None)
     said = time.monotonic()
     for result in _answers(model, feed, states_of, task, settings, meter):
         users = result.users
@@ -319,7 +319,7 @@ def _stream(
 
 def _answers(
     model: VistaModel,
-    feed: Feed,
+    feed: BucketFeed,
     states_of: StatesOf,
     task: BucketTask,
     settings: SummarySettings,

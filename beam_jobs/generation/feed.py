@@ -67,7 +67,7 @@ def count_gone(meter: Meter, users: int) -> None:
     meter.add("expired", users)
 
 
-class Feed:
+class BucketFeed:
     """Counts and times the batches on their way to the model, leaves out failed users, and knows who was fed
     but not answered yet.
 
