@@ -70,8 +70,7 @@ def run(
         lags, seen, grew = _drive(client, service, rng, rate, users, seconds, kills, sent)
         _until(lambda: service.position().startswith(_last(client)), 600, "the last turn")
         service.stop()
-        stored = _stored(home)
-    turns = [turn["seconds"] for turn in service.told()]
+        stored, turns = _stored(home), [turn["seconds"] for turn in service.told()]
     result = Result(params={"rate": rate, "users": users, "seconds": seconds, "kills": kills, "width": width})
     result.figures = {
         "lag_p50_s": median(np.array(lags), "s", target=3.0, at_least=False),
