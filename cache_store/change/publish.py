@@ -176,7 +176,7 @@ def enter(layout: Layout, staging: Path, manifest: Manifest) -> None:
     keep = {*manifest.files, "manifest.json", "READY"}
     (staging / "READY").unlink(missing_ok=True)
     for path in staging.iterdir():
-        if path.name not in keep and not _of_the_run(path):
+        if path.name not in keep and not of_the_run(path):
             path.unlink()
     text = manifest.text()
     write_file(staging / "manifest.json", text.encode())
@@ -185,11 +185,12 @@ def enter(layout: Layout, staging: Path, manifest: Manifest) -> None:
     os.rename(staging, layout.generation(manifest.generation))
     fsync_folder(layout.generations)
     fsync_folder(staging.parent)
-    for path in filter(_of_the_run, layout.generation(manifest.generation).iterdir()):
+    for path in filter(of_the_run, layout.generation(manifest.generation).iterdir()):
         path.unlink()  # only now: until the rename a repeated run needs them
 
 
-def _of_the_run(path: Path) -> bool:
+def of_the_run(path: Path) -> bool:
+    """What a run needs until its generation has its name; one that is stopped right then leaves it, to no harm."""
     return path.name == _BEGAN or path.name.endswith(RECEIPT)
 
 

@@ -6,6 +6,7 @@ knows. Nothing is changed.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import xxhash
 from cache_store.change import forgotten
 from cache_store.change.fold import blocks
 from cache_store.change.prune import foreign_files
+from cache_store.change.publish import of_the_run
 from cache_store.errors import GenerationUnknown, StoreError
 from cache_store.format import lines
 from cache_store.format import manifest as manifests
@@ -203,7 +205,7 @@ def _manifest(layout: Layout, folder: Path, manifest: manifests.Manifest) -> Ite
         yield Problem(_name(layout, folder / "manifest.json"), what, _REBUILD, name)
     if manifest.parent is not None and not layout.generation(manifest.parent).is_dir():
         yield Problem(_name(layout, folder), f"its parent {manifest.parent} is not there", _REBUILD, name)
-    for path in foreign_files(folder):
+    for path in itertools.filterfalse(of_the_run, foreign_files(folder)):
         yield Problem(_name(layout, path), "not a file of this generation", "run `vista prune`", name)
 
 
