@@ -81,7 +81,7 @@ def test_the_sequence_is_the_heaviest_items_of_the_history_before_the_watermark_
 
 def test_users_without_any_token_have_gradients_and_raw_events_are_tokens_of_mass_one():
     torch.manual_seed(0)
-    reader = ranker.SequenceReader(8, 3)
+    reader = downstream.example("dlrm_model").SequenceReader(8, 3)
     candidate, token, mass = torch.randn(2, 4, 8), torch.randn(2, 5, 8), torch.zeros(2, 5, 3)
     mass[0] = 1.0
     read, odds = reader(candidate, token, mass)
