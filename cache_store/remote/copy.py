@@ -32,7 +32,15 @@ from cache_store.errors import (
 from cache_store.format import lines
 from cache_store.format import manifest as manifests
 from cache_store.format.keys import bucket_of, from_keys
-from cache_store.format.layout import MAIN, Layout, digest_file, exclusive, fsync_folder, storage_errors
+from cache_store.format.layout import (
+    MAIN,
+    Layout,
+    check_name,
+    digest_file,
+    exclusive,
+    fsync_folder,
+    storage_errors,
+)
 from cache_store.format.manifest import Manifest
 from cache_store.format.receipt import FileFact
 from cache_store.read.generation import Generation
@@ -121,6 +129,7 @@ def store_like(
     Raises:
         RemoteError: nothing was pushed there. FormatUnknown, Damaged, StorageFull, ReadOnlyStorage
     """
+    check_name(options.get("line", MAIN), "line")  # before anything is asked elsewhere
     facts = RemoteStore(url, storage_options).format()
     return Store.create(path, user_kind=facts.user_kind, num_shards=facts.num_shards, **options)
 
