@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 JOBS ?= 2
 FAST := tests/test_*.py tests/laws tests/golden
 
-.PHONY: help setup demo check lint types test sanitize docs gpu clean
+.PHONY: help setup demo check fast lint types test sanitize docs gpu clean
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
 
@@ -23,7 +23,10 @@ $(VENV)/.ready: setup.py constraints.txt
 demo: setup  ## the whole way on generated lives, about three minutes on 2 cores
 	$(BIN)/vista demo
 
-check: lint types  ## under a minute: format, lint, types, laws and other fast tests
+check: lint  ## under a minute: format, lint, types, laws and other fast tests, the last two side by side
+	$(MAKE) -j2 --output-sync=target types fast
+
+fast: setup
 	$(BIN)/python -m pytest -n $(JOBS) --dist=loadgroup -q -m "not slow" $(FAST)
 
 lint: setup

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "docs/tour.ipynb"
 
@@ -52,6 +54,7 @@ def run(folder: Path) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
     return json.loads(NOTEBOOK.read_text("utf-8")), json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_and_shows_what_it_has_shown(tmp_path):
     notebook, found = run(tmp_path)
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
