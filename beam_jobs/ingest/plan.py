@@ -313,12 +313,7 @@ def make_plan(
     try:
         kinds, known = inspect_all(groups, fixed, options, bounds, run_dir, beam_args)
     except schema.MissingColumn as error:
-        if len(groups[0].files) < 2:
-            raise
-        raise schema.MissingColumn(
-            f"{error}. If not all of {len(groups[0].files)} files are events, vista init "
-            f"{shlex.join(options.events)} tells which are"
-        ) from error
+        raise which_are_events(error, len(groups[0].files), options) from error
     bad = [letter for group in groups for letter in group.bad]
     if bad and not any(group.good for group in groups) and not known:
         raise UnreadableFile(
@@ -367,6 +362,15 @@ def make_plan(
     )
     write_atomically(path, plan.to_json())
     return plan
+
+
+def which_are_events(error: schema.MissingColumn, files: int, options: IngestOptions) -> schema.MissingColumn:
+    """The refusal of one of several files, with what tells which of them are events."""
+    if files < 2:
+        return error
+    return schema.MissingColumn(
+        f"{error}. If not all of {files} files are events, vista init {shlex.join(options.events)} tells which are"
+    )
 
 
 def _remarks(

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from beam_jobs.ingest.items import vector_width
 from beam_jobs.ingest.options import IngestOptions
-from beam_jobs.ingest.plan import FIRST_ORDER_MS, inspect_all, logs_asked, time_bounds
+from beam_jobs.ingest.plan import FIRST_ORDER_MS, inspect_all, logs_asked, time_bounds, which_are_events
 from beam_jobs.ingest.vocabulary import text_columns
 from beam_jobs.run.record import RunDirectory
 from beam_jobs.run.runner import local_args
@@ -36,7 +36,16 @@ from vista.data.logs.importer import accepted, check, check_items
 from vista.data.logs.json_rows import flattened, parsed, records
 from vista.data.logs.letters import Letter, shown
 from vista.data.logs.reading import Reading
-from vista.data.logs.schema import BROKEN, LINE, SECOND, TOLD, LogFile, UnreadableFile, open_source
+from vista.data.logs.schema import (
+    BROKEN,
+    LINE,
+    SECOND,
+    TOLD,
+    LogFile,
+    MissingColumn,
+    UnreadableFile,
+    open_source,
+)
 from vista.data.logs.values import Rules
 from vista.errors import DataError
 
@@ -94,7 +103,16 @@ def preview(options: IngestOptions) -> list[Look]:
         run_dir.path.mkdir()
         groups = logs_asked(asked, [])
         bounds = time_bounds(asked, _now_ms())
-        inspect_all(groups, {}, asked, bounds, run_dir, local_args())
+        try:
+            inspect_all(groups, {}, asked, bounds, run_dir, local_args())
+        except DataError as error:
+            text = str(error)
+            for head, path in heads.items():
+                text = text.replace(head, path)
+            named = type(error)(text)
+            if isinstance(named, MissingColumn):
+                named = which_are_events(named, len(paths.expand(options.events or ())), options)
+            raise named from error
         looks = []
         for name, group in zip(("events", "impressions", "items"), groups, strict=True):
             for source in group.good:

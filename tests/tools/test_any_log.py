@@ -155,8 +155,11 @@ def test_init_finds_the_events_in_a_folder_of_several_kinds_of_files(tmp_path, c
     for part in range(3):
         rows = "".join(f"{u},{part},4.0,94424907{u}\n" for u in range(9))
         (folder / f"ratings_{part}.csv").write_text("userId,movieId,rating,timestamp\n" + rows)
-    code, _, err = vista(capsys, "ingest", folder, "--home", home)
-    assert code == 2 and f"vista init '{folder}'" in err.replace("\n", " ")
+    for more in ((), ("--dry-run",)):
+        code, _, err = vista(capsys, "ingest", folder, "--home", home, *more)
+        assert (
+            code == 2 and f"{folder}/movies.csv" in err and f"vista init '{folder}'" in err.replace("\n", " ")
+        )
     code, out, err = vista(capsys, "init", folder, "--home", home, "--json")
     said = json.loads(out)
     assert code == 0 and said["logs"] == [f"{folder}/ratings_*.csv"], err
