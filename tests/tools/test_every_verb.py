@@ -297,3 +297,33 @@ def test_ctrl_c_leaves_nothing_half_done_and_the_verb_can_be_run_again(
     told = {"rollback": "no generation before", "generate": "holds", "init": "--force"}  # it was done
     assert code == 0 or (code in (2, 3) and verb in told and told[verb] in err), err
     whole(again, capsys, {"00000001", "00000002", "00000003", "00000004"})
+
+
+def test_a_service_that_follows_ends_by_sigterm_with_its_turn_and_code_0(place, capsys):
+    """As a supervisor stops it; what it had taken is live, and the home whole."""
+    ended = threading.Event()
+
+    def stop_it() -> None:
+        for _ in range(2_400):
+            if ended.wait(0.05):
+                return
+            with Store.open(place.home / "store", verify=False) as live:
+                if live.manifest.generation == "00000003":
+                    break
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def too_early(*_: object) -> None:
+        raise AssertionError("SIGTERM came where nobody waited for it")
+
+    before = signal.signal(signal.SIGTERM, too_early)
+    watching = threading.Thread(target=stop_it, daemon=True)
+    try:
+        watching.start()
+        code, out, err = vista(capsys, "follow", place.inbox, "--home", place.home, "--json")
+    finally:
+        ended.set()
+        watching.join(30)
+        assert signal.signal(signal.SIGTERM, before) is too_early
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["generation"] == "00000003"
+    whole(place, capsys, {"00000003"})

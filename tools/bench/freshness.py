@@ -178,8 +178,8 @@ class _Service:
         self.start()
 
     def stop(self) -> None:
-        self.child.send_signal(signal.SIGINT)
-        self.child.wait(60)
+        self.child.terminate()  # ends with its turn; ^C is ignored where a shell started the benchmark with &
+        self.child.wait(120)
         self.log.close()
 
     def told(self) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from tools import console
 from tools.home import Home
+from tools.invocation import asked_to_stop
 from tools.log_options import given_reading
 from tools.options import (
     HOME,
@@ -89,7 +91,8 @@ def command(
 ) -> None:
     """Take events as they come: commit them to the tables once, resume the users they touch, publish a delta.
 
-    Goes on until it is stopped (^C). Killed at any moment and started again, it reads on from where the tables are.
+    Goes on until it is stopped: by SIGTERM at the end of its turn with code 0, by ^C at once. Killed at any moment and
+    started again, it reads on from where the tables are.
     Tidies as it goes: merges small files, folds deltas, prunes what nothing needs.
     """
     import torch
@@ -134,13 +137,14 @@ def command(
     service = Service(options, open_source(source))
     if not json:
         console.note(f"following {source} from {service.position or 'its beginning'}; ^C ends")
-    for turn in service.turns():
-        if json:
-            console.json_line(turn.as_dict())
-        else:
-            console.note(_line(turn))
-        if turns is not None and turn.number >= turns:
-            return
+    with asked_to_stop(signal.SIGTERM) as stop:
+        for turn in service.turns(lambda: not stop.is_set()):
+            if json:
+                console.json_line(turn.as_dict())
+            else:
+                console.note(_line(turn))
+            if turns is not None and turn.number >= turns:
+                return
 
 
 def _line(turn: Turn) -> str:

@@ -7,8 +7,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +14,7 @@ import typer
 
 from tools import console
 from tools.home import Home
+from tools.invocation import asked_to_stop
 from tools.options import HOME, HomeOption, JsonOption, LineOption, StoreOption
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def command(
         )
     check_name(line, "line")
     age = None if max_age_days is None else int(max_age_days * 86_400_000)
-    with _asked_to_stop() as stop:
+    with asked_to_stop(signal.SIGTERM, signal.SIGINT) as stop:
         opened = Store(store or at.store, line=line, max_age_ms=age)
         find = _vectors(at, vectors)
         limits = Limits(per_request=max_users, streams=streams)
@@ -131,19 +130,6 @@ def command(
             console.note(f"serving {what} on {told['flight']}; {told['http']}/readyz and /metrics; ^C ends")
         stop.wait()
         return _end(server, pages, drain_seconds, grace_seconds)
-
-
-@contextmanager
-def _asked_to_stop() -> Iterator[threading.Event]:
-    """An event that SIGTERM and ^C set; afterwards they do what they did before."""
-    stop = threading.Event()
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
-    try:
-        yield stop
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _end(server: SummaryServer, pages: Any, drain_s: float, grace_s: float) -> int:
