@@ -12,6 +12,7 @@ import pytest
 from cache_store import testing
 from tools import cli
 from tools.home import Home
+from tools.verbs.train import hours_apart
 from vista import bundle
 from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, TokenConfig
 from vista.errors import BundleError
@@ -69,6 +70,15 @@ def test_a_second_training_says_where_it_goes_before_anything_else(tmp_path, cap
     with pytest.raises(SystemExit) as ended:
         cli.main(["train", "--home", str(tmp_path), "--model", str(tmp_path / "model")])
     assert ended.value.code == 2 and "found one" in capsys.readouterr().err
+
+
+def test_training_takes_summaries_to_be_as_old_as_the_generations_are_apart(tmp_path):
+    truth, hour = testing.Truth(), 3_600_000
+    assert hours_apart(tmp_path / "store") is None
+    store = truth.create(tmp_path / "store")
+    for number, at in enumerate((1, 20, 43, 64)):
+        truth.publish(store, f"run-{number}", at * hour)
+        assert hours_apart(tmp_path / "store") == (None if number < 2 else 24.0)
 
 
 def saved(path):

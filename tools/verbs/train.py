@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,9 @@ from tools.options import HOME, DryRunOption, HomeOption, JsonOption, ModelOptio
 
 INTERRUPTED = 130
 """What a shell calls a program that Ctrl-C ended."""
+
+STEPS = (1 / 12, 1.0, 6.0, 24.0, 48.0, 168.0, 720.0)
+"""Hours that refreshes may be said to be apart."""
 
 
 def command(
@@ -37,6 +41,14 @@ def command(
     seconds: Annotated[
         float | None,
         typer.Option(min=1, help="Stop after so many seconds."),
+    ] = None,
+    refresh_hours: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            help="How far refreshes are apart: summaries in training are up to so old.  [default: as HOME's "
+            "generations are; up to 64 events where there are fewer than three]",
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.  [default: 0]")] = None,
     log_to: Annotated[
@@ -68,6 +80,7 @@ def command(
     from vista.config import from_file
     from vista.data.tables.warehouse import Warehouse
     from vista.errors import DataError
+    from vista.training.examples import ExampleConfig
     from vista.training.train import TrainingConfig, train
     from vista.training.verdict import verdict
 
@@ -83,6 +96,17 @@ def command(
         changes |= {name: value or 0 for name, value in limits.items()}
     if seed is not None:
         changes["seed"] = seed
+    hours = refresh_hours
+    if hours is None and settings.examples.lags == ExampleConfig().lags:
+        hours = hours_apart(at.store)
+        if hours is not None:
+            console.note(
+                f"generations of {at.store} are up to {hours:g} h apart: so old are summaries in training "
+                "(--refresh-hours says otherwise)"
+            )
+    if hours is not None:
+        aged = {"lag_jitter_events": 0, "lag_jitter_ms": round(hours * 3_600_000)}
+        changes["examples"] = dataclasses.replace(settings.examples, **aged)
     settings = dataclasses.replace(settings, **changes)
     kept = out.with_name(f"{out.name}.training")
     if dry_run:
@@ -90,7 +114,7 @@ def command(
             "bundle": str(out), "goes on from a checkpoint": (kept / "checkpoint.pt").exists(), "tables": tables.name,
             "events": sum(f.rows for files in tables.bucket_files().values() for f in files),
             "actions": ", ".join(tables.actions), "max steps": settings.max_steps, "max epochs": settings.max_epochs,
-            "max seconds": settings.max_seconds, "seed": settings.seed,
+            "max seconds": settings.max_seconds, "refresh hours": hours, "seed": settings.seed,
         }  # fmt: skip
         return console.json_line(plan) if json else console.fields("would train", plan)
     asked = {"bundle": str(out), "tables": tables.name, "config": str(config), "seed": str(settings.seed)}
@@ -104,3 +128,23 @@ def command(
     told = verdict(meta.metrics)
     found = {"bundle": str(path), "fingerprint": fingerprint, "verdict": told, **meta.metrics}
     console.json_line(found) if json else console.fields("trained", found)
+
+
+def hours_apart(store: Path) -> float | None:
+    """Hours between generations of the store, by their newest events: the step of ``STEPS`` at or above the median, so
+    that one more generation seldom changes what an interrupted run goes on with. None where there are not three."""
+    from cache_store import Store
+    from cache_store.errors import StoreError
+
+    if not (store / "FORMAT").exists():
+        return None
+    try:
+        with Store.open(store) as opened:
+            newest = sorted({m.watermark_ms for m in opened.generations() if m.watermark_ms})
+    except StoreError:
+        return None  # whoever opens it next says what is wrong
+    if len(newest) < 3:
+        return None
+    gaps = sorted(b - a for a, b in itertools.pairwise(newest))
+    hours = gaps[len(gaps) // 2] / 3_600_000
+    return next((step for step in STEPS if hours <= step), STEPS[-1])

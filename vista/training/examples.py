@@ -32,6 +32,7 @@ class ExampleConfig:
     Attributes:
         lag_ms, lag_events: least age of the summary at the slate, in milliseconds and in events of the user.
         lag_jitter_events: up to so many events more, drawn per slate: a refresh happens at any time.
+        lag_jitter_ms: up to so many milliseconds more, drawn per slate; how far refreshes are apart.
         negatives: sampled candidates per positive where no impressions are given.
         max_positives: positives kept per slate, drawn; the others are not used as negatives either.
         keep_unengaged: share of impression slates without any engagement that is kept (UniPinRec keeps 10 %,
@@ -57,12 +58,14 @@ class ExampleConfig:
     slates_per_visit: int = 8
     recent_pool: int = 128
     max_history: int = 4_096
+    lag_jitter_ms: int = 0
 
     def __post_init__(self) -> None:
         for name in (
             "lag_ms",
             "lag_events",
             "lag_jitter_events",
+            "lag_jitter_ms",
             "negatives",
             "min_history",
             "min_pause_ms",
@@ -72,6 +75,11 @@ class ExampleConfig:
         for name in ("max_positives", "slates_per_visit", "max_history"):
             _check(getattr(self, name) >= 1, f"examples.{name}", "1 or more", getattr(self, name))
         _check(0 <= self.keep_unengaged <= 1, "examples.keep_unengaged", "0 to 1", self.keep_unengaged)
+
+    @property
+    def lags(self) -> tuple[int, ...]:
+        """Everything that says how old summaries are."""
+        return self.lag_ms, self.lag_events, self.lag_jitter_events, self.lag_jitter_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +264,10 @@ def build_slates(
     if impressions is not None:
         time = _began(found, requests(events))
     history = events_before(events, found.user, time)
-    cut = np.minimum(events_before(events, found.user, time - config.lag_ms), history - config.lag_events)
+    still = time - config.lag_ms
+    if config.lag_jitter_ms:
+        still = still - rng.integers(0, config.lag_jitter_ms + 1, len(time))
+    cut = np.minimum(events_before(events, found.user, still), history - config.lag_events)
     cut = np.maximum(cut - rng.integers(0, config.lag_jitter_events + 1, len(cut)), 0)
 
     slate = owners_of(np.diff(found.offsets))

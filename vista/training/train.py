@@ -32,7 +32,7 @@ import torch.distributed as dist
 import xxhash
 
 from vista import bundle
-from vista.config import to_dict
+from vista.config import ModelConfig, from_before, from_dict, to_dict
 from vista.data.tables.content import ItemContent
 from vista.data.tables.warehouse import Warehouse
 from vista.embedding.content import content_rows, widths
@@ -40,6 +40,7 @@ from vista.errors import ConfigError, DataError
 from vista.model import VistaModel
 from vista.training.config import TrainingConfig
 from vista.training.evaluate import evaluate_model
+from vista.training.examples import ExampleConfig
 from vista.training.loader import Loader, Part, PieceSource, WarehouseSource
 from vista.training.log import Curve, Pace
 from vista.training.objective import parallel
@@ -438,7 +439,7 @@ def resume(trainer: Trainer, path: Path, run: dict[str, Any]) -> None:
             raise TypeError(f"a run of type {type(found).__name__}")
         # fields that came after the checkpoint was made have their defaults
         if isinstance(found.get("config"), dict):
-            found["config"] = {**to_dict(TrainingConfig()), **found["config"]}
+            found["config"] = _whole(found["config"])
     except PermissionError as error:
         raise ConfigError(
             f"{path}: expected a checkpoint that this user may read, found {error.strerror}; "
@@ -459,6 +460,14 @@ def resume(trainer: Trainer, path: Path, run: dict[str, Any]) -> None:
         trainer.restore(state)
     except Exception as error:
         raise _damaged(path, error) from error
+
+
+def _whole(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration with the fields that it did not know yet, as they are meant where they are absent."""
+    whole = {**to_dict(TrainingConfig()), **config}
+    whole["examples"] = {**to_dict(ExampleConfig()), **whole["examples"]}
+    whole["model"] = to_dict(from_dict(ModelConfig, from_before(whole["model"])))
+    return whole
 
 
 def _damaged(path: Path, error: Exception) -> ConfigError:

@@ -78,6 +78,7 @@ def test_law_10_no_slate_sees_its_own_future_nor_its_own_request(
         lag_ms=lag_ms,
         lag_events=lag_events,
         lag_jitter_events=jitter,
+        lag_jitter_ms=jitter % 3 * 20,
         slates_per_visit=per_visit,
         max_history=7,
         recent_pool=6,
