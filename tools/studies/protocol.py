@@ -174,9 +174,11 @@ SETS: dict[str, dict[str, Any]] = {
         min_events=3_000, max_events=40_000, tail=1.4, clusters=128, niches=32, niche_items=512, session_events=16,
         request_events=4.0, noise=0.15, sleep_share=0.25, sleep_events=6_000, phase_events=800, surfaces=1, seed=7,
     ),
+    "long": dict(min_events=100_000, max_events=130_000, session_events=4, sleep_share=0.4, seed=11),
 }  # fmt: skip
 """Made lives. ``generated``: interests that sleep; an item seldom comes twice, its niche does. ``fresh``, unlike it and
-never tuned for: longer lives, 2,000,000 items that hardly ever come twice, long sessions, more noise."""
+never tuned for: longer lives, 2,000,000 items that hardly ever come twice, long sessions, more noise. ``long``: as
+``generated``, a hundred thousand events each, for a few users and a window as long."""
 
 
 def generated(folder: Path, users: int, events: int, which: str = "generated", held_out: float = 0.1) -> Data:

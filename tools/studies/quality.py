@@ -8,12 +8,13 @@ they were is in docs/quality.md.
 ``recovered`` = (ours - recent) / (full - recent) in MRR, each side the mean over the seeds; low and high are a 95 %
 interval over users, ``seeds_recovered`` has the range over seeds. ``ours`` is the product's model with its record as
 the store serves it, ``tokens`` the record's sequence alone under the product's ``WeightedAttention``. ``_returns`` and
-``_far`` are the same on positives last touched more than 64 and 1,024 events ago. Keys of made sets begin with their
-name.
+``_far`` are the same on positives last touched more than 64 and 1,024 events ago. ``_swapped``: the same model, each
+request with another user's record. Keys of made sets begin with their name.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import json
@@ -28,7 +29,7 @@ import numpy as np
 import torch
 
 from tools.bench.harness import Figure, Result
-from tools.studies.contexts import RECENT, Variant
+from tools.studies.contexts import RECENT, Contest, Variant
 from tools.studies.protocol import (
     Data,
     bytes_per_event,
@@ -42,6 +43,7 @@ from tools.studies.rivals import CURVE, QUICK, WHOLE, variants
 from tools.studies.study import Answers, answer, build, feeds, train
 from tools.studies.tokens import Space
 from vista.training import metrics
+from vista.training.personal import partners
 
 LEAST = 0.01
 """MRR that full attention must gain over recent events for shares of it to be told."""
@@ -215,6 +217,7 @@ class Runs:
                 "tokens": contest.tokens,
                 "seconds": round(seconds, 1),
                 "rank": got.rank.tolist(),
+                "swapped": self.swapped(contest, variant),
                 "auc": np.nan_to_num(got.auc, nan=-1).tolist(),
             }
             path.write_text(json.dumps(row))
@@ -225,6 +228,17 @@ class Runs:
             )
         self.found[variant.name, seed] = row
         return row
+
+    def swapped(self, contest: Contest, variant: Variant) -> list[float]:
+        """Ranks where every request reads the record of another user; none for contexts without one."""
+        if variant.kind != "record":
+            return []
+        theirs = []
+        for batch, fed in zip(self.questions.batches, self.asked(variant), strict=True):
+            assert fed.record is not None
+            other = partners(batch.owner[batch.user_of])
+            theirs.append(dataclasses.replace(fed, record=fed.record[other]))
+        return answer(contest, self.questions, theirs).rank.tolist()
 
     def longer(self, result: Result, variant: Variant, seed: int, times: int, prefix: str) -> None:
         """MRR after 1/2, 1, 2, ... times the steps, in one run."""
@@ -284,17 +298,7 @@ def figures(result: Result, runs: Runs, prefix: str) -> None:
     slices = runs.questions.slices()
     parts = [p for p, mask in slices.items() if mask.any()]
     for label in labels:
-        for part in parts:
-            for measure in ("mrr", "auc"):
-                values = runs.mean(label, part, measure)
-                key = f"{prefix}{measure}_{part}_{label}"
-                result.figures[key] = Figure(
-                    float(values.mean()), measure, float(values.min()), float(values.max())
-                )
-        row = runs.found[label, runs.seeds(label)[0]]
-        result.figures[f"{prefix}bytes_{label}"] = Figure(row["bytes"], "bytes")
-        if row["tokens"]:
-            result.figures[f"{prefix}tokens_{label}"] = Figure(row["tokens"], "tokens")
+        _measured(result, runs, prefix, label, parts)
     for label in labels:
         for part in SLICES:
             found = runs.share(label, part) if part in parts and label not in ("recent", "full") else None
@@ -321,6 +325,27 @@ def figures(result: Result, runs: Runs, prefix: str) -> None:
             result.notes.append(f"{prefix}{part}: no share told, full attention gained less than {LEAST} MRR")
     result.figures[f"{prefix}bytes_per_raw_event"] = Figure(runs.event_bytes, "bytes")
     result.notes.append(f"{runs.data.name}: {told(runs)}")
+
+
+def _measured(result: Result, runs: Runs, prefix: str, label: str, parts: Sequence[str]) -> None:
+    """What a context ranks like and takes."""
+    for part in parts:
+        for measure in ("mrr", "auc"):
+            values = runs.mean(label, part, measure)
+            key = f"{prefix}{measure}_{part}_{label}"
+            result.figures[key] = Figure(
+                float(values.mean()), measure, float(values.min()), float(values.max())
+            )
+    row = runs.found[label, runs.seeds(label)[0]]
+    swapped = [runs.found[label, s].get("swapped") for s in runs.seeds(label)]
+    if all(swapped):
+        lost = [(1 / np.array(s)).mean() for s in swapped]
+        result.figures[f"{prefix}mrr_all_{label}_swapped"] = Figure(
+            float(np.mean(lost)), "mrr", float(min(lost)), float(max(lost))
+        )
+    result.figures[f"{prefix}bytes_{label}"] = Figure(row["bytes"], "bytes")
+    if row["tokens"]:
+        result.figures[f"{prefix}tokens_{label}"] = Figure(row["tokens"], "tokens")
 
 
 def told(runs: Runs) -> str:

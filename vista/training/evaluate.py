@@ -31,6 +31,7 @@ from vista.training.batches import Batch, Visit, collate
 from vista.training.examples import ExampleConfig, PopularItems
 from vista.training.loader import PieceSource, WarehouseSource, grouped, visit_stream
 from vista.training.losses import action_labels
+from vista.training.personal import Alike, partners
 from vista.training.slices import SlateFacts, sliced
 from vista.training.survey import Catalogue, survey
 from vista.training.verdict import verdict
@@ -57,7 +58,8 @@ class Evaluation:
     Attributes:
         measures: by name: ``ranking.*`` over slates, ``retrieval.*`` over engaged items, ``action.NAME.*``
             over candidates; ``baseline.constant.*`` and ``baseline.popularity.*`` as the first two;
-            ``ranking.gain``, AUC less the better baseline's; ``ranking.candidates``, per slate.
+            ``ranking.gain``, AUC less the better baseline's; ``ranking.candidates``, per slate; ``summary.swapped``,
+            AUC less that with another user's summary, and ``summary.seeds.*`` (vista/training/personal.py).
         slates, users, candidates, items: how much of what.
         sampled: candidates were partly drawn, because no impressions were logged.
         slices: AUC by history length, age of the summary and of the last touch (``vista.training.slices``).
@@ -72,11 +74,12 @@ class Evaluation:
     slices: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def flat(self) -> dict[str, float]:
-        """Name to value alone; with ``ranking.gain`` also its ``.low`` and ``.high``."""
+        """Name to value alone; with ``ranking.gain`` and ``summary.swapped`` also their ``.low`` and ``.high``."""
         found = {name: m.value for name, m in self.measures.items()}
-        gain = self.measures.get("ranking.gain")
-        if gain is not None and gain.low is not None and gain.high is not None:
-            found |= {"ranking.gain.low": gain.low, "ranking.gain.high": gain.high}
+        for name in ("ranking.gain", "summary.swapped"):
+            gain = self.measures.get(name)
+            if gain is not None and gain.low is not None and gain.high is not None:
+                found |= {f"{name}.low": gain.low, f"{name}.high": gain.high}
         return found
 
     def as_dict(self) -> dict[str, Any]:
@@ -107,6 +110,8 @@ class Scored:
         rank_slate: int64 [P].
         weight: float32 [B], see ``Batch.weights``.
         item: int64 [B].
+        swapped: float32 [B], the slate's scores with another user's summary; not a number where there is no other.
+        alike: float64 [2], :meth:`vista.training.personal.Alike.measures` of seed tokens.
     """
 
     owner: np.ndarray
@@ -118,6 +123,8 @@ class Scored:
     rank_slate: np.ndarray
     weight: np.ndarray
     item: np.ndarray
+    swapped: np.ndarray
+    alike: np.ndarray
 
 
 def held_out(
@@ -164,8 +171,10 @@ def score(
     table = torch.cat(
         [model.items.vector(torch.from_numpy(part).to(device)) for part in _blocks(items, 65_536)]
     )
-    owner, sizes, probability, action, shown, rank, rank_slate, weight, item = ([] for _ in range(9))
-    done = 0
+    owner, sizes, probability, action, shown, rank, rank_slate, weight, item, swapped = (
+        [] for _ in range(10)
+    )
+    done, alike = 0, Alike()
     for batch in batches:
         tokens = model.summarizer.prefixes(batch.events, batch.cut, batch.user_of, exact=True)
         ctx = model.ranker.context(tokens, None, batch.recent, batch.now_ms, batch.last_event_ms)
@@ -173,6 +182,15 @@ def score(
         drawn = torch.from_numpy(batch.log_rate).to(device)[:, None]
         probability.append(torch.sigmoid(logits.float() - drawn).cpu().numpy())
         owner.append(batch.owner[batch.user_of])
+        other = partners(owner[-1])
+        theirs = {name: x[torch.from_numpy(other).to(device)] for name, x in tokens.items()}
+        ctx_ = model.ranker.context(theirs, None, batch.recent, batch.now_ms, batch.last_event_ms)
+        logits = model.ranker.rank(ctx_, torch.from_numpy(batch.item).to(device), batch.offsets)
+        told = (batch.cut > 0) & (batch.cut[other] > 0) & (owner[-1] != owner[-1][other])
+        scores = torch.sigmoid(logits.float() - drawn).sum(1).cpu().numpy()
+        swapped.append(np.where(np.repeat(told, np.diff(batch.offsets)), scores, np.nan))
+        if "seeds" in tokens:
+            alike.add(tokens["seeds"])
         sizes.append(np.diff(batch.offsets))
         action.append(batch.action)
         shown.append(batch.shown)
@@ -198,6 +216,8 @@ def score(
         join(rank_slate, np.int64),
         join(weight, np.float32),
         join(item, np.int64),
+        join(swapped, np.float32),
+        alike.measures(),
     )
 
 
@@ -270,6 +290,7 @@ def measures(
             users = scored.owner[per["group"]][ok]
             gain = per["auc"][ok] - best["auc"][ok]
             found["ranking.gain"] = Measure(*metrics.bootstrap(users, gain, draws=draws, seed=seed))
+    found |= _personal(scored, per, draws, seed)
     if len(scored.rank):
         users = scored.owner[scored.rank_slate]
         sides = {"": scored.rank}
@@ -292,6 +313,22 @@ def measures(
         found[f"action.{name}.normalised_entropy"] = Measure(metrics.normalised_entropy(p, y, w))
         found[f"action.{name}.calibration"] = Measure(metrics.calibration(p, y, w))
         found[f"action.{name}.calibration_error"] = Measure(metrics.calibration_error(p, y, weights=w))
+    return found
+
+
+def _personal(scored: Scored, per: dict[str, np.ndarray], draws: int, seed: int) -> dict[str, Measure]:
+    """``summary.*`` of :class:`Evaluation`; ``per``: the slates' own metrics."""
+    found = {}
+    slate = owners_of(np.diff(scored.offsets))
+    told = np.bincount(slate, np.isnan(scored.swapped), len(scored.owner))[per["group"]] == 0
+    told &= ~np.isnan(per["auc"])
+    if told.any():
+        other = metrics.slate_metrics(np.nan_to_num(scored.swapped), scored.action != 0, scored.offsets, ())
+        users, lost = scored.owner[per["group"]][told], (per["auc"] - other["auc"])[told]
+        found["summary.swapped"] = Measure(*metrics.bootstrap(users, lost, draws=draws, seed=seed))
+    for name, value in zip(("personal_share", "effective_rank"), scored.alike.tolist(), strict=True):
+        if np.isfinite(value):
+            found[f"summary.seeds.{name}"] = Measure(value)
     return found
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+LEAST_SHARE = 0.1
+"""Of the energy of learned tokens, what differs between users, below which they are called the same."""
+
 FEW = 5.0
 """Candidates per slate below which the first places are no feat."""
 
@@ -35,4 +38,21 @@ def verdict(found: Mapping[str, float]) -> str:
     if size < FEW:
         chance = found.get("baseline.constant.ranking.mrr", math.nan)
         text += f". Requests hold {size:.1f} candidates: an MRR of {chance:.3f} is a coin toss's"
-    return text
+    return ". ".join([text, *impersonal(found)])
+
+
+def impersonal(found: Mapping[str, float]) -> list[str]:
+    """What shows that summaries tell users hardly apart; as :func:`verdict`."""
+    told = []
+    if not found.get("summary.swapped.low", math.inf) > 0:
+        figures = ", ".join(f"{found[f'summary.swapped{end}']:+.3f}" for end in ("", ".low", ".high"))
+        told.append(
+            f"No loss is shown with another user's summary (AUC, low, high: {figures}): it tells nothing personal"
+        )
+    share = found.get("summary.seeds.personal_share", math.inf)
+    if share < LEAST_SHARE:
+        rank = found["summary.seeds.effective_rank"]
+        told.append(
+            f"Seed tokens are nearly the same for all users (personal share {share:.3f}, effective rank {rank:.1f})"
+        )
+    return told

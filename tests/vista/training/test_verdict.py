@@ -26,7 +26,7 @@ def scored(score: np.ndarray, item: np.ndarray, engaged: np.ndarray, slate: int)
     return Scored(
         owner, np.arange(0, n + 1, slate), score[:, None].astype(np.float32), engaged.astype(np.int32),
         np.ones(n, bool), np.full(int(engaged.sum()), 3.0), np.flatnonzero(engaged) // slate,
-        np.ones(n, np.float32), item,
+        np.ones(n, np.float32), item, np.full(n, np.nan), np.full(2, np.nan),
     )  # fmt: skip
 
 
@@ -77,6 +77,12 @@ def test_a_high_mrr_over_tiny_slates_is_called_what_it_is(catalogue):
 
 def test_a_model_without_figures_is_not_called_good():
     assert verdict({}).startswith("not judged")
+    good = {"ranking.auc": 0.8, "ranking.gain": 0.3, "ranking.gain.low": 0.2, "ranking.gain.high": 0.4}
+    swapped = {"summary.swapped": 0.05, "summary.swapped.low": 0.03, "summary.swapped.high": 0.07}
+    assert "personal" not in verdict(good | swapped | {"summary.seeds.personal_share": 0.4})
+    assert "nothing personal" in verdict(good | swapped | {"summary.swapped.low": -0.001})
+    alike = {"summary.seeds.personal_share": 0.02, "summary.seeds.effective_rank": 1.04}
+    assert "nearly the same for all users (personal share 0.020, effective rank 1.0)" in verdict(good | alike)
     assert verdict({"ranking.auc": float("nan")}).startswith("not judged")
     assert verdict({"ranking.auc": 0.47, "ranking.mrr": 0.9667}).startswith("worse than chance")
 
