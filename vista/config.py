@@ -82,6 +82,8 @@ class TokenConfig:
         sequence: of these, the tokens that stage 2's now token attends to, heaviest first.
         places: how many of them stand for clusters: what is in the history and no token of its own.
         last: of each item and cluster also its newest touch: how many events and hours ago; of items with which action.
+        clusters_told: how many clusters a record holds, the heaviest, each with its number; 0: all, in their order.
+            States count all of them either way.
     """
 
     items: int = 864
@@ -90,6 +92,7 @@ class TokenConfig:
     sequence: int = 256
     places: int = 64
     last: bool = True
+    clusters_told: int = 0
 
     @staticmethod
     def named(size: str) -> TokenConfig:
@@ -112,13 +115,17 @@ class TokenConfig:
 
     @property
     def bytes(self) -> int:
-        """Of a record: an id of 8 bytes, a byte for every mass, and three or two for the newest touch."""
+        """Of a record: an id of 8 bytes or a number of 2, a byte for every mass, three or two for the newest touch."""
         h, last = self.horizons, self.last
-        return self.items * (8 + h + 3 * last) + self.clusters * (h + 2 * last)
+        cluster = self.clusters_told * (2 + h + 2 * last) or self.clusters * (h + 2 * last)
+        return self.items * (8 + h + 3 * last) + cluster
 
     def __post_init__(self) -> None:
         _check(self.items >= 0, "tokens.items", "0 or more", self.items)
         _check(self.clusters >= 0, "tokens.clusters", "0 or more", self.clusters)
+        told = self.clusters_told
+        fits = 0 <= told <= self.clusters and (not told or self.clusters <= 1 << 16)
+        _check(fits, "tokens.clusters_told", "0 to tokens.clusters, of at most 65536 clusters", told)
         lives = self.half_lives_events
         _check(
             all(1 <= h <= 2.0**24 or h == float("inf") for h in lives),
@@ -403,6 +410,8 @@ def as_written(config: ModelConfig) -> Any:
             del values["ranker"][name]
     if not config.tokens.last:
         del values["tokens"]["last"]
+    if not config.tokens.clusters_told:
+        del values["tokens"]["clusters_told"]
     if not config.tokens.enabled and config.summarizer.rows == "events":
         del values["tokens"], values["summarizer"]["rows"]
     return values

@@ -92,6 +92,9 @@ class Table:
         entries: how many there are; what is left of both groups is padding.
         half_lives: of the horizons, in events; None never halves.
         deciding: the horizon by which entries are heavy.
+        numbers: group of codec ``int64`` that says which cluster each entry is, four numbers of 16 bits to one of its
+            own, the first in the lowest bits; "" where there is a key, or an entry for every cluster.
+        of: how many clusters there are, where ``numbers`` says which are told; else 0.
     """
 
     keys: str
@@ -99,10 +102,17 @@ class Table:
     entries: int
     half_lives: tuple[float | None, ...]
     deciding: int
+    numbers: str = ""
+    of: int = 0
 
     @property
     def horizons(self) -> int:
         return len(self.half_lives)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain form for the manifest; the last two fields only where they say something."""
+        found = asdict(self) | {"half_lives": list(self.half_lives)}
+        return found if self.numbers else {n: x for n, x in found.items() if n not in ("numbers", "of")}
 
 
 @dataclass(frozen=True)
@@ -154,15 +164,25 @@ class RecordSchema:
         wanted = {table.masses: table.entries * table.horizons}
         if table.keys:
             wanted[table.keys] = 2 * table.entries
+        if table.numbers:
+            wanted[table.numbers] = -(-table.entries // 2)
+        if bool(table.numbers) != bool(table.of) or (
+            table.numbers
+            and (table.keys or type(table.of) is not int or not table.entries <= table.of <= 1 << 16)
+        ):
+            raise SchemaError(
+                f"table of {table.masses}: expected numbers of at most 65,536 clusters, and no keys, found {table}"
+            )
         for name, places in wanted.items():
             if name not in known or known[name].tokens * self.width < places or places < 1:
                 raise SchemaError(
                     f"table of {table.masses}: expected group {name!r} with {places} places, found {known.get(name)}"
                 )
-        if table.keys and known[table.keys].codec != "int64":
-            raise SchemaError(
-                f"table of {table.masses}: expected keys of codec int64, found {known[table.keys]}"
-            )
+        for name in filter(None, (table.keys, table.numbers)):
+            if known[name].codec != "int64":
+                raise SchemaError(
+                    f"table of {table.masses}: expected {name} of codec int64, found {known[name]}"
+                )
         if not 0 <= table.deciding < table.horizons:
             raise SchemaError(
                 f"table of {table.masses}: expected a horizon below {table.horizons}, found {table}"
@@ -324,7 +344,7 @@ class RecordSchema:
             for name in self.fields(g.name):
                 base, shape, start = self.field(g.name, name)
                 layout.append([f"{g.name}.{name}", base.str, list(shape), start])
-        tables = {"tables": [asdict(t) | {"half_lives": list(t.half_lives)} for t in self.tables]}
+        tables = {"tables": [t.as_dict() for t in self.tables]}
         return (tables if self.tables else {}) | {
             "user_kind": self.user_kind,
             "record_bytes": self.record_bytes,
@@ -344,7 +364,10 @@ class RecordSchema:
         try:
             listed = [(g["name"], g["tokens"], g["width"], g["codec"]) for g in values["groups"]]
             tables = [
-                (t["keys"], t["masses"], t["entries"], tuple(t["half_lives"]), t["deciding"])
+                (
+                    *(t["keys"], t["masses"], t["entries"], tuple(t["half_lives"]), t["deciding"]),
+                    *(t.get("numbers", ""), t.get("of", 0)),
+                )
                 for t in values.get("tables", ())
             ]
             if max(len(listed), len(tables)) > MAX_GROUPS:

@@ -103,6 +103,7 @@ class Lookup:
         """Groups of tokens by name, float32 [B, S_g, D], views; those of codec ``int64`` as the numbers they hold,
         int64 [B, n], copied."""
         keys = {t.keys: t.entries for t in self.schema.tables if t.keys}
+        numbers = {t.numbers: t.entries for t in self.schema.tables if t.numbers}
         found: dict[str, np.ndarray] = {}
         for group in self.schema.groups:
             rows = self.tokens[:, self.schema.slices[group.name]]
@@ -111,11 +112,14 @@ class Lookup:
                 places = flat.shape[1] // 2
                 rows = np.ascontiguousarray(flat[:, : 2 * places]).view(np.int64)
                 rows = rows[:, : keys.get(group.name, places)]
+                if group.name in numbers:
+                    rows = rows.view(np.uint16)[:, : numbers[group.name]].astype(np.int64)
             found[group.name] = rows
         return found
 
     def masses(self, table: Table) -> NDArray[np.float32]:
-        """Masses of a table of ``schema.tables``, float32 [B, entries, H]; 0 is no entry."""
+        """Masses of a table of ``schema.tables``, float32 [B, entries, H]; 0 is no entry. Where only some clusters are
+        told, entry n is cluster ``groups[table.numbers][:, n]``."""
         flat = self.tokens[:, self.schema.slices[table.masses]].reshape(len(self.tokens), -1)
         return flat[:, : table.entries * table.horizons].reshape(-1, table.entries, table.horizons)
 

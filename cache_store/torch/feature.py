@@ -33,7 +33,7 @@ from cache_store.read.prefetch import LookAhead
 from cache_store.read.snapshot import Status
 from cache_store.store import Store
 from cache_store.torch.decode import RecordDecoder
-from cache_store.torch.sequence import ItemVectors, TokenSequence, sequence
+from cache_store.torch.sequence import ItemVectors, TokenSequence, cluster_numbers, sequence
 
 MISSING_POLICIES = ("zeros", "learned", "raise")
 
@@ -285,10 +285,18 @@ class SummaryFeature(nn.Module):
         """Whole numbers of each group that holds such, int64 [U, n]."""
         for g in self.decoder.groups:
             if g.codec == "int64" and fetched.rows is not None:
-                yield g.name, self.decoder.numbers(fetched.rows, g.name)
+                yield g.name, self._whole_numbers(g.name, self.decoder.numbers(fetched.rows, g.name))
             elif g.codec == "int64" and fetched.tokens is not None:
                 bits = fetched.tokens[:, self.slices[g.name]].flatten(1)
-                yield g.name, bits[:, : bits.shape[1] // 2 * 2].contiguous().view(torch.int64)
+                bits = bits[:, : bits.shape[1] // 2 * 2].contiguous().view(torch.int64)
+                yield g.name, self._whole_numbers(g.name, bits)
+
+    def _whole_numbers(self, group: str, bits: Tensor) -> Tensor:
+        """Those of clusters are four to a number."""
+        for table in self.decoder.schema.tables:
+            if table.numbers == group:
+                return cluster_numbers(table, bits)
+        return bits
 
     def _fill(self, tokens: Tensor, absent: Tensor) -> None:
         """Write the rows that have no tokens of their own, in place; the gradient reaches ``cold_start`` alone."""

@@ -136,7 +136,7 @@ def sequence(
             raise SchemaError(
                 "sequence: expected a table of clusters for places, found none; ask for places=0"
             )
-        total = _masses(groups[counters.masses], counters) * mask[:, None, None]
+        total = counters_of(counters, groups, numbers) * mask[:, None, None]
         row, known = vectors.row(item)
         known = known & (vectors.cluster[row] >= 0) if len(vectors.ids) else known
         number = torch.where(known, vectors.cluster[row], 0) if len(vectors.ids) else row
@@ -144,11 +144,11 @@ def sequence(
         rest = total.scatter_add(1, number[..., None].expand_as(told), told)
         # masses are rounded to a byte: what is left of a cluster that is told whole is nothing
         rest = torch.where(rest > 0.1 * total, rest, 0.0)
-        place = heaviest(rest[..., counters.deciding], min(places, counters.entries))
+        place = heaviest(rest[..., counters.deciding], min(places, total.shape[1]))
         more = rest.gather(1, place[..., None].expand(-1, -1, counters.horizons))
-        if len(vectors.places) < counters.entries:
+        if len(vectors.places) < total.shape[1]:
             raise SchemaError(
-                f"sequence: expected vectors of {counters.entries} clusters, found {len(vectors.places)}; read the "
+                f"sequence: expected vectors of {total.shape[1]} clusters, found {len(vectors.places)}; read the "
                 "item vectors of the bundle that made the store"
             )
         found, all_masses = torch.cat([found, vectors.places[place]], 1), torch.cat([mass, more], 1)
@@ -175,6 +175,27 @@ def _tables(schema: RecordSchema) -> tuple[Table, Table | None]:
             f"{[g.name for g in schema.groups]}; run `vista train` and `vista summarize` with this version"
         )
     return items, next((t for t in schema.tables if not t.keys), None)
+
+
+def counters_of(table: Table, groups: dict[str, Tensor], numbers: dict[str, Tensor]) -> Tensor:
+    """Masses of every cluster, [B, clusters, H], of a table of ``schema.tables`` that has no keys; 0 for those that a
+    record does not tell.
+
+    Args:
+        groups, numbers: as in :class:`cache_store.torch.feature.TokenBatch`.
+    """
+    told = _masses(groups[table.masses], table)
+    if not table.numbers:
+        return told
+    number = numbers[table.numbers][..., None].expand_as(told)
+    # unused entries are zeros of cluster 0: nothing is added to it
+    return told.new_zeros(len(told), table.of, table.horizons).scatter_add_(1, number, told)
+
+
+def cluster_numbers(table: Table, bits: Tensor) -> Tensor:
+    """Which cluster each entry is, int64 [B, entries], from the group ``table.numbers``: whole numbers int64 [B, n], or
+    float32 [B, T, D] as looked up."""
+    return bits.flatten(1).contiguous().view(torch.int16)[:, : table.entries].long() & 0xFFFF
 
 
 def _masses(group: Tensor, table: Table) -> Tensor:

@@ -1,5 +1,5 @@
-"""Makes a home that every later version must serve: ``home-2``, records of exact tokens as until version 0.2, and
-``home-3``, with each item's newest touch.
+"""Makes a home that every later version must serve: ``home-2``, records of exact tokens as until version 0.2,
+``home-3``, with each item's newest touch, and ``home-4``, with the heaviest clusters alone.
 
     python tests/golden/make_home.py tests/golden/home-3
 
@@ -36,11 +36,14 @@ SHAPE = {
 }
 
 
-def main(home: Path, last: bool) -> None:
+TOKENS = {"home-3": {"last": True}, "home-4": {"last": True, "clusters_told": 6}}
+
+
+def main(home: Path) -> None:
     shape = from_before(SHAPE)
     shape["ranker"] = SHAPE["ranker"]
-    if last:
-        shape["tokens"] = SHAPE["tokens"] | {"last": True}
+    if home.name in TOKENS:
+        shape["tokens"] = SHAPE["tokens"] | TOKENS[home.name]
     with tempfile.TemporaryDirectory() as scratch:
         run = Path(scratch)
         where = {"warehouse": str(run / "warehouse")}
@@ -79,4 +82,4 @@ def histories_users(name: str) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), last="home-2" not in sys.argv[1])
+    main(Path(sys.argv[1]))

@@ -3,7 +3,8 @@
 ``home-1`` came from 40 generated users: ``logs/a.parquet`` was ingested into 2 buckets, a small model trained for ten
 steps and all summarised; then ``logs/b.parquet`` was ingested and refreshed. ``expected.npz`` holds what that version
 read and computed: tokens of all users as served and before quantising, and logits of four items for each. ``home-2``
-(records of exact tokens) and ``home-3`` (with newest touches) are of the same logs; ``make_home.py`` made them.
+(records of exact tokens), ``home-3`` (with newest touches) and ``home-4`` (of the heaviest clusters alone) are of the
+same logs; ``make_home.py`` made them.
 """
 
 import shutil
@@ -25,6 +26,7 @@ HOMES = {
     "home-1": ("seeds", "slots"),
     "home-2": ("items", "masses", "clusters"),
     "home-3": ("items", "masses", "last", "clusters", "clusters_last"),
+    "home-4": ("items", "masses", "last", "cluster_numbers", "clusters", "clusters_last"),
 }
 """Groups of each home's records."""
 
@@ -59,7 +61,7 @@ class Home:
     def same(self, tokens: dict[str, np.ndarray], rows: np.ndarray | slice = slice(None)) -> None:
         for name in self.groups:
             found, wanted = tokens[name], self.expected[name][rows]
-            if name == "items":  # bits of ids, which may be no numbers
+            if name in ("items", "cluster_numbers"):  # bits of whole numbers, which may be no numbers
                 assert found.tobytes() == wanted.tobytes()
             else:
                 np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)

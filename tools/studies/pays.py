@@ -100,7 +100,10 @@ def arms(runs: Runs, root: Path, window: int) -> dict[str, Variant]:
         tokens = from_dict(ModelConfig, from_before(json.loads(config.read_text("utf-8")))).tokens
     if not tokens.enabled:
         tokens = ModelConfig().tokens
-    options = {name: getattr(tokens, name) for name in ("items", "clusters", "sequence", "places", "last")}
+    options = {
+        name: getattr(tokens, name)
+        for name in ("items", "clusters", "sequence", "places", "last", "clusters_told")
+    }
     size = tokens.bytes
     events = max(1, min(window, int(size / runs.event_bytes)))
     made = (

@@ -87,6 +87,8 @@ class TableShape(NamedTuple):
     entries: int
     half_lives: tuple[float | None, ...]
     deciding: int
+    numbers: str = ""
+    of: int = 0
 
 
 class TokenGroup(Protocol):

@@ -174,6 +174,14 @@ class Tables:
         done.append(Entries(ends - ends[0], coded.values[flat[rest] % coded.size], mass[:, rest]))
         return flat[: ends[0]], mass[:, : ends[0]]
 
+    def heaviest(self, entries: Entries) -> Entries:
+        """At most K entries of each table: the heaviest, ties to the smaller key."""
+        coded, users = _Coded(entries.key, entries.key[:0]), entries.users
+        flat = coded.flat(np.repeat(np.arange(users), np.diff(entries.offsets)), coded.held)
+        found: list[Entries] = []
+        self._leave(found, coded, *self._cut(flat, entries.mass, coded.size, users), 0, users)
+        return found[0]
+
     def _cut(
         self, flat: np.ndarray, mass: np.ndarray, size: int, users: int
     ) -> tuple[np.ndarray, np.ndarray]:

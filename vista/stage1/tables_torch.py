@@ -170,14 +170,21 @@ class TorchTables:
             inverse = torch.empty_like(order).scatter_(1, order, where.expand_as(order))
             found = inverse.gather(1, newest.clamp_min(0)).expand(len(both) - h - 1, -1, -1)
             sums[h:-1] = both[h:-1].gather(2, found) * (newest >= 0)
-        # the heaviest, ties to the smaller key, which is the one before: all ranks differ
-        width = keys.shape[1]
-        column = torch.arange(width, device=key.device)
-        rank = (sums[self.horizons.deciding] << (62 - _MASS_BITS)) + (width - column)
-        rank = torch.where(sums[-1] > 0, rank, -column)
-        top = rank.topk(self.capacity, 1, sorted=False)[1].sort(1)[0]
-        sums = sums.gather(2, top.expand(len(sums), -1, -1))
-        return TableRows(keys.gather(1, top), torch.cat([sums[:-1], sums[-1:].clamp_max(1)]))
+        top = heaviest(self.horizons, TableRows(keys, sums), self.capacity)
+        return TableRows(top.key, torch.cat([top.mass[:-1], top.mass[-1:].clamp_max(1)]))
+
+
+def heaviest(horizons: Horizons, rows: TableRows, count: int) -> TableRows:
+    """The ``count`` heaviest entries of each user, ties to the smaller key, in the order they stood in; places without
+    an entry come last."""
+    width = rows.key.shape[1]
+    column = torch.arange(width, device=rows.key.device)
+    there = rows.mass[-1] > 0
+    # the smaller key is the one before: all ranks differ
+    rank = (rows.mass[horizons.deciding] << (62 - _MASS_BITS)) + (width - column)
+    top = torch.where(there, rank, -column).topk(count, 1, sorted=False)[1]
+    top = (top + width * ~there.gather(1, top)).sort(1)[0] % width
+    return TableRows(rows.key.gather(1, top), rows.mass.gather(2, top.expand(len(rows.mass), -1, -1)))
 
 
 def floats(horizons: Horizons, rows: TableRows) -> Tensor:

@@ -13,8 +13,9 @@ In a record, by groups of ``tokens`` x D places of four bytes (or one, in log8):
 two places (codec ``int64``: bits, not numbers); ``masses``, K x H; ``last``, K x 3, each item's newest touch: how many
 events ago (1 is the newest), how many hours before the user's newest event, and 2^(a - 11) for action a, the highest
 of the event (0 for none; log8 holds powers of two exactly); ``clusters``, clusters x H; ``clusters_last``, clusters x
-2, events and hours as in ``last``. Unused entries have mass 0 and come last. Records until version 0.2 have no newest
-touches.
+2, events and hours as in ``last``. Where a record tells only the heaviest clusters (``tokens.clusters_told``), the
+group ``cluster_numbers`` says which, two bytes each, ascending. Unused entries have mass 0 and come last. Records until
+version 0.2 have no newest touches.
 """
 
 from __future__ import annotations
@@ -39,11 +40,14 @@ from vista.ops.hashing import bucket_numpy, bucket_torch
 from vista.ops.upload import uploaded
 from vista.stage1.groups import GroupShape, Parts, TableShape, Work
 from vista.stage1.tables import Entries, Tables
-from vista.stage1.tables_torch import NO_KEY, TableRows, TorchTables, floats
+from vista.stage1.tables_torch import NO_KEY, TableRows, TorchTables, floats, heaviest
 
 _CLUSTER_SALT = 0xC105
 _UNKNOWN = -1e4
 ITEMS, MASSES, LAST, CLUSTERS, CLUSTERS_LAST = "items", "masses", "last", "clusters", "clusters_last"
+NUMBERS = "cluster_numbers"
+BITS = (ITEMS, NUMBERS)
+"""Groups that hold whole numbers, as bits."""
 _FACTS = {ITEMS: 3, CLUSTERS: 2}
 """Number, second and, of items, action mask of an entry's newest event; as many places of a record."""
 _NO_ACTION = 11
@@ -124,6 +128,10 @@ class ExactTokens(nn.Module):
         lives, self.facts = t.half_lives_events, {n: f * t.last for n, f in _FACTS.items()}
         self.item_table = Tables(t.items, lives, chunk, self.facts[ITEMS]) if t.enabled else None
         self.cluster_table = Tables(t.clusters, lives, chunk, self.facts[CLUSTERS]) if t.clusters else None
+        self.told = t.clusters_told or t.clusters
+        self.told_table = None
+        if t.clusters_told:
+            self.told_table = Tables(t.clusters_told, lives, chunk, self.facts[CLUSTERS])
         self.deciding = self.item_table.horizons.deciding if self.item_table else 0
         self.cluster_of = ItemTable((), torch.int32)
         self._newer: tuple[ItemTable, ...] = ()  # in a tuple: no part of the model's weights
@@ -148,8 +156,9 @@ class ExactTokens(nn.Module):
         """Group name to its tokens, S_g."""
         places = {ITEMS: 2 * self.capacity, MASSES: self.capacity * self.horizons}
         places[LAST] = self.capacity * self.facts[ITEMS]
-        places[CLUSTERS] = self.clusters * self.horizons
-        places[CLUSTERS_LAST] = self.clusters * self.facts[CLUSTERS]
+        places[NUMBERS] = -(-self.told // 2) if self.told_table else 0
+        places[CLUSTERS] = self.told * self.horizons
+        places[CLUSTERS_LAST] = self.told * self.facts[CLUSTERS]
         return {name: -(-n // self.width) for name, n in places.items() if n} if self.enabled else {}
 
     # --- clusters
@@ -253,17 +262,23 @@ class ExactTokens(nn.Module):
             out[LAST] = laid(LAST, np.stack(ago, 1).astype(np.float32))
         if clusters is not None:
             assert self.cluster_table is not None
+            clusters = self.told_table.heaviest(clusters) if self.told_table else clusters
             counters = np.zeros((users, rows[CLUSTERS] * self.width), np.float32)
-            owner = np.repeat(np.arange(users), np.diff(clusters.offsets))
+            owner, at = np.repeat(np.arange(users), np.diff(clusters.offsets)), clusters.key
+            if self.told_table:
+                at = np.arange(len(owner)) - clusters.offsets[owner]
+                numbers = np.zeros((users, 2 * rows[NUMBERS] * self.width), np.uint16)
+                numbers[owner, at] = clusters.key
+                out[NUMBERS] = numbers.view(np.float32).reshape(users, rows[NUMBERS], self.width)
             found = self.cluster_table.horizons.floats(clusters.mass[:h])
             for k in range(h):
-                counters[owner, clusters.key * h + k] = found[:, k]
+                counters[owner, at * h + k] = found[:, k]
             out[CLUSTERS] = counters.reshape(users, rows[CLUSTERS], self.width)
             if self.facts[CLUSTERS]:
                 number, second = clusters.mass[h:]
                 last = np.zeros((users, rows[CLUSTERS_LAST] * self.width), np.float32)
-                last[owner, 2 * clusters.key] = end.events[owner] - number
-                last[owner, 2 * clusters.key + 1] = (end.second[owner] - second) / 3_600
+                last[owner, 2 * at] = end.events[owner] - number
+                last[owner, 2 * at + 1] = (end.second[owner] - second) / 3_600
                 out[CLUSTERS_LAST] = last.reshape(users, rows[CLUSTERS_LAST], self.width)
         return out
 
@@ -289,13 +304,18 @@ class ExactTokens(nn.Module):
             found[LAST] = last(items)
         if clusters is not None:
             assert self.cluster_table is not None
+            if self.told_table:
+                clusters = heaviest(self.told_table.horizons, clusters, self.told)
+                number = clusters.key * clusters.mass[-1]
+                bits = F.pad(number - 65_536 * (number > 32_767), (0, self.told % 2)).to(torch.int16)
+                found[NUMBERS] = bits.view(torch.float32)
             found[CLUSTERS] = floats(self.cluster_table.horizons, clusters).flatten(1)
             if self.facts[CLUSTERS]:
                 found[CLUSTERS_LAST] = last(clusters)
         shapes = {name: (rows, self.width) for name, rows in self.rows.items()}
         return {
-            name: F.pad(x, (0, math.prod(shapes[name]) - x.shape[1])).unflatten(1, shapes[name])
-            for name, x in found.items()
+            name: F.pad(found[name], (0, math.prod(shape) - found[name].shape[1])).unflatten(1, shape)
+            for name, shape in shapes.items()
         }
 
     def unpack(self, addressed: Tensor) -> Held:
@@ -310,12 +330,23 @@ class ExactTokens(nn.Module):
             found = parts.get(name, addressed.new_zeros(users, 0))
             return found[:, : entries * columns].reshape(users, entries, columns)
 
+        counters = [
+            of(CLUSTERS, self.told, self.horizons),
+            of(CLUSTERS_LAST, self.told, self.facts[CLUSTERS]),
+        ]
+        if self.told_table:
+            number = parts[NUMBERS].contiguous().view(torch.int16)[:, : self.told, None].long() & 0xFFFF
+            # unused entries are zeros of cluster 0: nothing is added to it
+            counters = [
+                x.new_zeros(users, self.clusters, x.shape[2]).scatter_add_(1, number.expand_as(x), x)
+                for x in counters
+            ]
         return Held(
             ids.contiguous(),
             of(MASSES, self.capacity, self.horizons),
-            of(CLUSTERS, self.clusters, self.horizons),
+            counters[0],
             of(LAST, self.capacity, self.facts[ITEMS]),
-            of(CLUSTERS_LAST, self.clusters, self.facts[CLUSTERS]),
+            counters[1],
         )
 
     # --- reading
@@ -384,7 +415,7 @@ class ExactTokenGroup:
 
     def groups(self) -> list[GroupShape]:
         return [
-            GroupShape(name, rows, self.tokens.width, "int64" if name == ITEMS else "log8")
+            GroupShape(name, rows, self.tokens.width, "int64" if name in BITS else "log8")
             for name, rows in self.tokens.rows.items()
         ]
 
@@ -392,6 +423,8 @@ class ExactTokenGroup:
         t = self.tokens
         lives = tuple(None if h == float("inf") else h for h in t.half_lives)
         found = [TableShape(ITEMS, MASSES, t.capacity, lives, t.deciding)]
+        if t.told_table:
+            return [*found, TableShape("", CLUSTERS, t.told, lives, t.deciding, NUMBERS, t.clusters)]
         return found + ([TableShape("", CLUSTERS, t.clusters, lives, t.deciding)] if t.clusters else [])
 
     def modules(self) -> Iterable[nn.Module]:

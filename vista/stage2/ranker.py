@@ -40,7 +40,7 @@ from vista.ops import crossing
 from vista.ops.weighted_attention import WeightedAttention
 from vista.stage1.places import PlaceRead
 from vista.stage1.slots import SlotMemory
-from vista.stage1.tokens import ITEMS, ExactTokens
+from vista.stage1.tokens import BITS, ExactTokens
 from vista.stage2.context_kv import TENSORS, ContextKV, Origin
 from vista.stage2.layer import Layer, Sight
 from vista.stage2.readers import (
@@ -346,10 +346,10 @@ class Ranker(nn.Module):
             if whole.dtype != torch.bool or whole.shape != (users,):
                 raise DataError(f"usable: expected bool [{users}], found {whole.dtype} {tuple(whole.shape)}")
             for name, x in found.items():  # one broken number would take every candidate of the user with it
-                if name != ITEMS:  # these are bits, any of which are fine
+                if name not in BITS:  # these are bits, any of which are fine
                     whole = whole & x.flatten(1).isfinite().all(-1)
             found = {n: torch.where(whole[:, None, None], x, 0) for n, x in found.items()}
-        some = [(x != 0).flatten(1).any(-1) for n, x in found.items() if n != ITEMS]
+        some = [(x != 0).flatten(1).any(-1) for n, x in found.items() if n not in BITS]
         none = torch.zeros(users, 0, d, device=device)
         seeds = none if self.places is not None else found.pop("seeds", none)
         return seeds, torch.cat([none, *found.values()], 1), torch.stack(some).any(0)

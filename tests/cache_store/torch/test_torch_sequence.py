@@ -18,6 +18,12 @@ SCHEMA = RecordSchema(
     "int64",
     (Table("items", "masses", K, LIVES, 1), Table("", "clusters", CLUSTERS, LIVES, 1)),
 )
+TOLD = RecordSchema(
+    (*SCHEMA.groups[:2], Group("numbers", 1, D, "int64"), SCHEMA.groups[2]),
+    "int64",
+    (SCHEMA.tables[0], Table("", "clusters", 3, LIVES, 1, "numbers", CLUSTERS)),
+)
+"""Of the clusters the heaviest alone, with their numbers."""
 IDS = np.array([-(2**62) - 1, 3, 2**60 + 1, 2**63 - 1])
 CLUSTER = np.array([0, 1, 1, -1])
 
@@ -41,12 +47,26 @@ def record(mass: dict[int, float], rest: list[float]) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.fixture()
-def store(tmp_path):
+def told(groups: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same record with the clusters that are not empty, at most three of them."""
+    counters = groups["clusters"].reshape(-1)[: CLUSTERS * H].reshape(CLUSTERS, H)
+    there = np.flatnonzero(counters[:, 1])
+    numbers, masses = np.zeros(2 * D, np.uint16), np.zeros(2 * D, np.float32)
+    numbers[: len(there)], masses[: len(there) * H] = there, counters[there].ravel()
+    return groups | {
+        "numbers": numbers.view(np.float32).reshape(1, 1, D),
+        "clusters": masses.reshape(1, 2, D),
+    }
+
+
+@pytest.fixture(params=[SCHEMA, TOLD], ids=["all", "heaviest"])
+def store(tmp_path, request):
+    schema = request.param
     users = {1: record({3: 4.0, 2**60 + 1: 2.0, 77: 1.0}, [0, 8.0, 0, 0.5]), 2: record({}, [0, 0, 0, 0])}
+    users = {user: told(groups) for user, groups in users.items()} if schema is TOLD else users
     made = Store.create(tmp_path / "store", user_kind="int64", num_shards=1)
     staging = made.stage("run")
-    with ShardWriter(staging, 0, 1, SCHEMA, False, fingerprint="m") as writer:
+    with ShardWriter(staging, 0, 1, schema, False, fingerprint="m") as writer:
         for user, tokens in users.items():
             writer.add(np.array([user]), tokens, [5], [1_000], 2_000)
         receipt = writer.finish()
@@ -99,6 +119,17 @@ def test_whole_numbers_come_as_they_were_written_whatever_the_type_of_the_tokens
     for dtype in (torch.float32, torch.float16):
         found = SummaryFeature(store, dtype=dtype)(np.array([1]))
         assert found.numbers["items"][0, :4].tolist() == [3, 77, 2**60 + 1, 2**63 - 1]
+    if "numbers" in found.numbers:
+        looked = store.lookup([1])
+        assert found.numbers["numbers"].tolist() == looked.groups["numbers"].tolist() == [[1, 3, 0]]
+        masses = looked.masses(looked.schema.tables[1])[0, :, 1].tolist()
+        assert masses == pytest.approx([14, 0.5, 0], rel=0.1)
+
+
+def test_a_schema_that_says_which_clusters_are_told_reads_back_and_one_that_does_not_is_as_it_was():
+    for schema in (SCHEMA, TOLD):
+        assert RecordSchema.from_dict(schema.as_dict()) == schema
+    assert "of" not in SCHEMA.as_dict()["tables"][1] and TOLD.as_dict()["tables"][1]["of"] == CLUSTERS
 
 
 def test_a_store_without_tables_says_so(tmp_path):
@@ -131,6 +162,11 @@ def test_a_file_that_holds_no_vectors_is_refused_with_the_remedy(tmp_path):
         Table("items", "masses", 4, LIVES, 3),
         Table("items", "masses", 4, (0.0,), 0),
         Table("items", "masses", 4.0, LIVES, 1),
+        Table("", "clusters", 3, LIVES, 1, "items", 0),
+        Table("", "clusters", 3, LIVES, 1, "items", 2),
+        Table("", "clusters", 3, LIVES, 1, "items", 1 << 17),
+        Table("", "clusters", 3, LIVES, 1, "masses", 4),
+        Table("", "clusters", 3, LIVES, 1, "", 4),
     ],
 )
 def test_a_table_that_its_groups_cannot_hold_is_refused(table):

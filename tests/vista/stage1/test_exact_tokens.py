@@ -37,6 +37,11 @@ CONFIG = ModelConfig(
     summarizer=SummarizerConfig(chunk=C),
 )
 MODEL = VistaModel(CONFIG).eval()
+TOLD = VistaModel(
+    dataclasses.replace(CONFIG, tokens=dataclasses.replace(CONFIG.tokens, clusters=9, clusters_told=3))
+).eval()
+WHOLE = VistaModel(dataclasses.replace(CONFIG, tokens=dataclasses.replace(CONFIG.tokens, clusters=9))).eval()
+"""Records of the three heaviest of nine clusters, and of all nine."""
 LENGTH = st.one_of(st.sampled_from([0, 1, C - 1, C, C + 1, 2 * C, 9 * C + 3]), st.integers(0, 60))
 LENGTHS = st.lists(LENGTH, min_size=1, max_size=4)
 
@@ -148,6 +153,34 @@ def test_a_prefix_is_the_record_of_the_events_before_the_cut(lengths, seed, data
     start = events.offsets[user_of]
     wanted = MODEL.summarizer.summarize(events.slices(start, start + cuts)).tokens
     assert same(MODEL.summarizer.prefixes(events, cuts, user_of), wanted)
+
+
+@given(LENGTHS, st.integers(0, 99), st.data())
+def test_records_of_the_heaviest_clusters_are_those_of_all_but_for_the_others_whatever_the_split(
+    lengths, seed, data
+):
+    events = histories(lengths, seed)
+    cut = np.array([data.draw(st.integers(0, n)) for n in lengths])
+    start = events.offsets[:-1]
+    first = TOLD.summarizer.summarize(events.slices(start, start + cut))
+    states = [UserState.from_bytes(s.to_bytes()) for s in first.states]
+    resumed = TOLD.summarizer.summarize(events.slices(start + cut, events.offsets[1:]), states)
+    found, whole = TOLD.summarizer.summarize(events), WHOLE.summarizer.summarize(events)
+    assert same(resumed.tokens, found.tokens)
+    # a state counts every cluster: only the record leaves some out
+    kept = [s.parts for s in found.states]
+    assert all(same(mine, theirs.parts) for mine, theirs in zip(kept, whole.states, strict=True))
+    told, every = (
+        m.tokens.unpack(torch.from_numpy(np.concatenate(list(f.tokens.values()), 1)))
+        for m, f in ((TOLD, found), (WHOLE, whole))
+    )
+    assert torch.equal(told.item, every.item) and torch.equal(told.mass, every.mass)
+    for u in range(len(lengths)):
+        weight = every.cluster[u, :, 1].tolist()
+        heaviest = sorted(sorted(range(9), key=lambda c: (-weight[c], c))[:3])
+        for mine, theirs in ((told.cluster, every.cluster), (told.cluster_last, every.cluster_last)):
+            assert torch.equal(mine[u, heaviest], theirs[u, heaviest])
+            assert not np.delete(mine[u].numpy(), heaviest, 0).any()
 
 
 def test_among_equal_masses_the_smaller_id_stays():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.vista.asking import AskingNothing
-from tests.vista.stage1.test_exact_tokens import CONFIG, LENGTHS, LIVES, C, K, histories, same
+from tests.vista.stage1.test_exact_tokens import CONFIG, LENGTHS, LIVES, TOLD, C, K, histories, same
 from vista.data.events import Events
 from vista.model import VistaModel
 from vista.ops.upload import laid_out, taken_apart
@@ -23,8 +23,10 @@ PLAIN, TORCH = VistaModel(CONFIG).eval(), VistaModel(CONFIG).eval()
 for model in (PLAIN, TORCH):
     ids = np.unique(histories([300], 0).item)[::2]
     model.set_clusters(ids, np.arange(len(ids)) % 4)
-(GROUP,) = (g for g in TORCH.summarizer.token_groups if isinstance(g, ExactTokenGroup))
-GROUP.in_torch = True
+TORCH_TOLD = VistaModel(TOLD.config).eval()
+for model in (TORCH, TORCH_TOLD):
+    (GROUP,) = (g for g in model.summarizer.token_groups if isinstance(g, ExactTokenGroup))
+    GROUP.in_torch = True
 
 
 @given(LENGTHS, st.integers(0, 99), st.sampled_from([1, 3, 20, 1_000]), st.data())
@@ -39,6 +41,8 @@ def test_records_and_states_folded_in_torch_are_numpys_to_the_bit_for_any_split(
         states, at = [UserState.from_bytes(s.to_bytes()) for s in found.states], to
     assert same(found.tokens, wanted.tokens)
     assert [s.to_bytes() for s in states] == [s.to_bytes() for s in wanted.states]
+    # and where a record tells only some clusters
+    assert same(TORCH_TOLD.summarizer.summarize(events).tokens, TOLD.summarizer.summarize(events).tokens)
 
 
 @given(LENGTHS, st.integers(0, 99), st.data())
