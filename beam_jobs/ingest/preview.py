@@ -307,15 +307,15 @@ def look_first(patterns: Sequence[str]) -> tuple[FoundLogs, list[FoundLogs]]:
     Raises:
         DataError: no file, or none that can be read.
     """
-    series: dict[str, list[str]] = {}
-    all_files = paths.expand(patterns)
-    start = os.path.commonprefix(all_files).rfind("/")
-    for path in all_files:
-        series.setdefault(path[:start] + re.sub(r"\d+", "*", path[start:]), []).append(path)
     kinds: dict[tuple[str, ...], FoundLogs] = {}
     bytes_: dict[tuple[str, ...], int] = {}
     fault: DataError | None = None
-    for glob, files in itertools.islice(series.items(), KINDS):
+    left_out: list[str] = []
+    series = _series(paths.expand(patterns, left_out))
+    unsure = _series([name for name in left_out if paths.text_ending(name)])
+    for glob, files in itertools.islice([*series.items(), *unsure.items()], KINDS):
+        if glob in unsure and any(not kind.guess.missing for kind in kinds.values()):
+            break
         try:
             columns, found = _first_look(files[0])
         except DataError as error:
@@ -336,6 +336,15 @@ def look_first(patterns: Sequence[str]) -> tuple[FoundLogs, list[FoundLogs]]:
 
     best, *others = sorted(kinds.values(), key=unlikely)
     return (best if others else dataclasses.replace(best, logs=tuple(patterns))), others
+
+
+def _series(files: Sequence[str]) -> dict[str, list[str]]:
+    """Files whose names differ in numbers alone, by their glob."""
+    series: dict[str, list[str]] = {}
+    start = os.path.commonprefix(files).rfind("/")
+    for path in files:
+        series.setdefault(path[:start] + re.sub(r"\d+", "*", path[start:]), []).append(path)
+    return series
 
 
 def _names(glob: str, files: Sequence[str]) -> bool:

@@ -79,7 +79,7 @@ def command(
     if found.missing:
         console.note(
             f"not found among {', '.join(columns)}: {', '.join(found.missing)}; add them to {there.path} "
-            f"({_examples(found.missing)})"
+            f"({_examples(found.missing, reading.header)})"
         )
         return 3
     if dry_run:
@@ -96,8 +96,9 @@ def _few(logs: tuple[str, ...]) -> str:
     return shlex.join(logs[:20]) + (f" and {len(logs) - 20} more" if len(logs) > 20 else "")
 
 
-def _examples(missing: tuple[str, ...]) -> str:
-    lines = [f"[log.columns] {m} = 'NAME'" for m in missing if m != "action"]
+def _examples(missing: tuple[str, ...], header: tuple[str, ...]) -> str:
+    place = "{} in place of a '-' in header" if header else "[log.columns] {} = 'NAME'"
+    lines = [place.format(m) for m in missing if m != "action"]
     if "timestamp_ms" in missing:
         lines.append("or [log] time_from = 'order', where rows are in order and have no times")
     return "; ".join([*lines, *(["[log] action_is = 'view'"] if "action" in missing else [])])

@@ -190,7 +190,7 @@ def size(uri: str) -> int:
 TEXT_ENDINGS = (".csv", ".tsv", ".inter", ".jsonl", ".ndjson", ".json", ".txt", ".dat", ".data")
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 NAMED_ENDINGS = (".txt", ".dat", ".data", ".json")
-"""Text that is a log where it is named itself; below folders it may be anything."""
+"""Text that is a log where it is named itself, or its folder holds no other logs; beside those it may be anything."""
 TABLE_ENDINGS = (".parquet", ".pq", ".parq", ".feather", ".arrow", ".ipc", ".orc")
 ARRAY_ENDINGS = (".npy", ".npz")
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz", ".zip": "zip"}
@@ -243,6 +243,7 @@ def expand(patterns: Iterable[str], left_out: list[str] | None = None) -> list[s
     passed: list[str] = []
     for pattern in patterns:
         names: list[str] = []
+        others: list[str] = []
         for name, is_folder in _named(pattern):
             if (
                 is_local(name)
@@ -252,12 +253,15 @@ def expand(patterns: Iterable[str], left_out: list[str] | None = None) -> list[s
                 passed.append(name)
                 continue
             below = _files_below(name, passed) if is_folder else [name]
-            names += [n for n in below if not is_folder or is_log(n)]
+            logs = [n for n in below if not is_folder or is_log(n)] or [n for n in below if text_ending(n)]
+            names += logs
             if left_out is not None:
-                left_out += [n for n in below if is_folder and not is_log(n)]
+                left_out += sorted(set(below) - set(logs))
+            others += below
         if not names:
+            few = f"only {', '.join(sorted(others)[:5])}" if others else "none"
             raise DataError(
-                f"{pattern}: expected at least one file, found none; check the path or the glob, then run "
+                f"{pattern}: expected at least one log, found {few}; check the path or the glob, then run "
                 f"vista ingest again"
             )
         found.update(dict.fromkeys(sorted(names, key=natural)))

@@ -17,6 +17,7 @@ from beam_jobs.ingest.options import IngestOptions
 from beam_jobs.ingest.preview import Look, look_first, preview
 from tools.cli import main
 from vista.data.logs.reading import Reading, layouts, load
+from vista.errors import DataError
 
 DOCS = Path(__file__).parents[3] / "docs" / "layouts.md"
 
@@ -143,6 +144,9 @@ ODD: dict[str, tuple[str, str | pa.Table, dict, tuple[str, ...]]] = {
                           "explode": ["items"], "time_unit": "s", "action_is": "view"}, ()),
     "sessions": ("a.csv", "sessionId;userId;itemId;eventdate\n1;NA;81766;2016-05-09\n2;5;1;2016-05-10\n",
                  {"columns": {"user_id": "sessionId", "item_id": "itemId", "timestamp_ms": "eventdate"}}, ()),
+    "ids that look like huge numbers, and categories": (
+        "a.txt", "".join(f"7\t{n}e{n}00\tPlace no {n}\t2019-01-02 03:04:{n}\n" for n in range(10, 40)),
+        {"header": ["user_id", "item_id", "-", "timestamp_ms"], "action_is": "view"}, ()),
     "actions by number": ("a.csv", "user_id,item_id,time_stamp,action_type\n1,2,1700000000,0\n1,3,1700000001,2\n",
                           {"columns": {"timestamp_ms": "time_stamp", "action": "action_type"}, "time_unit": "s"}, ()),
     "no times": ("a.csv", '"User-ID";"ISBN";"Book-Rating"\n"276725";"034545104X";"5"\n',
@@ -175,6 +179,22 @@ def test_what_init_writes_is_what_the_next_ingest_reads(tmp_path, capsys, name):
         assert not done.value.code
         said = capsys.readouterr().out
     assert json.loads(said.splitlines()[-1])["counts"]["events_read"] == len(events)
+
+
+def test_a_folder_without_other_logs_is_read_whatever_its_text_files_are_called(tmp_path):
+    file, text, events = FILES["goodreads"]
+    (tmp_path / file).write_text(text)
+    assert look_first([str(tmp_path)])[0].logs == (str(tmp_path),)
+    assert len(look(tmp_path, ["."], load("goodreads")).events) == len(events)
+    (tmp_path / "items.csv").write_text("item_id,title\n1,a\n")
+    kind, others = look_first([str(tmp_path)])  # beside other logs text may be anything, events too
+    assert kind.logs == (str(tmp_path / file),) and [o.logs for o in others] == [
+        (str(tmp_path / "items.csv"),)
+    ]
+    (tmp_path / "items.csv").rename(tmp_path / "cover.png")
+    (tmp_path / file).unlink()
+    with pytest.raises(DataError, match="found only .*cover.png"):
+        look_first([str(tmp_path)])
 
 
 def shown(found: Look) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ NO_ITEM = re.compile(
 """What an id may be of that is no item."""
 SCALES = ((5, 4, 2), (10, 7, 3))
 """Of ratings: the largest, from where on one is liked, up to where disliked."""
+
+NAMES = 12
+"""Most names in a field without a name of its own that is taken for the action; categories are more."""
 
 TIMES_MS = (631_152_000_000, 4_102_444_800_000)
 """From 1990 to 2100."""
@@ -129,7 +133,9 @@ def guess_unnamed(columns: Sequence[Sequence[Any]], separator: str = "") -> Gues
     settings: dict[str, Any] = {"separator": separator} if separator else {}
     actions: list[ActionColumn] = []
     texts = [[str(v) for v in c if v not in (None, "")] for c in columns]
-    numbers = [[float(t) for t in c if re.fullmatch(times.NUMBER, t)] for c in texts]
+    numbers = [
+        [n for t in c if re.fullmatch(times.NUMBER, t) and math.isfinite(n := float(t))] for c in texts
+    ]
     at = next((i for i in range(len(columns)) if _is_time(texts[i], numbers[i])), None)
     if at is not None:
         names[at] = "timestamp_ms"
@@ -150,6 +156,7 @@ def guess_unnamed(columns: Sequence[Sequence[Any]], separator: str = "") -> Gues
             not some
             and all(re.fullmatch(r"[a-z][a-z_ -]{1,20}", v, re.I) for v in values)
             and "action" not in names
+            and len(set(values)) <= NAMES
         ):
             names[i] = "action"
             why["action"] = f"field {i + 1}: {', '.join(sorted(set(values))[:5])}"
