@@ -8,9 +8,10 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from tools import settings
+from tools.options import Group
 from tools.verbs import VERBS, load
 
 NEGATIVE = re.compile(r"-\d+")
@@ -101,8 +103,29 @@ class Verbs(TyperGroup):
 def command(verb: str) -> Any:
     """The command object of a verb."""
     app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
-    app.command(verb, cls=Verb, rich_help_panel=VERBS[verb])(load(verb))
+    app.command(verb, cls=Verb, rich_help_panel=VERBS[verb])(spread(load(verb)))
     return typer.main.get_command(app)
+
+
+def spread(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """A verb with the options of each :class:`~tools.options.Group` in the place of the value they make."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, tuple[Callable[..., Any], list[str]]] = {}
+    for parameter in inspect.signature(verb, eval_str=True).parameters.values():
+        notes = getattr(parameter.annotation, "__metadata__", ())
+        group = next((note for note in notes if isinstance(note, Group)), None)
+        own = [parameter] if group is None else group.parameters()
+        if group is not None:
+            groups[parameter.name] = group.make, [p.name for p in own]
+        parameters += (p.replace(kind=p.KEYWORD_ONLY) for p in own)
+
+    def called(**given: Any) -> Any:
+        made = {name: make(**{n: given.pop(n) for n in names}) for name, (make, names) in groups.items()}
+        return verb(**given, **made)
+
+    called.__doc__ = verb.__doc__
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return called
 
 
 def first_line(verb: str) -> str:

@@ -109,6 +109,11 @@ def fields(title: str, values: Mapping[str, Any]) -> None:
     table(title, ("", ""), [(name, number(value)) for name, value in values.items()])
 
 
+def told(title: str, found: Mapping[str, Any], json: bool) -> None:
+    """A result: one JSON line where that was asked, else name and value."""
+    json_line(found) if json else fields(title, found)
+
+
 def line(text: str, style: str | None = None, width: int | None = None) -> None:
     """A line for a person on stdout, broken at ``width``."""
     import textwrap

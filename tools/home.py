@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from vista.small_text import small_json
@@ -26,11 +25,19 @@ HOME = Path("vista-home")
 """Where none is given."""
 
 
-@dataclass(frozen=True)
 class Home:
-    """Paths below one folder; ``None`` options fall back to these."""
+    """Paths below one folder, but for those that were named one by one."""
 
-    root: Path
+    def __init__(
+        self,
+        root: Path = HOME,
+        *,
+        warehouse: str | None = None,
+        model: Path | None = None,
+        store: Path | None = None,
+    ):
+        self.root = root
+        self.named_warehouse, self.named_model, self.named_store = warehouse, model, store
 
     @property
     def warehouse(self) -> Path:
@@ -47,18 +54,20 @@ class Home:
     @property
     def model(self) -> Path:
         """The live bundle: the newest of those whose summaries the store serves; the newest where it serves none."""
-        found = self.models
+        found = [] if self.named_model else self.models
         mark = self._served() if len(found) > 1 else None
         return next((p for p in reversed(found) if mark and fingerprint_of(p) == mark), self.newest_model)
 
     @property
     def newest_model(self) -> Path:
         """The bundle that was trained last."""
-        return (self.models or [self.root / "model"])[-1]
+        return self.named_model or (self.models or [self.root / "model"])[-1]
 
     @property
     def next_model(self) -> Path:
         """Where the next training puts its bundle."""
+        if self.named_model is not None:
+            return self.named_model
         first, last = self.root / "model", self.newest_model
         if last == first:
             return first / "2" if self.models else first
@@ -79,7 +88,7 @@ class Home:
 
     @property
     def store(self) -> Path:
-        return self.root / "store"
+        return self.named_store or self.root / "store"
 
     @property
     def index(self) -> Path:
@@ -89,12 +98,14 @@ class Home:
     def runs(self) -> Path:
         return self.root / "runs"
 
-    def tables(self, given: str | None) -> str | dict[str, str]:
-        """Where the tables are: the folder given, the catalog's properties in the .json file given, or ``warehouse``.
+    @property
+    def tables(self) -> str | dict[str, str]:
+        """Where the tables are: the folder named, the catalog's properties in the .json file named, or ``warehouse``.
 
         Raises:
             DataError: the file does not hold names and values.
         """
+        given = self.named_warehouse
         if given is None or not given.endswith(".json"):
             return given or str(self.warehouse)
         from vista.errors import DataError

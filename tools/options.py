@@ -2,42 +2,66 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tools.home import HOME, Home
 
-if TYPE_CHECKING:
-    from beam_jobs.generation.gate import Bounds
 
-__all__ = ["HOME"]  # verbs take it from here, beside its option
+@dataclass(frozen=True)
+class Group:
+    """Options that are one value: what a parameter ``name: Annotated[Value, Group(make)]`` of a verb stands for.
 
-HomeOption = Annotated[
-    Path,
-    typer.Option(
-        "--home",
-        help="Folder of warehouse/, model/, store/ and runs/, unless named one by one.",
-    ),
-]
-WarehouseOption = Annotated[
-    str | None,
-    typer.Option(
-        "--warehouse",
-        help="Folder of the tables, or a .json file with the properties of a PyIceberg catalog.  "
-        "[default: HOME/warehouse]",
-        show_default=False,
-    ),
-]
-ModelOption = Annotated[
-    Path | None, typer.Option("--model", help="Model bundle.  [default: HOME/model]", show_default=False)
-]
-StoreOption = Annotated[
-    Path | None, typer.Option("--store", help="Cache store.  [default: HOME/store]", show_default=False)
-]
+    Attributes:
+        make: gives the value; its parameters are the options.
+        names: those of its parameters that the verb offers; of none it offers all.
+    """
+
+    make: Callable[..., Any]
+    names: tuple[str, ...] = ()
+
+    def parameters(self) -> list[inspect.Parameter]:
+        """Those of ``make`` that are offered."""
+        known = inspect.signature(self.make, eval_str=True).parameters
+        return [known[name] for name in self.names or known]
+
+
+def places(
+    home: Annotated[
+        Path, typer.Option(help="Folder of warehouse/, model/, store/ and runs/, unless named one by one.")
+    ] = HOME,
+    warehouse: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of the tables, or a .json file with the properties of a PyIceberg catalog.  "
+            "[default: HOME/warehouse]",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Model bundle.  [default: HOME/model]", show_default=False)
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Cache store.  [default: HOME/store]", show_default=False)
+    ] = None,
+) -> Home:
+    """A home, and what is named beside it."""
+    return Home(home, warehouse=warehouse, model=model, store=store)
+
+
+HomeAlone = Annotated[Home, Group(places, ("home",))]
+HomeOfTables = Annotated[Home, Group(places, ("home", "warehouse"))]
+HomeOfModel = Annotated[Home, Group(places, ("home", "warehouse", "model"))]
+HomeOfStore = Annotated[Home, Group(places, ("home", "store"))]
+HomeOfData = Annotated[Home, Group(places, ("home", "warehouse", "store"))]
+WholeHome = Annotated[Home, Group(places)]
+
 RunOption = Annotated[
     Path | None,
     typer.Option(
@@ -52,15 +76,6 @@ MemoryOption = Annotated[
         "--memory-events", min=1, help="Events one worker holds at a time, 200 bytes each; see `vista plan`."
     ),
 ]
-CodecOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--codec",
-        metavar="GROUP=CODEC",
-        help="How a group of tokens (seeds, slots) is stored: float32, float16, bfloat16, int8, int4 or log8. May be "
-        "repeated.",
-    ),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON line instead of a table.")]
 ExpireOption = Annotated[
     float | None,
@@ -72,51 +87,6 @@ ExpireOption = Annotated[
         show_default=False,
     ),
 ]
-GateOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--gate",
-        exists=True,
-        dir_okay=False,
-        help="Bounds of the publish gate, as TOML.  [default: HOME/gate.toml, or what is built in]",
-        show_default=False,
-    ),
-]
-NoGateOption = Annotated[bool, typer.Option("--no-gate", help="Go live whatever the gate would say.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done; change nothing.")]
-ThreadsOption = Annotated[
-    int, typer.Option("--threads", min=1, help="Torch threads of this process; more is often slower.")
-]
-ModeOption = Annotated[
-    str, typer.Option("--mode", help="Local runner: in_memory, multi_threading or multi_processing.")
-]
-WorkersOption = Annotated[
-    int,
-    typer.Option(
-        "--workers",
-        min=1,
-        help="Local workers: processes, unless --mode says threads.",
-    ),
-]
-EngineOption = Annotated[
-    str, typer.Option("--engine", help="What runs the tasks: beam, spark, ray or dask (docs/operations.md).")
-]
-AddressOption = Annotated[
-    str | None,
-    typer.Option(
-        "--address",
-        help="Of the cluster: spark://HOST:PORT, HOST:PORT of Ray's head, tcp://HOST:PORT of Dask's scheduler.",
-    ),
-]
-BeamArguments = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="-- BEAM OPTIONS",
-        help="Everything after -- goes to Beam untouched, e.g. `-- --runner=FlinkRunner --flink_master=HOST`.",
-    ),
-]
-
-
 MaxBytesOption = Annotated[
     str | None,
     typer.Option(
@@ -127,6 +97,110 @@ MaxBytesOption = Annotated[
         show_default=False,
     ),
 ]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done; change nothing.")]
+BeamArguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="-- BEAM OPTIONS",
+        help="Everything after -- goes to Beam untouched, e.g. `-- --runner=FlinkRunner --flink_master=HOST`.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Runner:
+    """What runs the tasks of a job."""
+
+    mode: Annotated[
+        str, typer.Option(help="Local runner: in_memory, multi_threading or multi_processing.")
+    ] = "in_memory"
+    workers: Annotated[
+        int, typer.Option(min=1, help="Local workers: processes, unless --mode says threads.")
+    ] = 1
+    engine: Annotated[
+        str, typer.Option(help="What runs the tasks: beam, spark, ray or dask (docs/operations.md).")
+    ] = "beam"
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the cluster: spark://HOST:PORT, HOST:PORT of Ray's head, tcp://HOST:PORT of Dask's scheduler.",
+        ),
+    ] = None
+
+    def arguments(self, given: Sequence[str] | None = None) -> list[str]:
+        """The runner's arguments: what the user gave after ``--``, or the local runner of ``--mode``; or a cluster's.
+
+        Raises:
+            typer.BadParameter: options of the local runner beside those of another.
+        """
+        from beam_jobs.run.engines import engine_args
+        from beam_jobs.run.runner import local_args
+
+        elsewhere = self.engine != "beam" or self.address
+        if (elsewhere or given) and (self.mode != "in_memory" or self.workers != 1):
+            beside = "--engine" if elsewhere else "-- ..."
+            raise typer.BadParameter(
+                f"--mode and --workers are of the local runner; leave them out with {beside}"
+            )
+        if elsewhere:
+            return engine_args(self.engine, self.address, given or ())
+        if given:
+            return list(given)
+        local = self.mode == "in_memory" and self.workers > 1
+        return local_args("multi_processing" if local else self.mode, self.workers)
+
+
+RunnerOptions = Annotated[Runner, Group(Runner)]
+
+
+@dataclass(frozen=True)
+class Summaries:
+    """What summarize and refresh are told alike."""
+
+    run_dir: RunOption = None
+    line: LineOption = "main"
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GROUP=CODEC",
+            help="How a group of tokens (seeds, slots) is stored: float32, float16, bfloat16, int8, int4 or log8. May "
+            "be repeated.",
+        ),
+    ] = None
+    memory_events: MemoryOption = 262_144
+    max_bytes: MaxBytesOption = None
+    expire_after: ExpireOption = None
+    gate: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Bounds of the publish gate, as TOML.  [default: HOME/gate.toml, or what is built in]",
+            show_default=False,
+        ),
+    ] = None
+    no_gate: Annotated[bool, typer.Option("--no-gate", help="Go live whatever the gate would say.")] = False
+    threads: Annotated[int, typer.Option("--worker-threads", min=1, help="Torch threads per worker.")] = 1
+
+    def options(self, at: Home) -> dict[str, Any]:
+        """The fields that ``SummarizeOptions`` and ``RefreshOptions`` have in common; not yet ``run_dir``."""
+        from beam_jobs.generation.gate import bounds
+
+        own = at.root / "gate.toml"
+        return {
+            "warehouse": at.tables,
+            "store": str(at.store),
+            "line": self.line,
+            "codecs": pairs(self.codec, "--codec"),
+            "max_events_in_memory": self.memory_events,
+            "threads": self.threads,
+            "max_bytes": as_bytes(self.max_bytes),
+            "expire_after_ms": as_ms(self.expire_after),
+            "gate": None if self.no_gate else bounds(self.gate or (own if own.exists() else None)),
+        }
+
+
+SummaryOptions = Annotated[Summaries, Group(Summaries)]
 
 
 def as_ms(days: float | None) -> int | None:
@@ -144,42 +218,13 @@ def as_bytes(text: str | None) -> int | None:
     return int(found[1]) << 10 * " KMGT".index(found[2] or " ")
 
 
-def beam_arguments(
-    given: Sequence[str] | None, mode: str, workers: int, engine: str = "beam", address: str | None = None
-) -> list[str]:
-    """The runner's arguments: what the user gave after ``--``, or the local runner of ``--mode``; or a cluster's."""
-    from beam_jobs.run.engines import engine_args
-    from beam_jobs.run.runner import local_args
-
-    if engine != "beam" or address:
-        if mode != "in_memory" or workers != 1:
-            raise typer.BadParameter(
-                "--mode and --workers are of the local runner; leave them out with --engine"
-            )
-        return engine_args(engine, address, given or ())
-    if given:
-        if mode != "in_memory" or workers != 1:
-            raise typer.BadParameter(
-                "--mode and --workers are of the local runner; leave them out with -- ..."
-            )
-        return list(given)
-    if workers > 1 and mode == "in_memory":
-        mode = "multi_processing"
-    return local_args(mode, workers)
-
-
-def there(
-    at: Home,
-    *,
-    warehouse: str | None = None,
-    store: Path | None = None,
-    model: Path | None = None,
-) -> None:
-    """What was named must be there; only a place that is HOME's own may be empty.
+def there(at: Home) -> Home:
+    """The same home, if what was named beside it is there; only a place that is HOME's own may be empty.
 
     Raises:
         typer.BadParameter
     """
+    store, model, warehouse = at.named_store, at.named_model, at.named_warehouse
     if store is not None and not (store / "FORMAT").exists():
         raise typer.BadParameter(f"--store: no store at {store}; `vista summarize --store {store}` makes one")
     if model is not None and not (model / "bundle.json").exists():
@@ -187,10 +232,11 @@ def there(
     if warehouse is not None:
         from vista.data.tables.warehouse import Warehouse
 
-        if not Warehouse(at.tables(warehouse)).exists():
+        if not Warehouse(at.tables).exists():
             raise typer.BadParameter(
                 f"--warehouse: no tables at {warehouse}; `vista ingest --warehouse {warehouse}` makes them"
             )
+    return at
 
 
 def alone(context: typer.Context, form: str, *with_these: str) -> None:
@@ -256,13 +302,3 @@ def parse_users(words: Sequence[str], kind: str) -> list[int] | list[str]:
     if wrong:
         raise typer.BadParameter(f"users here are int64 numbers; found {wrong[0]!r}")
     return [int(word) for word in words]
-
-
-def gate_bounds(home: Path, given: Path | None, off: bool) -> Bounds | None:
-    """Bounds of the publish gate: of the file given, of ``HOME/gate.toml``, or those built in; None without a gate."""
-    from beam_jobs.generation.gate import bounds
-
-    if off:
-        return None
-    own = home / "gate.toml"
-    return bounds(given or (own if own.exists() else None))

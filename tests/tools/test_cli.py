@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import subprocess
@@ -13,8 +12,8 @@ import pytest
 
 from tools import cli
 from tools.bench import harness
-from tools.command_line import PASSED_ON
-from tools.verbs import VERBS, load
+from tools.command_line import PASSED_ON, command
+from tools.verbs import VERBS
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,7 +66,8 @@ def named_commands() -> set[tuple[str, str, str]]:
 
 def test_commands_named_in_errors_and_docs_exist() -> None:
     """Whatever the code or the docs tell a user to run is a verb, with options that it has."""
-    options = {verb: _options_of(verb) for verb in VERBS}
+    options = {verb: {word for p in command(verb).params
+                      for word in (*p.opts, *p.secondary_opts)} | {"--help"} for verb in VERBS}  # fmt: skip
     wrong = []
     for verb, rest, path in named_commands():
         if verb not in options:
@@ -80,16 +80,6 @@ def test_commands_named_in_errors_and_docs_exist() -> None:
             (path, verb, o) for o in re.findall(r"(?<![\w-])--[a-z][a-z-]+", own) if o not in options[verb]
         ]
     assert not wrong
-
-
-def _options_of(verb: str) -> set[str]:
-    found = {"--help"}
-    for name, parameter in inspect.signature(load(verb), eval_str=True).parameters.items():
-        notes = getattr(parameter.annotation, "__metadata__", ())
-        words = [w for note in notes for w in (getattr(note, "default", None), *(note.param_decls or ()))]
-        spelled = [word for word in words if isinstance(word, str) and word.startswith("-")]
-        found |= set(spelled) or {"--" + name.replace("_", "-")}
-    return found
 
 
 def test_help_does_not_import_the_heavy_libraries() -> None:

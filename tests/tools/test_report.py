@@ -69,7 +69,7 @@ def page(small_home, tmp_path_factory) -> str:
         json.dumps({"bench": "pays", "figures": figures, "notes": ["worth it"]}) + "\nnot json\n"
     )
     at = Home(small_home.path)
-    return render(assemble(at, warehouse=str(at.warehouse), model=at.model, store=at.store, studies=[study]))
+    return render(assemble(at, studies=[study]))
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(page):
@@ -117,7 +117,7 @@ def test_no_name_of_the_data_is_markup_or_steers(small_home):
     svg = charts.bars("odd", hostile, hostile, [(hostile, {hostile: 1.0, "$b_2$": 2.0})], hostile)
     figure = Exhibit("odd-figure", hostile, hostile, columns=(hostile,), rows=[(hostile,)], svg=svg)
     more = [Section("odd", hostile, hostile, [figure])]
-    text = render(assemble(at, warehouse=str(at.warehouse), model=at.model, store=at.store, more=more))
+    text = render(assemble(at, more=more))
     reader = Reader(text)
     assert reader.open == [] and not reader.all("script")
     assert "\x1b" not in text and "‮" not in text and r"\x1b[2J\u202e" in text and "$b_2$" in text
@@ -144,8 +144,7 @@ def test_a_home_with_a_damaged_store_still_has_a_page(small_home, tmp_path):
     shutil.copytree(small_home.home.store, tmp_path / "store")
     for pointer in ((tmp_path / "store" / "CURRENT"), *(tmp_path / "store" / "generations").glob("*/READY")):
         pointer.write_text("x")
-    at = Home(small_home.path)
-    text = render(assemble(at, warehouse=str(at.warehouse), model=at.model, store=tmp_path / "store"))
+    text = render(assemble(Home(small_home.path, store=tmp_path / "store")))
     assert "Wrong" in text and "vista verify" in text
 
 

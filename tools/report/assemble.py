@@ -19,9 +19,6 @@ RUNS = 20
 def assemble(
     at: Home,
     *,
-    warehouse: str | dict[str, str],
-    model: Path,
-    store: Path,
     studies: Sequence[Path] = (),
     users: int = 2_000,
     limits: health.AgeLimits | None = None,
@@ -37,15 +34,15 @@ def assemble(
     Raises:
         VistaError, StoreError: what must be read cannot be.
     """
-    found = health.look(at, warehouse=warehouse, model=model, store=store, limits=limits, last=RUNS)
-    root, now = at.root.resolve(), console.when(int(time.time() * 1000))
+    found = health.look(at, limits=limits, last=RUNS)
+    model, root, now = at.model, at.root.resolve(), console.when(int(time.time() * 1000))
     page = Page(f"vista report: {root.name}", f"{root}, {now} UTC", found)
     page.facts = _facts(found)
     model_section = sections.training(model)
     figures = [*model_section.figures, *sections.quality(found.model, evaluations.read(model))]
     kept_studies = sorted((at.root / "studies").glob("*.json*"))
     page.sections = [
-        *_of_store(found, store, users),
+        *_of_store(found, at.store, users),
         *more,
         Section(model_section.name, model_section.title, model_section.says, figures),
         sections.studies([*kept_studies, *studies]),

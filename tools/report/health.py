@@ -84,9 +84,6 @@ class Health:
 def look(
     at: Home,
     *,
-    warehouse: str | dict[str, str],
-    model: Path,
-    store: Path,
     limits: AgeLimits | None = None,
     last: int = 5,
     now_ms: int | None = None,
@@ -104,10 +101,10 @@ def look(
     found = Health(str(at.root))
     everything = run_history.runs(at.runs)
     found.runs = everything[:last]
-    tables = _tables(warehouse)
+    store, tables = at.store, _tables(at.tables)
     if tables is not None:
         found.warehouse = tables_seen.overview(tables.open(), store)
-    found.model = _model(model)
+    found.model = _model(at.model)
     if (store / "FORMAT").exists():
         _store(found, at, store, tables, limits, now_ms)
     if found.model and found.model["verdict"].startswith("worse than"):

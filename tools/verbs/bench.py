@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -9,41 +10,52 @@ import typer
 
 from tools import console
 from tools.bench import harness
+from tools.options import Group
 from tools.parameters import typed
 
 BENCH = Path(harness.__file__).parent
 
 
-def command(
-    name: Annotated[str, typer.Argument(help="Which benchmark; `vista bench list` names them.")],
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Small sizes: a smoke test, no figure to quote.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print only the JSON line.")] = False,
+@dataclass(frozen=True)
+class Measure:
+    """How something is measured, and what is printed of it."""
+
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes: a smoke test, no figure to quote.")] = (
+        False
+    )
+    json: Annotated[bool, typer.Option("--json", help="Print only the JSON line.")] = False
     param: Annotated[
         list[str] | None,
         typer.Option("--param", "-p", metavar="KEY=VALUE", help="A parameter; may be repeated."),
-    ] = None,
+    ] = None
+
+
+MeasureOptions = Annotated[Measure, Group(Measure)]
+
+
+def command(
+    name: Annotated[str, typer.Argument(help="Which benchmark; `vista bench list` names them.")],
+    *,
+    asked: MeasureOptions,
 ) -> None:
     """Measure one thing and print one JSON line: figures with spread, target, and whether it is met."""
-    measure("bench", BENCH, name, quick, json, param)
+    measure("bench", BENCH, name, asked)
 
 
-def measure(verb: str, folder: Path, name: str, quick: bool, json: bool, param: list[str] | None) -> None:
+def measure(verb: str, folder: Path, name: str, asked: Measure) -> None:
     """What ``vista bench`` and ``vista study`` have in common."""
     known = harness.names(folder)
     if name == "list":
         known_for = {n: harness.purpose(n, folder) for n in known}
-        if json:
+        if asked.json:
             console.json_line(known_for)
         else:
             console.table(verb, ("name", "what it measures"), list(known_for.items()))
         return
     if name not in known:
         raise typer.BadParameter(f"no {verb} {name!r}; expected one of {', '.join(known)}")
-    params = typed(harness.function(name), param or ())
-    report = harness.run(name, quick=quick, **params)
-    if not json:
+    report = harness.run(name, quick=asked.quick, **typed(harness.function(name), asked.param or ()))
+    if not asked.json:
         met = {True: "yes", False: "NO", None: ""}
         rows = [
             (key, f["value"], f["unit"], _span(f), console.number(f["target"]), met[f["met"]])

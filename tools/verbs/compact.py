@@ -8,23 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from tools import console, runs
-from tools.home import Home
 from tools.options import (
-    HOME,
-    AddressOption,
     BeamArguments,
     DryRunOption,
-    EngineOption,
-    HomeOption,
+    HomeOfData,
     JsonOption,
     LineOption,
-    ModeOption,
+    RunnerOptions,
     RunOption,
-    StoreOption,
-    WarehouseOption,
-    WorkersOption,
     alone,
-    beam_arguments,
     there,
 )
 
@@ -41,10 +33,9 @@ def command(
         typer.Argument(help="store: deltas of a line. tables: files of the buckets."),
     ] = Compacted.store,
     beam: BeamArguments = None,
-    home: HomeOption = HOME,
-    store: StoreOption = None,
+    *,
+    at: HomeOfData,
     line: LineOption = "main",
-    warehouse: WarehouseOption = None,
     run_dir: RunOption = None,
     files: Annotated[
         int, typer.Option("--files", min=1, help="Tables: buckets with more files than this are due.")
@@ -56,10 +47,7 @@ def command(
         int,
         typer.Option("--memory-rows", min=1, help="Tables: rows a worker holds, about 200 bytes each."),
     ] = 1_000_000,
-    mode: ModeOption = "in_memory",
-    workers: WorkersOption = 1,
-    engine: EngineOption = "beam",
-    address: AddressOption = None,
+    runner: RunnerOptions,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> int:
@@ -68,33 +56,30 @@ def command(
     Both give what was there in fewer pieces, and leave the old pieces to `vista prune`. Files that came after the
     oldest kept generation of the store stay as they are, so that refresh can go on from it.
     """
-    at = Home(home)
-    there(at, warehouse=warehouse, store=store)
+    there(at)
     if what is Compacted.tables:
         from beam_jobs.tables import compact as compact_tables
 
         options = compact_tables.CompactOptions(
-            warehouse=at.tables(warehouse),
+            warehouse=at.tables,
             run_dir=str(run_dir or at.new_run("compact")),
-            stores=(str(store or at.store),),
+            stores=(str(at.store),),
             most=files,
             everything=everything,
             max_rows=memory_rows,
         )
         if dry_run:
             return _shown("would merge", compact_tables.due(options), json)
-        return runs.report(
-            compact_tables.run(options, beam_arguments(beam, mode, workers, engine, address)), json
-        )
+        return runs.report(compact_tables.run(options, runner.arguments(beam)), json)
     from cache_store import Store
 
     alone(context, "compact store", "what", "home", "store", "line", "dry_run", "json")
     if dry_run:
-        with Store.open(store or at.store, line=line) as opened:
+        with Store.open(at.store, line=line) as opened:
             m = opened.manifest
         plan = {"line": line, "from": m.generation, "deltas to fold": m.depth, "users": m.records}
         return _shown("would fold", plan, json)
-    with Store.open(store or at.store, line=line) as opened, console.status("compacting"):
+    with Store.open(at.store, line=line) as opened, console.status("compacting"):
         before = opened.manifest
         name = opened.compact()
         after = opened.manifest
@@ -110,5 +95,5 @@ def command(
 
 
 def _shown(title: str, found: dict[str, Any], json: bool) -> int:
-    console.json_line(found) if json else console.fields(title, found)
+    console.told(title, found, json)
     return 0

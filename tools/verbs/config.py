@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from tools import console, settings
-from tools.options import HOME, HomeOption, JsonOption
+from tools.options import HomeAlone, JsonOption
 from tools.verbs import VERBS
 
 
@@ -15,7 +15,8 @@ def command(
     verb: Annotated[
         str | None, typer.Argument(help="Every option of this verb.  [default: what the file sets]")
     ] = None,
-    home: HomeOption = HOME,
+    *,
+    at: HomeAlone,
     show: Annotated[bool, typer.Option("--show", help="Show it; this verb does nothing else.")] = True,
     json: JsonOption = False,
 ) -> None:
@@ -24,7 +25,7 @@ def command(
 
     if verb is not None and verb not in VERBS:
         raise typer.BadParameter(f"expected a verb, found {verb!r}; `vista --help` names them")
-    found = settings.read(home)
+    found = settings.read(at.root)
     verbs = [verb] if verb else [v for v in VERBS if v in found.verbs or found.common]
     rows: list[dict[str, Any]] = []
     for name in verbs:
@@ -52,4 +53,4 @@ def command(
     if not found.path.exists():
         console.note(f"{found.path}: not there, so what is built in holds; docs/operations.md has an example")
     if rows:
-        console.table(f"settings of {home}", list(rows[0]), [list(row.values()) for row in rows])
+        console.table(f"settings of {at.root}", list(rows[0]), [list(row.values()) for row in rows])

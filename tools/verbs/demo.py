@@ -40,7 +40,7 @@ def command(
         )
     if dry_run:
         found = {"out": str(folder), "clears": sum(f.is_file() for f in folder.rglob("*")), "users": users}
-        return console.json_line(found) if json else console.fields("would make a demo", found)
+        return console.told("would make a demo", found, json)
     demo_folder.clear(folder)
     story = Demo(folder, users, seconds, workers)
     try:
@@ -270,8 +270,5 @@ class Demo:
         torch.set_num_threads(1)
         tables = Warehouse(self.home.warehouse).open()
         evaluations.keep(self.home.model, evaluate(self.home.model, tables, slates=600, draws=200))
-        page = assemble(
-            self.home, warehouse=str(self.home.warehouse), model=self.home.model, store=self.home.store
-        )
-        write(self.home.root / "report.html", render(page))
+        write(self.home.root / "report.html", render(assemble(self.home)))
         self.rows.append(("report", f"{self.home.root / 'report.html'}: open it in a browser"))

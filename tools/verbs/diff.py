@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from tools import console
-from tools.home import Home
-from tools.options import HOME, HomeOption, JsonOption, LineOption, StoreOption
+from tools.options import HomeOfStore, JsonOption, LineOption
 
 
 def command(
@@ -16,8 +15,8 @@ def command(
     after: Annotated[
         str | None, typer.Argument(metavar="B", help="Another.  [default: what is live on --line]")
     ] = None,
-    home: HomeOption = HOME,
-    store: StoreOption = None,
+    *,
+    at: HomeOfStore,
     line: LineOption = "main",
     sample: Annotated[int, typer.Option(min=1, help="Users whose records are read, at most.")] = 4_096,
     json: JsonOption = False,
@@ -26,7 +25,7 @@ def command(
     from cache_store import Store
     from cache_store.change.compare import compare
 
-    opened = Store(store or Home(home).store)
+    opened = Store(at.store)
     known = opened.lines()
     one, two = (known.get(name, name) for name in (before, line if after is None else after))
     found = compare(opened.layout, one, two, sample)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 from tools import console
-from tools.home import Home
-from tools.options import HOME, HomeOption, JsonOption, StoreOption
+from tools.options import HomeOfStore, JsonOption
 
 
-def command(home: HomeOption = HOME, store: StoreOption = None, json: JsonOption = False) -> int:
+def command(at: HomeOfStore, json: JsonOption = False) -> int:
     """Look at the machine, and say what will not work on it and why. Exit code 3 if something will not."""
     from tools.report import environment
 
-    found = list(environment.checks(home, store or Home(home).store))
+    found = list(environment.checks(at.root, at.store))
     failing = [c for c in found if c.verdict == environment.NO]
     if json:
         console.json_line({"ok": not failing, "checks": [dataclasses.asdict(c) for c in found]})

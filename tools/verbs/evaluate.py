@@ -7,14 +7,12 @@ from typing import Annotated
 import typer
 
 from tools import console, evaluations
-from tools.home import Home
-from tools.options import HOME, HomeOption, JsonOption, ModelOption, WarehouseOption
+from tools.options import HomeOfModel, JsonOption
 
 
 def command(
-    home: HomeOption = HOME,
-    warehouse: WarehouseOption = None,
-    model: ModelOption = None,
+    *,
+    at: HomeOfModel,
     after: Annotated[
         int | None,
         typer.Option(help="Judge requests from this time on, ms.  [default: what training held out]"),
@@ -32,12 +30,11 @@ def command(
     from vista.data.tables.warehouse import Warehouse
     from vista.training.evaluate import evaluate
 
-    at = Home(home)
     torch.set_num_threads(1)
-    tables = Warehouse(at.tables(warehouse)).open()
+    tables = Warehouse(at.tables).open()
     with console.status("evaluating"):
-        found = evaluate(model or at.model, tables, after_ms=after, slates=slates, seed=seed)
-    evaluations.keep(model or at.model, found)
+        found = evaluate(at.model, tables, after_ms=after, slates=slates, seed=seed)
+    evaluations.keep(at.model, found)
     if json:
         return console.json_line(found)
     rows = [(name, m["value"], m["low"], m["high"]) for name, m in found["measures"].items()]

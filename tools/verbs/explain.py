@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tools import console
 from tools.home import Home
-from tools.options import (
-    HOME,
-    HomeOption,
-    JsonOption,
-    LineOption,
-    ModelOption,
-    StoreOption,
-    WarehouseOption,
-    parse_users,
-    there,
-)
+from tools.options import JsonOption, LineOption, WholeHome, parse_users, there
 
 
 def command(
     user: Annotated[str, typer.Argument(help="User id.")],
-    home: HomeOption = HOME,
-    warehouse: WarehouseOption = None,
-    model: ModelOption = None,
-    store: StoreOption = None,
+    *,
+    at: WholeHome,
     line: LineOption = "main",
     item: Annotated[
         str | None, typer.Option(help="Also: what a ranking reads for this item, and where it stands.")
@@ -43,18 +30,7 @@ def command(
 
     Exit code 3 if the store has no such user.
     """
-    at = Home(home)
-    there(at, warehouse=warehouse, store=store, model=model)
-    found = explained(
-        at,
-        user,
-        warehouse=at.tables(warehouse),
-        model=model or at.model,
-        store=store or at.store,
-        line=line,
-        item=item,
-        now=now,
-    )
+    found = explained(there(at), user, line=line, item=item, now=now)
     missing = found["record"]["status"] in ("MISSING", "CORRUPT")
     console.json_line(found) if json else _show(found)
     return 3 if missing else 0
@@ -64,9 +40,6 @@ def explained(
     at: Home,
     user: str,
     *,
-    warehouse: str | dict[str, str],
-    model: Path,
-    store: Path,
     line: str = "main",
     item: str | None = None,
     now: int | None = None,
@@ -77,10 +50,10 @@ def explained(
     from vista import bundle as bundles
     from vista.data.tables.warehouse import Warehouse
 
+    model, tables = at.model, Warehouse(at.tables)
     bundle = bundles.load(model, serve=True) if (model / "bundle.json").exists() else None
-    tables = Warehouse(warehouse)
     there = tables.exists()
-    with Store.open(store, line=line) as opened:
+    with Store.open(at.store, line=line) as opened:
         (who,) = parse_users([user], opened.format.user_kind)
         found: dict[str, Any] = {"record": explanation.record(opened, who)}
         if there:

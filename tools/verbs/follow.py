@@ -9,22 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tools import console
-from tools.home import Home
 from tools.invocation import asked_to_stop
 from tools.log_options import given_reading
-from tools.options import (
-    HOME,
-    DryRunOption,
-    ExpireOption,
-    HomeOption,
-    JsonOption,
-    LineOption,
-    ModelOption,
-    StoreOption,
-    WarehouseOption,
-    as_ms,
-    pairs,
-)
+from tools.options import DryRunOption, ExpireOption, JsonOption, LineOption, WholeHome, as_ms, pairs
 
 if TYPE_CHECKING:
     from beam_jobs.follow.service import Turn
@@ -38,10 +25,8 @@ def command(
             "kafka://BROKER/TOPIC. Messages are JSON objects, one event each."
         ),
     ],
-    home: HomeOption = HOME,
-    warehouse: WarehouseOption = None,
-    model: ModelOption = None,
-    store: StoreOption = None,
+    *,
+    at: WholeHome,
     run_dir: Annotated[
         Path | None, typer.Option("--run-dir", help="Folder of its runs.  [default: HOME/runs/follow]")
     ] = None,
@@ -101,7 +86,6 @@ def command(
     from beam_jobs.follow.sources import open_source
 
     torch.set_num_threads(threads)
-    at = Home(home)
     log = given_reading(at, layout, columns=pairs(column, "--column"), time_unit=time_unit)
     reading: dict[str, Any] = {"log": log}
     if buckets is not None:
@@ -109,9 +93,9 @@ def command(
     if action:
         reading["actions"] = tuple(action)
     options = FollowOptions(
-        warehouse=at.tables(warehouse),
-        bundle=str(model or at.model),
-        store=str(store or at.store),
+        warehouse=at.tables,
+        bundle=str(at.model),
+        store=str(at.store),
         run_dir=str(run_dir or at.runs / "follow"),
         line=line,
         deliver=tuple(deliver or ()),
@@ -133,7 +117,7 @@ def command(
             "from": tables.open().fact(POSITION + open_source(source).name) if tables.exists() else "",
             "expire after days": expire_after, "reads": log.to_json() if log is not None else None,
         }  # fmt: skip
-        return console.json_line(plan) if json else console.fields("would follow", plan)
+        return console.told("would follow", plan, json)
     service = Service(options, open_source(source))
     if not json:
         console.note(f"following {source} from {service.position or 'its beginning'}; ^C ends")

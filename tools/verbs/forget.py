@@ -8,21 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tools import console
-from tools.home import Home
-from tools.options import (
-    HOME,
-    AddressOption,
-    DryRunOption,
-    EngineOption,
-    HomeOption,
-    JsonOption,
-    StoreOption,
-    WarehouseOption,
-    WorkersOption,
-    beam_arguments,
-    parse_users,
-    there,
-)
+from tools.options import DryRunOption, Group, HomeOfData, JsonOption, Runner, parse_users, there
 
 if TYPE_CHECKING:
     from vista.data.tables.warehouse import Warehouse
@@ -30,12 +16,9 @@ if TYPE_CHECKING:
 
 def command(
     users: Annotated[list[str], typer.Argument(help="User ids.")],
-    home: HomeOption = HOME,
-    warehouse: WarehouseOption = None,
-    store: StoreOption = None,
-    workers: WorkersOption = 1,
-    engine: EngineOption = "beam",
-    address: AddressOption = None,
+    *,
+    at: HomeOfData,
+    runner: Annotated[Runner, Group(Runner, ("workers", "engine", "address"))],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
@@ -48,10 +31,7 @@ def command(
     from cache_store import Store
     from vista.data.tables.warehouse import Warehouse
 
-    at = Home(home)
-    there(at, warehouse=warehouse, store=store)
-    tables = at.tables(warehouse)
-    stored = store or at.store
+    tables, stored = there(at).tables, at.store
     if not isinstance(tables, dict):
         _settled(tables)
     has_tables, has_store = Warehouse(tables).exists(), (stored / "FORMAT").exists()
@@ -66,7 +46,7 @@ def command(
             console.safe(str(p)) for p, held in ((tables, has_tables), (stored, has_store)) if held
         )
         typer.confirm(f"Remove {len(set(ids))} users from {where} for good?", abort=True, err=True)
-    elsewhere = engine != "beam" or address is not None or workers > 1
+    elsewhere = runner != Runner()
     options = forget.ForgetOptions(
         users=ids,
         warehouse=tables if has_tables else None,
@@ -74,8 +54,7 @@ def command(
         runs=(str(at.runs),) if at.runs.exists() else (),
         run_dir=str(at.new_run("forget")) if elsewhere else None,
     )
-    args = beam_arguments(None, "in_memory", workers, engine, address) if elsewhere else ()
-    record = forget.run(options, args)
+    record = forget.run(options, runner.arguments() if elsewhere else ())
     if json:
         return console.json_line(record.as_dict())
     rows: dict[str, object] = {

@@ -62,9 +62,7 @@ def command(
     options = dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
     if dry_run:
         would = {"out": str(out), **dataclasses.asdict(options)}
-        return (
-            console.json_line({**would, "dry_run": True}) if json else console.fields("would generate", would)
-        )
+        return console.told("would generate", {**would, "dry_run": True}, json)
     there = sorted(path.name for name in WRITES for path in out.glob(name))
     if there:
         raise typer.BadParameter(f"{out} holds {there[0]} already; choose another folder, or move it away")

@@ -9,22 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from tools import console, runs
-from tools.home import Home
 from tools.log_options import WeightOption, git_history, given_reading, show_dry_run, weights
 from tools.options import (
-    HOME,
-    AddressOption,
-    EngineOption,
-    HomeOption,
+    HomeOfTables,
     JsonOption,
     MaxBytesOption,
-    ModeOption,
+    RunnerOptions,
     RunOption,
-    WarehouseOption,
-    WorkersOption,
     alone,
     as_bytes,
-    beam_arguments,
     pairs,
     split_beam,
 )
@@ -41,8 +34,8 @@ def command(
             "there, surface, request_id. `git PATH` takes the history of a repository.",
         ),
     ] = None,
-    home: HomeOption = HOME,
-    warehouse: WarehouseOption = None,
+    *,
+    at: HomeOfTables,
     run_dir: RunOption = None,
     layout: Annotated[
         str | None,
@@ -217,22 +210,18 @@ def command(
         typer.Option("--memory-rows", min=1, help="Rows a worker holds while sorting, about 200 bytes each."),
     ] = 4_000_000,
     max_bytes: MaxBytesOption = None,
-    mode: ModeOption = "in_memory",
-    workers: WorkersOption = 1,
-    engine: EngineOption = "beam",
-    address: AddressOption = None,
+    runner: RunnerOptions,
     json: JsonOption = False,
 ) -> int:
     """Bring logs in any order into the tables. One atomic snapshot per run; the same files again add nothing."""
     from beam_jobs.ingest import job as ingest
 
-    at = Home(home)
     if adopt:
         alone(context, "--adopt", "home", "warehouse", "adopt", "buckets", "action", "surface", "json")
-        return _adopt(at.tables(warehouse), buckets, action or (), surface or (), json)
+        return _adopt(at.tables, buckets, action or (), surface or (), json)
     if undo is not None:
         alone(context, "--undo", "home", "warehouse", "undo", "json")
-        return _undo(at.tables(warehouse), undo, json)
+        return _undo(at.tables, undo, json)
     events, beam = split_beam(files)
     if action_is is not None and not action_is.strip():
         raise typer.BadParameter(
@@ -265,7 +254,7 @@ def command(
         events=tuple(events),
         impressions=tuple(impressions or ()),
         items=tuple(items or ()),
-        warehouse=at.tables(warehouse),
+        warehouse=at.tables,
         run_dir=str(run_dir),
         log=log,
         impression_columns=pairs(impression_column, "--impression-column"),
@@ -283,7 +272,7 @@ def command(
     )
     if dry_run:
         return show_dry_run(options, json)
-    return runs.report(ingest.run(options, beam_arguments(beam, mode, workers, engine, address)), json)
+    return runs.report(ingest.run(options, runner.arguments(beam)), json)
 
 
 def _undo(where: str | dict[str, str], run: str, json: bool) -> int:
@@ -332,5 +321,5 @@ def _adopt(
     files = [f for found in tables.bucket_files().values() for f in found]
     found = {"tables": tables.name, "events": sum(f.rows for f in files), "files": len(files)}
     found["items"] = len(tables.read_items())
-    console.json_line(found) if json else console.fields("adopted", found)
+    console.told("adopted", found, json)
     return 0

@@ -10,14 +10,14 @@ from typing import Annotated
 import typer
 
 from tools import console, settings
-from tools.home import Home
 from tools.log_options import WeightOption, weights
-from tools.options import HOME, DryRunOption, HomeOption, JsonOption
+from tools.options import DryRunOption, HomeAlone, JsonOption
 
 
 def command(
     logs: Annotated[list[str], typer.Argument(metavar="LOGS...", help="Files, folders or globs of events.")],
-    home: HomeOption = HOME,
+    *,
+    at: HomeAlone,
     layout: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="Write this layout down, and guess nothing.")
     ] = None,
@@ -33,7 +33,6 @@ def command(
     from vista.data.logs.guessing import Guess
     from vista.data.logs.reading import WrongOption, load
 
-    at = Home(home)
     there = settings.read(at.root)
     if "log" in there.tables and not force:
         raise WrongOption(
@@ -86,7 +85,7 @@ def command(
         console.note(f"this would be written to {there.path}; nothing was")
         return 0
     console.note(
-        f"written to {there.path}; look with: vista ingest --dry-run {_few(kind.logs)} --home {home}"
+        f"written to {there.path}; look with: vista ingest --dry-run {_few(kind.logs)} --home {at.root}"
     )
     console.note("what an action is worth in a score is for you to say: [log.weights]")
     return 0

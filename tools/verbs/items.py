@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 
 from tools import console
-from tools.home import Home
-from tools.options import HOME, DryRunOption, HomeOption, JsonOption, ModelOption, WarehouseOption
+from tools.options import DryRunOption, HomeOfModel, JsonOption
 from tools.serving import open_index
 
 
@@ -26,9 +25,8 @@ def command(
             help="refresh: find the items of the tables that training did not know, and the newer names."
         ),
     ],
-    home: HomeOption = HOME,
-    warehouse: WarehouseOption = None,
-    model: ModelOption = None,
+    *,
+    at: HomeOfModel,
     index: Annotated[
         str | None,
         typer.Option(
@@ -47,22 +45,19 @@ def command(
     from vista.data.tables.warehouse import Warehouse
     from vista.serving.catalogue import refresh_items
 
-    at = Home(home)
-    path: Path = model or at.model
-    found = refresh_items(path, Warehouse(at.tables(warehouse)).open(), dry_run)
+    found = refresh_items(at.model, Warehouse(at.tables).open(), dry_run)
     if dry_run:
-        plan = {"bundle": str(path), **dataclasses.asdict(found)}
-        console.json_line(plan) if json else console.fields("would find", plan)
+        console.told("would find", {"bundle": str(at.model), **dataclasses.asdict(found)}, json)
         return 0
-    loaded = bundles.load(path, serve=True)
+    loaded = bundles.load(at.model, serve=True)
     made = open_index(loaded, at.index, index or _kind(at.index))
     said = {
-        "bundle": str(path),
+        "bundle": str(at.model),
         "fingerprint": loaded.fingerprint,
         **dataclasses.asdict(found),
         "index": made.kind,
     }
-    console.json_line(said) if json else console.fields("items", said)
+    console.told("items", said, json)
     if found.hashed_only:
         console.note(
             f"{found.hashed_only:,} of {found.new:,} new items have only hashed vectors: "

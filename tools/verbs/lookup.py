@@ -9,14 +9,13 @@ from typing import Annotated
 import typer
 
 from tools import console
-from tools.home import Home
-from tools.options import HOME, HomeOption, JsonOption, LineOption, StoreOption, parse_users
+from tools.options import HomeOfStore, JsonOption, LineOption, as_ms, parse_users
 
 
 def command(
     users: Annotated[list[str], typer.Argument(help="User ids.")],
-    home: HomeOption = HOME,
-    store: StoreOption = None,
+    *,
+    at: HomeOfStore,
     line: LineOption = "main",
     as_of: Annotated[
         int | None,
@@ -33,8 +32,8 @@ def command(
 
     from cache_store import Status, Store
 
-    age = None if max_age_days is None else int(max_age_days * 86_400_000)
-    with Store.open(store or Home(home).store, line=line, max_age_ms=age) as opened:
+    age = as_ms(max_age_days)
+    with Store.open(at.store, line=line, max_age_ms=age) as opened:
         ids = parse_users(users, opened.format.user_kind)
         start = time.perf_counter()
         found = opened.lookup(ids, as_of=as_of)

@@ -9,19 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tools import console
-from tools.home import Home
-from tools.options import (
-    HOME,
-    ExpireOption,
-    HomeOption,
-    JsonOption,
-    LineOption,
-    MemoryOption,
-    ModelOption,
-    StoreOption,
-    WarehouseOption,
-    as_ms,
-)
+from tools.options import ExpireOption, JsonOption, LineOption, MemoryOption, WholeHome, as_ms
 
 if TYPE_CHECKING:
     from beam_jobs.generation.summarize import SummarizeOptions
@@ -34,10 +22,8 @@ class PlannedJob(StrEnum):
 
 def command(
     job: Annotated[PlannedJob, typer.Argument(help="Which job.")] = PlannedJob.summarize,
-    home: HomeOption = HOME,
-    warehouse: WarehouseOption = None,
-    model: ModelOption = None,
-    store: StoreOption = None,
+    *,
+    at: WholeHome,
     line: LineOption = "main",
     memory_events: MemoryOption = 262_144,
     expire_after: ExpireOption = None,
@@ -48,11 +34,10 @@ def command(
     from beam_jobs.generation.refresh import RefreshOptions
     from beam_jobs.generation.summarize import SummarizeOptions
 
-    at = Home(home)
     options = (SummarizeOptions if job is PlannedJob.summarize else RefreshOptions)(
-        warehouse=at.tables(warehouse),
-        bundle=str(model or (at.newest_model if job is PlannedJob.summarize else at.model)),
-        store=str(store or at.store),
+        warehouse=at.tables,
+        bundle=str(at.newest_model if job is PlannedJob.summarize else at.model),
+        store=str(at.store),
         run_dir=str(at.runs / "plan"),
         line=line,
         max_events_in_memory=memory_events,

@@ -7,16 +7,15 @@ from typing import Annotated
 import typer
 
 from tools import console
-from tools.home import Home
-from tools.options import HOME, DryRunOption, HomeOption, JsonOption, StoreOption
+from tools.options import DryRunOption, HomeOfStore, JsonOption
 
 
 def command(
     generation: Annotated[
         str | None, typer.Argument(help="Generation.  [default: the live one of --from-line]")
     ] = None,
-    home: HomeOption = HOME,
-    store: StoreOption = None,
+    *,
+    at: HomeOfStore,
     from_line: Annotated[str, typer.Option("--from-line", help="Line it was built in.")] = "main",
     line: Annotated[str, typer.Option("--line", help="Line it becomes live on.")] = "main",
     dry_run: DryRunOption = False,
@@ -28,7 +27,7 @@ def command(
 
     if generation is None and from_line == line:
         raise typer.BadParameter("name a generation, or a --from-line other than --line")
-    opened = Store(store or Home(home).store, line=from_line)
+    opened = Store(at.store, line=from_line)
     if dry_run:
         found = {
             "line": line,
@@ -37,4 +36,4 @@ def command(
         }
     else:
         found = {"line": line, "live": opened.promote(onto=line, generation=generation)}
-    console.json_line(found) if json else console.fields("would promote" if dry_run else "promoted", found)
+    console.told("would promote" if dry_run else "promoted", found, json)

@@ -9,14 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from tools import console
-from tools.home import Home
-from tools.options import HOME, HomeOption, JsonOption, StoreOption, WarehouseOption, there
+from tools.options import DryRunOption, HomeOfData, JsonOption, there
 
 
 def command(
-    home: HomeOption = HOME,
-    store: StoreOption = None,
-    warehouse: WarehouseOption = None,
+    *,
+    at: HomeOfData,
     keep: Annotated[
         int, typer.Option(min=1, help="Earlier generations kept per line, to go back to and for as-of reads.")
     ] = 2,
@@ -26,7 +24,7 @@ def command(
             min=0, help="Leave unfinished runs, snapshots and files of the tables that are younger than this."
         ),
     ] = 24.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
     """Delete generations that no line keeps and no reader has in use, then what only they needed of the tables."""
@@ -35,10 +33,8 @@ def command(
     from vista.data.tables.pruning import prune
     from vista.data.tables.warehouse import Warehouse
 
-    at = Home(home)
-    there(at, warehouse=warehouse, store=store)
-    tables = Warehouse(at.tables(warehouse))
-    has_tables, path = tables.exists(), store or at.store
+    tables = Warehouse(there(at).tables)
+    has_tables, path = tables.exists(), at.store
     found: dict[str, Any] = {"dry_run": dry_run}
     kept: set[int] = set()
     if (path / "FORMAT").exists() or not has_tables:

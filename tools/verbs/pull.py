@@ -8,15 +8,14 @@ from typing import Annotated
 import typer
 
 from tools import console
-from tools.home import Home
-from tools.options import HOME, DryRunOption, HomeOption, JsonOption, LineOption, StoreOption, pairs
+from tools.options import DryRunOption, HomeOfStore, JsonOption, LineOption, pairs
 from tools.verbs.push import OPTION_HELP
 
 
 def command(
     url: Annotated[str, typer.Argument(help="Where from: the URL of a push.")],
-    home: HomeOption = HOME,
-    store: StoreOption = None,
+    *,
+    at: HomeOfStore,
     line: LineOption = "main",
     from_line: Annotated[
         str | None, typer.Option("--from-line", help="Remote line.  [default: the same name]")
@@ -36,22 +35,21 @@ def command(
         from cache_store import Store
         from cache_store.remote import preview
 
-        path = store or Home(home).store
-        there = Store(path, line=line) if (path / "FORMAT").exists() else None
+        there = Store(at.store, line=line) if (at.store / "FORMAT").exists() else None
         would = dataclasses.asdict(
             preview.of_pull(
                 url, there, line, remote_line=from_line, generation=generation, storage_options=storage
             )
         )
-        return console.json_line({**would, "dry_run": True}) if json else console.fields("would pull", would)
+        return console.told("would pull", {**would, "dry_run": True}, json)
     with console.status(f"pulling from {url}"):
         report = remote.pull(
             url,
-            remote.store_like(url, store or Home(home).store, storage, line=line),
+            remote.store_like(url, at.store, storage, line=line),
             line,
             remote_line=from_line,
             generation=generation,
             storage_options=storage,
         )
     found = dataclasses.asdict(report)
-    console.json_line(found) if json else console.fields("pulled", found)
+    console.told("pulled", found, json)

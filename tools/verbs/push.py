@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from tools import console
-from tools.home import Home
-from tools.options import HOME, DryRunOption, HomeOption, JsonOption, LineOption, StoreOption, pairs
+from tools.options import DryRunOption, HomeOfStore, JsonOption, LineOption, pairs
 
 OPTION_HELP = "Option of the fsspec filesystem (endpoint, profile, ...). May be repeated."
 
@@ -18,8 +17,8 @@ def command(
     url: Annotated[
         str, typer.Argument(help="Where to: any fsspec URL, e.g. s3://bucket/cache, or a folder.")
     ],
-    home: HomeOption = HOME,
-    store: StoreOption = None,
+    *,
+    at: HomeOfStore,
     line: LineOption = "main",
     generation: Annotated[str | None, typer.Option(help="Generation.  [default: the live one]")] = None,
     sweep: Annotated[
@@ -38,13 +37,11 @@ def command(
         from cache_store.remote import preview
 
         would = dataclasses.asdict(
-            preview.of_push(Store(store or Home(home).store, line=line), generation, url, storage or None)
+            preview.of_push(Store(at.store, line=line), generation, url, storage or None)
         )
-        return console.json_line({**would, "dry_run": True}) if json else console.fields("would push", would)
+        return console.told("would push", {**would, "dry_run": True}, json)
     with console.status(f"pushing to {url}"):
-        report = remote.push(
-            Store(store or Home(home).store, line=line), generation, url, storage_options=storage or None
-        )
+        report = remote.push(Store(at.store, line=line), generation, url, storage_options=storage or None)
         swept = remote.sweep(url, storage or None) if sweep else []
     found = {**dataclasses.asdict(report), "swept": swept}
-    console.json_line(found) if json else console.fields("pushed", found)
+    console.told("pushed", found, json)

@@ -11,19 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tools import console, histories, scores
-from tools.home import Home
 from tools.log_options import WeightOption, weights
-from tools.options import (
-    HOME,
-    HomeOption,
-    JsonOption,
-    LineOption,
-    ModelOption,
-    StoreOption,
-    ThreadsOption,
-    WarehouseOption,
-    parse_users,
-)
+from tools.options import JsonOption, LineOption, WholeHome, parse_users
 from tools.serving import open_index
 
 if TYPE_CHECKING:
@@ -52,10 +41,8 @@ def _named(bundle: Bundle, tables: Warehouse, items: np.ndarray) -> dict[int, st
 
 def command(
     users: Annotated[list[str] | None, typer.Argument(help="User ids.")] = None,
-    home: HomeOption = HOME,
-    warehouse: WarehouseOption = None,
-    model: ModelOption = None,
-    store: StoreOption = None,
+    *,
+    at: WholeHome,
     line: LineOption = "main",
     k: Annotated[int, typer.Option("-k", "--top", min=1, help="Items per user.")] = 10,
     candidates: Annotated[int, typer.Option(min=1, help="Retrieved per user, then ranked.")] = 600,
@@ -75,7 +62,9 @@ def command(
     out: Annotated[
         Path | None, typer.Option(help="Write a row for each item to this Parquet file; for many users.")
     ] = None,
-    threads: ThreadsOption = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Torch threads of this process; more is often slower.")
+    ] = 1,
     json: JsonOption = False,
 ) -> None:
     """The best items for users: summary from the store, recent events from the tables."""
@@ -89,10 +78,9 @@ def command(
     from vista.data.tables.warehouse import Warehouse
     from vista.serving.recommender import MAX_RECENT, Recommendations, Recommender
 
-    at = Home(home)
     torch.set_num_threads(threads)
-    bundle = bundles.load(model or at.model, serve=True)
-    tables = Warehouse(at.tables(warehouse)).open()
+    bundle = bundles.load(at.model, serve=True)
+    tables = Warehouse(at.tables).open()
     ids = parse_users([*(users or ()), *scores.users_of(users_from)], tables.user_kind)
     if not ids:
         raise typer.BadParameter("expected users, or a file of them by --users-from")
@@ -102,7 +90,7 @@ def command(
         )
     known = {a: w for a, w in tables.weights.items() if a in bundle.meta.actions}
     worth = action_weights(bundle.meta.actions, bundle.meta.weights, known, weights(weight))
-    with Store.open(store or at.store, line=line, fingerprint=bundle.fingerprint) as opened:
+    with Store.open(at.store, line=line, fingerprint=bundle.fingerprint) as opened:
         serve = Recommender(
             # A request of the past knows what was served then.
             opened.lookup if now is None else functools.partial(opened.lookup, as_of=now),
@@ -125,7 +113,7 @@ def command(
         if out is not None:
             told = scores.write(out, ids, answer, bundle.names)
             total = {**told, "out": str(out), "seconds": time.perf_counter() - start, "weights": worth}
-            return console.json_line(total) if json else console.fields("scored", total)
+            return console.told("scored", total, json)
         found = answer(ids)
         seconds = time.perf_counter() - start
     names = _named(bundle, tables, found.item)

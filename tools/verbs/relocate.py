@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from tools import console
-from tools.home import Home
-from tools.options import HOME, DryRunOption, HomeOption, JsonOption
+from tools.options import DryRunOption, HomeAlone, JsonOption
 
 
-def command(home: HomeOption = HOME, dry_run: DryRunOption = False, json: JsonOption = False) -> None:
+def command(at: HomeAlone, dry_run: DryRunOption = False, json: JsonOption = False) -> None:
     """Rewrite the paths in the metadata of HOME's tables, after HOME was copied or moved.
 
     Nothing outside HOME is read or written. Runs that were under way are begun anew with another run directory.
     """
     from vista.data.tables.relocating import relocate
 
-    done = relocate(Home(home).warehouse, dry_run)
+    done = relocate(at.warehouse, dry_run)
     if json:
         return console.json_line(asdict(done))
     console.fields(

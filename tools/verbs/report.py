@@ -12,26 +12,15 @@ import typer
 
 from tools import console
 from tools.home import Home
-from tools.options import (
-    HOME,
-    DryRunOption,
-    HomeOption,
-    JsonOption,
-    ModelOption,
-    StoreOption,
-    WarehouseOption,
-    there,
-)
+from tools.options import DryRunOption, JsonOption, WholeHome, there
 
 if TYPE_CHECKING:
     from tools.report.page import Section
 
 
 def command(
-    home: HomeOption = HOME,
-    warehouse: WarehouseOption = None,
-    model: ModelOption = None,
-    store: StoreOption = None,
+    *,
+    at: WholeHome,
     out: Annotated[
         Path | None,
         typer.Option(help="The file to write.  [default: HOME/report.html]", show_default=False),
@@ -66,18 +55,14 @@ def command(
     from tools.report.assemble import assemble
     from tools.report.page import render
 
-    at = Home(home)
-    there(at, warehouse=warehouse, store=store, model=model)
+    there(at)
     target = out or at.root / "report.html"
     if not at.root.is_dir():
-        raise typer.BadParameter(f"no folder {home}; name the home with --home")
+        raise typer.BadParameter(f"no folder {at.root}; name the home with --home")
     if target.exists() and 'content="vista report"' not in _head(target):
         raise typer.BadParameter(f"{target} is there and is no report of ours; name another with --out")
     start = time.perf_counter()
-    page = assemble(
-        at, warehouse=at.tables(warehouse), model=model or at.model, store=store or at.store, studies=study or (),
-        users=users, more=_asked(at, at.tables(warehouse), model or at.model, store or at.store, diff, explain),
-    )  # fmt: skip
+    page = assemble(at, studies=study or (), users=users, more=_asked(at, diff, explain))
     text = render(page)
     seconds = time.perf_counter() - start
     if not dry_run:
@@ -85,19 +70,17 @@ def command(
     found = {"report": str(target), "bytes": len(text.encode()), "seconds": round(seconds, 2),
              "sections": [s.name for s in page.sections if s.figures], "healthy": page.health.code == 0,
              "dry_run": dry_run}  # fmt: skip
-    console.json_line(found) if json else console.fields("report", found)
+    console.told("report", found, json)
 
 
-def _asked(
-    at: Home, warehouse: str | dict[str, str], model: Path, store: Path, diff: str | None, explain: str | None
-) -> list[Section]:
+def _asked(at: Home, diff: str | None, explain: str | None) -> list[Section]:
     """Sections that were asked for."""
     from tools.report import asked
     from tools.verbs.explain import explained
 
-    found = [] if diff is None else [asked.difference(store, diff)]
+    found = [] if diff is None else [asked.difference(at.store, diff)]
     if explain is not None:
-        found.append(asked.user(explained(at, explain, warehouse=warehouse, model=model, store=store)))
+        found.append(asked.user(explained(at, explain)))
     return found
 
 

@@ -7,13 +7,12 @@ from typing import Annotated
 import typer
 
 from tools import console
-from tools.home import Home
-from tools.options import HOME, DryRunOption, HomeOption, JsonOption, LineOption, StoreOption
+from tools.options import DryRunOption, HomeOfStore, JsonOption, LineOption
 
 
 def command(
-    home: HomeOption = HOME,
-    store: StoreOption = None,
+    *,
+    at: HomeOfStore,
     line: LineOption = "main",
     to: Annotated[
         str | None, typer.Option(help="Generation.  [default: the one before the live one]")
@@ -25,13 +24,11 @@ def command(
     from cache_store import Store
     from cache_store.format import lines
 
-    opened = Store(store or Home(home).store, line=line)
+    opened = Store(at.store, line=line)
     pointer = lines.live(opened.layout, line)
     if dry_run:
         to = lines.rollback_target(opened.layout, line, pointer, to)
         found = {"line": line, "was": pointer.live, "live": to, "dry_run": True}
     else:
         found = {"line": line, "was": pointer.live, "live": opened.rollback(to)}
-    console.json_line(found) if json else console.fields(
-        "would roll back" if dry_run else "rolled back", found
-    )
+    console.told("would roll back" if dry_run else "rolled back", found, json)

@@ -9,12 +9,13 @@ import typer
 
 from tools import console, invocation
 from tools.home import Home
-from tools.options import HOME, HomeOption, JsonOption
+from tools.options import HomeAlone, JsonOption
 
 
 def command(
     run: Annotated[Path | None, typer.Argument(help="One run directory, in full.")] = None,
-    home: HomeOption = HOME,
+    *,
+    at: HomeAlone,
     last: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
     json: JsonOption = False,
 ) -> int:
@@ -25,7 +26,6 @@ def command(
     from tools.report import run_history
     from tools.report.health import size
 
-    at = Home(home)
     if run is not None:
         if not (run / "run.json").exists() and (at.runs / run / "run.json").exists():
             run = at.runs / run
@@ -33,7 +33,7 @@ def command(
             raise typer.BadParameter(f"{run}: no run.json there; `vista runs` names the runs of a home")
         return _one(run_history.read(run), at, json)
     if not at.root.is_dir():
-        raise typer.BadParameter(f"no folder {home}; name the home with --home")
+        raise typer.BadParameter(f"no folder {at.root}; name the home with --home")
     found = run_history.runs(at.runs, last)
     if json:
         console.json_line([r.as_dict() for r in found])
@@ -52,7 +52,7 @@ def command(
         for r in found
     ]
     columns = ("run", "outcome", "took", "users", "events", "dead", "generation", "memory")
-    console.table(f"runs of {home}", columns, rows)
+    console.table(f"runs of {at.root}", columns, rows)
     for r in found:
         if r.bad:
             console.note(f"{r.path.name}: {r.why or r.outcome}; `vista runs {r.path}` has it in full")

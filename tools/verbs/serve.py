@@ -15,7 +15,7 @@ import typer
 from tools import console
 from tools.home import Home
 from tools.invocation import asked_to_stop
-from tools.options import HOME, HomeOption, JsonOption, LineOption, StoreOption
+from tools.options import HomeOfStore, JsonOption, LineOption, as_ms
 
 if TYPE_CHECKING:
     from cache_store.flight.server import SummaryServer, Tls
@@ -24,8 +24,8 @@ TOKEN = "VISTA_SERVE_TOKEN"
 
 
 def command(
-    home: HomeOption = HOME,
-    store: StoreOption = None,
+    *,
+    at: HomeOfStore,
     line: LineOption = "main",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of Flight; 0 takes a free one.")] = 8815,
@@ -82,7 +82,6 @@ def command(
     from cache_store.flight.server import Limits, SummaryServer
     from cache_store.format.layout import check_name
 
-    at = Home(home)
     tokens, tls = _tokens(token_file), _tls(tls_cert, tls_key, tls_client_ca)
     if not insecure and not _is_loopback(host) and not (tokens and tls):
         lacks = " and ".join(
@@ -92,9 +91,8 @@ def command(
             f"--host {host} can be reached by other hosts: expected {lacks} as well, or --insecure to do without"
         )
     check_name(line, "line")
-    age = None if max_age_days is None else int(max_age_days * 86_400_000)
     with asked_to_stop(signal.SIGTERM, signal.SIGINT) as stop:
-        opened = Store(store or at.store, line=line, max_age_ms=age)
+        opened = Store(at.store, line=line, max_age_ms=as_ms(max_age_days))
         find = _vectors(at, vectors)
         limits = Limits(per_request=max_users, streams=streams)
         server = None

@@ -11,7 +11,7 @@ import typer
 
 from tools import console, invocation
 from tools.home import Home
-from tools.options import HOME, HomeOption, JsonOption, ModelOption, StoreOption, WarehouseOption, there
+from tools.options import JsonOption, WholeHome, there
 
 if TYPE_CHECKING:
     from tools.report.health import Health
@@ -20,10 +20,8 @@ WIDTH = 80
 
 
 def command(
-    home: HomeOption = HOME,
-    warehouse: WarehouseOption = None,
-    model: ModelOption = None,
-    store: StoreOption = None,
+    *,
+    at: WholeHome,
     max_lag_hours: Annotated[
         float, typer.Option(min=0, help="The store may be behind the tables for so long.")
     ] = 26.0,
@@ -50,22 +48,14 @@ def command(
     """
     from tools.report import health
 
-    at = Home(home)
     limits = health.AgeLimits(max_lag_hours, max_event_age_hours)
-    there(at, warehouse=warehouse, store=store, model=model)
+    there(at)
     while True:
-        found = health.look(
-            at,
-            warehouse=at.tables(warehouse),
-            model=model or at.model,
-            store=store or at.store,
-            limits=limits,
-            last=last,
-        )
+        found = health.look(at, limits=limits, last=last)
         if not found.there:
             raise typer.BadParameter(
-                f"nothing at {home}: no tables, model, store or runs; name the home with --home, or make one with "
-                f"`vista ingest --home {home}` (to see everything at once: `vista demo`)"
+                f"nothing at {at.root}: no tables, model, store or runs; name the home with --home, or make one with "
+                f"`vista ingest --home {at.root}` (to see everything at once: `vista demo`)"
             )
         if prometheus is not None:
             from tools import metrics_text

@@ -11,8 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from tools import console, trackers
-from tools.home import Home
-from tools.options import HOME, DryRunOption, HomeOption, JsonOption, ModelOption, WarehouseOption
+from tools.options import DryRunOption, HomeOfModel, JsonOption
 
 INTERRUPTED = 130
 """What a shell calls a program that Ctrl-C ended."""
@@ -22,9 +21,8 @@ STEPS = (1 / 12, 1.0, 6.0, 24.0, 48.0, 168.0, 720.0)
 
 
 def command(
-    home: HomeOption = HOME,
-    warehouse: WarehouseOption = None,
-    model: ModelOption = None,
+    *,
+    at: HomeOfModel,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -64,14 +62,13 @@ def command(
     """
     from vista.errors import BundleError
 
-    at = Home(home)
-    out = model or at.next_model
-    if model is not None and out.exists():
+    out = at.next_model
+    if at.named_model is not None and out.exists():
         raise BundleError(
             f"{out}: expected no file or folder of that name, found one; name another by `vista train --model`, "
             "or none: the next bundle is then put beside the live one"
         )
-    if model is None and at.models:
+    if at.named_model is None and at.models:
         console.note(
             f"{at.model} stays as it is and live; this trains {out} beside it, and `vista summarize` takes it live"
         )
@@ -84,7 +81,7 @@ def command(
     from vista.training.train import TrainingConfig, train
     from vista.training.verdict import verdict
 
-    tables = Warehouse(at.tables(warehouse)).open()
+    tables = Warehouse(at.tables).open()
     if tables.snapshot() is None:
         raise DataError(
             f"{tables.name}: expected events to learn from, found none; bring logs in with vista ingest"
@@ -116,7 +113,7 @@ def command(
             "actions": ", ".join(tables.actions), "max steps": settings.max_steps, "max epochs": settings.max_epochs,
             "max seconds": settings.max_seconds, "refresh hours": hours, "seed": settings.seed,
         }  # fmt: skip
-        return console.json_line(plan) if json else console.fields("would train", plan)
+        return console.told("would train", plan, json)
     asked = {"bundle": str(out), "tables": tables.name, "config": str(config), "seed": str(settings.seed)}
     try:
         with trackers.tracker(log_to, kept, asked) if log_to else nullcontext() as row:
@@ -127,7 +124,7 @@ def command(
     meta, fingerprint = bundle.read_meta(path)
     told = verdict(meta.metrics)
     found = {"bundle": str(path), "fingerprint": fingerprint, "verdict": told, **meta.metrics}
-    console.json_line(found) if json else console.fields("trained", found)
+    console.told("trained", found, json)
 
 
 def hours_apart(store: Path) -> float | None:

@@ -8,13 +8,12 @@ from typing import Annotated
 import typer
 
 from tools import console
-from tools.home import Home
-from tools.options import HOME, HomeOption, JsonOption, StoreOption
+from tools.options import HomeOfStore, JsonOption
 
 
 def command(
-    home: HomeOption = HOME,
-    store: StoreOption = None,
+    *,
+    at: HomeOfStore,
     generation: Annotated[str | None, typer.Option(help="Only this one, and the pointers.")] = None,
     json: JsonOption = False,
 ) -> int:
@@ -22,7 +21,7 @@ def command(
     from cache_store import Store
 
     with console.status("verifying"):
-        report = Store(store or Home(home).store).verify(generation)
+        report = Store(at.store).verify(generation)
     if json:
         console.json_line({**dataclasses.asdict(report), "ok": report.ok})
     else:
