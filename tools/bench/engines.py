@@ -17,23 +17,22 @@ from beam_jobs.generation import summarize
 from beam_jobs.run import runner
 from beam_jobs.run.engines import engine_args
 from tools.bench import clusters
-from tools.bench.harness import Figure, Result, median, ratio
+from tools.bench.harness import Figure, Result, median, ratio, sized
 from tools.bench.job import make_bundle, make_tables
 
 
+@sized(events=100_000, repeats=1)
 def run(
-    quick: bool, events: int | None = None, buckets: int = 8, mean: int = 1_000, repeats: int | None = None
+    quick: bool, events: int = 1_000_000, buckets: int = 8, mean: int = 1_000, repeats: int = 3
 ) -> Result:
     """Measure one after the other, each with two slots.
 
     Args:
-        events: in all; 0.1M or 1M.
+        events: in all.
         buckets: tasks.
         mean: events per user.
     """
-    events = events or (100_000 if quick else 1_000_000)
-    repeats = repeats or (1 if quick else 3)
-    result = Result({"events": events, "buckets": buckets, "mean": mean, "repeats": repeats, "slots": 2})
+    result = Result({"slots": 2})
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         bundle = make_bundle(root / "bundle", 64, 2)

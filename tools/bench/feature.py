@@ -19,15 +19,17 @@ import torch
 from cache_store import Group, RecordSchema
 from cache_store.testing import stored
 from cache_store.torch.feature import SummaryFeature, SummaryLoader
-from tools.bench.harness import Figure, Result, in_turn, median, ratio
+from tools.bench.harness import Figure, Result, in_turn, median, ratio, sized
 
 BATCH = 512
 
 
-def run(quick: bool, users: int | None = None, codec: str = "float16", device: str = "cpu") -> Result:
+@sized(users=2_000, repeats=5)
+def run(
+    quick: bool, users: int = 8_000, codec: str = "float16", device: str = "cpu", repeats: int = 40
+) -> Result:
     """Figures for one codec; tokens [512, S, 64] of about 32 KiB a record."""
     torch.set_num_threads(1)
-    users, repeats = users or (2_000 if quick else 8_000), 5 if quick else 40
     width = 64
     tokens = {"float16": 255, "bfloat16": 255, "int8": 481, "int4": 900, "log8": 510, "float32": 127}[codec]
     figures: dict[str, Figure] = {}
@@ -53,10 +55,7 @@ def run(quick: bool, users: int | None = None, codec: str = "float16", device: s
             figures[f"{name}_p50"] = median(times * 1000, "ms")
         feature = host or on_device
         figures["ahead"] = _ahead(feature, batches, 2 if quick else 6, float(np.median(seconds["lookup"])))
-    record = store.manifest.schema.record_bytes
-    return Result(
-        {"users": users, "batch": BATCH, "record_bytes": record, "codec": codec, "device": device}, figures
-    )
+    return Result({"batch": BATCH, "record_bytes": store.manifest.schema.record_bytes}, figures)
 
 
 def _done(found: Any, device: str) -> Any:

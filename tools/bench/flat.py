@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cache_store import Group, Publication, RecordSchema, ShardWriter, Store
-from tools.bench.harness import Figure, Result, in_turn
+from tools.bench.harness import Figure, Result, in_turn, sized
 from vista.config import ModelConfig
 from vista.data.events import Events
 from vista.model import VistaModel
@@ -45,18 +45,16 @@ def summarised(model: VistaModel, events: Events) -> dict[str, np.ndarray]:
     return {name: np.asarray(tokens) for name, tokens in done.tokens.items()}
 
 
+@sized(lengths=(100, 1_000, 10_000), items=2_000, repeats=20)
 def run(
     quick: bool,
-    lengths: tuple[int, ...] | None = None,
+    lengths: tuple[int, ...] = (1_000, 100_000, 1_000_000),
     candidates: int = 600,
     items: int = 100_000,
-    repeats: int | None = None,
+    repeats: int = 400,
     threads: int = 1,
 ) -> Result:
     """Figures ``cost_ratio`` (at most 1.03) and the median seconds per request of every length."""
-    lengths = lengths or ((100, 1_000, 10_000) if quick else (1_000, 100_000, 1_000_000))
-    items = 2_000 if quick else items
-    repeats = repeats or (20 if quick else 400)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -81,15 +79,7 @@ def run(
     rng = np.random.default_rng(0)
     draws = [_spread(times[:, rng.integers(0, repeats, repeats)]) for _ in range(200)]
     low, high = np.percentile(draws, [5, 95])
-    result = Result(
-        params={
-            "lengths": list(lengths),
-            "candidates": candidates,
-            "items": items,
-            "repeats": repeats,
-            "threads": threads,
-        }
-    )
+    result = Result()
     result.figures["cost_ratio"] = Figure(
         _spread(times), low=float(low), high=float(high), target=1.03, at_least=False
     )

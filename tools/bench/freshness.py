@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from tools.bench.harness import Figure, Result, median
+from tools.bench.harness import Figure, Result, median, sized
 
 START = 1_700_000_000_000
 ACTIONS = ("view", "like")
@@ -36,6 +36,7 @@ NEW = 1 << 40
 """Users from here on were never seen before."""
 
 
+@sized(rate=50, users=200, seconds=8.0, kills=1)
 def run(
     quick: bool,
     rate: int = 1_000,
@@ -54,8 +55,6 @@ def run(
         kills: SIGKILLs of the service at random moments; it is started again at once.
         width: D of the model.
     """
-    if quick:
-        rate, users, seconds, kills = 50, 200, 8.0, 1
     if shutil.which("redis-server") is None:
         raise FileNotFoundError(
             "redis-server: expected on the PATH, found none; apt-get install redis-server"
@@ -71,7 +70,7 @@ def run(
         _until(lambda: service.position().startswith(_last(client)), 600, "the last turn")
         service.stop()
         stored, turns = _stored(home), [turn["seconds"] for turn in service.told()]
-    result = Result(params={"rate": rate, "users": users, "seconds": seconds, "kills": kills, "width": width})
+    result = Result()
     result.figures = {
         "lag_p50_s": median(np.array(lags), "s", target=3.0, at_least=False),
         "lag_p99_s": Figure(float(np.percentile(lags, 99)), "s", target=10.0, at_least=False),
@@ -194,7 +193,7 @@ class _Service:
         told = self.told()
         return told[-1]["position"] if told else ""
 
-    def sizes(self) -> dict[str, float] | None:
+    def sized(self) -> dict[str, float] | None:
         """Memory in MB, open files; MB and files below the home. None between a kill and the first turn after it."""
         proc, found = Path(f"/proc/{self.child.pid}"), {"disk": 0.0, "files": 0.0}
         try:

@@ -7,7 +7,9 @@ where it can be, and its ``low`` and ``high`` are the quartiles over the paired 
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
+import inspect
 import json
 import os
 import platform
@@ -66,6 +68,25 @@ class Result:
     params: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+
+def sized(**small: Any) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """A benchmark that with ``--quick`` takes these parameters where no others are given; its result tells all it
+    took, beside those that it tells itself."""
+
+    def of(run: Callable[..., Result]) -> Callable[..., Result]:
+        @functools.wraps(run)
+        def called(quick: bool, **given: Any) -> Result:
+            bound = inspect.signature(run).bind(quick, **{**(small if quick else {}), **given})
+            bound.apply_defaults()
+            result = run(**bound.arguments)
+            took = {name: value for name, value in bound.arguments.items() if name not in ("quick", "folder")}
+            result.params = {**took, **result.params}
+            return result
+
+        return called
+
+    return of
 
 
 def in_turn(sides: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 1) -> dict[str, np.ndarray]:

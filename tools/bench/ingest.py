@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from beam_jobs.ingest.job import run as run_ingest
 from beam_jobs.ingest.options import IngestOptions
 from beam_jobs.run import runner as pipeline
-from tools.bench.harness import Result, in_turn, median, ratio
+from tools.bench.harness import Result, in_turn, median, ratio, sized
 from vista.data.generator import GeneratorOptions, generate
 from vista.data.tables.rows import ZSTD_LEVEL
 
@@ -35,30 +35,29 @@ HERE = Path(__file__).parents[2]
 KEYS = ("user_id", "timestamp_ms", "request_id", "item_id", "action", "surface")
 
 
+@sized(events=1_000_000, repeats=1, rows=100_000)
 def run(
     quick: bool,
-    events: int | None = None,
+    events: int = 10_000_000,
     workers: int = 1,
     buckets: int = 16,
-    repeats: int | None = None,
+    repeats: int = 3,
     folder: str | None = None,
     forms: str = "csv,tsv,jsonl,parquet",
-    rows: int | None = None,
+    rows: int = 1_000_000,
     against: str | None = None,
 ) -> Result:
     """Measure both sides in turn.
 
     Args:
-        events: rows of the log; 1M or 10M.
+        events: rows of the log.
         workers: 1 runs in this process and PyArrow on one thread; more are worker processes and as many threads.
         folder: where to work; a temporary one by default.
         forms: of the log whose cost is told, with commas between.
-        rows: of those; 100,000 or 1M.
+        rows: of those.
         against: another checkout, whose command is measured beside this one's.
     """
-    events = events or (1_000_000 if quick else 10_000_000)
-    repeats = repeats or (1 if quick else 3)
-    result = Result({"events": events, "workers": workers, "buckets": buckets, "repeats": repeats})
+    result = Result()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         root = Path(scratch)
         made = generate(
@@ -94,24 +93,20 @@ def run(
         result.figures["pyarrow_bytes_per_event"] = median(
             [(root / "theirs.parquet").stat().st_size / events], "bytes"
         )
-        _forms(
-            result,
-            root,
-            [f for f in forms.split(",") if f],
-            rows or (100_000 if quick else 1_000_000),
-            against,
-        )
+        _forms(result, root, [f for f in forms.split(",") if f], rows, repeats, against)
     return result
 
 
-def _forms(result: Result, root: Path, forms: Sequence[str], rows: int, against: str | None) -> None:
+def _forms(
+    result: Result, root: Path, forms: Sequence[str], rows: int, repeats: int, against: str | None
+) -> None:
     """Add rows per second of the processor, by form, and their ratio to the other checkout's."""
     sides = {"ingest": HERE, **({"against": Path(against).resolve()} if against else {})}
     log = _log(rows)
     for form in forms:
         file = _written(log, root / f"rows.{form}")
         seconds: dict[str, list[float]] = {name: [] for name in sides}
-        for r in range(result.params["repeats"]):
+        for r in range(repeats):
             for name in list(sides)[:: -1 if r % 2 else 1]:
                 seconds[name].append(_cpu_seconds(sides[name], file, root / "home"))
         rate = {name: rows / np.array(values) for name, values in seconds.items()}

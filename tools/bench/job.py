@@ -27,7 +27,7 @@ import torch
 from beam_jobs.generation import summarize
 from beam_jobs.run import runner as pipeline
 from cache_store.format.keys import bucket_of
-from tools.bench.harness import Figure, Result, median, ratio
+from tools.bench.harness import Figure, Result, median, ratio, sized
 from vista import bundle
 from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, SummarizerConfig
 from vista.data.events import Events, UserBatch
@@ -124,9 +124,10 @@ def cpu_seconds() -> float:
     )
 
 
+@sized(events=300_000, repeats=1)
 def run(
     quick: bool,
-    events: int | None = None,
+    events: int = 3_000_000,
     mean: int = 1_000,
     buckets: int = 8,
     width: int = 64,
@@ -134,22 +135,17 @@ def run(
     seeds: int = SummarizerConfig.seeds,
     window: int = 65_536,
     workers: tuple[int, ...] | int = (1, 2),
-    repeats: int | None = None,
+    repeats: int = 3,
 ) -> Result:
     """Measure both sides in turn for each number of workers.
 
     Args:
-        events: in all; 0.3M or 3M.
+        events: in all.
         mean: per user.
         window: events held at a time, on both sides.
     """
-    events = events or (300_000 if quick else 3_000_000)
     workers = (workers,) if isinstance(workers, int) else workers
-    repeats = repeats or (1 if quick else 3)
-    result = Result(
-        {"events": events, "mean": mean, "buckets": buckets, "width": width, "layers": layers, "seeds": seeds,
-         "window": window, "repeats": repeats, "cores": os.cpu_count()}
-    )  # fmt: skip
+    result = Result({"cores": os.cpu_count()})
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         model = make_bundle(root / "bundle", width, layers, seeds)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tools.bench.harness import Figure, Result, in_turn, median, ratio
+from tools.bench.harness import Figure, Result, in_turn, median, ratio, sized
 from vista.config import EmbeddingConfig, ModelConfig, SummarizerConfig
 from vista.data.events import Events, UserBatch
 from vista.embedding.encoders import EventEncoder, ItemEncoder
@@ -63,14 +63,14 @@ def _status(field: str) -> int:
     return next(int(row.split()[1]) * 1024 for row in rows if row.startswith(field + ":"))
 
 
+@sized(longest=100_000)
 def run(
     quick: bool,
-    longest: int | None = None,
+    longest: int = 1_000_000,
     batch: int = 8_192,
     width: int = 64,
     chunk: int = 256,
 ) -> Result:
-    longest = longest or (100_000 if quick else 1_000_000)
     lengths = [n for n in (1_000, 10_000, 100_000) if n < longest] + [longest]
     model = built(width, chunk)
 
@@ -103,7 +103,7 @@ def run(
         figures[f"peak_mib_{longest}"] = Figure(peak[longest] / 2**20, "MiB")
     else:
         notes.append("memory_ratio needs /proc/self/clear_refs (Linux); not measured")
-    return Result(dict(longest=longest, batch=batch, width=width, chunk=chunk), figures, notes)
+    return Result({}, figures, notes)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import numpy as np
 
 from cache_store import Group, Publication, RecordSchema, ShardWriter, Store, bucket_of
 from cache_store.format.keys import sortable
-from tools.bench.harness import Figure, Result, median
+from tools.bench.harness import Figure, Result, median, sized
 from vista import bundle
 from vista.config import EmbeddingConfig, ModelConfig
 from vista.data.events import Events
@@ -33,13 +33,13 @@ SHARDS = 16
 ROOT = Path(__file__).parents[2]
 
 
-def run(quick: bool, users: int | None = None, repeats: int | None = None) -> Result:
+@sized(users=20_000, repeats=1)
+def run(quick: bool, users: int = 1_000_000, repeats: int = 5) -> Result:
     """Measure; see the module.
 
     Args:
         users: of the full generation.
     """
-    users, repeats = users or (20_000 if quick else 1_000_000), repeats or (1 if quick else 5)
     seconds: dict[str, list[float]] = {"status": [], "report": []}
     with tempfile.TemporaryDirectory(prefix="bench-looking-") as folder:
         home = Path(folder)
@@ -58,7 +58,7 @@ def run(quick: bool, users: int | None = None, repeats: int | None = None) -> Re
         "report": median(np.array(seconds["report"]), "s", target=5.0, at_least=False),
         "report_bytes": Figure(size, "bytes", target=1e6, at_least=False),
     }
-    return Result({"users": users, "counted": counted, "shards": SHARDS, "repeats": repeats}, figures)
+    return Result({"counted": counted, "shards": SHARDS}, figures)
 
 
 def _children() -> float:

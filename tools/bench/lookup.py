@@ -45,7 +45,7 @@ import numpy as np
 
 from cache_store import Group, Publication, RecordSchema, ShardWriter, Store, bucket_of
 from cache_store.native import library as native
-from tools.bench.harness import Figure, Result, median, ratio
+from tools.bench.harness import Figure, Result, median, ratio, sized
 from tools.bench.redis_rows import RedisRows
 
 BATCH = 512
@@ -57,11 +57,12 @@ SCHEMAS = {
 }
 
 
+@sized(records=4_096, repeats=7)
 def run(
     quick: bool,
     folder: str | None = None,
-    records: int | None = None,
-    repeats: int | None = None,
+    records: int = 24_576,
+    repeats: int = 41,
     cold: bool = True,
 ) -> Result:
     """Measure; see the module.
@@ -70,8 +71,6 @@ def run(
         folder: where stores are built (needs about 4 times ``records`` x 32 KiB); a temporary folder by default.
         records: users in every store.
     """
-    records = records or (4_096 if quick else 24_576)
-    repeats = repeats or (7 if quick else 41)
     place = Path(tempfile.mkdtemp(prefix="bench-lookup-", dir=folder))
     figures: dict[str, Figure] = {}
     notes: list[str] = []
@@ -87,14 +86,7 @@ def run(
     finally:
         shutil.rmtree(place, ignore_errors=True)
     row = SCHEMAS["float16"].pages * 4096
-    params: dict[str, Any] = {
-        "records": records,
-        "batch": BATCH,
-        "row_bytes": row,
-        "shards": SHARDS,
-        "repeats": repeats,
-    }
-    params["kernel"] = native.kernel()
+    params = {"batch": BATCH, "row_bytes": row, "shards": SHARDS, "kernel": native.kernel()}
     return Result(params, figures, notes)
 
 

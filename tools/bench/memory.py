@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from beam_jobs.generation.bucket_task import BYTES_PER_EVENT, WORKER_BYTES
-from tools.bench.harness import Figure, Result
+from tools.bench.harness import Figure, Result, sized
 from tools.bench.job import histories, make_bundle
 from vista.data.tables.appending import append
 from vista.data.tables.warehouse import Warehouse
@@ -72,16 +72,16 @@ def peak_bytes(root: Path, name: str, bundle: Path, lengths: np.ndarray, knob: i
     return found["RssAnon"], found["RssFile"]
 
 
+@sized(knob=50_000)
 def run(
-    quick: bool, knob: int | None = None, times: int = 8, mean: int = 200, width: int = 64, layers: int = 2
+    quick: bool, knob: int = 262_144, times: int = 8, mean: int = 200, width: int = 64, layers: int = 2
 ) -> Result:
     """Measure every case once; memory does not vary as time does.
 
     Args:
-        knob: events held at a time; 50k or 262,144.
+        knob: events held at a time.
         times: how much larger bucket and user are.
     """
-    knob = knob or (50_000 if quick else 262_144)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         bundle = make_bundle(root / "bundle", width, layers)
@@ -99,14 +99,7 @@ def run(
     stated = WORKER_BYTES + 2 * weights + BYTES_PER_EVENT * knob
     mib = 1 / 2**20
     return Result(
-        {
-            "knob": knob,
-            "times": times,
-            "mean": mean,
-            "width": width,
-            "layers": layers,
-            "weights_bytes": weights,
-        },
+        {"weights_bytes": weights},
         {
             "within_stated": Figure(largest / stated, target=1.0, at_least=False),
             "bucket_growth": Figure(peak["bucket"] / peak["half"], target=1.1, at_least=False),

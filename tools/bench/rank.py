@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tools.bench.harness import Figure, Result, in_turn, median, ratio
+from tools.bench.harness import Figure, Result, in_turn, median, ratio, sized
 from vista.config import ModelConfig, RankerConfig, SlotConfig, SummarizerConfig, TokenConfig
 from vista.data.events import Events
 from vista.model import VistaModel
@@ -77,6 +77,7 @@ def chunked(inputs: dict[str, Any], user: np.ndarray) -> list[tuple[slice, dict[
     return [(slice(i, i + CHUNK), rows(inputs, user[i : i + CHUNK])) for i in range(0, len(user), CHUNK)]
 
 
+@sized()
 def run(
     quick: bool,
     width: int = 64,
@@ -102,19 +103,7 @@ def run(
             slots=SlotConfig(buckets=HASHED if slots else 0),
         )
         model = VistaModel(config).eval()
-        result = Result(
-            params={
-                "width": width,
-                "layers": layers,
-                "heads": heads,
-                "context_tokens": seeds + recent + 1,
-                "candidates": candidates,
-                "train_users": train_users,
-                "threads": threads,
-                "slots": slots,
-                "tokens": tokens,
-            }
-        )
+        result = Result({"context_tokens": seeds + recent + 1})
         _serving(model, result, candidates, 3 if quick else 9)
         _recent(model, result, 3 if quick else 15, (32, 128) if quick else (32, 128, 256, 512, 1_024))
         _training(model, result, train_users, 3 if quick else 7, (16,) if quick else (1, 2, 4, 8, 16, 64))

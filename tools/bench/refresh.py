@@ -19,16 +19,17 @@ from beam_jobs.run.record import RunRecord
 from cache_store.change.compare import floats
 from cache_store.format.keys import bucket_of
 from cache_store.store import Store
-from tools.bench.harness import Figure, Result, median, ratio
+from tools.bench.harness import Figure, Result, median, ratio, sized
 from tools.bench.job import START_MS, histories, lengths_of, make_bundle, make_tables
 from vista.config import SummarizerConfig
 from vista.data.tables.appending import append
 from vista.data.tables.warehouse import Warehouse
 
 
+@sized(users=100, repeats=1)
 def run(
     quick: bool,
-    users: int | None = None,
+    users: int = 800,
     mean: int = 4_000,
     active: float = 0.1,
     new: float = 0.01,
@@ -36,21 +37,16 @@ def run(
     width: int = 64,
     layers: int = 2,
     seeds: int = SummarizerConfig.seeds,
-    repeats: int | None = None,
+    repeats: int = 3,
 ) -> Result:
     """Measure both sides in turn.
 
     Args:
-        users: 100 or 800, of ``mean`` events.
+        users: of ``mean`` events.
         active: share of them with new events.
         new: share of new events.
     """
-    users = users or (100 if quick else 800)
-    repeats = repeats or (1 if quick else 3)
-    result = Result(
-        {"users": users, "mean": mean, "active": active, "new": new, "buckets": buckets, "width": width,
-         "layers": layers, "seeds": seeds, "repeats": repeats}
-    )  # fmt: skip
+    result = Result()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         bundle = make_bundle(root / "bundle", width, layers, seeds)

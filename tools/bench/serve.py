@@ -28,7 +28,7 @@ import numpy as np
 
 from cache_store import Group, Publication, RecordSchema, ShardWriter, Store, Table, bucket_of
 from cache_store.flight.client import SummaryClient
-from tools.bench.harness import Figure, Result, in_turn, median, ratio
+from tools.bench.harness import Figure, Result, in_turn, median, ratio, sized
 from tools.bench.redis_rows import RedisRows, connect, reader
 from tools.drills.serving import START_S, served
 
@@ -43,9 +43,8 @@ SCHEMA = RecordSchema(
 """The default record: exact tokens and cluster counters."""
 
 
-def run(
-    quick: bool, users: int | None = None, repeats: int | None = None, clients: int = 4, share: int = 16
-) -> Result:
+@sized(users=1_024, repeats=5)
+def run(quick: bool, users: int = 8_192, repeats: int = 31, clients: int = 4, share: int = 16) -> Result:
     """Measure; see the module.
 
     Args:
@@ -53,8 +52,6 @@ def run(
         clients: processes that ask at once.
         share: users of each of their requests.
     """
-    users = users or (1_024 if quick else 8_192)
-    repeats = repeats or (5 if quick else 31)
     singles, asked = (50, 50) if quick else (2_000, 1_000)
     ids = np.arange(users, dtype=np.int64) * 7_919
     figures: dict[str, Figure] = {}
@@ -101,10 +98,7 @@ def run(
             figures[f"{kind}_p99_{clients}_clients"] = Figure(p99, "s")
         after = _lookups(server.http)
         figures["users_per_lookup"] = Figure((after[1] - before[1]) / (after[0] - before[0]), "users")
-    return Result(
-        {"users": users, "batch": BATCH, "clients": clients, "share": share, "repeats": repeats, "kernel": store.kernel,
-         "row_bytes": SCHEMA.row_bytes}, figures, notes,
-    )  # fmt: skip
+    return Result({"batch": BATCH, "kernel": store.kernel, "row_bytes": SCHEMA.row_bytes}, figures, notes)
 
 
 def _build(path: Path, users: np.ndarray) -> None:

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from beam_jobs.ingest.job import run as run_ingest
 from beam_jobs.ingest.options import IngestOptions
 from beam_jobs.run import runner as pipeline
-from tools.bench.harness import Figure, Result
+from tools.bench.harness import Figure, Result, sized
 from vista.data.events import COLUMNS, Events
 from vista.data.generator import GeneratorOptions, generate
 from vista.data.tables.reading import read_bucket, read_impressions
@@ -37,27 +37,25 @@ ROWS_AT_A_TIME = 1_000
 """Rows per row group of the plain files: about 50 MB of history before compression."""
 
 
+@sized(users=200, sample=4_000)
 def run(
     quick: bool,
-    users: int | None = None,
+    users: int = 1_000,
     slates: int = 16,
     slate: int = 20,
     length: int = 2_000,
-    sample: int | None = None,
+    sample: int = 20_000,
     buckets: int = 4,
     folder: str | None = None,
 ) -> Result:
     """Measure.
 
     Args:
-        users: 200 or 1,000.
         slates: requests per user that become examples.
         slate: impressions per request.
         length: events inlined per example.
-        sample: rows written of each row form, 4,000 or 20,000.
+        sample: rows written of each row form.
     """
-    users, sample = users or (200 if quick else 1_000), sample or (4_000 if quick else 20_000)
-    params = {"users": users, "slates": slates, "slate": slate, "length": length, "sample": sample}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         root = Path(scratch)
         lives = GeneratorOptions(
@@ -88,7 +86,7 @@ def run(
         shown = sum(f.bytes for fs in warehouse.bucket_files(kind=IMPRESSIONS).values() for f in fs)
     heavy = {name: value * inlined for name, value in per_event.items()}
     whole = {name: heavy[name] + per_row[name] * len(examples.time) for name in heavy}
-    result = Result({**params, "examples": len(examples.time), "events": events})
+    result = Result({"examples": len(examples.time), "events": events})
     result.figures = {
         "compression": Figure(heavy["plain"] / table, target=50.0),
         "compression_sorted": Figure(heavy["plain"] / heavy["sorted"]),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tools.bench.harness import Figure, Result, in_turn, median, ratio
+from tools.bench.harness import Figure, Result, in_turn, median, ratio, sized
 from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, SummarizerConfig, TokenConfig
 from vista.data.events import Events
 from vista.embedding.encoders import EventEncoder, ItemEncoder
@@ -77,10 +77,11 @@ def state_bytes(model: Summarizer, events: Events) -> float:
     )
 
 
+@sized(users=24, mean=512)
 def run(
     quick: bool,
-    users: int | None = None,
-    mean: int | None = None,
+    users: int = 64,
+    mean: int = 1_024,
     width: int = 256,
     layers: int = 3,
     heads: int = 4,
@@ -88,8 +89,6 @@ def run(
     seeds: int = 16,
     device: str = "cpu",
 ) -> Result:
-    users = users or (24 if quick else 64)
-    mean = mean or (512 if quick else 1_024)
     model = built(width, layers, heads, chunk, seeds, 0, 0, device)
     # the record as it is by default, and as it was: each whole, at the default width
     record = built(64, 2, 2, chunk, 0, 0, TokenConfig.items, device)
@@ -127,19 +126,11 @@ def run(
     work = operations(model, len(heavy), users)
     rate, plain = work / seconds["heavy"] / 1e9, products * flops / seconds["matmul"] / 1e9
     return Result(
-        params=dict(
-            users=users,
-            mean=mean,
-            longest=int(spread.max()),
-            median=float(np.median(spread)),
-            width=width,
-            layers=layers,
-            heads=heads,
-            chunk=chunk,
-            seeds=seeds,
-            device=device,
-            threads=torch.get_num_threads(),
-        ),
+        params={
+            "longest": int(spread.max()),
+            "median": float(np.median(spread)),
+            "threads": torch.get_num_threads(),
+        },
         figures={
             "of_full_batch": ratio(seconds["full"], seconds["heavy"], target=0.9),
             "of_matmul": ratio(rate, plain, target=0.6),

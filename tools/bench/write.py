@@ -18,28 +18,24 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cache_store import Group, RecordSchema, ShardWriter
 from cache_store.format.keys import hash_of, second_hash_of
 from cache_store.format.record import as_rows, model_word
-from tools.bench.harness import Figure, Result, in_turn, median, ratio
+from tools.bench.harness import Figure, Result, in_turn, median, ratio, sized
 
 BATCH = 256
 
 
-def run(
-    quick: bool, folder: str | None = None, records: int | None = None, repeats: int | None = None
-) -> Result:
+@sized(records=1_024, repeats=3)
+def run(quick: bool, folder: str | None = None, records: int = 8_192, repeats: int = 7) -> Result:
     """Load ``records`` records of 32 KiB (8 pages less what LMDB needs) from memory.
 
     Args:
         folder: where to write; a temporary folder by default.
     """
-    records = records or (1_024 if quick else 8_192)
-    repeats = repeats or (3 if quick else 7)
     schema = RecordSchema((Group("seeds", 255, 64, "float16"),))
     place = Path(tempfile.mkdtemp(prefix="bench-write-", dir=folder))
     users = np.arange(records, dtype=np.int64) * 7_919
@@ -96,9 +92,8 @@ def run(
     finally:
         shutil.rmtree(place, ignore_errors=True)
     volume = records * schema.record_bytes
-    params: dict[str, Any] = {"records": records, "record_bytes": schema.record_bytes, "repeats": repeats}
     return Result(
-        params,
+        {"record_bytes": schema.record_bytes},
         {
             "of_plain_write": ratio(seconds["plain"], seconds["ours"], target=0.8),
             "of_plain_write_encoding": ratio(seconds["plain"], seconds["encoding"]),
