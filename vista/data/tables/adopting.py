@@ -87,11 +87,7 @@ def checked(
 
 def count_items(warehouse: Warehouse) -> None:
     """Fill the items table from the history, which training and retrieval take their items from."""
-    tally = ItemTally()
-    for files in warehouse.bucket_files().values():
-        for f in files:
-            for rows in batches_of(f.path, HISTORY, 1 << 20, columns=("item", "surface")):
-                tally.add(rows.columns["item"], rows.columns["surface"])
+    tally = ItemTally.of(f.path for files in warehouse.bucket_files().values() for f in files)
     if tally.rows:
         uri = tally.table().write(warehouse.item_uri(1, "adopt", 0))
         commit(warehouse, Addition("adopt", items=[uri]))

@@ -161,8 +161,7 @@ def publish_merges(warehouse: Warehouse, done: Sequence[Merge], run: str) -> lis
         summary = {PREFIX + "commit": str(warehouse.commit_number), PREFIX + "run": run}
         for name in KINDS:
             table = warehouse.table(name)
-            current = table.current_snapshot()
-            there = set() if current is None else {f.path for f in files_of(table, current.snapshot_id)}
+            there = {f.path for f in files_of(table)}
             mine = [m for m in done if m.table == name]
             ready = [m for m in mine if {f.path for f in m.files} <= there and paths.exists(m.target)]
             replace_files(table, {f.path for m in ready for f in m.files}, [m.target for m in ready], summary)
@@ -177,8 +176,7 @@ def merge_items(warehouse: Warehouse, run: str, most: int = MAX_FILES) -> int:
     recover(warehouse)
     with alone(warehouse):
         warehouse.refresh()
-        current = warehouse.items.current_snapshot()
-        files = [] if current is None else [f.path for f in files_of(warehouse.items, current.snapshot_id)]
+        files = [f.path for f in files_of(warehouse.items)]
         if len(files) <= most:
             return 0
         whole = warehouse.commit_number
@@ -200,8 +198,7 @@ def merge_lists(warehouse: Warehouse, run: str, most: int = MAX_FILES) -> int:
             if not warehouse.refresh().has_table(name):
                 continue
             table, whole = warehouse.table(name), warehouse.commit_number
-            current = table.current_snapshot()
-            files = [] if current is None else [f.path for f in files_of(table, current.snapshot_id)]
+            files = [f.path for f in files_of(table)]
             if len(files) <= most:
                 continue
             target = posixpath.join(

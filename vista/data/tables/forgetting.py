@@ -135,10 +135,8 @@ def files_with(
             f"{'.'.join(table.name())}: expected no tags or branches, found {', '.join(sorted(held))}, which keep old "
             f"snapshots and with them the rows; remove them, then run vista forget again"
         )
-    current = table.current_snapshot()
     within = None if buckets is None else {int(b) for b in buckets}
-    files = [] if current is None else files_of(table, current.snapshot_id)
-    files = [file for file in files if within is None or file.bucket in within]
+    files = [file for file in files_of(table) if within is None or file.bucket in within]
     looked = spread(f"look-{kind.name}", files, partial(_rows_of, kind=kind, users=wanted))
     return [_Holding(file, *found) for file, found in zip(files, looked, strict=True) if found[0]]
 

@@ -8,7 +8,7 @@ only the id again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from vista.data import paths
+from vista.data.tables.rows import HISTORY, batches_of
 from vista.jagged import lengths_between, owners_of, starts_of
 
 ARROW_SCHEMA = pa.schema(
@@ -208,6 +209,15 @@ class ItemTally:
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.rows = 0
         """Of the parts held: 0 where nothing was added."""
+
+    @staticmethod
+    def of(history: Iterable[str]) -> ItemTally:
+        """Of the rows of some history files."""
+        tally = ItemTally()
+        for uri in history:
+            for rows in batches_of(uri, HISTORY, 1 << 20, columns=("item", "surface")):
+                tally.add(rows.columns["item"], rows.columns["surface"])
+        return tally
 
     def add(self, item: np.ndarray, surface: np.ndarray) -> None:
         """Count one event per row, [N] each."""

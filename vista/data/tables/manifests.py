@@ -113,7 +113,13 @@ def _entries_of(io: FileIO, manifest: ManifestFile) -> Iterable[Any]:
     return found
 
 
-def files_of(table: Table, snapshot_id: int) -> list[DataFile]:
+def files_of(table: Table, snapshot_id: int | None = None) -> list[DataFile]:
+    """Of the current snapshot by default: none where there is none."""
+    if snapshot_id is None:
+        current = table.current_snapshot()
+        if current is None:
+            return []
+        snapshot_id = current.snapshot_id
     name = ".".join(table.name())
     schema, spec = table.schema(), table.spec()
     partitioned = [f.name for f in spec.fields]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,18 +120,25 @@ def sweep(
             for manifest in manifests.values()
             for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=True)
         }
-    fs, root = paths.filesystem(posixpath.join(table.location(), "data"))
-    if not fs.exists(root):
-        return []
+
+    def ours(name: str) -> bool:
+        head = name.split("-", 1)[0]
+        return not named or len(head) == 8 and head.isdigit() and (whole is None or int(head) <= whole)
+
+    return _delete(posixpath.join(table.location(), "data"), ours, needed, untouched_since_ms, dry_run)
+
+
+def _delete(
+    folder: str, ours: Callable[[str], bool], needed: Collection[str], before_ms: int | None, dry_run: bool
+) -> list[str]:
+    """Delete the files below a folder that are ours by their name, not needed, and not newer; their URIs."""
+    fs, root = paths.filesystem(folder)
     unneeded = []
-    for found in fs.find(root):
-        head = posixpath.basename(found).split("-", 1)[0]
-        numbered = len(head) == 8 and head.isdigit()
-        ours = (numbered and (whole is None or int(head) <= whole)) or not named
+    for found in fs.find(root) if fs.exists(root) else ():
         uri = paths.as_uri(fs.unstrip_protocol(found))
-        if not ours or uri in needed:
+        if not ours(posixpath.basename(found)) or uri in needed:
             continue
-        if untouched_since_ms is None or fs.modified(found).timestamp() * 1000 <= untouched_since_ms:
+        if before_ms is None or fs.modified(found).timestamp() * 1000 <= before_ms:
             unneeded.append(uri)
     if not dry_run:
         paths.remove(unneeded)
@@ -180,15 +187,7 @@ def sweep_metadata(
             if snapshot.snapshot_id not in without:
                 needed |= {snapshot.manifest_list, *(m.manifest_path for m in snapshot.manifests(table.io))}
     kept = {paths.as_uri(uri) for uri in needed if uri is not None}
-    fs, root = paths.filesystem(posixpath.join(table.location(), "metadata"))
-    unneeded = []
-    for found in fs.find(root) if fs.exists(root) else ():
-        uri = paths.as_uri(fs.unstrip_protocol(found))
-        ours = found.endswith((".avro", ".metadata.json"))
-        if not ours or uri in kept:
-            continue
-        if untouched_since_ms is None or fs.modified(found).timestamp() * 1000 <= untouched_since_ms:
-            unneeded.append(uri)
-    if not dry_run:
-        paths.remove(unneeded)
-    return unneeded
+    folder = posixpath.join(table.location(), "metadata")
+    return _delete(
+        folder, lambda n: n.endswith((".avro", ".metadata.json")), kept, untouched_since_ms, dry_run
+    )

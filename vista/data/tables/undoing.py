@@ -17,7 +17,6 @@ from vista.data.tables import ledger
 from vista.data.tables.commits import alone, recover, replace_files
 from vista.data.tables.items import ItemCounts, ItemTally
 from vista.data.tables.manifests import PREFIX, UNDONE, files_of
-from vista.data.tables.rows import HISTORY, batches_of
 from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
 
@@ -110,9 +109,7 @@ def _files(warehouse: Warehouse, kind: str, run: str, commits: set[int]) -> dict
     """
     if not warehouse.has_table(kind):
         return {}
-    table = warehouse.table(kind)
-    current = table.current_snapshot()
-    files = [] if current is None else files_of(table, current.snapshot_id)
+    files = files_of(warehouse.table(kind))
     mine = {f.path: f.rows for f in files if f.first_commit == f.commit and run_of(f.path) == run}
     mixed = [
         f.path
@@ -131,19 +128,13 @@ def _runs_of_files(warehouse: Warehouse) -> list[str]:
     """Runs that have files of their own, in order."""
     found = []
     for table in (warehouse.history, warehouse.impressions):
-        if (current := table.current_snapshot()) is not None:
-            files = files_of(table, current.snapshot_id)
-            found += [(f.commit, run_of(f.path)) for f in files if 0 < f.first_commit == f.commit]
+        found += [(f.commit, run_of(f.path)) for f in files_of(table) if 0 < f.first_commit == f.commit]
     return list(dict.fromkeys(name for _, name in sorted(found)))
 
 
 def _less(warehouse: Warehouse, history: Collection[str], number: int) -> str:
     """A file of the items table that takes off what the rows of some history files count."""
-    tally = ItemTally()
-    for uri in history:
-        for rows in batches_of(uri, HISTORY, 1 << 20, columns=("item", "surface")):
-            tally.add(rows.columns["item"], rows.columns["surface"])
-    item, surface, events = tally.total()
+    item, surface, events = ItemTally.of(history).total()
     return ItemCounts.of(item, surface, -events).write(warehouse.item_uri(number, "undo", 0))
 
 

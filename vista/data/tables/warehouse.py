@@ -416,13 +416,9 @@ class Warehouse:
             DataError: a snapshot that is not known (any more), delete files, or no partition by ``bucket``.
         """
         table = self.table(kind.name)
-        current = table.current_snapshot()
-        if current is None:
+        if table.current_snapshot() is None:
             return {}
-        if snapshot is None or kind is not HISTORY:
-            files = files_of(table, current.snapshot_id)
-        else:
-            files = files_of(table, snapshot)
+        files = files_of(table, snapshot if kind is HISTORY else None)
         if snapshot is not None and kind is not HISTORY:
             until, _ = commit_of(self.history, snapshot)
             self._apart(files, until)
@@ -468,13 +464,11 @@ class Warehouse:
             return count_items(self._item_files())
 
     def _item_files(self) -> list[str]:
-        current = self.items.current_snapshot()
-        return [] if current is None else [f.path for f in files_of(self.items, current.snapshot_id)]
+        return [f.path for f in files_of(self.items)]
 
     def read_content(self) -> ItemContent:
         """What items are about, as the newest ingest of each field told it; nothing where no item file said any."""
-        current = self.table("content").current_snapshot() if self.has_table("content") else None
-        files = [] if current is None else files_of(self.table("content"), current.snapshot_id)
+        files = files_of(self.table("content")) if self.has_table("content") else []
         with sound(f"{self.name}, table content"):
             return ItemContent.read([f.path for f in files])
 
@@ -486,10 +480,9 @@ class Warehouse:
         """All rows of a table without buckets; columns that came later are null in older files."""
         table = self.table(name)
         schema = schema_to_pyarrow(table.schema(), include_field_ids=False)
-        current = table.current_snapshot()
         found = [schema.empty_table()]
         with sound(f"{self.name}, table {name}"):
-            for file in [] if current is None else files_of(table, current.snapshot_id):
+            for file in files_of(table):
                 with paths.open_input(file.path) as source:
                     found.append(pq.read_table(source).replace_schema_metadata(None))
             return pa.concat_tables(found, promote_options="permissive").select(schema.names)
