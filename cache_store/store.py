@@ -19,14 +19,7 @@ from cache_store.change.forget import ForgetReport
 from cache_store.change.prune import PruneReport
 from cache_store.change.publish import Publication
 from cache_store.change.verify import VerifyReport
-from cache_store.errors import (
-    Damaged,
-    FormatUnknown,
-    GenerationUnknown,
-    Incomplete,
-    SchemaError,
-    StoreError,
-)
+from cache_store.errors import Damaged, FormatUnknown, GenerationUnknown, Incomplete, SchemaError, StoreError
 from cache_store.format import lines, shown
 from cache_store.format import manifest as manifests
 from cache_store.format.keys import Users
@@ -64,11 +57,8 @@ class Store(Lookups):
     def __init__(self, path: str | Path, **options: Unpack[ReadOptions]) -> None:
         given = completed(options)
         self.layout = Layout(path)
-        self.line, self.fingerprint, self.max_age_ms = (
-            given["line"],
-            given["fingerprint"],
-            given["max_age_ms"],
-        )
+        self.line, self.fingerprint = given["line"], given["fingerprint"]
+        self.max_age_ms = given["max_age_ms"]
         self.format = self.layout.read_format()
         self._clock, missing = given["clock"] or wall_clock, given["missing"]
         self._missing = missing if isinstance(missing, str) else np.asarray(missing, np.float32)
@@ -137,10 +127,7 @@ class Store(Lookups):
     # Reading
 
     def lookup(
-        self,
-        users: Users,
-        out: NDArray[np.float32] | None = None,
-        as_of: AsOf | None = None,
+        self, users: Users, out: NDArray[np.float32] | None = None, as_of: AsOf | None = None
     ) -> Lookup:
         """Tokens of B users in their order; a user given twice is read once.
 
@@ -495,9 +482,7 @@ class Store(Lookups):
         return {
             "": str(self.layout.root),
             "line": self.line,
-            "generation": self._pinned.name
-            if self._pinned is not None
-            else self._views.name or "none opened",
+            "generation": self.generation_read or "none opened",
             "users": self.format.user_kind,
             "shards": self.format.num_shards,
         }

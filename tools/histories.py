@@ -15,10 +15,7 @@ MAX_ROWS = 262_144
 
 
 def newest(
-    warehouse: Warehouse,
-    users: Sequence[int | str] | np.ndarray,
-    limit: int,
-    until: int | None = None,
+    warehouse: Warehouse, users: Sequence[int | str] | np.ndarray, limit: int, until: int | None = None
 ) -> Events:
     """The newest ``limit`` events of each user, U histories in the order asked; empty where unknown.
 

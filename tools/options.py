@@ -123,7 +123,7 @@ class Runner:
     address: Annotated[
         str | None,
         typer.Option(
-            help="Of the cluster: spark://HOST:PORT, HOST:PORT of Ray's head, tcp://HOST:PORT of Dask's scheduler.",
+            help="Of the cluster: spark://HOST:PORT, HOST:PORT of Ray's head, tcp://HOST:PORT of Dask's scheduler."
         ),
     ] = None
 

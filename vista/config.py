@@ -58,12 +58,7 @@ class EmbeddingConfig:
         _check(self.surfaces >= 1, "embedding.surfaces", "at least 1", self.surfaces)
 
 
-SIZES = {
-    "whole": (864, 4_096),
-    "half": (416, 2_048),
-    "small": (192, 1_024),
-    "tiny": (96, 512),
-}
+SIZES = {"whole": (864, 4_096), "half": (416, 2_048), "small": (192, 1_024), "tiny": (96, 512)}
 """Items and clusters of records that fill 8, 4, 2 and 1 pages of 4 KiB at width 64."""
 
 

@@ -219,11 +219,7 @@ def check_limits(
 
 
 def settings_of(
-    run: Run,
-    options: SummarizeOptions,
-    store: Store,
-    schema: RecordSchema,
-    source: BucketSource,
+    run: Run, options: SummarizeOptions, store: Store, schema: RecordSchema, source: BucketSource
 ) -> SummarySettings:
     """What the tasks of a run share."""
     return SummarySettings(

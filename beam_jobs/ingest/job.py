@@ -30,13 +30,7 @@ from beam_jobs.errors import ExitCode, IncompleteRun
 from beam_jobs.ingest import pipeline as steps
 from beam_jobs.ingest.items import SHARD_BYTES, read_items, tells_content
 from beam_jobs.ingest.options import LOG_KINDS, IngestOptions
-from beam_jobs.ingest.plan import (
-    IngestPlan,
-    holds_users,
-    make_plan,
-    read_tasks,
-    rules_of,
-)
+from beam_jobs.ingest.plan import IngestPlan, holds_users, make_plan, read_tasks, rules_of
 from beam_jobs.ingest.units import IngestSettings, OldFile
 from beam_jobs.run import job as jobs
 from beam_jobs.run.files import write_atomically

@@ -42,10 +42,7 @@ def of_sequence(
     published_ms: int | None = None,
 ) -> pyarrow.RecordBatch:
     """User, status, clocks, and the heaviest items with their bias; ``tokens``: float32 [B, n, D], their vectors."""
-    columns = _facts(found, users, published_ms) | {
-        "items": _list(seen.items),
-        "bias": _list(seen.log_mass),
-    }
+    columns = _facts(found, users, published_ms) | {"items": _list(seen.items), "bias": _list(seen.log_mass)}
     return batch(columns if tokens is None else columns | {"tokens": tensor(tokens)})
 
 

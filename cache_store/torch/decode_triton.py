@@ -18,14 +18,7 @@ _BLOCK = 1024
 """Values that a program writes at once."""
 
 _PLAIN, _INT8, _INT4, _LOG8 = 0, 1, 2, 3
-KIND = {
-    "float32": _PLAIN,
-    "float16": _PLAIN,
-    "bfloat16": _PLAIN,
-    "int8": _INT8,
-    "int4": _INT4,
-    "log8": _LOG8,
-}
+KIND = {"float32": _PLAIN, "float16": _PLAIN, "bfloat16": _PLAIN, "int8": _INT8, "int4": _INT4, "log8": _LOG8}
 
 
 @triton.jit

@@ -65,11 +65,7 @@ def _status(field: str) -> int:
 
 @sized(longest=100_000)
 def run(
-    quick: bool,
-    longest: int = 1_000_000,
-    batch: int = 8_192,
-    width: int = 64,
-    chunk: int = 256,
+    quick: bool, longest: int = 1_000_000, batch: int = 8_192, width: int = 64, chunk: int = 256
 ) -> Result:
     lengths = [n for n in (1_000, 10_000, 100_000) if n < longest] + [longest]
     model = built(width, chunk)

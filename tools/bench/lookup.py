@@ -59,11 +59,7 @@ SCHEMAS = {
 
 @sized(records=4_096, repeats=7)
 def run(
-    quick: bool,
-    folder: str | None = None,
-    records: int = 24_576,
-    repeats: int = 41,
-    cold: bool = True,
+    quick: bool, folder: str | None = None, records: int = 24_576, repeats: int = 41, cold: bool = True
 ) -> Result:
     """Measure; see the module.
 

@@ -52,13 +52,7 @@ def request(model: VistaModel, users: int, seed: int = 0, recent: int | None = N
         time=np.tile(NOW_MS - np.arange(r)[::-1] * 60_000, users),
     )
     now = np.full(users, NOW_MS)
-    return {
-        "tokens": tokens,
-        "usable": None,
-        "recent": events,
-        "now_ms": now,
-        "last_event_ms": now - DAY_MS,
-    }
+    return {"tokens": tokens, "usable": None, "recent": events, "now_ms": now, "last_event_ms": now - DAY_MS}
 
 
 def rows(inputs: dict[str, Any], user: np.ndarray) -> dict[str, Any]:
@@ -215,10 +209,7 @@ def _training(model: VistaModel, result: Result, users: int, repeats: int, sweep
                 ).backward()
 
         times = in_turn(
-            {
-                "deduplicated": functools.partial(step, whole),
-                "expanded": functools.partial(step, each),
-            },
+            {"deduplicated": functools.partial(step, whole), "expanded": functools.partial(step, each)},
             repeats,
         )
         key = "training_speedup" if per_user == 16 else f"training_speedup_at_{per_user}"

@@ -29,8 +29,7 @@ class Compacted(StrEnum):
 def command(
     context: typer.Context,
     what: Annotated[
-        Compacted,
-        typer.Argument(help="store: deltas of a line. tables: files of the buckets."),
+        Compacted, typer.Argument(help="store: deltas of a line. tables: files of the buckets.")
     ] = Compacted.store,
     beam: BeamArguments = None,
     *,
@@ -44,8 +43,7 @@ def command(
         bool, typer.Option("--all", help="Tables: every bucket down to one file, whatever it costs.")
     ] = False,
     memory_rows: Annotated[
-        int,
-        typer.Option("--memory-rows", min=1, help="Tables: rows a worker holds, about 200 bytes each."),
+        int, typer.Option("--memory-rows", min=1, help="Tables: rows a worker holds, about 200 bytes each.")
     ] = 1_000_000,
     runner: RunnerOptions,
     dry_run: DryRunOption = False,

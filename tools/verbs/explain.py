@@ -37,12 +37,7 @@ def command(
 
 
 def explained(
-    at: Home,
-    user: str,
-    *,
-    line: str = "main",
-    item: str | None = None,
-    now: int | None = None,
+    at: Home, user: str, *, line: str = "main", item: str | None = None, now: int | None = None
 ) -> dict[str, Any]:
     """``record``, and where they can be told ``history``, ``held`` and ``item``, of one user."""
     from cache_store import Store

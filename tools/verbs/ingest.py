@@ -171,8 +171,7 @@ def command(
         ),
     ] = None,
     keep_repeats: Annotated[
-        bool,
-        typer.Option("--keep-repeats", help="Equal rows of one file are different events, not copies."),
+        bool, typer.Option("--keep-repeats", help="Equal rows of one file are different events, not copies.")
     ] = False,
     skip_bad_files: Annotated[
         bool, typer.Option("--skip-bad-files", help="Go on without unreadable files; exit code 3.")

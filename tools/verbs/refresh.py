@@ -26,8 +26,7 @@ def command(
     at: WholeHome,
     summaries: SummaryOptions,
     since: Annotated[
-        int | None,
-        typer.Option(help="Go on from this snapshot of the tables, not the parent's own."),
+        int | None, typer.Option(help="Go on from this snapshot of the tables, not the parent's own.")
     ] = None,
     user: Annotated[
         list[str] | None,

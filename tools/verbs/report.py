@@ -22,8 +22,7 @@ def command(
     *,
     at: WholeHome,
     out: Annotated[
-        Path | None,
-        typer.Option(help="The file to write.  [default: HOME/report.html]", show_default=False),
+        Path | None, typer.Option(help="The file to write.  [default: HOME/report.html]", show_default=False)
     ] = None,
     study: Annotated[
         list[Path] | None,

@@ -36,10 +36,7 @@ def command(
         int | None,
         typer.Option(min=1, help="Stop after so many passes over the training period.  [default: 4]"),
     ] = None,
-    seconds: Annotated[
-        float | None,
-        typer.Option(min=1, help="Stop after so many seconds."),
-    ] = None,
+    seconds: Annotated[float | None, typer.Option(min=1, help="Stop after so many seconds.")] = None,
     refresh_hours: Annotated[
         float | None,
         typer.Option(

@@ -14,13 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache_store import Status, Store, key_bytes
-from cache_store.errors import (
-    Damaged,
-    FingerprintMismatch,
-    GenerationUnknown,
-    SchemaError,
-    StoreError,
-)
+from cache_store.errors import Damaged, FingerprintMismatch, GenerationUnknown, SchemaError, StoreError
 from cache_store.format.keys import hash_of
 from cache_store.remote.copy import pull, push, sweep
 from cache_store.remote.files import RemoteError, RemoteFiles

@@ -60,7 +60,4 @@ def test_appending_what_was_split_gives_the_whole(lengths: list[int], at: int) -
 
 def test_columns_of_another_length_are_refused() -> None:
     with pytest.raises(ValueError, match="surface"):
-        Events(
-            np.array([0, 2]),
-            **{n: np.zeros(1 if n == "surface" else 2, t) for n, t in COLUMNS.items()},
-        )
+        Events(np.array([0, 2]), **{n: np.zeros(1 if n == "surface" else 2, t) for n, t in COLUMNS.items()})

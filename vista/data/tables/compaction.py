@@ -99,11 +99,7 @@ def horizon(warehouse: Warehouse, snapshots: Iterable[int | str | None]) -> int:
 
 
 def merges(
-    warehouse: Warehouse,
-    run: str,
-    until: int | None = None,
-    most: int = MAX_FILES,
-    everything: bool = False,
+    warehouse: Warehouse, run: str, until: int | None = None, most: int = MAX_FILES, everything: bool = False
 ) -> list[Merge]:
     """What is due, in order of table and bucket.
 
