@@ -2,87 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from small_logs import LOCAL, T0, content, expected, log, options, write
 
-from beam_jobs.errors import IncompleteRun, OptionsError, RunOptionsDiffer
+from beam_jobs.errors import OptionsError
 from beam_jobs.ingest import job as ingest
-from beam_jobs.ingest.options import IngestOptions
-from beam_jobs.run import runner as pipeline
-from beam_jobs.run.files import file_digest
-from beam_jobs.run.job import Job, Run
-from beam_jobs.run.record import RunDirectory
-from cache_store.format.keys import bucket_of
 from vista.data.logs.reading import Reading
 from vista.data.logs.values import hash_strings
-from vista.data.tables.reading import read_bucket, read_impressions
+from vista.data.tables.reading import read_impressions
 from vista.data.tables.rows import IMPRESSIONS
 from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
-
-T0 = 1_700_000_000_000
-LOCAL = pipeline.local_args()
-
-
-def log(rng: np.random.Generator, n: int, text: bool = False, users: int = 40) -> pa.Table:
-    """A log with repeated rows, in no order."""
-    index = rng.integers(0, max(n * 4 // 5, 1), n)
-    base = np.random.default_rng(7)
-    columns = {
-        "user_id": base.integers(-users, users, n),
-        "item_id": base.integers(0, 50, n),
-        "action": base.integers(0, 3, n).astype(np.int8),
-        "surface": base.integers(0, 4, n).astype(np.int16),
-        "timestamp_ms": T0 + base.integers(0, 1_000, n),
-        "request_id": base.integers(0, 200, n),
-    }
-    table = pa.table({name: c[index] for name, c in columns.items()})
-    if text:
-        for i, name in enumerate(table.column_names):
-            if name != "timestamp_ms":
-                values = [f"{name}ß{v}" for v in table[name].to_pylist()]
-                table = table.set_column(i, name, pa.array(values).dictionary_encode())
-    return table
-
-
-def write(folder: Path, *tables: pa.Table, name: str = "log", group: int = 100) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, table in enumerate(tables):
-        pq.write_table(table, folder / f"{name}-{i}.parquet", row_group_size=group)
-    return str(folder / f"{name}-*.parquet")
-
-
-def options(tmp_path: Path, events: str | tuple[str, ...], run: str = "run", **more) -> IngestOptions:
-    files = (events,) if isinstance(events, str) else events
-    more.setdefault("num_buckets", 4)
-    return IngestOptions(files, warehouse=str(tmp_path / "table"), run_dir=str(tmp_path / run), **more)
-
-
-def content(tmp_path: Path, max_rows: int = 1_000) -> list[tuple]:
-    warehouse = Warehouse(tmp_path / "table").open()
-    rows = []
-    for bucket, files in warehouse.bucket_files().items():
-        for batch in read_bucket(files, max_rows=max_rows):
-            assert (bucket_of(batch.users, warehouse.num_buckets) == bucket).all()
-            user = np.repeat(batch.users, batch.events.lengths)
-            names = ("item", "action", "surface", "time", "request")
-            rows += zip(user.tolist(), *(getattr(batch.events, n).tolist() for n in names), strict=True)
-    return sorted(rows)
-
-
-def expected(*tables: pa.Table) -> list[tuple]:
-    rows = pa.concat_tables(tables).to_pylist()
-    names = ("user_id", "item_id", "action", "surface", "timestamp_ms", "request_id")
-    return sorted({tuple(1 << r[n] if n == "action" else r[n] for n in names) for r in rows})
 
 
 @pytest.mark.parametrize("max_rows", [4_000_000, 60])
@@ -372,113 +308,6 @@ def test_item_files_name_numbered_items_and_list_the_untouched(tmp_path):
     assert by_id[other][0] is None
 
 
-def test_a_run_killed_before_its_commit_goes_on_where_it_was(tmp_path):
-    table = log(np.random.default_rng(10), 300)
-    asked = options(tmp_path, write(tmp_path / "in", table))
-
-    class Killed(BaseException):
-        pass
-
-    ticks = iter([T0 / 1000 + 1e6])
-
-    def clock() -> float:
-        # The job asks for the time when it starts and, after its commit, when it ends.
-        try:
-            return next(ticks)
-        except StopIteration:
-            raise Killed from None
-
-    with pytest.raises(Killed):
-        ingest.run(asked, LOCAL, clock=clock)
-    first = Warehouse(tmp_path / "table").open().snapshot()
-    done = ingest.run(asked, LOCAL)
-    assert Warehouse(tmp_path / "table").open().snapshot() == first == done.table_snapshot
-    assert done.counts["events"] == len(content(tmp_path)) and content(tmp_path) == expected(table)
-    assert ingest.run(asked, LOCAL) == done
-    with pytest.raises(RunOptionsDiffer):
-        ingest.run(dataclasses.replace(asked, skip_bad_files=True), LOCAL)
-
-
-def held(asked, run_dir, record) -> Run:
-    return Run(
-        Job("ingest", asked.run_dir, asked.identity(), LOCAL, progress=False), run_dir, record, began=0.0
-    )
-
-
-def test_units_that_are_done_are_not_done_again_and_lost_ones_are(tmp_path):
-    table = log(np.random.default_rng(11), 300)
-    asked = options(tmp_path, write(tmp_path / "in", table), chunk_rows=100)
-    ingest.run(asked, LOCAL)
-    wanted = content(tmp_path)
-    # As if the machine had died before the commit: no snapshot, one bucket's file half written.
-    other = tmp_path / "other"
-    again = dataclasses.replace(asked, warehouse=str(other / "table"), run_dir=str(other / "run"))
-    run_dir, record = RunDirectory.start(
-        again.run_dir, job="ingest", identity=again.identity(), started_ms=(T0 + 10**9)
-    )
-    warehouse = Warehouse(again.warehouse)
-    plan = ingest.make_plan(again, warehouse, run_dir, record, LOCAL)
-    plan = ingest._prepare(warehouse, run_dir, plan)
-    settings = ingest._settings(again, warehouse, run_dir, plan)
-    ingest._work(held(again, run_dir, record), warehouse, plan, settings)
-    lost, receipt = next((n, r) for n, r in run_dir.receipts().items() if n.startswith("bucket-"))
-    Path(receipt["table_files"][0].removeprefix("file://")).write_bytes(b"half")
-    written = {p.stem: p.stat().st_mtime_ns for p in (run_dir.path / "receipts").iterdir()}
-    done = ingest.run(again, LOCAL)
-    assert done.exit_code == 0 and content(other) == wanted
-    receipts = (run_dir.path / "receipts").iterdir()
-    assert [p.stem for p in receipts if p.stat().st_mtime_ns != written.get(p.stem)] == [lost]
-
-
-def test_rows_that_are_not_accounted_for_stop_the_commit(tmp_path):
-    asked = options(tmp_path, write(tmp_path / "in", log(np.random.default_rng(11), 300)))
-    run_dir, record = RunDirectory.start(
-        asked.run_dir, job="ingest", identity=asked.identity(), started_ms=T0 + 10**9
-    )
-    warehouse = Warehouse(asked.warehouse)
-    plan = ingest._prepare(warehouse, run_dir, ingest.make_plan(asked, warehouse, run_dir, record, LOCAL))
-    settings = ingest._settings(asked, warehouse, run_dir, plan)
-    ingest._work(held(asked, run_dir, record), warehouse, plan, settings)
-    (run_dir.path / "receipts" / "bucket-00002.json").unlink()
-    with pytest.raises(IncompleteRun, match="accounted for.*nothing was committed"):
-        ingest._counts(run_dir, plan)
-
-
-def test_a_commit_that_was_cut_short_leaves_no_trace_after_the_next_run(tmp_path):
-    rng = np.random.default_rng(12)
-    first, second = log(rng, 200), log(rng, 200, users=90)
-    ingest.run(options(tmp_path, write(tmp_path / "in", first, name="a")), LOCAL)
-    warehouse = Warehouse(tmp_path / "table").open()
-    items = warehouse.read_items()
-    # What a crash after the items' commit leaves: items and ledger are ahead of history.
-    uri = warehouse.item_uri(warehouse.commit_number + 1, "crashed", 0)
-    items.write(uri)
-    summary = {"vista.commit": str(warehouse.commit_number + 1), "vista.run": "crashed"}
-    warehouse.items.add_files([uri.removeprefix("file://")], snapshot_properties=summary)
-    assert Warehouse(tmp_path / "table").open().read_items().events.sum() == 2 * items.events.sum()
-    ingest.run(options(tmp_path, write(tmp_path / "in", second, name="b"), "next"), LOCAL)
-    warehouse = Warehouse(tmp_path / "table").open()
-    assert warehouse.read_items().events.sum() == len(content(tmp_path))
-    assert content(tmp_path) == expected(first, second)
-
-
-def test_workers_and_modes_do_not_change_a_byte(tmp_path, portable_args):
-    rng = np.random.default_rng(13)
-    pattern = write(tmp_path / "in", log(rng, 500), log(rng, 400))
-    digests = []
-    for name, args in {
-        "one": LOCAL,
-        "threads": pipeline.local_args("multi_threading", 3),
-        "processes": pipeline.local_args("multi_processing", 2),
-        "portable": portable_args,
-    }.items():
-        folder = tmp_path / name
-        ingest.run(options(folder, pattern, chunk_rows=120, max_rows=200), args)
-        files = Warehouse(folder / "table").open().bucket_files()
-        digests.append([[file_digest(f.path.removeprefix("file://")) for f in fs] for fs in files.values()])
-    assert len(digests[0]) == 4 and all(found == digests[0] for found in digests)
-
-
 def test_options_out_of_range_and_another_number_of_buckets_are_refused(tmp_path):
     with pytest.raises(OptionsError, match="--memory-rows"):
         options(tmp_path, "x", max_rows=0)
@@ -486,20 +315,3 @@ def test_options_out_of_range_and_another_number_of_buckets_are_refused(tmp_path
     more = write(tmp_path / "in", log(np.random.default_rng(2), 30), name="more")
     with pytest.raises(OptionsError, match="--buckets 4"):
         ingest.run(options(tmp_path, more, "two", num_buckets=8), LOCAL)
-
-
-def test_a_run_killed_at_any_change_of_state_ends_as_if_it_had_not_been(tmp_path):
-    rng = np.random.default_rng(14)
-    pattern = write(tmp_path / "in", log(rng, 200), log(rng, 100))
-    asked = options(tmp_path, pattern, chunk_rows=150, num_buckets=2)
-    (tmp_path / "options.pickle").write_bytes(pickle.dumps(asked))
-    script = Path(__file__).parents[1] / "killing_ingest.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "options.pickle"), "5"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    whole, *killed = json.loads(done.stdout)
-    assert len(killed) > 5 and whole["snapshots"] == 1 and not whole["spill"]
-    assert all(outcome == whole for outcome in killed)

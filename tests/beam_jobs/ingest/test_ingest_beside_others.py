@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.schema import Schema
-from test_ingest import LOCAL, T0, content, options
+from small_logs import LOCAL, T0, content, options
 
 from beam_jobs.ingest import job as ingest
 from beam_jobs.run import leftovers
