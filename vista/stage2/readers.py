@@ -145,7 +145,7 @@ class EntryReader:
             if tokens.clusters:
                 # few numbers: of clusters there is less to tell, and every one costs what it is fitted with
                 newest = held.cluster_last[row, cluster]
-                told.append(ages(newest, since)[:, :PLAIN_AGES] * (newest[:, :1] > 0))
+                told.append(_plain(_age(newest, since)) * (newest[:, :1] > 0))
         return torch.cat([*told, log[:, self.keys :].flatten(1), late[:, self.keys :].flatten(1)], -1)
 
 
@@ -156,9 +156,19 @@ AGES, PLAIN_AGES = 20, 4
 def ages(newest: Tensor, since: Tensor) -> Tensor:
     """How long ago touches were, [n, AGES], by events and by the clock: of records' newest touches [n, 2 or 3], and the
     hours [n] that went by since the record's end."""
-    age = torch.stack([newest[:, 0], newest[:, 1] + since], -1)
+    age = _age(newest, since)
     seconds = age * age.new_tensor([1.0, 3_600.0])
-    return torch.cat([torch.log1p(age) / 8, 1 / (1 + age), waves(seconds, -1, 3).flatten(1)], -1)
+    return torch.cat([_plain(age), waves(seconds, -1, 3).flatten(1)], -1)
+
+
+def _age(newest: Tensor, since: Tensor) -> Tensor:
+    """[n, 2]: events and hours ago."""
+    return torch.stack([newest[:, 0], newest[:, 1] + since], -1)
+
+
+def _plain(age: Tensor) -> Tensor:
+    """The first PLAIN_AGES of :func:`ages`."""
+    return torch.cat([torch.log1p(age) / 8, 1 / (1 + age)], -1)
 
 
 class Neighbours(nn.Module):
