@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from tools import settings
-from tools.options import Group
+from tools.options import OptionGroup
 from tools.verbs import VERBS, load
 
 NEGATIVE = re.compile(r"-\d+")
@@ -108,12 +108,12 @@ def command(verb: str) -> Any:
 
 
 def spread(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """A verb with the options of each :class:`~tools.options.Group` in the place of the value they make."""
+    """A verb with the options of each :class:`~tools.options.OptionGroup` in the place of the value they make."""
     parameters: list[inspect.Parameter] = []
     groups: dict[str, tuple[Callable[..., Any], list[str]]] = {}
     for parameter in inspect.signature(verb, eval_str=True).parameters.values():
         notes = getattr(parameter.annotation, "__metadata__", ())
-        group = next((note for note in notes if isinstance(note, Group)), None)
+        group = next((note for note in notes if isinstance(note, OptionGroup)), None)
         own = [parameter] if group is None else group.parameters()
         if group is not None:
             groups[parameter.name] = group.make, [p.name for p in own]

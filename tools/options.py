@@ -15,8 +15,8 @@ from tools.home import HOME, Home
 
 
 @dataclass(frozen=True)
-class Group:
-    """Options that are one value: what a parameter ``name: Annotated[Value, Group(make)]`` of a verb stands for.
+class OptionGroup:
+    """Options that are one value: what a parameter ``name: Annotated[Value, OptionGroup(make)]`` of a verb stands for.
 
     Attributes:
         make: gives the value; its parameters are the options.
@@ -55,12 +55,12 @@ def places(
     return Home(home, warehouse=warehouse, model=model, store=store)
 
 
-HomeAlone = Annotated[Home, Group(places, ("home",))]
-HomeOfTables = Annotated[Home, Group(places, ("home", "warehouse"))]
-HomeOfModel = Annotated[Home, Group(places, ("home", "warehouse", "model"))]
-HomeOfStore = Annotated[Home, Group(places, ("home", "store"))]
-HomeOfData = Annotated[Home, Group(places, ("home", "warehouse", "store"))]
-WholeHome = Annotated[Home, Group(places)]
+HomeAlone = Annotated[Home, OptionGroup(places, ("home",))]
+HomeOfTables = Annotated[Home, OptionGroup(places, ("home", "warehouse"))]
+HomeOfModel = Annotated[Home, OptionGroup(places, ("home", "warehouse", "model"))]
+HomeOfStore = Annotated[Home, OptionGroup(places, ("home", "store"))]
+HomeOfData = Annotated[Home, OptionGroup(places, ("home", "warehouse", "store"))]
+WholeHome = Annotated[Home, OptionGroup(places)]
 
 RunOption = Annotated[
     Path | None,
@@ -150,11 +150,11 @@ class Runner:
         return local_args("multi_processing" if local else self.mode, self.workers)
 
 
-RunnerOptions = Annotated[Runner, Group(Runner)]
+RunnerOptions = Annotated[Runner, OptionGroup(Runner)]
 
 
 @dataclass(frozen=True)
-class Summaries:
+class SummaryJob:
     """What summarize and refresh are told alike."""
 
     run_dir: RunOption = None
@@ -200,7 +200,7 @@ class Summaries:
         }
 
 
-SummaryOptions = Annotated[Summaries, Group(Summaries)]
+SummaryOptions = Annotated[SummaryJob, OptionGroup(SummaryJob)]
 
 
 def as_ms(days: float | None) -> int | None:

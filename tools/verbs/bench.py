@@ -10,14 +10,14 @@ import typer
 
 from tools import console
 from tools.bench import harness
-from tools.options import Group
+from tools.options import OptionGroup
 from tools.parameters import typed
 
 BENCH = Path(harness.__file__).parent
 
 
 @dataclass(frozen=True)
-class Measure:
+class Measuring:
     """How something is measured, and what is printed of it."""
 
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes: a smoke test, no figure to quote.")] = (
@@ -30,7 +30,7 @@ class Measure:
     ] = None
 
 
-MeasureOptions = Annotated[Measure, Group(Measure)]
+MeasureOptions = Annotated[Measuring, OptionGroup(Measuring)]
 
 
 def command(
@@ -38,11 +38,11 @@ def command(
     *,
     asked: MeasureOptions,
 ) -> None:
-    """Measure one thing and print one JSON line: figures with spread, target, and whether it is met."""
+    """Measuring one thing and print one JSON line: figures with spread, target, and whether it is met."""
     measure("bench", BENCH, name, asked)
 
 
-def measure(verb: str, folder: Path, name: str, asked: Measure) -> None:
+def measure(verb: str, folder: Path, name: str, asked: Measuring) -> None:
     """What ``vista bench`` and ``vista study`` have in common."""
     known = harness.names(folder)
     if name == "list":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tools import console
-from tools.options import DryRunOption, Group, HomeOfData, JsonOption, Runner, parse_users, there
+from tools.options import DryRunOption, HomeOfData, JsonOption, OptionGroup, Runner, parse_users, there
 
 if TYPE_CHECKING:
     from vista.data.tables.warehouse import Warehouse
@@ -18,7 +18,7 @@ def command(
     users: Annotated[list[str], typer.Argument(help="User ids.")],
     *,
     at: HomeOfData,
-    runner: Annotated[Runner, Group(Runner, ("workers", "engine", "address"))],
+    runner: Annotated[Runner, OptionGroup(Runner, ("workers", "engine", "address"))],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,

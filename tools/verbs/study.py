@@ -19,7 +19,7 @@ def command(
     at: HomeOfTables,
     asked: MeasureOptions,
 ) -> None:
-    """Measure what summaries are worth and print one JSON line: figures with spread, target, and whether it is met.
+    """Measuring what summaries are worth and print one JSON line: figures with spread, target, and whether it is met.
 
     `vista study pays --home HOME` asks the tables of HOME whether a summary pays there, in ten minutes
     (`-p minutes=30` for more), and answers on one screen.
