@@ -193,7 +193,7 @@ class _Service:
         told = self.told()
         return told[-1]["position"] if told else ""
 
-    def sized(self) -> dict[str, float] | None:
+    def sizes(self) -> dict[str, float] | None:
         """Memory in MB, open files; MB and files below the home. None between a kill and the first turn after it."""
         proc, found = Path(f"/proc/{self.child.pid}"), {"disk": 0.0, "files": 0.0}
         try:
