@@ -336,6 +336,7 @@ class ExactTokens(nn.Module):
         ]
         if self.told_table:
             number = parts[NUMBERS].contiguous().view(torch.int16)[:, : self.told, None].long() & 0xFFFF
+            number = number.clamp_max(self.clusters - 1)  # whatever a record says, no other memory is written
             # unused entries are zeros of cluster 0: nothing is added to it
             counters = [
                 x.new_zeros(users, self.clusters, x.shape[2]).scatter_add_(1, number.expand_as(x), x)

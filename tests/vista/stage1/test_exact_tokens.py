@@ -183,6 +183,14 @@ def test_records_of_the_heaviest_clusters_are_those_of_all_but_for_the_others_wh
             assert not np.delete(mine[u].numpy(), heaviest, 0).any()
 
 
+def test_cluster_numbers_that_no_job_wrote_reach_no_other_memory():
+    rows = sum(TOLD.tokens.rows.values())
+    held = TOLD.tokens.unpack(
+        torch.full((2, rows, TOLD.config.width), -1, dtype=torch.int32).view(torch.float32)
+    )
+    assert held.cluster.shape == (2, 9, 3) and held.cluster[:, :8].count_nonzero() == 0
+
+
 def test_among_equal_masses_the_smaller_id_stays():
     # so long a half-life does not tell four events from each other
     tables = Tables(3, (float("inf"), 2.0**24), 4)
