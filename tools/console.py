@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +25,8 @@ from rich.text import Text
 
 out = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
 err = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
-if not out.is_terminal:
-    out.width = 140  # a file or a pipe has no width of its own
+if not out.is_terminal and "COLUMNS" not in os.environ:
+    out.width = 80  # a file or a pipe has no width of its own
 
 JOINERS = "\u200c\u200d"
 """Format characters that scripts and emoji need and that steer nothing."""
@@ -80,7 +81,7 @@ def json_line(value: Any) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table for a person on stdout; numbers are right-aligned."""
+    """A table for a person on stdout; numbers are right-aligned, and what is too wide goes without lines."""
     view = Table(title=Text(safe(title)) if title else None, title_justify="left", title_style="bold",
                  show_header=any(columns))  # fmt: skip
     for k, name in enumerate(columns):
@@ -88,6 +89,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
         view.add_column(Text(safe(name)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         view.add_row(*(Text(safe(number(cell))) for cell in row))
+    if view.__rich_measure__(out, out.options.update(max_width=10_000)).maximum > out.width:
+        view.box, view.pad_edge = None, False
     out.print(view)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import xxhash
 
+from tools.report.tables_seen import KEPT
 from vista.small_text import small_json
 
 MARKER = ".vista-demo"
@@ -32,7 +33,7 @@ def foreign(out: Path) -> list[str]:
         for name in (*files, *(n for n in names if (here / n).is_symlink())):
             path = here / name
             key = path.relative_to(out).as_posix()
-            if key != MARKER and (path.is_symlink() or known.get(key) != _fact(path)):
+            if key not in (MARKER, KEPT) and (path.is_symlink() or known.get(key) != _fact(path)):
                 found.append(key)
         # An empty folder that somebody made is his.
         if not names and not files and here != out and not _within(here.relative_to(out).as_posix(), known):
@@ -44,7 +45,8 @@ def clear(out: Path) -> None:
     """Delete what the marker lists, then the folders that this leaves empty. Only after :func:`foreign` was empty."""
     for key in _inventory(out):
         (out / key).unlink(missing_ok=True)
-    (out / MARKER).unlink(missing_ok=True)
+    for name in (MARKER, KEPT):
+        (out / name).unlink(missing_ok=True)
     for folder, _, _ in os.walk(out, topdown=False):
         if Path(folder) != out:
             os.rmdir(folder)
@@ -89,6 +91,6 @@ def _inventory(out: Path) -> dict[str, list[object]]:
 
 
 def _within(folder: str, known: dict[str, list[object]]) -> bool:
-    """Whether an empty folder is one that a demo's own parts keep: below a name that holds files of the demo."""
-    first = folder.partition("/")[0]
-    return any(key.partition("/")[0] == first for key in known)
+    """Whether an empty folder is one that a demo's own parts keep: below a name of theirs, in a folder that holds files
+    of a demo, which may have been stopped as it made the first."""
+    return bool(known) and folder.partition("/")[0] in NAMES

@@ -1,5 +1,5 @@
-"""Every verb the command line has: it works, says what it would do, answers in JSON, refuses bad input, and Ctrl-C
-leaves nothing half done. The verbs are asked of the command line, so one without a row here fails.
+"""Every verb the command line has: it works, says what it would do, answers in JSON and in 80 columns, refuses bad
+input, and Ctrl-C leaves nothing half done. The verbs are asked of the command line, so one without a row here fails.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import test_demo
 import test_serve
 
 from cache_store import Store
-from tools import cli
+from tools import cli, console
 from tools.command_line import command
 from tools.verbs import VERBS
 from vista.data import paths
@@ -40,7 +40,7 @@ class Row:
 
     Attributes:
         words: that work.
-        keys: of its JSON; empty where it prints none.
+        keys: of its JSON, or of the first of a list.
         bad: words that are refused with exit code 2.
         told: is in what is said then.
         changes: something lasting, so that it has a dry run, and is interrupted here.
@@ -67,7 +67,7 @@ ROWS = {
     "demo": Row("--out {tmp}/d --users 50", "out clears users", "--out {logs}", "choose another", True, elsewhere=DEMO),
     "generate": Row("{tmp}/g --users 20 --max-events 30", "users event_rows", "{logs} --users 20", "holds", True),
     "init": Row("{log} --home {tmp}/h", "file log why", "{tmp}/none.parquet --home {tmp}/h", "none.parquet", True),
-    "layouts": Row("kuairand", "columns", "nobody", "nobody"),
+    "layouts": Row("", "kuairand yambda", "nobody", "nobody"),
     "ingest": Row(f"{{log}} {H}", "job counts exit_code", f"{{tmp}}/none.parquet {H}", "none.parquet", True),
     "train": Row(f"--steps 1 {H}", "bundle fingerprint verdict", f"--steps 1 {NO_HOME}", "ingest", True),
     "items": Row(f"refresh {H}", "items new placed", f"forget {H}", "refresh", True),
@@ -80,27 +80,30 @@ ROWS = {
     "prune": Row(f"{H} --keep 1", "generations", f"{H} --keep none", "keep", True),
     "rollback": Row(H, "line live was", f"{H} --to 00000009", "00000009", True),
     "promote": Row(f"00000001 {H}", "line live", f"00000009 {H}", "00000009", True),
-    "forget": Row(f"{{user}} --yes {H}", "", f"not-a-number --yes {H}", "not-a-number", True),
+    "forget": Row(f"{{user}} --yes {H}", "tables stores runs", f"not-a-number --yes {H}", "not-a-number", True),
     "relocate": Row(H, "old new files", NO_HOME, "nothing", True, raw=True),
     "push": Row(f"file://{{tmp}}/r {H}", "generation", f"file://{{tmp}}/r {H} --generation 00000009", "00000009", True),
     "pull": Row("file://{tmp}/r --store {tmp}/pulled", "generation", "file://{tmp}/r --store {tmp}/p --line a/b", "a/b",
                 True, before=f"push file://{{tmp}}/r {H}"),
     "lookup": Row(f"{{user}} {H}", "generation users", f"not-a-number {H}", "not-a-number"),
-    "recommend": Row(f"{{user}} -k 3 --candidates 20 {H}", "", f"{{user}} --weight nobody=1 {H}", "nobody"),
-    "serve": Row(H, "", f"{H} --host 0.0.0.0", "--token-file", elsewhere=SERVE),
+    "recommend": Row(f"{{user}} -k 3 --candidates 20 {H}", "generation weights users",
+                     f"{{user}} --weight nobody=1 {H}", "nobody"),
+    "serve": Row(H, "flight http generation", f"{H} --host 0.0.0.0", "--token-file", elsewhere=SERVE),
     "status": Row(H, "healthy problems store", NO_HOME, "nothing at"),
-    "runs": Row(H, "", f"{{tmp}}/none {H}", "none"),
-    "report": Row(f"{H} --out {{tmp}}/report.html", "", f"{H} --study {{tmp}}/none.json", "none.json", True),
+    "runs": Row(H, "run job outcome counts", f"{{tmp}}/none {H}", "none"),
+    "report": Row(f"{H} --out {{tmp}}/report.html", "report bytes sections",
+                  f"{H} --study {{tmp}}/none.json", "none.json", True),
     "diff": Row(f"00000001 00000002 {H}", "changed drift", f"00000001 00000009 {H}", "00000009"),
     "explain": Row(f"{{user}} {H}", "history record held", f"not-a-number {H}", "not-a-number"),
     "verify": Row(H, "problems", f"{H} --generation 00000009", "00000009"),
     "doctor": Row(H, "ok checks", f"{H} --nothing", "No such option"),
-    "config": Row(H, "file options", f"nothing {H}", "nothing"),
+    "config": Row(f"recommend {H}", "file options", f"nothing {H}", "nothing"),
     "bench": Row("list", "lookup serve", "nothing", "nothing"),
     "study": Row("list", "quality", "nothing", "nothing"),
     "drill": Row("list", "serving storm", "nothing", "nothing"),
 }  # fmt: skip
 CHANGING = [verb for verb, row in ROWS.items() if row.changes]
+LOOKING = [verb for verb, row in ROWS.items() if not row.changes and row.elsewhere is None]
 
 
 def vista(capsys, *words: object) -> tuple[int, str, str]:
@@ -164,20 +167,43 @@ def test_a_verb_that_changes_something_can_say_it_without_doing_it(verb):
     assert ("--dry-run" in options) == ROWS[verb].changes, verb
 
 
+def fits(out: str, folder: Path) -> None:
+    """Nothing is wider than 80 columns; but what is made to be copied in one piece: paths, commands, JSON."""
+    lines = out.replace(str(folder), "").splitlines()
+    wide = [line for line in lines if len(line) > 80 and not line.startswith(("  next: ", "{"))]
+    assert not wide, "\n".join(wide)
+
+
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch):
+    monkeypatch.setattr(console.out, "width", 80)  # of what has no width of its own
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_its_help_fits_80_columns(verb, capsys):
+    code, out, _ = vista(capsys, verb, "--help")
+    assert code == 0 and verb in out
+    fits(out, Path("none"))
+
+
 @pytest.mark.parametrize("verb", [v for v, row in ROWS.items() if row.elsewhere is None])
 def test_it_works_and_answers_in_json(verb, request, small_home, tmp_path, capsys):
     row = ROWS[verb]
+    assert row.keys, "every verb answers in JSON"
     where = copied(small_home, tmp_path, row.raw) if row.changes else request.getfixturevalue("shared")
-    words = begun(verb, where, capsys)
-    machine = (
-        ["--json"] if "--json" in {w for p in command(verb).params for w in p.opts} or verb == "drill" else []
-    )
-    code, out, err = vista(capsys, *words, *machine)
+    code, out, err = vista(capsys, *begun(verb, where, capsys), "--json")
     assert code == 0, err
     assert "Traceback" not in err
-    if machine:
-        found = json.loads(out.splitlines()[-1])
-        assert set(row.keys.split()) <= set(found if isinstance(found, dict) else found[0])
+    found = json.loads(out.splitlines()[-1])
+    assert set(row.keys.split()) <= set(found if isinstance(found, dict) else found[0])
+
+
+@pytest.mark.parametrize("verb", LOOKING)
+def test_what_it_tells_a_person_fits_80_columns(verb, shared, capsys):
+    code, out, err = vista(capsys, verb, *filled(ROWS[verb].words, shared))
+    assert code == 0 and out, err
+    fits(out, shared.tmp)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -202,30 +228,38 @@ def test_a_dry_run_changes_no_file(verb, small_home, tmp_path, capsys):
     where = copied(small_home, tmp_path, ROWS[verb].raw)
     words = begun(verb, where, capsys)
     before = tree(tmp_path)
-    code, out, err = vista(capsys, *words, "--dry-run")
+    code, out, err = vista(capsys, *words, "--dry-run", "--json")
     assert code == 0, err
-    assert out + err
+    assert json.loads(out.splitlines()[-1])
+    code, out, err = vista(capsys, *words, "--dry-run")
+    assert code == 0 and out, err
+    fits(out, tmp_path)
     assert tree(tmp_path) == before
 
 
 # Ctrl-C
 
 WRITES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
+LOOKS = {"open", "os.scandir", "os.listdir"}
 
 
 class Interruption:
-    """Ctrl-C at the main thread's n-th change to a file below a folder."""
+    """Ctrl-C at the main thread's n-th change to a file below a folder; or at its n-th look, where asked for."""
 
     def __init__(self) -> None:
-        self.folder, self.at, self.seen = "", 0, 0
+        self.folder, self.at, self.seen, self.looks = "", 0, 0, False
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, arguments: Any) -> None:
-        if not self.folder or (event != "open" and event not in WRITES):
+        if not self.folder or event not in (LOOKS if self.looks else {"open", *WRITES}):
             return
         if threading.current_thread() is not threading.main_thread():
             return
-        if event == "open" and not int(arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        if (
+            not self.looks
+            and event == "open"
+            and not int(arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        ):
             return
         path = arguments[0]
         if not isinstance(path, (str, bytes, os.PathLike)) or not os.fsdecode(path).startswith(self.folder):
@@ -237,8 +271,8 @@ class Interruption:
             )  # as a terminal sends it: verbs that have a handler are asked by it
 
     @contextmanager
-    def during(self, folder: Path, at: int) -> Iterator[None]:
-        self.folder, self.at, self.seen, self.swallowed = str(folder), at, 0, False
+    def during(self, folder: Path, at: int, looks: bool = False) -> Iterator[None]:
+        self.folder, self.at, self.seen, self.swallowed, self.looks = str(folder), at, 0, False, looks
         before, sys.unraisablehook = sys.unraisablehook, self._not_raised
         # A shell that starts tests with & has it ignored, and other tests' libraries have handlers of their own.
         handler = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -327,3 +361,25 @@ def test_a_service_that_follows_ends_by_sigterm_with_its_turn_and_code_0(place, 
     assert code == 0, err
     assert json.loads(out.splitlines()[-1])["generation"] == "00000003"
     whole(place, capsys, {"00000003"})
+
+
+@pytest.mark.parametrize("verb", LOOKING)
+def test_ctrl_c_while_it_looks_ends_it_at_once_and_changes_nothing(verb, shared, capsys, interruption):
+    words = [verb, *filled(ROWS[verb].words, shared)]
+    with interruption.during(shared.tmp, 0, looks=True):
+        assert vista(capsys, *words)[0] == 0
+    looks, before = interruption.seen, tree(shared.tmp)
+    with interruption.during(shared.tmp, max(1, round(looks / 2)), looks=True):
+        code, _, err = vista(capsys, *words)
+    ended = code == 130 or (code == 0 and (interruption.swallowed or interruption.seen < interruption.at))
+    assert ended and "Traceback" not in err and "internal error" not in err, err
+    assert code == 0 or tree(shared.tmp) == before
+
+
+def test_a_demo_that_was_interrupted_is_cleared_by_the_next(tmp_path, capsys, interruption):
+    words = ["demo", "--out", tmp_path / "d", "--users", 50, "--seconds", 5, "--workers", 1]
+    with interruption.during(tmp_path, 20):
+        code, _, err = vista(capsys, *words)
+    assert code == 130 and "Traceback" not in err, err
+    code, out, err = vista(capsys, *words, "--dry-run", "--json")
+    assert code == 0 and json.loads(out)["clears"] > 0, err

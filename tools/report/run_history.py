@@ -45,6 +45,12 @@ class PastRun:
         return self.outcome in (FAILED, STOPPED, DAMAGED)
 
     @property
+    def verb(self) -> tuple[str, ...]:
+        """Words of the command line that began it."""
+        of_store = "line" in (self.facts.get("identity") or {})
+        return (self.job, "store" if of_store else "tables") if self.job == "compact" else (self.job,)
+
+    @property
     def counts(self) -> dict[str, int]:
         return self.facts.get("counts") or {}
 
@@ -95,8 +101,11 @@ def _read(path: Path, held: set[tuple[int, int]]) -> PastRun:
         finished = facts.get("finished_ms")
         code = facts.get("exit_code")
         counts = facts.get("counts") or {}
+        identity = facts.get("identity") or {}
         if not isinstance(counts, dict) or not isinstance(finished, (int, type(None))):
             raise TypeError("counts or finished_ms")
+        if not isinstance(identity, dict):
+            raise TypeError("identity")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return PastRun(
             path, path.name.partition("-")[0], DAMAGED, _changed_ms(path), why=f"run.json: {error!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,6 @@ def command(
     The code is of the one run named; a list always gives 0.
     """
     from tools.report import run_history
-    from tools.report.health import size
 
     if run is not None:
         if not (run / "run.json").exists() and (at.runs / run / "run.json").exists():
@@ -43,15 +43,12 @@ def command(
             str(r.path.relative_to(at.runs)) if r.path.is_relative_to(at.runs) else str(r.path),
             r.outcome,
             "-" if r.seconds is None else f"{r.seconds:,.0f} s",
-            r.counts.get("users", 0),
-            r.counts.get("events", 0),
-            r.counts.get("dead_letters", 0),
+            _did(r.counts),
             r.facts.get("generation") or "-",
-            size(r.facts.get("peak_memory_bytes") or 0),
         )
         for r in found
     ]
-    columns = ("run", "outcome", "took", "users", "events", "dead", "generation", "memory")
+    columns = ("run", "outcome", "took", "did", "made")
     console.table(f"runs of {at.root}", columns, rows)
     for r in found:
         if r.bad:
@@ -59,8 +56,16 @@ def command(
     return 0
 
 
+def _did(counts: Mapping[str, int]) -> str:
+    """The largest thing that a run worked through, and what it set aside."""
+    what = next((f"{counts[name]:,} {name}" for name in ("users", "events") if counts.get(name)), "-")
+    letters = counts.get("dead_letters", 0)
+    return what + (f", {letters:,} dead" if letters else "")
+
+
 def _one(r: object, at: Home, json: bool) -> int:
     from tools.report import run_history
+    from tools.report.health import size
 
     assert isinstance(r, run_history.PastRun)
     if json:
@@ -69,6 +74,7 @@ def _one(r: object, at: Home, json: bool) -> int:
     rows: dict[str, object] = {"outcome": r.outcome, "started": console.when(r.started_ms)}
     rows |= {} if r.seconds is None else {"seconds": r.seconds}
     rows |= {"why": r.why} if r.why else {}
+    rows |= {"memory": size(peak)} if (peak := r.facts.get("peak_memory_bytes")) else {}
     rows |= {k: v for k, v in r.counts.items() if v}
     rows |= {f"{k} seconds": v for k, v in (r.facts.get("timings") or {}).items()}
     rows |= {
@@ -77,5 +83,5 @@ def _one(r: object, at: Home, json: bool) -> int:
     console.fields(f"{r.job} {r.path}", rows)
     if r.bad and r.job in ("summarize", "refresh", "compact"):
         console.note("It goes on where it was, with the same options, by")
-        console.note("    " + invocation.command(r.job, "--home", at.root, "--run-dir", r.path))
+        console.note("    " + invocation.command(*r.verb, "--home", at.root, "--run-dir", r.path))
     return 3 if r.bad else 0
