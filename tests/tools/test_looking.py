@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from cache_store.store import Store
+from cache_store.testing import Truth
 from tools import cli
-from tools.report import health, run_history
+from tools.report import health, run_history, tables_seen
+from vista.data.tables.relocating import relocate
+from vista.errors import DataError
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,14 +61,81 @@ def test_the_json_of_status_keeps_its_shape(small_home, capsys):
     assert [run["job"] for run in found["runs"]] == ["refresh", "ingest", "summarize"]
 
 
-def test_status_imports_neither_torch_nor_beam(small_home):
+def test_status_imports_neither_torch_nor_beam_nor_asked_again_the_library_of_the_tables(small_home, capsys):
+    _, before, _ = vista(capsys, "status", "--home", small_home.path, "--json")
     code = (
         "import sys\nfrom tools import cli\ntry:\n    cli.main(sys.argv[1:])\nexcept SystemExit: pass\n"
-        "print('|', [m for m in ('torch', 'apache_beam', 'faiss') if m in sys.modules])"
+        "print('|', [m for m in ('torch', 'apache_beam', 'faiss', 'pyiceberg') if m in sys.modules])"
     )
-    words = [sys.executable, "-c", code, "status", "--home", str(small_home.path)]
+    words = [sys.executable, "-c", code, "status", "--home", str(small_home.path), "--json"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.rpartition("|")[2].strip() == "[]"
+    told, _, heavy = done.stdout.rpartition("|")
+    assert heavy.strip() == "[]"
+    assert json.loads(told)["warehouse"] == json.loads(before)["warehouse"]
+    assert json.loads(told)["store"]["lag"] == json.loads(before)["store"]["lag"]
+
+
+def test_what_was_told_of_the_tables_holds_only_while_tables_and_store_are_the_same(small_home, tmp_path):
+    home = tmp_path / "home"
+    shutil.copytree(small_home.path, home)
+    relocate(home / "warehouse")
+    kept = home / tables_seen.KEPT
+    kept.unlink(missing_ok=True)
+
+    def look() -> tuple[bool, int | None]:
+        """Whether the tables were opened, and how far the store is behind."""
+        seen = tables_seen.TablesSeen(str(home / "warehouse"), home / "store", home, keep=True)
+        assert seen.overview["events"] > 0
+        with Store.open(home / "store") as store:
+            behind = seen.lag(store.manifest, store).events
+        return "tables" in vars(seen), behind
+
+    assert look() == (True, 0) and look() == (False, 0)
+    text = kept.read_text()
+    for spoilt in (
+        "",
+        "[]",
+        "{}",
+        text.replace('"mark": "', '"mark": "0'),
+        text.replace("events", "evants"),
+        text[:-9],
+    ):
+        kept.write_text(spoilt)
+        assert look() == (True, 0) and look() == (False, 0), spoilt
+    file = next((home / "warehouse").glob("*/history/metadata/*.avro"))
+    os.utime(file, (1, 1))
+    assert look() == (True, 0) and look() == (False, 0)
+    Store(home / "store").rollback()
+    opened, behind = look()
+    assert opened and behind > 0 and look() == (True, behind)  # what is behind is counted every time
+    Store(home / "store").promote(generation="00000002")
+    assert look()[1] == 0 and look() == (False, 0)
+    shutil.copytree(home, tmp_path / "copy")
+    twin = tables_seen.TablesSeen(
+        str(tmp_path / "copy" / "warehouse"), tmp_path / "copy" / "store", tmp_path / "copy"
+    )
+    with pytest.raises(DataError, match="relocate"):
+        assert twin.overview is None
+
+
+def test_damage_is_followed_by_what_helps_against_it(tmp_path, capsys):
+    truth = Truth(num_users=30)
+    store = truth.create(tmp_path / "store")
+    for number in range(1, 7):
+        truth.publish(store, f"run-{number}", number)
+
+    def spoilt(number: int) -> tuple[int, str]:
+        shard = next((tmp_path / "store" / "generations" / f"{number:08d}").glob("shard-*.mdb"))
+        whole = shard.read_bytes()
+        shard.write_bytes(whole[:-1])
+        code, what, command = first(capsys, ("--home", tmp_path))
+        assert f"{number:08d} is damaged" in what
+        shard.write_bytes(whole)
+        return code, command.split(" --home")[0].removesuffix(" ").rpartition(" ")[2]
+
+    assert spoilt(6) == (4, "rollback")
+    assert spoilt(5) == (3, "verify")  # kept to go back to
+    assert spoilt(1) == (3, "prune")  # nothing needs it
 
 
 def test_nothing_at_all_is_a_usage_error(tmp_path, capsys):

@@ -9,7 +9,8 @@ from typing import Any
 
 from tools import invocation
 from tools.home import Home
-from tools.report import run_history, store_seen, tables_seen
+from tools.report import run_history, store_seen
+from tools.report.tables_seen import TablesSeen
 
 HEALTHY, ATTENTION, WRONG = 0, 3, 4
 """Exit codes of ``vista status``; 2 where there is nothing at all."""
@@ -87,11 +88,13 @@ def look(
     limits: AgeLimits | None = None,
     last: int = 5,
     now_ms: int | None = None,
+    keep: bool = False,
 ) -> Health:
     """Look at everything that shows without reading every byte.
 
     Args:
         last: runs to tell.
+        keep: note in the home what was read of the tables, so that the next look need not (``tables_seen``).
 
     Raises:
         VistaError: the catalog or the bundle cannot be read.
@@ -101,9 +104,8 @@ def look(
     found = Health(str(at.root))
     everything = run_history.runs(at.runs)
     found.runs = everything[:last]
-    store, tables = at.store, _tables(at.tables)
-    if tables is not None:
-        found.warehouse = tables_seen.overview(tables.open(), store)
+    store, tables = at.store, TablesSeen(at.tables, at.store, at.root, keep)
+    found.warehouse = tables.overview
     found.model = _model(at.model)
     if (store / "FORMAT").exists():
         _store(found, at, store, tables, limits, now_ms)
@@ -123,16 +125,6 @@ def _add(found: Health, code: int, what: str, paragraph: str, at: Home, *words: 
     found.problems.append(Trouble(code, what, command, paragraph))
 
 
-def _tables(at: str | dict[str, str]) -> Any:
-    """The tables; None where there are none, and a folder that is not there is not asked by their library."""
-    if isinstance(at, str) and "://" not in at and not Path(at).exists():
-        return None
-    from vista.data.tables.warehouse import Warehouse
-
-    tables = Warehouse(at)
-    return tables if tables.exists() else None
-
-
 def _model(path: Path) -> dict[str, Any] | None:
     if not (path / "bundle.json").exists():
         return None
@@ -143,7 +135,7 @@ def _model(path: Path) -> dict[str, Any] | None:
     return {"path": str(path), "fingerprint": fingerprint, "verdict": verdict(meta.metrics), **meta.metrics}
 
 
-def _store(found: Health, at: Home, path: Path, tables: Any, limits: AgeLimits, now_ms: int) -> None:
+def _store(found: Health, at: Home, path: Path, tables: TablesSeen, limits: AgeLimits, now_ms: int) -> None:
     from cache_store import Store
     from cache_store.errors import StoreError
     from cache_store.format import lines
@@ -182,7 +174,7 @@ def _store(found: Health, at: Home, path: Path, tables: Any, limits: AgeLimits, 
     for name in names:
         if live[name]:
             try:
-                _line(found, at, path, name, tables if name == "main" else None, limits, now_ms)
+                _line(found, at, path, name, tables, limits, now_ms)
             except StoreError as error:
                 found.store["some users"][name] = []
                 if name == "main" and not any(p.code == WRONG for p in found.problems):
@@ -190,7 +182,7 @@ def _store(found: Health, at: Home, path: Path, tables: Any, limits: AgeLimits, 
 
 
 def _line(
-    found: Health, at: Home, path: Path, name: str, tables: Any, limits: AgeLimits, now_ms: int
+    found: Health, at: Home, path: Path, name: str, tables: TablesSeen, limits: AgeLimits, now_ms: int
 ) -> None:
     """Facts of a line's live generation; clocks, lag and space of ``main``."""
     from cache_store import Store
@@ -204,7 +196,7 @@ def _line(
         manifest = store.manifest
         count = store.count_users()
         need = store_seen.full_bytes(store, manifest, count)
-        lag = None if tables is None else tables_seen.lag(tables, manifest, store)
+        lag = tables.lag(manifest, store)
         found.store |= {
             "live": manifest.generation,
             "users": count,
@@ -256,7 +248,9 @@ def _runs(found: Health, at: Home, runs: list[run_history.PastRun]) -> None:
             what = f"the last {run.job} {run.outcome}{why}"
             code = ATTENTION if found.store and found.store.get("live") else WRONG
             again = (
-                ("runs", run.path) if run.outcome == run_history.DAMAGED else (run.job, "--run-dir", run.path)
+                ("runs", run.path)
+                if run.outcome == run_history.DAMAGED
+                else (*run.verb, "--run-dir", run.path)
             )
             if run.job == "ingest":
                 again = ("runs", run.path)  # its files are in its record

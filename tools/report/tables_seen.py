@@ -1,16 +1,33 @@
-"""The tables at a glance, and what of them a generation of the store has not seen."""
+"""The tables at a glance, and what of them a generation of the store has not seen.
+
+Opening the tables costs more than all else that ``vista status`` looks at: half a second for their library alone. So
+what was told of tables and store that agree is kept in ``HOME/.tables-seen.json``, with a mark: what the catalog says,
+name, size and time of every file of metadata, and the seals of all generations. While these are the same, so is what
+there is to tell; else the tables are opened. Where the store is behind nothing is kept.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import sqlite3
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import xxhash
+
+from vista.small_text import small_json
 
 if TYPE_CHECKING:
     from cache_store.format.manifest import Manifest
     from cache_store.store import Store
     from vista.data.tables.warehouse import Warehouse
 
+KEPT = ".tables-seen.json"
 COUNTED_ROWS = 5_000_000
 """New rows whose users are counted, at most; reading their ids takes about a second."""
 
@@ -33,6 +50,91 @@ class Lag:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+class TablesSeen:
+    """The tables beside a store.
+
+    Args:
+        where: their folder, or the properties of a catalog, of which nothing is kept.
+        home: where it is kept what was told.
+        keep: also keep what is told now.
+    """
+
+    def __init__(self, where: str | dict[str, str], store: Path, home: Path, keep: bool = False) -> None:
+        self._where, self._store, self._path, self._keep = where, store, home / KEPT, keep
+        self._mark = _mark(where, store)
+        self._kept = None if self._mark is None else _kept(self._path, self._mark)
+
+    @cached_property
+    def tables(self) -> Warehouse | None:
+        """None where there are none; a folder that is not there is not asked by their library."""
+        if isinstance(self._where, str) and "://" not in self._where and not Path(self._where).exists():
+            return None
+        from vista.data.tables.warehouse import Warehouse
+
+        tables = Warehouse(self._where)
+        return tables.open() if tables.exists() else None
+
+    @cached_property
+    def overview(self) -> dict[str, Any] | None:
+        """Facts of the tables by name."""
+        if self._kept is not None:
+            return self._kept
+        return None if self.tables is None else overview(self.tables, self._store)
+
+    def lag(self, manifest: Manifest, store: Store) -> Lag | None:
+        """As :func:`lag`; None where there are no tables."""
+        if self._kept is not None:
+            return AGREE
+        if self.tables is None:
+            return None
+        found = lag(self.tables, manifest, store)
+        keep = self._keep and self._mark is not None and found == AGREE
+        if keep and self._mark == _mark(self._where, self._store):
+            text = json.dumps(self.overview)
+            new = self._path.with_name(f"{KEPT}.{os.getpid()}")
+            with suppress(OSError):  # a home that may only be read is looked at the slow way
+                new.write_text(json.dumps({"mark": self._mark, "sum": _sum(text), "overview": text}))
+                os.replace(new, self._path)
+        return found
+
+
+def _sum(text: str) -> str:
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def _kept(path: Path, mark: str) -> dict[str, Any] | None:
+    try:
+        found = small_json(path)
+        same = found["mark"] == mark and found["sum"] == _sum(found["overview"])
+        return json.loads(found["overview"]) if same else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _mark(where: str | dict[str, str], store: Path) -> str | None:
+    """What decides what there is to tell; None where that cannot be said without opening the tables."""
+    from cache_store import Store, __version__
+    from cache_store.errors import StoreError
+    from cache_store.format import lines
+    from cache_store.format import manifest as manifests
+
+    if not isinstance(where, str) or "://" in where:
+        return None
+    folder = Path(where).absolute()
+    try:
+        with closing(
+            sqlite3.connect(f"file:{quote(str(folder / 'catalog.db'))}?mode=ro", uri=True)
+        ) as catalog:
+            rows = catalog.execute("select * from iceberg_tables order by 1, 2, 3").fetchall()
+        files = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in folder.glob("*/*/metadata/*")]
+        layout = Store(store).layout
+        seals = [(n, manifests.read_seal(layout.generation(n)).hex()) for n in layout.generation_names()]
+        facts = (__version__, str(folder), rows, sorted(files), seals, lines.live(layout, "main").live)
+    except (sqlite3.Error, OSError, StoreError):
+        return None
+    return _sum(repr(facts))
 
 
 def overview(tables: Warehouse, store: Path) -> dict[str, Any]:
@@ -61,6 +163,9 @@ def overview(tables: Warehouse, store: Path) -> dict[str, Any]:
     }
 
 
+AGREE = Lag(0, new_users=0)
+
+
 def lag(tables: Warehouse, manifest: Manifest, store: Store | None = None) -> Lag:
     """How far a generation is behind the tables.
 
@@ -74,7 +179,7 @@ def lag(tables: Warehouse, manifest: Manifest, store: Store | None = None) -> La
     if manifest.table_snapshot is None:
         return Lag(None, why="the generation does not say from which snapshot it was made")
     if now is None or int(manifest.table_snapshot) == now:
-        return Lag(0, new_users=0)
+        return AGREE
     try:
         files = [
             f for found in tables.bucket_files(since=int(manifest.table_snapshot)).values() for f in found
@@ -84,7 +189,7 @@ def lag(tables: Warehouse, manifest: Manifest, store: Store | None = None) -> La
         return Lag(None, why=str(error))
     rows = sum(f.rows for f in files)
     if not rows:
-        return Lag(0, new_users=0)
+        return AGREE
     later = [s.timestamp_ms for s in tables.history.snapshots()
              if int(summary_of(s).get(PREFIX + "commit", 0)) > seen]  # fmt: skip
     counted, why = None, ""

@@ -51,7 +51,7 @@ def command(
     limits = health.AgeLimits(max_lag_hours, max_event_age_hours)
     there(at)
     while True:
-        found = health.look(at, limits=limits, last=last)
+        found = health.look(at, limits=limits, last=last, keep=True)
         if not found.there:
             raise typer.BadParameter(
                 f"nothing at {at.root}: no tables, model, store or runs; name the home with --home, or make one with "
