@@ -354,7 +354,12 @@ class Store(Lookups):
             publication = dataclasses.replace(publication, published_ms=self._clock())
         return publish.publish(self.layout, Path(staging), receipts, publication)
 
-    def compact(self, newest: int | None = None, generation: str | None = None) -> str:
+    def compact(
+        self,
+        newest: int | None = None,
+        generation: str | None = None,
+        spread: forget.Spread = forget.in_turn,
+    ) -> str:
         """Fold the live chain of this line into one full generation and move on; the name of what is then live.
 
         Deltas that are published meanwhile stay, and lie on the fold afterwards.
@@ -363,6 +368,7 @@ class Store(Lookups):
             newest: fold only so many of its newest generations, into one delta over the others. Readers then search
                 less, and the large generations below are not written again.
             generation: the newest to fold, on which the live one lies; the live one by default.
+            spread: does the work on the shards, as in :meth:`forget`.
 
         Raises:
             PublishConflict: what is live does not lie on it. Incomplete: someone was forgotten meanwhile.
@@ -374,7 +380,7 @@ class Store(Lookups):
         again: Snapshot | None = snapshot
         while again is not None:
             try:
-                compact.compact(self.layout, self.line, again, self._clock(), began, newest)
+                compact.compact(self.layout, self.line, again, self._clock(), began, newest, spread)
                 break
             except (Damaged, Incomplete):
                 # forget may have replaced files of the chain, or taken a finished shard away: then once more.

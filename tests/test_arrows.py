@@ -30,9 +30,12 @@ def modules(package: str) -> dict[str, Path]:
 ALL = {name: path for package in PACKAGES for name, path in modules(package).items()}
 
 
-def imports(path: Path, typed: bool = False) -> set[str]:
-    """Modules of ours that a file imports; ``typed``: with those it names for the type checker alone."""
+def imports(path: Path, typed: bool = False, at_once: bool = False) -> set[str]:
+    """Modules of ours that a file imports; ``typed``: with those it names for the type checker alone; ``at_once``:
+    without those that its functions import."""
     tree, found = ast.parse(path.read_text(encoding="utf-8")), set()
+    if at_once:
+        tree.body = [n for n in tree.body if not isinstance(n, (ast.FunctionDef, ast.ClassDef))]
     types = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
     quiet = {id(n) for branch in types for n in ast.walk(branch) if not typed}
     for node in ast.walk(tree):
@@ -79,6 +82,14 @@ def test_no_module_imports_itself_through_others():
         for name, path in ALL.items() if not path.name == "__init__.py"
     }  # fmt: skip
     list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_what_runs_without_beam_does_not_import_it():
+    reached, left = set(), {"beam_jobs.follow.service"}
+    while left:
+        reached |= left
+        left = {o for name in left for o in imports(ALL[name], at_once=True)} - reached
+    assert "beam_jobs.generation.refresh" in reached and "beam_jobs.run.runner" not in reached
 
 
 def test_the_map_states_how_many_rooms_and_arrows_there_are():

@@ -15,6 +15,7 @@ index and pool made by one model can refuse another's.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import uuid
@@ -302,8 +303,6 @@ def load(
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from vista.model import VistaModel
-
     path = Path(path).absolute()  # the catalogue is read from it later, wherever the process is then
     meta, mark = read_meta(path)
     try:
@@ -332,8 +331,7 @@ def load(
             "or load the bundle that made the store"
         )
     try:
-        _fits(config, weights)
-        model = VistaModel(config)
+        model = _built(config, weights)
     except (RuntimeError, ValueError, TypeError, OverflowError, MemoryError, IndexError) as error:
         raise BundleError(
             f"{path}/config.json: expected the sizes of a model, found some that none can have "
@@ -421,24 +419,45 @@ def publish_vectors(path: Path, model: VistaModel, items: pa.Table) -> None:
     np.savez(path, ids=ids, vectors=vectors, cluster=cluster, places=places)
 
 
-def _fits(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> None:
-    """Refuse sizes that the file has no weights for, before memory is taken for them.
+def _built(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> VistaModel:
+    """The model, with weights of its own; sizes that the file has no weights for take no memory.
 
     Raises:
         ValueError
     """
     import torch
+    from torch.overrides import TorchFunctionMode
 
     from vista.model import VistaModel
 
-    with torch.device("meta"):
-        wanted = dict(VistaModel(config).named_parameters())
+    held = sum(tensor.numel() for tensor in weights.values())
+    makers = {torch.empty, torch.zeros, torch.ones, torch.randn, torch.rand, torch.full, torch.eye}
+
+    class Bounded(TorchFunctionMode):
+        left = 4 * held + (1 << 20)  # buffers and what is made on the way, too
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in makers and args:
+                size = (
+                    args[0]
+                    if isinstance(args[0], (tuple, list))
+                    else args[: 1 if func is torch.full else None]
+                )
+                self.left -= math.prod(size) * (size[0] if func is torch.eye and len(size) == 1 else 1)
+                if self.left < 0:
+                    raise ValueError(f"a tensor of {tuple(size)}, the file has {held} numbers in all")
+            return func(*args, **(kwargs or {}))
+
+    with Bounded():
+        model = VistaModel(config)
+    wanted = dict(model.named_parameters())
     for name, parameter in wanted.items():
         if name in weights and weights[name].shape != parameter.shape:
             raise ValueError(f"{name}: {tuple(parameter.shape)}, the file has {tuple(weights[name].shape)}")
     absent = sum(parameter.numel() for name, parameter in wanted.items() if name not in weights)
-    if absent > sum(tensor.numel() for tensor in weights.values()):
+    if absent > held:
         raise ValueError(f"{absent} numbers that the file does not have")
+    return model
 
 
 def _weights(model: VistaModel) -> dict[str, torch.Tensor]:

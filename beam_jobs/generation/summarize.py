@@ -31,7 +31,6 @@ from beam_jobs.run.engines import HERE, on_cluster
 from beam_jobs.run.job import Job, Run
 from beam_jobs.run.limits import check_disk, check_memory
 from beam_jobs.run.record import RunRecord
-from beam_jobs.run.runner import local_processes
 from cache_store import Group, Publication, RecordSchema, Store, Table
 from vista import bundle as bundles
 from vista.data.tables.reading import DataFile, count_users
@@ -214,7 +213,11 @@ def check_limits(
         users = 0  # the task that reads the file says what is wrong
     check_disk({options.store: users * schema.row_bytes}, options.max_bytes)
     if not on_cluster(run.job.args):
-        processes = 1 if HERE in run.job.args else local_processes(run.job.args)
+        processes = 1
+        if HERE not in run.job.args:
+            from beam_jobs.run.runner import local_processes  # of Beam, which takes a second to import
+
+            processes = local_processes(run.job.args)
         check_memory(processes, worker_bytes(model, options.max_events_in_memory))
 
 

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
-import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,8 @@ from beam_jobs.errors import OptionsError
 from beam_jobs.run import job as jobs
 from beam_jobs.run.job import Job, Run, totals
 from beam_jobs.run.leftovers import Cleaned, without_users
-from beam_jobs.run.record import RunDirectory, RunRecord
+from beam_jobs.run.pieces import dealt
+from beam_jobs.run.record import RunRecord
 from cache_store import Store, as_users, bucket_of
 from cache_store.change.forget import ForgetReport
 from vista.data.tables.forgetting import RowsForgotten, Spread, forget_users, in_turn
@@ -130,41 +129,8 @@ def _forget(options: ForgetOptions, users: Any, record: ForgetRecord, spread: Sp
         record.stores[str(path)] = Store(path).forget(users, spread)
 
 
-@dataclass(frozen=True)
-class Portion:
-    """A file or shard that an engine deals out."""
-
-    name: str
-    what: Any
-    rows: int = 1
-
-
-def do_piece(piece: Portion, do: Callable[[Any], Any], run_dir: str) -> dict[str, int]:
-    """Do it and leave the answer as a receipt, without names of users."""
-    start = time.perf_counter()
-    answer, counts = do(piece.what), {"pieces": 1}
-    timings = {"seconds": round(time.perf_counter() - start, 4)}
-    receipt = {"answer": answer, "files": {}, "counts": counts, "timings": timings}
-    RunDirectory(run_dir).write_receipt(piece.name, receipt)
-    return counts
-
-
 def _on_engine(run: Run, options: ForgetOptions, users: Any, record: ForgetRecord) -> RunRecord:
-    step_number = 0
-
-    def spread(step: str, tasks: Sequence[Any], do: Callable[[Any], Any]) -> list[Any]:
-        nonlocal step_number
-        step_number += 1
-        pieces = [Portion(f"{step_number:04d}-{step}-{n:05d}", task) for n, task in enumerate(tasks)]
-        done = run.do(
-            f"forget: {step}", pieces, functools.partial(do_piece, do=do, run_dir=str(run.directory.path))
-        )
-        return [done[piece.name]["answer"] for piece in pieces]
-
-    shutil.rmtree(
-        run.directory.path / "receipts", ignore_errors=True
-    )  # of a run that was killed: of other files
-    _forget(options, users, record, spread)
+    _forget(options, users, record, dealt(run))
     receipts = run.directory.receipts()
     return run.finish(receipts, counts=totals(receipts))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,19 @@ import xxhash
 
 from cache_store.change import publish
 from cache_store.change.fold import blocks, fold, sealed_rows
+from cache_store.change.forget import Spread, in_turn
 from cache_store.errors import Incomplete, PublishConflict
 from cache_store.format import lines
+from cache_store.format import manifest as manifests
 from cache_store.format.layout import DEAD_LETTERS, Layout, storage_errors
 from cache_store.format.manifest import DELTA, FULL
 from cache_store.format.receipt import ShardReceipt, finished
 from cache_store.read.generation import Generation
 from cache_store.read.snapshot import Snapshot
 from cache_store.write.writer import ShardWriter
+
+MOST_PIECES = 256
+"""Into which the shards of a fold are dealt out."""
 
 
 def compact(
@@ -34,6 +40,7 @@ def compact(
     published_ms: int,
     began: int,
     newest_only: int | None = None,
+    spread: Spread = in_turn,
 ) -> str:
     """Publish the folded form of a chain on its line; its name.
 
@@ -42,6 +49,7 @@ def compact(
     Args:
         newest_only: fold so many of the newest generations into one delta over the others; None folds all.
         began: ``publish.beginning`` from before the chain was opened.
+        spread: does the work on the shards.
 
     Raises:
         PublishConflict: what is live does not lie on the chain. Incomplete: ``forget`` took a finished shard away. What
@@ -52,7 +60,7 @@ def compact(
     chain, below = _parts(snapshot, newest_only)
     if len(chain) == 1:
         return newest.generation
-    staging, receipts = build(layout, line, snapshot, began, newest_only)
+    staging, receipts = build(layout, line, snapshot, began, newest_only, spread)
     # Only now: forget takes it from a staging folder, and from here on a finished shard with it, which shows.
     with storage_errors(f"compacting {newest.generation}"):
         letters = chain[0].folder / DEAD_LETTERS
@@ -91,7 +99,12 @@ def _parts(snapshot: Snapshot, newest_only: int | None) -> tuple[list[Generation
 
 
 def build(
-    layout: Layout, line: str, snapshot: Snapshot, began: int, newest_only: int | None
+    layout: Layout,
+    line: str,
+    snapshot: Snapshot,
+    began: int,
+    newest_only: int | None,
+    spread: Spread = in_turn,
 ) -> tuple[Path, list[ShardReceipt]]:
     """The shards of a fold, and where they are; those that are there already are kept.
 
@@ -103,8 +116,23 @@ def build(
     pointer = lines.live(layout, line)
     # A compaction that was rolled back is not the one that is asked for now.
     staging = publish.stage(layout, f"compact-{snapshot.name}-{seals}-{len(pointer.taken_back)}", began)
-    shards = range(chain[0].manifest.num_shards)
-    return staging, [fold_shard(chain, k, staging, below is not None) for k in shards]
+    n = chain[0].manifest.num_shards
+    if spread is in_turn:  # the chain is open here
+        return staging, [fold_shard(chain, k, staging, below is not None) for k in range(n)]
+    folders = [str(g.folder) for g in chain]
+    make = partial(_fold_shards, folders=folders, staging=str(staging), tombstones=below is not None)
+    step = -(-n // MOST_PIECES)
+    parts = spread("shards", [(k, min(k + step, n)) for k in range(0, n, step)], make)
+    return staging, [ShardReceipt.from_dict(receipt) for part in parts for receipt in part]
+
+
+def _fold_shards(
+    shards: tuple[int, int], folders: Sequence[str], staging: str, tombstones: bool
+) -> list[dict[str, Any]]:
+    """Shards from the first number to before the second, by a process that has not opened the chain yet."""
+    paths = [Path(folder) for folder in folders]
+    chain = [Generation(path, manifests.read(path), verify=True) for path in paths]
+    return [fold_shard(chain, k, Path(staging), tombstones).as_dict() for k in range(*shards)]
 
 
 def due(sizes: Sequence[int], max_depth: int) -> int | None:

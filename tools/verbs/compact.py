@@ -14,6 +14,7 @@ from tools.options import (
     HomeOfData,
     JsonOption,
     LineOption,
+    Runner,
     RunnerOptions,
     RunOption,
     alone,
@@ -71,12 +72,20 @@ def command(
         return runs.report(compact_tables.run(options, runner.arguments(beam)), json)
     from cache_store import Store
 
-    alone(context, "compact store", "what", "home", "store", "line", "dry_run", "json")
+    of_tables = ("warehouse", "files", "everything", "memory_rows")
+    alone(
+        context, "compact store", *(p.name or "" for p in context.command.params if p.name not in of_tables)
+    )
     if dry_run:
         with Store.open(at.store, line=line) as opened:
             m = opened.manifest
         plan = {"line": line, "from": m.generation, "deltas to fold": m.depth, "users": m.records}
         return _shown("would fold", plan, json)
+    if beam or run_dir or runner != Runner():
+        from beam_jobs.generation import fold
+
+        wanted = fold.FoldOptions(str(at.store), str(run_dir or at.new_run("compact")), line)
+        return runs.report(fold.run(wanted, runner.arguments(beam)), json)
     with Store.open(at.store, line=line) as opened, console.status("compacting"):
         before = opened.manifest
         name = opened.compact()

@@ -22,7 +22,7 @@ import pytest
 from small_worlds import NOW, World, all_events
 
 from beam_jobs.errors import EngineAway, EngineUnfit, OptionsError
-from beam_jobs.generation import refresh, summarize
+from beam_jobs.generation import fold, refresh, summarize
 from beam_jobs.ingest import job as ingest
 from beam_jobs.ingest.options import IngestOptions
 from beam_jobs.run import engines
@@ -88,7 +88,7 @@ def log(path: Path, seed: int, start: int) -> str:
 
 
 def every_job(folder: Path, bundle: Path, args: list[str]) -> list[Any]:
-    """Ingest, summarize, ingest, refresh, compact and a full summary again, and what each came to."""
+    """Ingest, summarize, ingest, refresh, compact both, and a full summary again, and what each came to."""
     world = World(folder, bundle)
     logs = [log(folder / f"log-{n}.parquet", n, T0 + n * 10**10) for n in range(2)]
     found: list[Any] = []
@@ -106,6 +106,8 @@ def every_job(folder: Path, bundle: Path, args: list[str]) -> list[Any]:
         str(folder / "tables"), str(folder / "compact"), everything=True, progress=False
     )
     found.append(compact.run(merged, args).counts)
+    folded = fold.run(fold.FoldOptions(str(world.path / "store"), str(folder / "fold"), progress=False), args)
+    found.append((folded.digests, folded.counts["users"], folded.counts["deltas"]))
     files = Warehouse(folder / "tables").open().bucket_files()
     found.append([[file_digest(f.path.removeprefix("file://")) for f in row] for row in files.values()])
     found.append(summarize.run(world.summarize(run="again", store="full"), args).digests)
