@@ -20,6 +20,7 @@ from tests.vista.training.test_training import loyal, one_batch
 from vista.model import VistaModel
 from vista.ops import crossing
 from vista.serving.captured import Captured, cuda_graph
+from vista.serving.context_graph import ContextGraph
 from vista.serving.recommender import Recommender
 from vista.stage1.tokens import ExactTokenGroup
 from vista.stage2.context_kv import ContextKV
@@ -81,10 +82,13 @@ def test_recommendations_by_graphs_are_those_of_the_cpu(form):
     if not CUDA:
         service._resident.set(INDEX.items, INDEX.vectors())
         service.step = Captured(service._logits, repeated)
-    assert service.step is not None
+        service.context_step = ContextGraph(model.ranker, service.recent, repeated)
+    assert service.step is not None and service.context_step is not None
     for users in ([5, 9, 2], [7, 1, 30], [4, 11, 8], [3], [6]):
         asked = np.array(users)
         ctx, status = plain.context(asked, recent_of(asked), SERVED)
+        by_graph, _ = service.context(asked, recent_of(asked), SERVED)
+        torch.testing.assert_close(by_graph.query.cpu(), ctx.query, rtol=1e-3, atol=1e-4)
         retrieved = plain.retrieve(asked, recent_of(asked), SERVED, candidates=40)
         wanted = plain.rank(asked, retrieved, 40)
         moved: ContextKV = retrieved.ctx.to(DEVICE)
@@ -92,7 +96,8 @@ def test_recommendations_by_graphs_are_those_of_the_cpu(form):
         order = np.argsort(wanted.item), np.argsort(found.item)
         assert np.array_equal(found.item[order[1]], wanted.item[order[0]])
         np.testing.assert_allclose(found.score[order[1]], wanted.score[order[0]], rtol=1e-3, atol=1e-5)
-    assert service.step.told is None and service.step.replayed == 3
+    for step in (service.step, service.context_step.step):
+        assert step.told is None and step.replayed == 3
 
 
 def test_a_graph_repeats_its_step_on_new_inputs():

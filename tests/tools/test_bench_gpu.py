@@ -9,6 +9,7 @@ import torch
 import typer
 
 from tools.bench import harness
+from tools.bench.gpu import covered
 
 
 def test_every_line_of_the_gpu_benchmark_runs_on_the_cpu_and_claims_nothing_of_a_gpu(tmp_path):
@@ -16,7 +17,9 @@ def test_every_line_of_the_gpu_benchmark_runs_on_the_cpu_and_claims_nothing_of_a
     figures = report["figures"]
     assert all(f["met"] for name, f in figures.items() if name.endswith("_error"))
     assert all(f["met"] is None for name, f in figures.items() if not name.endswith("_error"))
-    assert {"stage1_of_matmul", "lookup_int8_of_pinned_copy", "cascade_against_two_forwards"} <= set(figures)
+    assert {"stage1_of_matmul", "lookup_int8_of_pinned_copy", "cascade_against_two_forwards",
+            "context_graph_against_launches"} <= set(figures)  # fmt: skip
+    assert "training_busy" not in figures and any("training_busy: not measured" in n for n in report["notes"])
     written = json.loads((tmp_path / "gpu.json").read_text())
     assert written["figures"] == figures and "no GPU" in written["params"]["name"]
     page = (tmp_path / "gpu.md").read_text()
@@ -27,3 +30,8 @@ def test_every_line_of_the_gpu_benchmark_runs_on_the_cpu_and_claims_nothing_of_a
 def test_without_a_gpu_the_benchmark_says_how_to_try_the_script():
     with pytest.raises(typer.BadParameter, match="device=cpu --quick"):
         harness.run("gpu", quick=True)
+
+
+def test_spans_cover_what_any_of_them_covers_once():
+    assert covered([]) == 0
+    assert covered([(5, 7), (0, 2), (1, 3), (1, 2), (5, 6)]) == 5

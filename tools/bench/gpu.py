@@ -37,6 +37,7 @@ from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SummarizerC
 from vista.model import VistaModel
 from vista.ops import crossing
 from vista.serving.captured import Captured
+from vista.serving.context_graph import ContextGraph
 from vista.stage1.tokens import ExactTokenGroup
 from vista.stage2.context_kv import ContextKV
 from vista.training.compiled import compile_layers
@@ -268,15 +269,22 @@ def _ranking(result: Result, on: Device, quick: bool) -> None:
 
         for n in (1, 1, many, many):  # recorded when a shape comes again
             shared(n)
+        graph = ContextGraph(model.ranker, model.config.ranker.recent, *([] if on.cuda else [_again]))
+        by_graph = functools.partial(graph, **one)
+        by_graph()
+        result.figures["context_graph_error"] = _error(by_graph().query, context.query, 1e-3)
         result.figures["ranking_error"] = _error(shared(1), wanted, 1e-3)
-        if step.told:
-            result.notes.append(f"ranking ran without a CUDA graph: {step.told}")
+        for name, told in (("ranking", step.told), ("the context", graph.step.told)):
+            if told:
+                result.notes.append(f"{name} ran without a CUDA graph: {told}")
         fresh = functools.partial(model.ranker.context, **one)
         seconds = in_turn(
             {
                 "launched": on.finished(lambda: ranked(context)),
                 "shared": on.finished(lambda: shared(1)),
                 "many": on.finished(lambda: shared(many)),
+                "context": on.finished(fresh),
+                "context_by_graph": on.finished(by_graph),
                 "recomputed": on.finished(lambda: ranked(fresh())),
                 "cascade": on.finished(lambda: (model.ranker.query(c := fresh()), ranked(c))),
                 "two_forwards": on.finished(lambda: (model.ranker.query(fresh()), ranked(fresh()))),
@@ -289,16 +297,23 @@ def _ranking(result: Result, on: Device, quick: bool) -> None:
     result.figures["ranking_requests"] = median(1 / seconds["shared"], "requests/s")
     result.figures["ranking_requests_batched"] = median(many / seconds["many"], "requests/s")
     result.figures["ranking_graph_against_launches"] = ratio(seconds["launched"], seconds["shared"])
+    result.figures["context_graph_against_launches"] = ratio(seconds["context"], seconds["context_by_graph"])
     result.figures["ranking_against_recomputed"] = ratio(seconds["recomputed"], seconds["shared"], target=1.8)
     result.figures["cascade_against_two_forwards"] = ratio(
         seconds["two_forwards"], seconds["cascade"], target=1.8
     )
 
 
-def _again(work: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+def _again(work: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
     """In the place of a CUDA graph where there is none."""
     out = work()
-    return lambda: out.copy_(work()), out
+
+    def again() -> None:
+        found = work()
+        for old, new in zip(*(x.values() if isinstance(x, dict) else [x] for x in (out, found)), strict=True):
+            old.copy_(new)
+
+    return again, out
 
 
 def _faster_form(
@@ -407,6 +422,10 @@ def _training(result: Result, on: Device, quick: bool) -> None:
                 step(found.groups)
 
         fed = in_turn({"epoch": on.finished(epoch)}, 2 if quick else 5)["epoch"]
+        if on.cuda:
+            result.figures["training_busy"] = Figure(_busy(on.finished(epoch)), "x", target=0.9)
+        else:
+            result.notes.append("training_busy: not measured, for there is no GPU to watch")
     result.figures["training_step"] = median(alone * 1e3, "ms")
     for name, theirs in seconds.items():
         result.figures[f"training_{name}_against_plain"] = ratio(alone, theirs)
@@ -414,6 +433,25 @@ def _training(result: Result, on: Device, quick: bool) -> None:
     waiting = np.maximum(1 - float(np.median(alone)) * steps / fed, 0)
     result.figures["training_waits_for_tokens"] = median(waiting, "x", target=0.1, at_least=False)
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def _busy(work: Callable[[], None]) -> float:
+    """Share of the time of ``work`` in which the device ran a kernel or a copy, by torch's profiler."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        start = time.perf_counter()
+        work()
+        wall = time.perf_counter() - start
+    spans = [e.time_range for e in seen.events() or () if e.device_type == torch.autograd.DeviceType.CUDA]
+    return covered([(s.start, s.end) for s in spans]) / 1e6 / wall
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """Length of what the spans cover together."""
+    total, until = 0.0, -np.inf
+    for start, end in sorted(spans):
+        total += max(end - max(start, until), 0)
+        until = max(until, end)
+    return total
 
 
 def _loading(result: Result, on: Device, quick: bool) -> None:

@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,9 +20,11 @@ GRAPHS = 16
 """Graphs kept, the last used; each holds the memory of one step."""
 
 Replay = Callable[[], object]
+Work = TypeVar("Work", bound=Tensor | dict[str, Tensor])
+"""Result of a step: one tensor, or some by name."""
 
 
-def cuda_graph(work: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
+def cuda_graph(work: Callable[[], Work]) -> tuple[Replay, Work]:
     """Record ``work``; what repeats it, and where its result will be. To be called with a CUDA device current."""
     ahead = torch.cuda.Stream()
     ahead.wait_stream(torch.cuda.current_stream())
@@ -37,7 +39,7 @@ def cuda_graph(work: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
     return graph.replay, out
 
 
-class Captured:
+class Captured(Generic[Work]):
     """``work(plan, **tensors)`` by graphs. Safe to share between threads.
 
     Args:
@@ -51,18 +53,18 @@ class Captured:
 
     def __init__(
         self,
-        work: Callable[..., Tensor],
-        record: Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]] = cuda_graph,
+        work: Callable[..., Work],
+        record: Callable[[Callable[[], Work]], tuple[Replay, Work]] = cuda_graph,
     ) -> None:
         self._work, self._record = work, record
         self._lock = threading.Lock()
-        self._graphs: OrderedDict[Any, tuple[dict[str, Tensor], Replay, Tensor, Any] | None] = OrderedDict()
+        self._graphs: OrderedDict[Any, tuple[dict[str, Tensor], Replay, Work, Any] | None] = OrderedDict()
         self._seen: OrderedDict[Any, None] = OrderedDict()
         self._done: Any = None
         self.told: str | None = None
         self.replayed = 0
 
-    def __call__(self, shape: Any, plan: Callable[[], Any], **tensors: Tensor) -> Tensor:
+    def __call__(self, shape: Any, plan: Callable[[], Any], **tensors: Tensor) -> Work:
         """The result for these tensors.
 
         Args:
@@ -81,21 +83,23 @@ class Captured:
             if held is None:
                 return self._work(plan(), **tensors)
             inputs, replay, out, _ = held
-            stream = torch.cuda.current_stream(out.device) if out.is_cuda else None
+            at = next(iter(inputs.values()))
+            stream = torch.cuda.current_stream(at.device) if at.is_cuda else None
             if stream is not None and self._done is not None:  # another thread's stream may still be reading
                 stream.wait_event(self._done)
             for name, x in tensors.items():
                 inputs[name].copy_(x)
             replay()
             self.replayed += 1
-            found = out.clone()
+            found: Any = {"": out} if isinstance(out, Tensor) else out
+            found = {name: x.clone() for name, x in found.items()}
             if stream is not None:
                 self._done = stream.record_event()
-            return found
+            return found.get("", found)
 
     def _made(
         self, plan: Any, tensors: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], Replay, Tensor, Any] | None:
+    ) -> tuple[dict[str, Tensor], Replay, Work, Any] | None:
         inputs = {name: x.clone() for name, x in tensors.items()}
         try:
             # the plan is held beside: a graph reads its memory and does not own it

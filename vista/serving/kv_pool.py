@@ -5,8 +5,8 @@ processes share. A plain mapped file rather than ``multiprocessing.shared_memory
 memory of a living writer when a reader started elsewhere exits (CPython before 3.13). The file::
 
     magic    24 bytes  "vista-kvpool 4", zero padded
-    layout   4,072 bytes  JSON, zero padded: slots (cells of the pool), slot_bytes (of each), device, and the shapes
-             of a context
+    layout   4,072 bytes  JSON, zero padded: slots (cells of the pool), slot_bytes (of each), device, the shapes of a
+             context, and half: keys and values as float32 (false), float16 (true) or bfloat16 ("bfloat16")
     headers  one HEADER record per cell
     payload  all cells; on a GPU pool absent: the payload lies in device memory there, and the file ``PATH.cuda``
              carries its CUDA IPC handle, as numbers in JSON
@@ -56,6 +56,7 @@ from vista.serving.pool_layout import (
     MAGIC_BYTES,
     NAME_BYTES,
     OWNER_BYTES,
+    STORED,
     check_layout,
     dtypes_of,
     file_size,
@@ -132,15 +133,16 @@ class KVPool:
             cells: contexts kept. Take several times what can be in flight between the processes.
             slots: the same; its name until version 0.1.
             recent: recent events a context may have at most; the model's own number by default.
-            dtype: of keys and values in the pool: ``float32``, or ``float16`` in half the memory, rounded to
-                11 bits. Readers get float32 of either.
+            dtype: of keys and values in the pool: ``float32``, or in half the memory ``float16``, rounded to 11 bits
+                and up to 65,504, or ``bfloat16``, rounded to 8 bits. Readers get float32 of each.
             device: ``cpu``, or a CUDA device whose memory the readers map by CUDA IPC.
         """
         cells = cells or slots
         if cells < 1:
             raise DataError(f"pool cells: expected at least 1, found {cells}")
-        if dtype not in (torch.float32, torch.float16):
-            raise DataError(f"pool dtype: expected torch.float32 or torch.float16, found {dtype}")
+        half = next((name for name, stored in STORED.items() if stored == dtype), None)
+        if half is None:
+            raise DataError(f"pool dtype: expected one of {[*STORED.values()]}, found {dtype}")
         config, path = model.config, Path(path)
         recent = config.ranker.recent if recent is None else recent
         seeds = 0 if model.ranker.places else config.summarizer.seeds
@@ -157,7 +159,7 @@ class KVPool:
             "horizons": model.config.tokens.horizons,
             "seeds": seeds,
             "recent": recent,
-            "half": dtype == torch.float16,
+            "half": half,
         }
         layout["slot_bytes"] = sum(sizes_of(layout, seeds + recent + 1, recent).values())
         text = json.dumps(layout).encode()
@@ -225,8 +227,8 @@ class KVPool:
         """Write the contexts of all U users, one cell each, over the oldest ones.
 
         Raises:
-            DataError: no owners, more users than cells, contexts of another model's shapes, or longer ones
-                than the pool's cells.
+            DataError: no owners, more users than cells, contexts of another model's shapes, longer ones than the
+                pool's cells, or numbers that its dtype cannot hold.
         """
         if not self.writer:
             raise DataError(f"{self.path}: only the process that created a pool writes to it")
@@ -254,9 +256,16 @@ class KVPool:
                     f"{self.path}, {name}: expected {expected[name]} per user, found {tuple(shape)}; create "
                     "the pool with the model that makes the contexts"
                 )
+        dtypes = dtypes_of(self.layout)
+        stored = {name: x.detach().to(dtypes[name]) for name, x in tensors.items()}
+        if dtypes["keys"] == torch.float16 and not all(stored[n].isfinite().all() for n in LAYERED):
+            raise DataError(
+                f"{self.path}: expected keys and values of at most {torch.finfo(torch.float16).max:g}, as float16 has "
+                f"them, found larger ones; create the pool with dtype=torch.bfloat16 or torch.float32"
+            )
         names = [_name(ctx.generation, NAME_BYTES), _name(ctx.fingerprint, NAME_BYTES)]
         with self._lock:
-            return [self._put_one(ctx, tensors, sizes, names, u) for u in range(ctx.users)]
+            return [self._put_one(ctx, stored, sizes, names, u) for u in range(ctx.users)]
 
     def _put_one(
         self,
@@ -272,10 +281,10 @@ class KVPool:
         header, place = self._headers[cell], self._payload[cell]
         owner = _owner(ctx.owner[u])
         header["sequence"] += np.uint64(1 if header["sequence"] % 2 == 0 else 2)  # odd, also after a crash
-        at, dtypes = 0, dtypes_of(self.layout)
+        at = 0
         for name in TENSORS:
             x = tensors[name][:, u] if name in LAYERED else tensors[name][u]
-            raw = x.detach().to(dtypes[name]).contiguous().view(-1).view(torch.uint8)
+            raw = x.contiguous().view(-1).view(torch.uint8)
             place[at : at + raw.numel()].copy_(raw)
             place[at + raw.numel() : at + sizes[name]].zero_()
             at += sizes[name]

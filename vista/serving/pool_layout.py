@@ -40,6 +40,12 @@ HEADER = np.dtype(
 """What is known of a cell; names are UTF-8 with their length beside them, -1 for none."""
 
 DTYPES = {name: field.dtype for name, field in FIELDS.items()}
+STORED: dict[bool | str, torch.dtype] = {
+    False: torch.float32,
+    True: torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+"""``half`` of a layout: how keys and values are stored. Pools of before bfloat16 have the first two."""
 
 
 def shapes_of(layout: dict, length: int, recent: int) -> dict[str, tuple[int, ...]]:
@@ -67,7 +73,7 @@ def sizes_of(layout: dict, length: int, recent: int) -> dict[str, int]:
 
 def dtypes_of(layout: dict) -> dict[str, torch.dtype]:
     """As stored; readers get :data:`DTYPES`."""
-    return {**DTYPES, **(dict.fromkeys(LAYERED, torch.float16) if layout["half"] else {})}
+    return {**DTYPES, **dict.fromkeys(LAYERED, STORED[layout["half"]])}
 
 
 def file_size(layout: dict, on_cpu: bool) -> int:
@@ -107,7 +113,8 @@ def check_layout(layout: object, path: Path) -> dict:
             raise PoolError(
                 f"{path}, layout, {name}: expected an integer from 0 to {most}, found {found}; {AGAIN}"
             )
-    if type(layout["half"]) is not bool or not _DEVICE.fullmatch(str(layout["device"])):
+    half = type(layout["half"]) is bool or layout["half"] == "bfloat16"
+    if not half or not _DEVICE.fullmatch(str(layout["device"])):
         raise PoolError(f"{path}, layout: expected device and half, found {str(layout)[:200]}; {AGAIN}")
     expected = sum(sizes_of(layout, layout["seeds"] + layout["recent"] + 1, layout["recent"]).values())
     if layout["slots"] < 1 or layout["slot_bytes"] != expected:

@@ -29,9 +29,10 @@ from vista.jagged import offsets_of, owners_of, places_of
 from vista.ops import crossing
 from vista.ops.upload import uploaded
 from vista.serving.captured import Captured
+from vista.serving.context_graph import ContextGraph
 from vista.serving.forked import settle
 from vista.serving.index import ItemIndex
-from vista.stage2.context_kv import ContextKV
+from vista.stage2.context_kv import ContextKV, Origin
 
 if TYPE_CHECKING:
     from vista.model import VistaModel
@@ -140,6 +141,7 @@ class Recommender:
     Attributes:
         step: on a GPU the ranking as CUDA graphs (``vista.serving.captured``), with the index's vectors beside the
             model; elsewhere None.
+        context_step: likewise the context.
 
     Raises:
         ConfigError: an action the model does not have, a weight that is not finite, or ``recent`` out of range.
@@ -176,10 +178,11 @@ class Recommender:
         self._cross = cross
         device = next(model.items.parameters()).device
         self._resident = ItemTable((index.width,), torch.float32).to(device)
-        self.step: Captured | None = None
+        self.step: Captured[Tensor] | None = None
+        self.context_step: ContextGraph | None = None
         if device.type == "cuda":
             self._resident.set(index.items, index.vectors())
-            self.step = Captured(self._logits)
+            self.step, self.context_step = Captured(self._logits), ContextGraph(model.ranker, self.recent)
 
     def recommend(
         self,
@@ -231,17 +234,11 @@ class Recommender:
                     f"lookup: expected status and last_event_ms of {len(users)} users, found shapes "
                     f"{status.shape} and {np.shape(last)}"
                 )
-        ctx = self.model.ranker.context(
-            tokens,
-            status < MISSING,
-            self._recent(_known_at(recent, now)),
-            now,
-            last,
-            owner=users,
-            generation=None if generation is None else str(generation),
-            fingerprint=self.fingerprint,
-        )
-        return ctx, status
+        given = tokens, status < MISSING, self._recent(_known_at(recent, now)), now, last
+        name = None if generation is None else str(generation)
+        origin: Origin = {"owner": users, "generation": name, "fingerprint": self.fingerprint}
+        make = self.model.ranker.context if self.context_step is None or not len(users) else self.context_step
+        return make(*given, **origin), status
 
     def _recent(self, events: Events) -> Events:
         """As in training: R of the newest ``recent_pool``, distinct items first; all plain where R covers them."""
@@ -334,7 +331,7 @@ class Recommender:
             found.ctx.generation,
         )
 
-    def _by_graph(self, found: Retrieved, step: Captured) -> Tensor:
+    def _by_graph(self, found: Retrieved, step: Captured[Tensor]) -> Tensor:
         """Logits [B, A] on the device: the items' vectors are there, so their ids are all that has to come."""
         (item,) = uploaded([found.item], self._resident.values.device)
         plan = functools.partial(crossing.Plan.of, found.offsets, item.device)

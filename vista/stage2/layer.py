@@ -33,12 +33,15 @@ class Sight:
 
     Where nothing is hidden, as in a request with a summary, no bias is made: all but the first ``s`` rows are
     causal, which the kernel knows how to do in half the time.
+
+    Args:
+        asks: whether the device may be asked if anything is hidden; a CUDA graph cannot.
     """
 
-    def __init__(self, mask: Tensor, s: int) -> None:
+    def __init__(self, mask: Tensor, s: int, asks: bool = True) -> None:
         users, t = mask.shape
         step = max(1, BIAS // (t * t))
-        self.mask, self.s, self.complete = mask, s, bool(mask.all())
+        self.mask, self.s, self.complete = mask, s, asks and bool(mask.all())
         self.blocks = [slice(i, i + step) for i in range(0, users, step)]
         fits = len(self.blocks) <= 1 and not self.complete
         self.whole = attention_bias(mask, s) if fits else None

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Unpack, cast
+from typing import Any, Unpack, cast
 
 import numpy as np
 import torch
@@ -34,14 +34,14 @@ from torch.nn import functional as F
 
 from vista.config import ModelConfig
 from vista.data.events import Events
-from vista.embedding.encoders import EventEncoder, ItemEncoder, gaps
+from vista.embedding.encoders import EventEncoder, ItemEncoder
 from vista.errors import DataError
 from vista.ops import crossing
 from vista.ops.weighted_attention import WeightedAttention
 from vista.stage1.places import PlaceRead
 from vista.stage1.slots import SlotMemory
 from vista.stage1.tokens import BITS, ExactTokens
-from vista.stage2.context_kv import TENSORS, ContextKV, Origin
+from vista.stage2.context_kv import ContextKV, Origin
 from vista.stage2.layer import Layer, Sight
 from vista.stage2.readers import (
     FREQUENCIES,
@@ -55,36 +55,9 @@ from vista.stage2.readers import (
     SlotReader,
     waves,
 )
+from vista.stage2.sequences import RecentEvents, Sequences
 
 DAY_MS = 86_400_000
-
-
-class Sequences(NamedTuple):
-    """Contexts before the first layer, x [U, T, D] and ``summary`` = S; the rest is as in :class:`ContextKV`."""
-
-    x: Tensor
-    mask: Tensor
-    summary: int
-    slots: Tensor
-    token: Tensor
-    token_mass: Tensor
-    taste: Tensor
-    elapsed_ms: Tensor
-    recent_item: Tensor
-    recent_age_ms: Tensor
-    summarized: Tensor
-
-    def context(
-        self,
-        keys: Tensor,
-        values: Tensor,
-        query: Tensor,
-        hidden: Tensor | None = None,
-        **origin: Unpack[Origin],
-    ) -> ContextKV:
-        """What candidates read, with the layers' keys and values."""
-        read = {name: getattr(self, name) for name in TENSORS if name in self._fields}
-        return ContextKV(keys=keys, values=values, query=query, hidden=hidden, **read, **origin)
 
 
 class Ranker(nn.Module):
@@ -219,12 +192,13 @@ class Ranker(nn.Module):
         self,
         tokens: dict[str, Tensor],
         usable: Tensor | np.ndarray | None,
-        recent: Events,
+        recent: Events | RecentEvents,
         now_ms: Tensor | np.ndarray,
         last_event_ms: Tensor | np.ndarray | None = None,
         *,
         masked: Tensor | np.ndarray | None = None,
         full: bool = False,
+        asks: bool = True,
         **origin: Unpack[Origin],
     ) -> ContextKV:
         """Context of U users.
@@ -242,13 +216,14 @@ class Ranker(nn.Module):
                 arXiv 2606.00422, section 3).
             full: also run the last layer for every token and keep ``hidden``, for :meth:`past`. Without it
                 the last layer makes keys and values for all tokens but an output only for the now token.
+            asks: whether the device may be asked once if anything is masked, which saves half of the attention.
             origin: ``owner``, ``generation`` and ``fingerprint``, carried along; see :class:`ContextKV`.
 
         Raises:
             DataError: tokens of a group this model does not have, or shapes that do not agree.
         """
         c = self.embed(tokens, usable, recent, now_ms, last_event_ms, masked)
-        keys, values, hidden, at_now = self._run(c.x, c.mask, c.summary, full)
+        keys, values, hidden, at_now = self._run(c.x, Sight(c.mask, c.summary, asks), full)
         query = self._queries(at_now[:, None], c.taste[:, None])[:, 0]
         return c.context(keys, values, query, hidden, **origin)
 
@@ -256,13 +231,16 @@ class Ranker(nn.Module):
         self,
         tokens: dict[str, Tensor],
         usable: Tensor | np.ndarray | None,
-        recent: Events,
+        recent: Events | RecentEvents,
         now_ms: Tensor | np.ndarray,
         last_event_ms: Tensor | np.ndarray | None,
         masked: Tensor | np.ndarray | None = None,
     ) -> Sequences:
         """The context's tokens before the first layer; arguments as for :meth:`context`."""
-        device, users = self.now_token.device, recent.users
+        device = self.now_token.device
+        events = recent if isinstance(recent, RecentEvents) else RecentEvents.of(recent, device)
+        lengths, r = events.lengths, events.most
+        users = len(lengths)
         now = torch.as_tensor(now_ms, device=device)
         seeds, slots, summarized = self._summary(tokens, usable, users)
         has_seeds = (seeds != 0).flatten(1).any(-1)
@@ -271,26 +249,23 @@ class Ranker(nn.Module):
             last = torch.where(summarized, torch.as_tensor(last_event_ms, device=device), now)
         elapsed = (now - last).clamp_min(0)
 
-        lengths = torch.from_numpy(recent.lengths).to(device)
-        r = int(recent.lengths.max(initial=0))
         place = torch.arange(r, device=device)
         there = place < lengths[:, None]  # [U, R]
         rank = (lengths[:, None] - 1 - place).clamp_min(0)  # 0 is the newest
 
-        def padded(column: np.ndarray | Tensor) -> Tensor:
-            flat = torch.as_tensor(column, device=device)
+        def padded(flat: Tensor) -> Tensor:
             if len(flat) == users * r:
                 return flat.view(users, r, *flat.shape[1:])
             room = flat.new_zeros(users, r, *flat.shape[1:])
             return room.masked_scatter(there.view(users, r, *[1] * (flat.ndim - 1)), flat)
 
-        item, time = padded(recent.item), padded(recent.time)
-        encoded = self.items(torch.as_tensor(recent.item, device=device))  # [N, D]
+        item, time = padded(events.item), padded(events.time)
+        encoded = self.items(events.item)  # [N, D]
         age = torch.where(there, (now[:, None] - time).clamp_min(0), 0)
         x = [] if self.summary is None else [self.summary(seeds) + self.summary_place]
         if r:
             places = waves(torch.stack([age / 1000, rank], -1)).flatten(-2)
-            x.append(padded(self._recent_tokens(encoded, recent, masked)) + self.recent_place(places))
+            x.append(padded(self._recent_tokens(encoded, events, masked)) + self.recent_place(places))
         taste = self._taste(padded(F.normalize(encoded, dim=-1)), rank, there)
         token, token_mass, read = self._history(slots, taste)
         taste, at_now = taste + read[0], self._now_token(now, elapsed, age, lengths, summarized) + read[1]
@@ -354,13 +329,12 @@ class Ranker(nn.Module):
         seeds = none if self.places is not None else found.pop("seeds", none)
         return seeds, torch.cat([none, *found.values()], 1), torch.stack(some).any(0)
 
-    def _recent_tokens(self, items: Tensor, recent: Events, masked: Tensor | np.ndarray | None) -> Tensor:
+    def _recent_tokens(
+        self, items: Tensor, recent: RecentEvents, masked: Tensor | np.ndarray | None
+    ) -> Tensor:
         """[N, D], at the scale of a candidate's token; ``items`` [N, D] are the items' part."""
-        device = self.now_token.device
-        columns = (recent.action, recent.surface, recent.time, gaps(recent))
-        action, surface, time, gap = (torch.as_tensor(c, device=device) for c in columns)
-        hide = None if masked is None else torch.as_tensor(masked, device=device)
-        more = self.events.beside_item(action, surface, time, gap, hide)
+        hide = None if masked is None else torch.as_tensor(masked, device=items.device)
+        more = self.events.beside_item(recent.action, recent.surface, recent.time, recent.gap, hide)
         return (items + more) * math.sqrt(self.config.width)
 
     def _now_token(
@@ -379,11 +353,8 @@ class Ranker(nn.Module):
             torch.cat([waves(torch.stack([elapsed, newest], -1) / 1000).flatten(-2), more], -1)
         )
 
-    def _run(
-        self, x: Tensor, mask: Tensor, s: int, full: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    def _run(self, x: Tensor, sight: Sight, full: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Keys and values [L, U, T, H, E]; hidden [U, T, D] if ``full``; hidden of the now token [U, D]."""
-        sight = Sight(mask, s)
         keys, values = [], []
         for number, layer in enumerate(self.stack):
             h = layer.before_attention(x)

@@ -4,21 +4,37 @@ recording is passed in, and runs the step again on the memory where it was recor
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from tests.vista.asking import AskingNothing
 from tests.vista.serving.test_serving import INDEX, ITEMS, MODEL, NOW, recent_of, summaries
 from vista.serving.captured import GRAPHS, Captured
+from vista.serving.context_graph import ContextGraph
 from vista.serving.recommender import Recommender
+from vista.stage2.context_kv import ContextKV
 
 
-def repeated(work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+def repeated(work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
     """As ``cuda_graph``: the same work on the same memory, its result where the first one lay."""
     out = work()
-    return lambda: out.copy_(work()), out
+
+    def again() -> None:
+        found = work()
+        for old, new in zip(*(x.values() if isinstance(x, dict) else [x] for x in (out, found)), strict=True):
+            old.copy_(new)
+
+    return again, out
+
+
+def asking_nothing(work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    """Likewise of work that asks nothing of the device, as no graph may."""
+    with AskingNothing():
+        return repeated(work)
 
 
 def scaled(plan: float, x: Tensor, y: Tensor) -> Tensor:
@@ -71,6 +87,7 @@ def test_recommendations_by_graphs_and_resident_vectors_are_those_without():
     service, plain = (Recommender(summaries, MODEL, INDEX, fingerprint="m1") for _ in range(2))
     service._resident.set(INDEX.items, INDEX.vectors())
     service.step = Captured(service._logits, repeated)
+    service.context_step = ContextGraph(MODEL.ranker, service.recent, asking_nothing)
     for users in ([5, 9, 2], [7, 1, 30], [4, 11, 8], [3]):
         users = np.array(users)
         found, wanted = (
@@ -79,3 +96,28 @@ def test_recommendations_by_graphs_and_resident_vectors_are_those_without():
         assert np.array_equal(found.item, wanted.item) and np.array_equal(found.offsets, wanted.offsets)
         np.testing.assert_allclose(found.probability, wanted.probability, rtol=1e-5)
     assert service.step.replayed == 2 and len(ITEMS) == len(INDEX)
+    assert service.context_step.step.replayed == 2
+
+
+def test_a_context_by_graphs_is_that_without_whatever_is_missing_of_a_user():
+    def half_known(users):
+        return summaries(users, lambda user: user % 2 == 0)
+
+    for lookup in (half_known, None):
+        service, plain = (Recommender(lookup, MODEL, INDEX, fingerprint="m1") for _ in range(2))
+        service.context_step = ContextGraph(MODEL.ranker, service.recent, asking_nothing)
+        for users, length in (([5, 9, 2], 9), ([7, 4, 30], 9), ([4, 11, 8], 2), ([1, 2, 3], 0)):
+            users = np.array(users)
+            (ctx, status), (wanted, same) = (
+                s.context(users, recent_of(users, length), NOW) for s in (service, plain)
+            )
+            assert np.array_equal(status, same) and list(ctx.owner) == list(users)
+            assert (ctx.generation, ctx.fingerprint) == (wanted.generation, wanted.fingerprint)
+            wanted = ContextKV.concat([wanted, ctx])[:3]  # with as much room
+            for name, x in wanted.tensors().items():
+                if name in ("keys", "values"):  # what is hidden may be anything
+                    there = wanted.mask[None, :, :, None, None]
+                    torch.testing.assert_close(ctx.tensors()[name] * there, x * there)
+                else:
+                    torch.testing.assert_close(ctx.tensors()[name], x)
+        assert service.context_step.step.replayed == 3 and service.context_step.step.told is None

@@ -137,17 +137,41 @@ def test_what_is_read_is_what_was_put_whatever_the_length(pool):
             assert same(pool.get(ticket, int(ctx.owner[u])), ctx[u])
 
 
-def test_a_half_precision_pool_rounds_keys_and_values_and_nothing_else(tmp_path, pool):
-    half = KVPool.create(tmp_path / "half", MODEL, 2, dtype=torch.float16)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 2**-11), (torch.bfloat16, 2**-8)])
+def test_a_half_precision_pool_rounds_keys_and_values_within_its_bound_and_nothing_else(
+    tmp_path, pool, dtype, bound
+):
+    half = KVPool.create(tmp_path / "half", MODEL, 2, dtype=dtype)
     ctx = context(np.array([1]))
     (ticket,) = half.put(ctx)
     found = KVPool.attach(half.path).get(ticket, 1)
     for name, x in ctx.tensors().items():
-        expected = x.half().float() if name in ("keys", "values") else x
-        assert torch.equal(found.tensors()[name], expected)
+        rounded = name in ("keys", "values")
+        assert torch.equal(found.tensors()[name], x.to(dtype).float() if rounded else x)
+        if rounded:  # and float16's smallest steps
+            assert ((found.tensors()[name] - x).abs() <= bound * x.abs() + 2**-25).all()
     saved = pool.layout["slot_bytes"] - half.layout["slot_bytes"]
     assert saved == 2 * (2 * 12 * 16) * 2  # keys and values, layers x tokens x width, two bytes each
+    with torch.no_grad():
+        items, offsets = np.arange(9), np.array([0, 9])
+        logits = [MODEL.ranker.rank(c, items, offsets).numpy() for c in (ctx, found)]
+    np.testing.assert_allclose(*logits, atol=0.02)
     half.close()
+
+
+def test_what_float16_cannot_hold_is_refused_and_leaves_the_cells_as_they_were(tmp_path):
+    half = KVPool.create(tmp_path / "half", MODEL, 2, dtype=torch.float16)
+    ctx = context(np.array([1]))
+    (ticket,) = half.put(ctx)
+    large = dataclasses.replace(ctx, keys=ctx.keys * 1e7)
+    with pytest.raises(DataError, match=r"at most 65504.*dtype=torch\.bfloat16"):
+        half.put(large)
+    assert half.get(ticket, 1) is not None
+    wide = KVPool.create(tmp_path / "wide", MODEL, 2, dtype=torch.bfloat16)
+    (ticket,) = wide.put(large)
+    assert wide.get(ticket, 1).keys.isfinite().all()
+    for p in (half, wide):
+        p.close()
 
 
 def test_text_users_keep_trailing_zeros_and_length(pool):
@@ -237,8 +261,8 @@ def test_wrong_uses_are_refused(pool, tmp_path):
         KVPool.attach(pool.path).put(context(np.array([1])))
     with pytest.raises(DataError, match="at least 1"):
         KVPool.create(tmp_path / "none", MODEL, 0)
-    with pytest.raises(DataError, match="float32 or torch.float16"):
-        KVPool.create(tmp_path / "none", MODEL, 1, dtype=torch.bfloat16)
+    with pytest.raises(DataError, match="torch.float32, torch.float16, torch.bfloat16"):
+        KVPool.create(tmp_path / "none", MODEL, 1, dtype=torch.float64)
     assert KVPool.create(tmp_path / "before", MODEL, slots=3).cells == 3  # as it was called until version 0.1
     with pytest.raises(PoolError, match="start that process first"):
         KVPool.attach(tmp_path / "absent")
