@@ -1,4 +1,5 @@
-"""What ``vista ingest --dry-run`` shows: of one file of each kind, its columns, how each is read, some rows as events.
+"""What ``vista ingest --dry-run`` shows: of one file of each kind (names that differ by numbers alone are one), its
+columns, how each is read, some rows as events.
 
 Looks at the first rows of a file, in a folder that is gone afterwards; nothing else is touched.
 """
@@ -84,7 +85,7 @@ class Look:
 
 
 def preview(options: IngestOptions) -> list[Look]:
-    """Look at the first file of each option.
+    """Look at a file of each kind that the options name.
 
     Raises:
         DataError: as ingesting would.
@@ -113,11 +114,17 @@ def preview(options: IngestOptions) -> list[Look]:
             if isinstance(named, MissingColumn):
                 named = which_are_events(named, len(paths.expand(options.events or ())), options)
             raise named from error
-        looks = []
+        looks: dict[Any, Look] = {}
         for name, group in zip(("events", "impressions", "items"), groups, strict=True):
             for source in group.good:
-                looks.append(_look(source, heads[source.path], name, group.reading, bounds))
-        return looks
+                look = _look(source, heads[source.path], name, group.reading, bounds)
+                same = (
+                    source.path
+                    if paths.text_ending(source.path)
+                    else (tuple(look.columns), tuple(look.unused))
+                )
+                looks.setdefault((name, same), look)
+        return [*looks.values()]
 
 
 def _now_ms() -> int:
@@ -127,10 +134,24 @@ def _now_ms() -> int:
 
 
 def _heads(patterns: Sequence[str], folder: str, heads: dict[str, str], reading: Reading) -> tuple[str, ...]:
-    """The first rows of the first file, in the folder, text as UTF-8; ``heads`` takes where each is from."""
-    if not patterns:
-        return ()
-    path = paths.expand(patterns)[0]
+    """The first rows of a file of each kind, in the folder; ``heads`` takes where each is from."""
+    series = _series(paths.expand(patterns)) if patterns else {}
+    return tuple(
+        _head(files[0], folder, heads, reading) for files in itertools.islice(series.values(), KINDS)
+    )
+
+
+def _series(files: Sequence[str]) -> dict[str, list[str]]:
+    """Files by their names with any number in the place of numbers, as a glob."""
+    series: dict[str, list[str]] = {}
+    start = os.path.commonprefix(list(files)).rfind("/")
+    for path in files:
+        series.setdefault(path[:start] + re.sub(r"\d+", "*", path[start:]), []).append(path)
+    return series
+
+
+def _head(path: str, folder: str, heads: dict[str, str], reading: Reading) -> str:
+    """The first rows of a file, in the folder, text as UTF-8."""
     below = Path(folder, str(len(heads)), *(f"{k}={v}" for k, v in paths.partitions(path).items()))
     below.mkdir(parents=True)
     target = below / os.path.basename(path)
@@ -151,7 +172,7 @@ def _heads(patterns: Sequence[str], folder: str, heads: dict[str, str], reading:
     else:
         shutil.copyfile(paths.local_path(path), target)
     heads[str(target)] = path
-    return (str(target),)
+    return str(target)
 
 
 def _text_head(path: str, target: Path, encoding: str) -> None:
@@ -296,6 +317,8 @@ class FoundLogs:
     def says(self) -> str:
         """For people: what such files are taken for."""
         lacks = ", ".join(self.guess.missing)
+        if self.guess.impressions:
+            return "impressions, by its columns: vista ingest EVENTS --impressions takes them in"
         if not lacks:
             return "events too, of other columns"
         return f"items, by its columns (no {lacks})" if self.guess.missing[0] == "user_id" else f"no {lacks}"
@@ -314,7 +337,7 @@ def look_first(patterns: Sequence[str]) -> tuple[FoundLogs, list[FoundLogs]]:
     series = _series(paths.expand(patterns, left_out))
     unsure = _series([name for name in left_out if paths.text_ending(name)])
     for glob, files in itertools.islice([*series.items(), *unsure.items()], KINDS):
-        if glob in unsure and any(not kind.guess.missing for kind in kinds.values()):
+        if glob in unsure and any(not (k.guess.missing or k.guess.impressions) for k in kinds.values()):
             break
         try:
             columns, found = _first_look(files[0])
@@ -332,19 +355,11 @@ def look_first(patterns: Sequence[str]) -> tuple[FoundLogs, list[FoundLogs]]:
         raise fault or UnreadableFile(f"{patterns[0]}: expected a readable log, found none")
 
     def unlikely(kind: FoundLogs) -> tuple[int, bool, int]:
-        return len(kind.guess.missing), "action" in kind.guess.why, -bytes_[tuple(kind.columns)]
+        lacks = len(kind.guess.missing) + 3 * kind.guess.impressions
+        return lacks, "action" in kind.guess.why, -bytes_[tuple(kind.columns)]
 
     best, *others = sorted(kinds.values(), key=unlikely)
     return (best if others else dataclasses.replace(best, logs=tuple(patterns))), others
-
-
-def _series(files: Sequence[str]) -> dict[str, list[str]]:
-    """Files whose names differ in numbers alone, by their glob."""
-    series: dict[str, list[str]] = {}
-    start = os.path.commonprefix(files).rfind("/")
-    for path in files:
-        series.setdefault(path[:start] + re.sub(r"\d+", "*", path[start:]), []).append(path)
-    return series
 
 
 def _names(glob: str, files: Sequence[str]) -> bool:
@@ -358,7 +373,7 @@ def _names(glob: str, files: Sequence[str]) -> bool:
 def _first_look(path: str) -> tuple[list[str], Guess]:
     """(its columns, how it is most likely read) of a file."""
     with tempfile.TemporaryDirectory() as folder:
-        (head,) = _heads([path], folder, {}, Reading())
+        head = _head(path, folder, {}, Reading())
         ending = paths.text_ending(head)
         try:
             if ending in paths.JSON_ENDINGS:

@@ -26,6 +26,7 @@ from vista.data.tables.commits import recover
 from vista.data.tables.compaction import (
     MAX_FILES,
     Merge,
+    merge_content,
     merge_items,
     merge_lists,
     merges,
@@ -148,11 +149,13 @@ def _work(run: Run, options: CompactOptions) -> RunRecord:
     most = 1 if options.everything else options.most
     items = merge_items(warehouse, name, most)
     merge_lists(warehouse, name, most)
+    content = merge_content(warehouse, name, most)
     counts = {
         "buckets": len(published),
         "files": sum(len(m.files) for m in published),
         "events": sum(m.rows for m in published),
         "item_files": items,
+        "content_files": content,
         "skipped": len(receipts) - len(published),
     }
     notes = []

@@ -172,6 +172,62 @@ def test_init_finds_the_events_in_a_folder_of_several_kinds_of_files(tmp_path, c
     assert Warehouse(home / "warehouse").open().actions == ("liked", "disliked")
 
 
+def test_a_dry_run_of_a_folder_looks_at_every_kind_of_file_in_it(tmp_path, capsys):
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    for n in range(3):
+        (folder / f"day-{n}.csv").write_text(
+            f"user_id,item_id,action,timestamp_ms\n{n},2,view,1700000000000\n"
+        )
+    (folder / "shop.csv").write_text("user_id,item_id,action,timestamp_ms,price\n9,2,buy,1700000000000,5\n")
+    code, out, err = vista(capsys, "ingest", folder, "--home", tmp_path / "h", "--dry-run", "--json")
+    looks = json.loads(out)
+    assert code == 0 and [Path(look["path"]).name for look in looks] == ["day-0.csv", "shop.csv"], err
+    assert looks[1]["events"][0][0] == "9"
+    (folder / "zzz.csv").write_text(
+        "movieId,title\n1,x\n"
+    )  # told before anything is begun, not when it is read
+    code, _, err = vista(capsys, "ingest", folder, "--home", tmp_path / "h", "--dry-run")
+    assert code == 2 and f"{folder}/zzz.csv" in err and "vista init" in err
+
+
+def test_impressions_alone_are_not_taken_for_events(tmp_path, capsys):
+    folder = tmp_path / "shown"
+    folder.mkdir()
+    columns = {
+        "request_id": [1, 1], "user_id": [7, 7], "item_id": [1, 2], "position": [0, 1], "actions": [["view"], []],
+        "timestamp_ms": [1_700_000_000_000] * 2,
+    }  # fmt: skip
+    pq.write_table(pa.table(columns), folder / "part-0.parquet")
+    for words in (("init", folder), ("ingest", folder), ("ingest", folder, "--dry-run")):
+        code, _, err = vista(capsys, *words, "--home", tmp_path / "h")
+        assert code == 2 and "found impressions" in err and "--impressions" in err, (words, err)
+    assert not (tmp_path / "h" / "vista.toml").exists() and not (tmp_path / "h" / "warehouse").exists()
+    (folder / "log.csv").write_text("user_id,item_id,action,timestamp_ms\n7,1,view,1700000000000\n")
+    code, out, err = vista(capsys, "init", folder, "--home", tmp_path / "h", "--json")
+    said = json.loads(out)
+    assert code == 0 and said["logs"] == [f"{folder}/log.csv"], err
+    (other,) = said["others"]
+    assert other["says"].startswith("impressions")
+    words = ("ingest", *said["logs"], "--impressions", *other["logs"], "--home", tmp_path / "h")
+    assert vista(capsys, *words)[0] == 0
+    words = ("ingest", folder / "part-0.parquet", "--column", "action=actions", "--home", tmp_path / "meant")
+    assert vista(capsys, *words)[0] in (0, 3)  # who names the actions means it
+
+
+def test_times_without_a_year_are_refused_with_what_would_read_them(tmp_path, capsys):
+    log = tmp_path / "log.csv"
+    for value, form in (("24/Feb 10:15", "%Y %d/%b %H:%M"), ("Feb 29 10:15:01", "%Y %b %d %H:%M:%S")):
+        log.write_text(f"user_id,item_id,action,timestamp_ms\n1,2,view,{value}\n")
+        code, _, err = vista(capsys, "ingest", log, "--home", tmp_path / "h")
+        assert code == 2 and repr(value) in err and f"--time-format '{form}'" in err, err
+        short = form.removeprefix("%Y ")
+        code, _, err = vista(capsys, "ingest", log, "--time-format", short, "--home", tmp_path / "h")
+        assert code == 2 and "a format with a year" in err and f"--time-format '{form}'" in err, err
+        log.write_text(log.read_text().replace(value, f"2024 {value}"))
+        assert vista(capsys, "ingest", log, "--time-format", form, "--home", tmp_path / form[3:5])[0] == 0
+
+
 def test_missing_columns_are_told_all_at_once_with_what_fits(tmp_path, capsys):
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,2,5.0,944249077\n")
     code, _, err = vista(capsys, "ingest", tmp_path / "ratings.csv", "--home", tmp_path / "home")

@@ -44,6 +44,11 @@ def command(
     else:
         kind, others = look_first(logs)
     path, columns, found = kind.path, kind.columns, kind.guess
+    if found.impressions:
+        raise WrongOption(
+            f"{path}: expected events, found impressions, by its columns {', '.join(columns)}; name the events too, "
+            f"and take these in with vista ingest EVENTS --impressions {shlex.join(kind.logs)}"
+        )
     worth, named = weights(weight), found.reading.named_actions()
     unknown = [a for a in worth if a not in named]
     if unknown and found.reading.actions:

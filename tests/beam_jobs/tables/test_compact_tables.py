@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import posixpath
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from small_worlds import NOW, START, World, all_events, histories
 
@@ -17,14 +19,17 @@ from beam_jobs.run.runner import local_args
 from beam_jobs.tables import compact as compact_tables
 from cache_store.format.keys import bucket_of
 from vista.data.events import Events
+from vista.data.tables import content
 from vista.data.tables.appending import append
 from vista.data.tables.commits import Addition, commit
 from vista.data.tables.compaction import Merge, mergeable, merges, most_files, publish_merges, write_merged
 from vista.data.tables.forgetting import forget_users
+from vista.data.tables.ledger import LedgerRow
 from vista.data.tables.manifests import DataFile
 from vista.data.tables.pruning import prune
 from vista.data.tables.reading import read_impressions
 from vista.data.tables.rows import IMPRESSIONS, Rows, SortedWriter
+from vista.data.tables.undoing import undo
 from vista.errors import DataError
 
 
@@ -142,6 +147,48 @@ def test_impressions_are_merged_too(small_world):
     files = world.tables.bucket_files(kind=IMPRESSIONS)[1]
     assert [(f.rows, f.commit - f.first_commit) for f in files] == [(12, 2)]
     assert sum(len(b.time) for b in read_impressions(files, max_rows=5)) == 12
+
+
+def test_what_items_are_about_is_the_same_in_one_file_and_no_run_can_be_taken_out_of_it(small_world):
+    tables, rng = small_world.tables, np.random.default_rng(2)
+    tables.create_content()
+
+    def tell(n: int) -> None:
+        rows = pa.table(
+            {
+                "item_id": np.arange(n, n + 4),
+                "category": [f"c{n}", None, None, f"d{n}"],
+                "text": [None, f"t{n}", None, None],
+                "vector": [
+                    rng.normal(size=3).astype(np.float32),
+                    None,
+                    rng.normal(size=3).astype(np.float32),
+                    None,
+                ],
+            }
+        )
+        number = small_world.tables.commit_number + 1
+        folder = posixpath.join(tables.table("content").location(), "data")
+        uri = content.write(rows.cast(content.ARROW_SCHEMA), f"{folder}/{number:08d}-run{n}-00000.parquet")
+        told = LedgerRow(f"{n}.csv", 1, f"{n:032x}", 4, "items")
+        commit(small_world.tables, Addition(f"run{n}", content=[uri], sources=[told]))
+
+    def about() -> list[list]:
+        found = small_world.tables.read_content()
+        return [getattr(found, name).tolist() for name in ("item", "category", "text", "vector", "vector_of")]
+
+    for n in range(3):
+        tell(n)
+    before = about()
+    record = compact_tables.run(options(small_world, everything=True))
+    assert record.counts["content_files"] == 3 and about() == before
+    with pytest.raises(DataError, match="merged with others' by vista compact"):
+        undo(small_world.tables, "run1")
+    assert about() == before
+    tell(7)
+    assert about()[0] == [*before[0], 7, 8, 9, 10]
+    undo(small_world.tables, "run7")
+    assert about() == before
 
 
 def test_a_compaction_that_was_killed_anywhere_continues_to_the_same_files(tmp_path):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vista.data.logs import times
-from vista.data.logs.inspecting import guessed
+from vista.data.logs.inspecting import are_impressions, guessed
 from vista.data.logs.reading import TIME_UNITS, ActionColumn, Reading
 from vista.data.logs.schema import EVENTS
 from vista.data.logs.weights import guessed as guessed_weights
@@ -34,11 +34,16 @@ TIMES_MS = (631_152_000_000, 4_102_444_800_000)
 
 @dataclass(frozen=True)
 class Guess:
-    """A reading, why it is guessed (meaning to a line for people), and what cannot be guessed."""
+    """A reading, why it is guessed (meaning to a line for people), and what cannot be guessed.
+
+    Attributes:
+        impressions: its rows are what was shown, not what was done.
+    """
 
     reading: Reading
     why: dict[str, str]
     missing: tuple[str, ...]
+    impressions: bool = False
 
 
 def guess(columns: Mapping[str, Sequence[Any]]) -> Guess:
@@ -77,7 +82,8 @@ def guess(columns: Mapping[str, Sequence[Any]]) -> Guess:
         weights = {"view": 1.0}
         why["action"] = "no column tells one: every row is a view; say what it is by action_is"
     reading = Reading(columns=mapped, actions=tuple(actions), weights=weights, explode=explode, **settings)
-    return Guess(reading, why, tuple(m for m in ("user_id", "item_id", "timestamp_ms") if m not in found))
+    missing = tuple(m for m in ("user_id", "item_id", "timestamp_ms") if m not in found)
+    return Guess(reading, why, missing, are_impressions(columns, columns.get("actions", ())))
 
 
 def _mend(columns: Mapping[str, Sequence[Any]], found: dict[str, str], why: dict[str, str]) -> None:

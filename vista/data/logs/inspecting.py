@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +18,10 @@ import pyarrow.parquet as pq
 
 from vista.data import paths
 from vista.data.logs import actions, times
-from vista.data.logs.reading import TIME_UNITS, ActionColumn, Reading
+from vista.data.logs.reading import TIME_UNITS, ActionColumn, Reading, with_year
 from vista.data.logs.schema import (
     BROKEN,
+    IMPRESSIONS,
     LINE,
     SECOND,
     TOLD,
@@ -69,6 +71,10 @@ def inspect(
         size, digest = identity(path)
         names = {name: name for name in (LINE, BROKEN) if name in schema.names}
         constants: dict[str, str | None] = dict(reading.constants)
+        if not (
+            shown or reading.tells_actions or "actions" in reading.columns or "action" in reading.columns
+        ):
+            _refuse_impressions(path, file)
         _find(path, columns, reading, schema.names, names, constants, found_names)
         kinds = {
             m: _kind(path, file, m, name, columns, reading)
@@ -144,6 +150,16 @@ def _find(
         _refuse(path, missing, in_file, option_of(columns), reading)
 
 
+def are_impressions(there: Collection[str], actions: Sequence[Any]) -> bool:
+    """Whether rows are what was shown: all columns of impressions by their own names, and some without an action.
+
+    Args:
+        actions: first values of the column ``actions``.
+    """
+    named = all(c.name in there for c in IMPRESSIONS if c.required) and "action" not in there
+    return named and any(isinstance(v, list) and not v for v in actions)
+
+
 def option_of(columns: Sequence[Column]) -> str:
     """The option that names columns of such files."""
     if shows(columns):
@@ -179,6 +195,19 @@ def _refuse(
         f"{'the right one' if len(missing) == 1 else 'the right ones'} with vista ingest {example}, or let vista init "
         f"guess them"
     )
+
+
+def _refuse_impressions(path: str, file: pq.ParquetFile) -> None:
+    """Raises MissingColumn where the rows are impressions; whoever names their actions means events."""
+    there = file.schema_arrow.names
+    if not are_impressions(there, [[]]):
+        return
+    batch = next(file.iter_batches(SAMPLE, columns=["actions"]), None)
+    if batch is not None and are_impressions(there, batch.column(0).to_pylist()):
+        raise MissingColumn(
+            f"{path}: expected events, found impressions: rows without an action among {_listed(there)}; take them in "
+            f"as such with vista ingest --impressions {path}, or the others as events with --column action=actions"
+        )
 
 
 def guessed(column: Column, there: Collection[str]) -> str:
@@ -361,7 +390,12 @@ def _check_text(path: str, file: pq.ParquetFile, name: str, reading: Reading) ->
 
 def refuse_text(path: str, name: str, samples: Sequence[str], reading: Reading) -> None:
     """Raises WrongTime for a column of text most of which is no time."""
-    form = times.suggested(list(samples[:100]))
+    form, short = times.suggested(list(samples[:100])), times.yearless(list(samples[:100]))
+    if short and not form:
+        raise WrongTime(
+            f"{path}: column {name!r}: expected times with a year, found values like {samples[0][:80]!r}; write the "
+            f"year into the column, and read it with vista ingest --time-format {with_year(short)!r}"
+        )
     help_ = f"this would read them: vista ingest --time-format '{form}'" if form else (
         "say their format with vista ingest --time-format '%m/%d/%Y %H:%M:%S'"
     )  # fmt: skip

@@ -180,6 +180,12 @@ class Reading:
                     f"--time-format: expected a format of strptime, found {self.time_format!r}; for example "
                     f"--time-format '%m/%d/%Y %I:%M:%S %p'"
                 )
+            if not re.search(r"%[YyGcxD]", self.time_format):
+                raise WrongOption(
+                    f"--time-format: expected a format with a year, found {self.time_format!r}, whose times would all "
+                    f"be of 1900; write the year into the column, and read it with --time-format "
+                    f"{with_year(self.time_format)!r}"
+                )
 
     def _check_constants(self) -> None:
         for name in ("timestamp_ms", "timestamp", "position"):
@@ -319,6 +325,11 @@ class Reading:
             return Reading(**found)
         except WrongOption as error:
             raise WrongOption(f"{where}: {error}") from None
+
+
+def with_year(time_format: str) -> str:
+    """The same format with a year in front."""
+    return f"%Y {time_format}"
 
 
 def exploded(spec: str) -> tuple[str, tuple[str, ...], str]:

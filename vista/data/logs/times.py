@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vista.data.logs.reading import TIME_UNITS, Reading
+from vista.data.logs.reading import TIME_UNITS, Reading, with_year
 
 FAR = 2**62
 """What lies beyond any bounds, also once it is cut."""
@@ -20,6 +20,11 @@ FORMATS = (
     "%Y-%m-%d %H:%M:%S EST", "%b %d, %Y", "%a %b %d %H:%M:%S %Y", "%a %b %d %H:%M:%S %z %Y", "%m %d, %Y",
 )  # fmt: skip
 """Formats that a refusal may suggest."""
+
+YEARLESS = ("%d/%b %H:%M:%S", "%d/%b %H:%M", "%d/%b", "%b %d %H:%M:%S", "%b %d %H:%M", "%b %d", "%d %b %H:%M:%S",
+            "%d %b %H:%M", "%d %b", "%m/%d %H:%M:%S", "%m/%d %H:%M", "%m-%d %H:%M:%S", "%m-%d %H:%M",
+            "%d.%m. %H:%M:%S", "%d.%m. %H:%M", "%H:%M:%S", "%H:%M")  # fmt: skip
+"""Formats of what tells no year."""
 
 NUMBER = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"
 CUT = r"^[0-9]\.[0-9]{0,6}[eE]\+[0-9]{2}$"
@@ -121,6 +126,12 @@ def suggested(samples: list[str]) -> str:
     """The format that most of the values have, empty where none does."""
     best = max(FORMATS, key=lambda f: sum(_moment(v, f, "ms") is not None for v in samples))
     return best if any(_moment(v, best, "ms") is not None for v in samples) else ""
+
+
+def yearless(samples: list[str]) -> str:
+    """The format without a year that all of the values have, empty where none does."""
+    years = [f"2000 {v.strip()}" for v in samples]  # a leap year: 29 February is a day
+    return next((f for f in YEARLESS if all(_moment(v, with_year(f), "ms") is not None for v in years)), "")
 
 
 def _together(date: pa.Array, time: pa.Array, reading: Reading) -> pa.Array:

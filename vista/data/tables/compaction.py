@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import pyarrow.parquet as pq
 
 from vista.data import paths
+from vista.data.tables import content
 from vista.data.tables.commits import alone, recover, replace_files
 from vista.data.tables.items import ItemCounts
 from vista.data.tables.manifests import MERGED, PREFIX, commit_of, files_of, sound
@@ -206,6 +207,29 @@ def merge_lists(warehouse: Warehouse, run: str, most: int = MAX_FILES) -> int:
             merged += len(files)
         warehouse.refresh()
     return merged
+
+
+def merge_content(warehouse: Warehouse, run: str, most: int = MAX_FILES) -> int:
+    """Write what items are about as one file, where there are more than ``most``: of each field of an item the newest
+    that was told. How many there were, or 0."""
+    recover(warehouse)
+    with alone(warehouse):
+        if not warehouse.refresh().has_table("content"):
+            return 0
+        table, whole = warehouse.table("content"), warehouse.commit_number
+        current = table.current_snapshot()
+        files = [] if current is None else files_of(table, current.snapshot_id)
+        if len(files) <= most:
+            return 0
+        first = min(f.first_commit for f in files)
+        name = f"{whole:08d}-{run}-00000{MERGED}{first:08d}.parquet"
+        with sound(f"{warehouse.name}, table content"):
+            rows = content.merged(content.rows_of([f.path for f in files]))
+            target = content.write(rows, posixpath.join(table.location(), "data", name))
+        summary = {PREFIX + "commit": str(whole), PREFIX + "run": run}
+        replace_files(table, {f.path for f in files}, [target], summary)
+        warehouse.refresh()
+    return len(files)
 
 
 def most_files(warehouse: Warehouse, until: int | None = None) -> tuple[int, int]:

@@ -86,11 +86,16 @@ class ItemContent:
     @staticmethod
     def read(uris: Sequence[str]) -> ItemContent:
         """From the files of the table, in order of their commits."""
-        tables = [ARROW_SCHEMA.empty_table()]
-        for uri in sorted(uris, key=lambda u: u.rsplit("/", 1)[-1]):
-            with paths.open_input(uri) as file:
-                tables.append(pq.read_table(file).select(ARROW_SCHEMA.names).cast(ARROW_SCHEMA))
-        return ItemContent.of(pa.concat_tables(tables))
+        return ItemContent.of(rows_of(uris))
+
+
+def rows_of(uris: Sequence[str]) -> pa.Table:
+    """Rows of files of the table, in order of their commits."""
+    tables = [ARROW_SCHEMA.empty_table()]
+    for uri in sorted(uris, key=lambda u: u.rsplit("/", 1)[-1]):
+        with paths.open_input(uri) as file:
+            tables.append(pq.read_table(file).select(ARROW_SCHEMA.names).cast(ARROW_SCHEMA))
+    return pa.concat_tables(tables)
 
 
 def _newest(ids: np.ndarray, valid: np.ndarray) -> np.ndarray:

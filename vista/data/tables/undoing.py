@@ -69,7 +69,10 @@ def undo(warehouse: Warehouse, run: str) -> Undone:
         if name in undone:
             return Undone(name, 0, 0, (), ())
         commits = {line.commit for r, line in lines if r == name and line.commit}
-        found = {kind: _files(warehouse, kind, name, commits) for kind in KINDS}
+        told = {line.commit for r, line in lines if r == name and line.commit and line.kind in ("items", "")}
+        found = {
+            kind: _files(warehouse, kind, name, told if kind == "content" else commits) for kind in KINDS
+        }
         commits |= {int(posixpath.basename(uri).split("-", 1)[0]) for some in found.values() for uri in some}
         last = max(commits, default=number)
         sharing = {r for r, line in lines if line.commit > last and line.in_table}
