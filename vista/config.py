@@ -58,8 +58,8 @@ class EmbeddingConfig:
         _check(self.surfaces >= 1, "embedding.surfaces", "at least 1", self.surfaces)
 
 
-SIZES = {"whole": (864, 4_096), "half": (416, 2_048), "small": (192, 1_024), "tiny": (96, 512)}
-"""Items and clusters of records that fill 8, 4, 2 and 1 pages of 4 KiB at width 64."""
+SIZES = {"whole": (864, 0), "half": (576, 1_152), "small": (320, 512), "tiny": (128, 272)}
+"""Items, and clusters told (0: all), of records that fill 8, 4, 2 and 1 pages of 4 KiB at width 64."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class TokenConfig:
             ConfigError: no size has that name.
         """
         _check(size in SIZES, "tokens", f"one of {sorted(SIZES)}, or an object", size)
-        items, clusters = SIZES[size]
-        return TokenConfig(items=items, clusters=clusters)
+        items, told = SIZES[size]
+        return TokenConfig(items=items, clusters_told=told)
 
     @property
     def horizons(self) -> int:

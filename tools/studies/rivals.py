@@ -19,10 +19,16 @@ _WIDTH = 64
 
 
 def _record(kib: int) -> dict[str, Any]:
-    """A record of so many KiB: at most two thirds of it for clusters, the rest for items."""
-    cluster, entry = (replace(BASE.tokens, items=i, clusters=1 - i).bytes for i in (0, 1))
-    clusters = 1 << (kib * 1_024 * 2 // 3 // cluster).bit_length() - 1
-    return {"items": (kib * 1_024 - clusters * cluster) // entry, "clusters": clusters}
+    """A record of so many KiB: all of the default's clusters where two thirds of it hold them, else the heaviest; the
+    rest are items."""
+    size, all_ = kib * 1_024, BASE.tokens.clusters
+    entry, counters = (_bytes({"items": i, "clusters": c}) for i, c in ((1, 0), (0, all_)))
+    if counters <= size * 2 // 3:
+        return {"items": (size - counters) // entry}
+    told = _bytes({"items": 0, "clusters_told": 1})
+    # items have the larger part: where things repeat, fewer items cost more than fewer clusters
+    items = size * 11 // 20 // entry
+    return {"items": items, "clusters_told": (size - items * entry) // told}
 
 
 def _bytes(options: dict[str, Any]) -> int:
