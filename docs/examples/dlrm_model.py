@@ -24,10 +24,12 @@ Batch = dict[str, Any]
 
 
 class Tokens(NamedTuple):
-    """Items that stand for many events each: item int64 [U, S], mass float32 [U, S, H], 0 where there is no token."""
+    """What stands for many events each: item int64 [U, S], mass float32 [U, S, H], 0 where there is no token. Where a
+    token is of many items ``content`` [U, S, W] is in the place of ``item``: the mean of what they are about."""
 
     item: Tensor
     mass: Tensor
+    content: Tensor | None = None
 
 
 class History(NamedTuple):
@@ -35,7 +37,7 @@ class History(NamedTuple):
 
     Attributes:
         there: bool [U], whether anything is.
-        sequence: the heaviest items, as rows of the ranker's own table.
+        sequence: what is attended to: the heaviest items, as rows of the ranker's own table, or places.
         table: all items that the summary holds, as ids, ascending.
         counters: [U, clusters, H].
     """
@@ -87,17 +89,6 @@ class SequenceReader(nn.Module):
         return self.out(read.transpose(1, 2).flatten(2)), odds.transpose(1, 2) / 4
 
 
-def pooled(token: Tensor, mass: Tensor, place: Tensor, places: int) -> tuple[Tensor, Tensor]:
-    """Many tokens as few: those of one place are one, its vector their mean by mass, its masses their sums.
-
-    token [U, S, d], mass [U, S, H], place int64 [U, S] -> [U, places, d], [U, places, H].
-    """
-    u, _, d = token.shape
-    at = place[..., None]
-    vectors = token.new_zeros(u, places, d).scatter_add(1, at.expand_as(token), token * mass[..., :1])
-    return vectors, mass.new_zeros(u, places, mass.shape[2]).scatter_add(1, at.expand_as(mass), mass)
-
-
 class AddressedReader(nn.Module):
     """A candidate looks up its own entry among all of the user's items, and its cluster's counter."""
 
@@ -126,7 +117,6 @@ class Dlrm(nn.Module):
         dense: dense features per candidate.
         horizons: H of the sequence that is attended to, 0 for none.
         addressed: H of the tables that candidates address, 0 for none; ``clusters`` for it.
-        place_of: int64 [items], where the sequence's items are pooled before they are attended to; None does not.
     """
 
     def __init__(
@@ -138,7 +128,6 @@ class Dlrm(nn.Module):
         horizons: int = 0,
         addressed: int = 0,
         clusters: Clusters | None = None,
-        place_of: Tensor | None = None,
     ) -> None:
         super().__init__()
         d = WIDTH
@@ -147,7 +136,6 @@ class Dlrm(nn.Module):
         for table in (self.user, self.item, self.surface):
             nn.init.normal_(table.weight, std=d**-0.5 / 4)
         self.register_buffer("content", content)
-        self.register_buffer("place_of", place_of)
         self.project = nn.Linear(content.shape[1], d, bias=False)
         nn.init.orthogonal_(self.project.weight)  # what is alike in content is alike to begin with
         self.sequence = SequenceReader(d, horizons) if horizons else None
@@ -182,11 +170,8 @@ class Dlrm(nn.Module):
             # without a summary there are no tokens, and the model is told so
             dense.append(history.there.float()[:, None, None].expand(u, c, 1))
         if self.sequence is not None:
-            token = self.embed(history.sequence.item)
-            mass = history.sequence.mass
-            if self.place_of is not None:
-                place = self.place_of[history.sequence.item]
-                token, mass = pooled(token, mass, place, int(self.place_of.max()) + 1)
+            item, mass, content = history.sequence
+            token = self.embed(item) if content is None else self.project(content)
             read, odds = self.sequence(candidate, token, mass)
             fields.append(read)
             dense.append(odds)

@@ -35,6 +35,7 @@ from cache_store import Store
 from cache_store.read.prefetch import LookAhead
 from cache_store.torch.feature import SummaryFeature
 from cache_store.torch.rows import AsOfBatches, AsOfRows
+from cache_store.torch.sequence import ItemVectors, cluster_numbers, counters_of
 from tools.studies.gains import event_bytes, judge, other_vectors
 from vista import bundle as bundles
 
@@ -155,10 +156,15 @@ class Summaries:
     Args:
         ids: int64 [I], ascending; item ``ids[i]`` is row ``i + 1`` of the ranker's table.
         size: S, tokens of the sequence.
+        kinds: float32 [clusters, W], what each cluster of the store is about in the ranker's own vectors; the sequence
+            is then all that the clusters count, pooled to S places. None: the S heaviest items.
     """
 
-    def __init__(self, store: Store, ids: np.ndarray, size: int = SEQUENCE) -> None:
-        self.store, self.ids, self.size = store, torch.tensor(ids), size
+    def __init__(
+        self, store: Store, ids: np.ndarray, size: int = SEQUENCE, kinds: Tensor | None = None
+    ) -> None:
+        self.store, self.ids, self.size, self.kinds = store, torch.tensor(ids), size, kinds
+        self.place = None if kinds is None else places(kinds.numpy(), size)
         self.slices = SummaryFeature(store).slices
         self.tables = {table.masses: table for table in store.manifest.schema.tables}
 
@@ -168,7 +174,11 @@ class Summaries:
 
     @property
     def bytes(self) -> int:
-        """Of a user's sequence, were it stored by itself: an id of 8 bytes and a byte for every mass."""
+        """Of a record, what the sequence is made of: ids of 8 bytes and a byte for every mass of S items; or a byte for
+        every mass of clusters, and two for the number of each where not all are told."""
+        if self.kinds is not None:
+            told = self.tables["clusters"]
+            return told.entries * (self.horizons + 2 * bool(told.numbers))
         return self.size * (8 + self.horizons)
 
     def rows(self, rows: Rows, lag_ms: int) -> AsOfRows:
@@ -184,7 +194,14 @@ class Summaries:
         there = status < 2
         table = self.tables["masses"]
         item = groups[table.keys].flatten(1).contiguous().view(torch.int64)[:, : table.entries].contiguous()
-        mass = self._masses(groups, "masses") * there[:, None, None]
+        mass = groups["masses"].flatten(1)[:, : table.entries * table.horizons]
+        mass = mass.unflatten(1, (table.entries, table.horizons)) * there[:, None, None]
+        counted = self.tables["clusters"]
+        numbers = {n: cluster_numbers(counted, groups[n]) for n in (counted.numbers,) if n}
+        counters = counters_of(counted, groups, numbers) * there[:, None, None]
+        if self.kinds is not None and self.place is not None:
+            sequence = pooled(counters, self.kinds, self.place, self.size)
+            return History(there, sequence, Tokens(item, mass), counters)
         top = mass[..., table.deciding].topk(min(self.size, table.entries), dim=1).indices
         chosen = item.gather(1, top)
         at = torch.searchsorted(self.ids, chosen).clamp_max(len(self.ids) - 1)
@@ -194,15 +211,7 @@ class Summaries:
             there,
             Tokens((at + 1) * known[..., 0], weight),
             Tokens(item, mass),
-            self._masses(groups, "clusters"),
-        )
-
-    def _masses(self, groups: dict[str, Tensor], name: str) -> Tensor:
-        table = self.tables[name]
-        return (
-            groups[name]
-            .flatten(1)[:, : table.entries * table.horizons]
-            .unflatten(1, (table.entries, table.horizons))
+            counters,
         )
 
 
@@ -214,12 +223,24 @@ def raw(batch: Batch) -> History:
     return History(item[:, 0] > 0, Tokens(item, mass), nothing, nothing.mass)
 
 
-def places(content: np.ndarray, count: int) -> Tensor:
-    """int64 [items]: nearest of ``count`` centres of the items' vectors (spherical k-means)."""
-    unit = content / np.maximum(np.linalg.norm(content, axis=1, keepdims=True), 1e-12)
+def places(vectors: np.ndarray, count: int) -> Tensor:
+    """int64 [n]: nearest of ``count`` centres of float32 [n, W] (spherical k-means)."""
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     fitted = faiss.Kmeans(unit.shape[1], count, spherical=True, niter=10, seed=1)
-    fitted.train(unit[1:])
+    fitted.train(unit[unit.any(1)])
     return torch.from_numpy(fitted.index.search(unit, 1)[1][:, 0])
+
+
+def pooled(mass: Tensor, kinds: Tensor, place: Tensor, count: int) -> Tokens:
+    """Many counters as few tokens: those of one place are one, of their mean by mass and of all their masses.
+
+    mass [U, clusters, H], kinds [clusters, W], place int64 [clusters] -> tokens [U, count].
+    """
+    mass = mass * kinds.any(1)[:, None]  # of what nothing is known there is nothing to match
+    total = mass.new_zeros(len(mass), count, mass.shape[2]).index_add_(1, place, mass)
+    content = mass.new_zeros(len(mass), count, kinds.shape[1]).index_add_(1, place, mass[..., :1] * kinds)
+    item = place.new_zeros(len(mass), count)
+    return Tokens(item, total, content / total[..., :1].clamp_min(1e-9))
 
 
 @dataclass(frozen=True)
@@ -297,8 +318,8 @@ class Server:
 
 ARMS = ("without", "raw", "sequence", "pooled", "addressed", "with")
 """No summary; raw events in the bytes of the sequence; the sequence attended to in the ranker's own item vectors;
-all items that the summary holds, pooled to as many tokens by where they lie among these vectors; the candidate's own
-entry and its cluster's; the sequence and these."""
+all that the summary counts by clusters, pooled to as many tokens by where they lie among these vectors; the candidate's
+own entry and its cluster's; the sequence and these."""
 
 
 def compare(home: Path, logs: Path, trial: Trial = Trial(), arms: Sequence[str] = ARMS) -> dict[str, Any]:
@@ -312,6 +333,9 @@ def compare(home: Path, logs: Path, trial: Trial = Trial(), arms: Sequence[str] 
     parts = sorted(logs.glob("part-*"))
     with Store.open(home / "store", fingerprint=bundle.fingerprint) as store:
         summaries = Summaries(store, log.ids, trial.size)
+        # which item is of which cluster is in a file of the bundle's; what a cluster is about, the ranker says itself
+        vectors = ItemVectors.read(home / "model" / bundles.VECTORS)
+        kinds = vectors.with_vectors(log.ids, log.content[1:]).places
         each = event_bytes(log.user, log.item, log.time)
         events = int(summaries.bytes / each) if "raw" in arms else 0
         rows = join([read_rows(p, log, events) for p in parts[1:-1]])
@@ -321,7 +345,7 @@ def compare(home: Path, logs: Path, trial: Trial = Trial(), arms: Sequence[str] 
         sides, seconds = {}, {}
         for name in arms:
             runs, began = [], time.process_time()
-            mine = Summaries(store, log.ids, 1 << 20) if name == "pooled" else summaries
+            mine = summaries if name != "pooled" else Summaries(store, log.ids, trial.size, kinds)
             read = raw if name == "raw" else mine.split
             for seed in range(trial.seeds):
                 torch.manual_seed(seed)
@@ -330,7 +354,6 @@ def compare(home: Path, logs: Path, trial: Trial = Trial(), arms: Sequence[str] 
                     len(log.ids) + 1, int(log.surface.max()) + 1, content, 4, horizons=horizons,
                     addressed=summaries.horizons if name in ("addressed", "with") else 0,
                     clusters=bundle.model.tokens.cluster,
-                    place_of=places(log.content, trial.size) if name == "pooled" else None,
                 )  # fmt: skip
                 train(model, past, read, trial, seed)
                 runs.append(predict(model.eval(), future, read))
