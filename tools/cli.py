@@ -38,8 +38,30 @@ STORAGE = {
     errno.EROFS: ("storage that can be written", 4),
     errno.ENOSPC: ("free space", 4),
     errno.EDQUOT: ("free space", 4),
+    errno.ENOTEMPTY: ("a folder that nobody else fills meanwhile", 2),
+    errno.EFBIG: ("a larger limit of file sizes (`ulimit -f`)", 4),
+    errno.EMFILE: ("a larger limit of open files (`ulimit -n`)", 4),
 }
 """What the system says of paths that are the user's to mend: what was expected, and the exit code."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EMFILE)
+"""Those that say enough without a path, and that libraries put into errors of their own, as text."""
+
+
+def _of_storage(error: BaseException) -> int | None:
+    """What the system said where it is one of :data:`STORAGE`, through whichever library it came."""
+    told: BaseException | None = error
+    while told is not None:
+        path = told is error and getattr(told, "filename", None) is not None
+        if isinstance(told, OSError) and told.errno in (STORAGE if path else FULL):
+            return told.errno
+        for code in FULL:
+            if os.strerror(code) in str(told):
+                return code
+        if "disk is full" in str(told):  # SQLite's words
+            return errno.ENOSPC
+        told = told.__cause__ or told.__context__
+    return None
 
 
 def _version(asked: bool) -> None:
@@ -103,11 +125,13 @@ def _failed(error: Exception, arguments: list[str]) -> int:
     if hasattr(error, "exit_code"):
         console.failure(type(error).__name__, str(error))
         return error.exit_code
-    if isinstance(error, OSError) and error.filename is not None and error.errno in STORAGE:
-        expected, code = STORAGE[error.errno]
+    system = _of_storage(error)
+    if system is not None:
+        expected, code = STORAGE[system]
+        where = getattr(error, "filename", None) or "writing"
         console.failure(
             type(error).__name__,
-            f"{console.safe(str(error.filename))}: expected {expected}, found: {error.strerror}; mend that or name "
+            f"{console.safe(str(where))}: expected {expected}, found: {os.strerror(system)}; mend that or name "
             f"another path, and run the command again",
         )
         return code

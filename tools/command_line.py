@@ -92,12 +92,29 @@ class Verbs(TyperGroup):
         if args and args[0] in VERBS:
             self.commands[args[0]] = command(args[0])
             if not ctx.resilient_parsing and "--help" not in args:
-                ctx.default_map = {args[0]: settings.of(args[1:]).defaults(args[0], self.commands[args[0]])}
+                found = settings.of(args[1:])
+                ctx.default_map = {args[0]: found.defaults(args[0], self.commands[args[0]])}
+                _of_some_verb(found, self.commands[args[0]])
         else:
             self.commands = {
                 verb: self.get_command(ctx, verb) for verb in VERBS
             }  # what a misspelt one may mean
         return super().resolve_command(ctx, args)
+
+
+def _of_some_verb(found: settings.Settings, asked: Any) -> None:
+    """Refuse a line above the tables that is an option of no verb: it would say nothing, ever.
+
+    Raises:
+        ConfigError
+    """
+    left = {*found.common} - {*settings.option_names(asked)}
+    for verb in VERBS if left else ():
+        left -= {*settings.option_names(command(verb))}
+        if not left:
+            return
+    if left:
+        raise found.error(f"expected options of some verb above the tables, found {min(left)!r}")
 
 
 def command(verb: str) -> Any:

@@ -6,14 +6,12 @@ knows: clocks, lag, runs, the gate's verdicts, bytes. docs/grafana has a dashboa
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tools.outputs import replacing
 from tools.report.health import Health
-from vista.errors import DataError
 
 Sample = tuple[str, str, dict[str, str], float | int | None]
 """Name, help, labels, value."""
@@ -35,18 +33,10 @@ def write(path: Path, found: Health) -> None:
     """Replace the file in one step, as the collector wants it.
 
     Raises:
-        DataError: something else is there.
+        typer.BadParameter: something else is there.
     """
-    if path.exists() and not (path.is_file() and path.read_bytes()[:8] in (b"# HELP v", b"")):
-        raise DataError(
-            f"--prometheus {path}: expected no file, or one that this command wrote, found another; name another file"
-        )
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_text(text(found), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path, "--prometheus", lambda there: there.read_bytes()[:8] == b"# HELP v") as file:
+        file.write_text(text(found), encoding="utf-8")
 
 
 def _samples(found: Health) -> Iterator[Sample]:

@@ -58,7 +58,7 @@ class Settings:
         own = self.verbs.get(verb, {})
         unknown = sorted(set(own) - set(names))
         if unknown:
-            raise self._error(
+            raise self.error(
                 f"[{verb}]: expected options of `vista {verb}` ({', '.join(sorted(names))}), found {unknown[0]!r}"
             )
         given = {**{k: v for k, v in self.common.items() if k in names}, **own}
@@ -68,12 +68,15 @@ class Settings:
         option = next(p for p in command.params if f"--{name}" in p.opts)
         if isinstance(value, Mapping) or (isinstance(value, list) != bool(option.multiple)):
             what = "a list" if option.multiple else "one value"
-            raise self._error(f"[{verb}] {name}: expected {what}, found {value!r}")
-        if option.is_flag and not isinstance(value, bool):
-            raise self._error(f"[{verb}] {name}: expected true or false, found {value!r}")
+            raise self.error(f"[{verb}] {name}: expected {what}, found {value!r}")
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, bool) != bool(option.is_flag):
+                what = "true or false" if option.is_flag else "a value"
+                raise self.error(f"[{verb}] {name}: expected {what}, found {one!r}")
         return value
 
-    def _error(self, text: str) -> Exception:
+    def error(self, text: str) -> Exception:
+        """What is wrong in the file, as the error to raise."""
         from vista.errors import ConfigError
 
         return ConfigError(f"{self.path}: {text}; `vista config --show` tells what holds")
@@ -117,14 +120,14 @@ def read(home: Path) -> Settings:
     except (FileNotFoundError, NotADirectoryError):
         return Settings(path)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise Settings(path)._error(f"expected TOML, found {error}") from error
+        raise Settings(path).error(f"expected TOML, found {error}") from error
     tables = {k: v for k, v in found.items() if isinstance(v, Mapping)}
     common = {k: v for k, v in found.items() if k not in tables}
     unknown = sorted(set(tables) - set(VERBS) - set(INGEST_TABLES))
     if unknown:
-        raise Settings(path)._error(f"[{unknown[0]}]: expected a verb, or one of {', '.join(INGEST_TABLES)}")
+        raise Settings(path).error(f"[{unknown[0]}]: expected a verb, or one of {', '.join(INGEST_TABLES)}")
     if "home" in common:
-        raise Settings(path)._error("home: expected on the command line, since this file lies in it")
+        raise Settings(path).error("home: expected on the command line, since this file lies in it")
     return Settings(
         path,
         common,

@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vista.config import ModelConfig, fingerprint, from_before, from_dict, to_text
+from vista.data.events import whole
 from vista.data.logs.values import hash_strings
 from vista.errors import BundleError, ConfigError, DataError, FingerprintMismatch
 from vista.new_items import NewItems
@@ -128,13 +129,13 @@ class Bundle:
             if any(strings) and not all(strings):
                 raise DataError("items: expected all numbers or all strings, found both")
             hashed = bool(strings) and strings[0]
-            found["item"] = hash_strings(list(items)) if hashed else _whole("items", items)
+            found["item"] = hash_strings(list(items)) if hashed else whole("items", items)
         if actions is not None:
-            found["action"] = np.array([self._mask(given) for given in actions], np.int32)
+            found["action"] = whole("actions", [self._mask(given) for given in actions], np.int32)
         if surfaces is not None:
             known = self.meta.surfaces
             numbers = [_number(s, known, "surface") if isinstance(s, str) else s for s in surfaces]
-            found["surface"] = _whole("surfaces", numbers).astype(np.int32)
+            found["surface"] = whole("surfaces", numbers, np.int32)
         return found
 
     def _mask(self, given: str | Sequence[str] | int) -> int:
@@ -147,11 +148,11 @@ class Bundle:
         """Names of items by the model's ids, None for those that the catalogue does not know.
 
         Raises:
-            BundleError: as :meth:`items`.
+            BundleError: as :meth:`items`. DataError: what is no number.
         """
-        table = self.items()
+        table, items = self.items(), whole("items", items)
         ids = table["item_id"].to_numpy()
-        at = np.minimum(np.searchsorted(ids, np.asarray(items, np.int64)), max(len(ids) - 1, 0))
+        at = np.minimum(np.searchsorted(ids, items), max(len(ids) - 1, 0))
         found = table["name"].take(pa.array(at)).to_pylist() if len(ids) else [None] * len(at)
         known = (ids[at] == items) if len(ids) else np.zeros(len(at), bool)
         return [name if there else None for name, there in zip(found, known, strict=True)]
@@ -272,18 +273,6 @@ def save(path: str | Path, model: VistaModel, meta: Meta, items: pa.Table) -> Pa
         shutil.rmtree(building, ignore_errors=True)
         raise
     return path
-
-
-def _whole(name: str, given: Sequence[Any]) -> np.ndarray:
-    """Ids that are numbers, int64 [N].
-
-    Raises:
-        DataError: something else among them.
-    """
-    found = np.asarray(given)
-    if found.size and found.dtype.kind not in "iu":
-        raise DataError(f"{name}: expected names or whole numbers of int64, found {list(given)[:3]}")
-    return found.astype(np.int64)
 
 
 def load(

@@ -62,31 +62,9 @@ def as_users(users: Users, kind: str | None = None) -> np.ndarray:
         kind: ``int64`` or ``string``; None takes what it finds (an empty list is int64).
 
     Raises:
-        KeyKind: mixed or unsupported ids, or not of ``kind``.
+        KeyKind: mixed, masked or unsupported ids, or not of ``kind``.
     """
-    if not isinstance(users, (list, tuple, np.ndarray)) and hasattr(users, "to_numpy"):
-        users = _column(users)
-    array = users if isinstance(users, np.ndarray) else None
-    if array is None:
-        if isinstance(users, (str, bytes, bytearray, memoryview, Mapping, Set)) or not isinstance(
-            users, Iterable
-        ):
-            raise KeyKind(
-                f"user ids: expected a list or an array of ids, found one {type(users).__name__}; put a single user "
-                f"into a list"
-            )
-        users = list(users)
-        strings = bool(users) and isinstance(users[0], str)
-        if strings or kind == "string":
-            array = np.empty(len(users), object)
-            array[:] = users
-        else:
-            try:
-                array = np.asarray(users) if users else np.zeros(0, np.int64)
-            except (ValueError, OverflowError) as error:
-                raise KeyKind(f"user ids: expected int64 or strings, found {error}") from error
-            if array.dtype.kind in "US":  # NumPy makes texts of numbers among texts
-                raise KeyKind("user ids: expected int64 or strings throughout, found mixed or other objects")
+    array = _array(users, kind)
     if array.ndim != 1:
         raise KeyKind(f"user ids: expected one dimension, found shape {array.shape}")
     if array.dtype.kind in "iu" and array.dtype != np.uint64:
@@ -99,6 +77,38 @@ def as_users(users: Users, kind: str | None = None) -> np.ndarray:
         raise KeyKind(f"user ids: expected int64 or strings, found dtype {array.dtype}")
     if kind is not None and found != kind and len(array):
         raise KeyKind(f"user ids: this store holds {kind} ids, found {found}")
+    return array
+
+
+def _array(users: Any, kind: str | None) -> np.ndarray:
+    """Ids as an array of any shape and type; a list of texts, or of ``kind`` string, as an object array.
+
+    Raises:
+        KeyKind: no list or array; mixed or masked ids.
+    """
+    if not isinstance(users, (list, tuple, np.ndarray)) and hasattr(users, "to_numpy"):
+        users = _column(users)
+    if isinstance(users, np.ndarray):
+        masked = 0 if type(users) is np.ndarray else np.count_nonzero(getattr(users, "mask", False))
+        if masked:
+            raise KeyKind(f"user ids: expected int64 or strings, found {masked} masked")
+        return np.asarray(users)
+    if isinstance(users, (str, bytes, bytearray, memoryview, Mapping, Set)) or not isinstance(
+        users, Iterable
+    ):
+        raise KeyKind(
+            f"user ids: expected a list or an array of ids, found one {type(users).__name__}; put a single user into a "
+            f"list"
+        )
+    users = list(users)
+    if kind == "string" or (users and isinstance(users[0], str)):
+        return np.fromiter(users, object, len(users))
+    try:
+        array = np.asarray(users) if users else np.zeros(0, np.int64)
+    except (ValueError, OverflowError) as error:
+        raise KeyKind(f"user ids: expected int64 or strings, found {error}") from error
+    if array.dtype.kind in "US":  # NumPy makes texts of numbers among texts
+        raise KeyKind("user ids: expected int64 or strings throughout, found mixed or other objects")
     return array
 
 

@@ -85,12 +85,14 @@ def moments(as_of: Any) -> np.ndarray:
         SchemaError: no numbers, such as a date, whose unit nobody knows; or past what int64 holds.
     """
     times = np.asarray(as_of)
-    if times.dtype.kind == "f" and np.isfinite(times).all():
-        times = np.floor(times)
+    if times.dtype.kind == "f" and (np.abs(times) <= 2.0 ** (np.finfo(times.dtype).nmant + 1)).all():
+        times = np.floor(times)  # what NaN and a float whose digits were lost are not
     elif times.dtype.kind not in "iu":
         raise SchemaError(f"as_of: expected milliseconds since 1970 as numbers, found {as_of!r:.80}")
     with np.errstate(invalid="ignore"):
         found = times.astype(np.int64)
     if (found != times).any():
         raise SchemaError(f"as_of: expected milliseconds that int64 holds, found {as_of!r:.80}")
+    if isinstance(as_of, np.ndarray) and np.any(getattr(as_of, "mask", False)):
+        raise SchemaError(f"as_of: expected a time for each row, found {as_of!r:.80}")
     return found

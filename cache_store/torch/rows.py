@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from cache_store.errors import SchemaError
 from cache_store.format.keys import Users, as_users
+from cache_store.read.options import moments
 from cache_store.store import Store
 
 Batch = dict[str, Any]
@@ -39,7 +40,8 @@ class AsOfRows(Dataset[Any]):
             so with 0 the row's own event could be inside.
 
     Raises:
-        SchemaError: lengths differ, a column has the name of a field, or ``lag_ms`` is below 1. KeyKind.
+        SchemaError: lengths differ, times are no numbers, a column has the name of a field, or ``lag_ms`` is below 1.
+        KeyKind.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class AsOfRows(Dataset[Any]):
         lag_ms: int = 1,
     ) -> None:
         self.store, self.users = store, as_users(users, store.format.user_kind)
-        self.times, self.lag_ms = np.asarray(times, np.int64), int(lag_ms)
+        self.times, self.lag_ms = moments(times), int(lag_ms)
         self.columns = {name: np.asarray(column) for name, column in (columns or {}).items()}
         if self.lag_ms < 1:
             raise SchemaError(f"lag_ms: expected 1 or more, found {lag_ms}; a row must not see its own event")

@@ -20,6 +20,7 @@ from beam_jobs.generation.refresh import RefreshOptions
 from beam_jobs.tables import forget
 from cache_store import Store
 from cache_store.errors import KeyKind, SchemaError, StoreError
+from cache_store.torch.rows import AsOfRows
 from tools.drills import storage
 from vista.data.events import Events
 from vista.data.tables.warehouse import Warehouse
@@ -127,8 +128,10 @@ def test_a_process_that_goes_to_another_folder_stays_with_what_it_opened(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "moment", [float("nan"), float("inf"), "1000", True, 10**30, np.datetime64("2026-01-01"), [None], 1e300]
-)
+    "moment",
+    [float("nan"), float("inf"), "1000", True, 10**30, np.datetime64("2026-01-01"), [None], 1e300,
+     np.float32(1.7e12), np.ma.array([1], mask=[True])],
+)  # fmt: skip
 def test_what_is_no_number_of_milliseconds_is_no_moment(moment, tmp_path):
     known = KnownStore(tmp_path / "s")
     known.publish({1: 1}, published_ms=900)
@@ -136,6 +139,8 @@ def test_what_is_no_number_of_milliseconds_is_no_moment(moment, tmp_path):
         for read in (store.lookup, store.lookup_raw):
             with pytest.raises(SchemaError, match="as_of: expected"):
                 read([1], as_of=moment)
+        with pytest.raises(SchemaError, match="as_of: expected"):
+            AsOfRows(store, [1], np.ma.atleast_1d(moment))
         known.check(store.lookup([1], as_of=900.7), [1], {1: 1})
     for age in (float("nan"), -1, "1"):
         with pytest.raises(StoreError, match="max_age_ms"):
@@ -145,12 +150,14 @@ def test_what_is_no_number_of_milliseconds_is_no_moment(moment, tmp_path):
 @pytest.mark.parametrize(
     "columns",
     [{"item": [1.5]}, {"item": [float("nan")]}, {"time": [float("nan")]}, {"action": [1 << 40]}, {"time": [1e30]},
-     {"item": np.array([1 << 63], np.uint64)}],
+     {"item": np.array([1 << 63], np.uint64)}, {"item": [None]}, {"item": np.ma.array([1], mask=[True])},
+     {"time": np.array(["2026-01-01"], "M8[ms]")}, {"time": np.array([1.7e12], np.float32)}, {"item": [[1]]}],
 )  # fmt: skip
 def test_a_number_that_a_column_cannot_hold_is_not_made_another(columns):
     with pytest.raises(DataError, match=f"column {next(iter(columns))}: expected whole numbers"):
         Events.of([1], **{"item": [1], "time": [2], **columns})
-    assert Events.of([1], item=[1.0], time=[2]).item.tolist() == [1]
+    for fine in ([1.0], np.ma.array([1]), np.array([1], object), [np.uint8(1)]):
+        assert Events.of([1], item=fine, time=[2]).item.tolist() == [1]
 
 
 # Forks ----------------------------------------------------------------------------------------------------

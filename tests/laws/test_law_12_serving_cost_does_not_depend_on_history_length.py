@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from small_worlds import NOW, World, all_events
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -34,20 +37,35 @@ class Work(TorchDispatchMode):
         return out
 
 
-def test_law_12_a_request_of_a_long_history_costs_what_one_of_a_short_history_costs(home: World):
+@pytest.fixture(scope="module")
+def served(home: World):
+    """Users by the length of their histories, their store, and what serves them."""
     users, events = all_events(home)
-    long, short = int(events.lengths.argmax()), int(events.lengths.argmin())
-    assert events.lengths[long] > 100 * events.lengths[short]
+    assert events.lengths.max() > 100 * events.lengths.min()
     model = bundle.load(home.bundle).model
     index = ItemIndex.build(model, np.arange(400, dtype=np.int64))
-    recent = Events.of([3], item=np.array([1, 2, 3]), time=NOW - np.array([30, 20, 10]))
-    cost = []
     with home.store() as store:
-        service = Recommender(store.lookup, model, index)
-        for u in (long, short):
-            record = store.lookup_raw(users[u : u + 1]).rows.nbytes
-            with Work() as work:
-                best = service.recommend(users[u : u + 1], recent, np.array([NOW]), k=5, candidates=50)
-            assert best.summarized.all()
-            cost.append((record, work.elements))
+        yield users[np.argsort(events.lengths, kind="stable")], store, Recommender(store.lookup, model, index)
+
+
+@settings(max_examples=8)
+@given(
+    pair=st.sets(st.integers(0, 39), min_size=2, max_size=2), recent=st.integers(0, 6), k=st.integers(1, 9),
+    candidates=st.integers(10, 60),
+)  # fmt: skip
+@example(pair={0, 39}, recent=3, k=5, candidates=50)
+def test_law_12_two_requests_of_one_shape_cost_the_same_however_long_the_histories_are(
+    served, pair, recent, k, candidates
+):
+    users, store, service = served
+    items = np.arange(recent)
+    newest = Events.of([recent], item=items, time=NOW - 30 + items)
+    cost = []
+    for u in pair:
+        user = users[u : u + 1]
+        record = store.lookup_raw(user).rows.nbytes
+        with Work() as work:
+            best = service.recommend(user, newest, np.array([NOW]), k=k, candidates=candidates)
+        assert best.summarized.all() and len(best.item) == k
+        cost.append((record, work.elements))
     assert cost[0] == cost[1] and cost[0][1].total() > 0

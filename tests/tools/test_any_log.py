@@ -112,6 +112,14 @@ def test_init_writes_what_it_guesses_once_and_ingest_takes_it_from_there(tmp_pat
     )
     home = tmp_path / "home"
     home.mkdir()
+    for other in (
+        "log.time_unit = 's'\n",
+        "['log']\ntime_unit = 's'\n",
+        '[log]\nskip = """\n[lookup]\n"""\n',
+    ):
+        (home / "vista.toml").write_text(other)  # which cannot be written anew without loss
+        assert vista(capsys, "init", tmp_path / "ratings.csv", "--home", home, "--force")[0] == 2
+        assert (home / "vista.toml").read_text() == other
     (home / "vista.toml").write_text("[lookup]\nline = 'main'\n")
     code, _, _ = vista(capsys, "init", tmp_path / "ratings.csv", "--home", home)
     text = (home / "vista.toml").read_text()

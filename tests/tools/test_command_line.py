@@ -219,13 +219,14 @@ def test_what_the_file_says_holds_and_a_flag_wins(tmp_path, capsys):
 @pytest.mark.parametrize(("text", "named"), [
     ("[lookup]\nlin = 1\n", "lin"), ("[look]\nline = 1\n", "look"), ("x = [\n", "TOML"),
     ("home = 'x'\n", "home"), ("[refresh]\ncodec = 'slots=int8'\n", "list"),
-    ("[forget]\nyes = 'no'\n", "true or false"),
+    ("[forget]\nyes = 'no'\n", "true or false"), ("expire_after = 30\n", "expire_after"),
+    ("[lookup]\nmax-age-days = true\n", "max-age-days"),
 ])  # fmt: skip
 def test_a_wrong_line_of_the_file_is_told_with_its_name(tmp_path, capsys, text, named):
     home = write(tmp_path / "h", text)
     verb = (
-        text.partition("[")[2].partition("]")[0]
-        if text.startswith(("[lookup", "[refresh", "[forget"))
+        text[1 : text.index("]")]
+        if text.startswith(("[lookup]", "[refresh", "[forget", "[prune"))
         else "lookup"
     )
     words = [] if verb == "refresh" else ["1"]

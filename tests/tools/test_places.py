@@ -49,11 +49,11 @@ def test_what_is_no_number_is_no_age(option, value, small_home, capsys):
 
 
 @pytest.mark.parametrize("kind", ["text", "pipe", "folder"])
-def test_metrics_are_not_written_over_what_is_not_theirs(kind, small_home, tmp_path, capsys):
-    place, words = (
-        tmp_path / "notes",
-        ("status", "--home", small_home.path, "--prometheus", tmp_path / "notes"),
-    )
+@pytest.mark.parametrize(
+    "verb", ["status --prometheus", "report --out", "lookup 1 --out", "recommend 1 --out"]
+)
+def test_nothing_is_written_over_what_is_not_of_the_same_verb(verb, kind, small_home, tmp_path, capsys):
+    place, words = tmp_path / "notes", (*verb.split(), tmp_path / "notes", "--home", small_home.path)
     if kind == "text":
         place.write_text("mine")
     else:

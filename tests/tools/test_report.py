@@ -136,7 +136,7 @@ def test_the_verb_writes_the_page_and_leaves_what_is_not_its_own(small_home, tmp
         assert vista(capsys, "report", "--home", small_home.path, "--out", out)[0] == 0
     out.write_text("my own page")
     code, _, err = vista(capsys, "report", "--home", small_home.path, "--out", out)
-    assert code == 2 and "no report of ours" in err and out.read_text() == "my own page"
+    assert code == 2 and "name another file" in err and out.read_text() == "my own page"
     assert vista(capsys, "report", "--home", tmp_path / "none")[0] == 2
 
 

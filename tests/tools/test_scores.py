@@ -39,6 +39,31 @@ def test_users_of_a_file_get_what_each_would_get_alone(small_home, tmp_path, cap
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scores.parquet", "u.parquet", "u.txt"]
 
 
+def test_whom_nobody_knows_is_told_and_named_he_is_no_success(small_home, tmp_path, capsys):
+    with Store.open(small_home.home.store) as store:
+        known = int(store.users(0)[0])
+    home = ("--home", small_home.path, "-k", 1, "--json")
+    code, told, err = vista(capsys, "recommend", known, 10**12, *home)
+    assert (
+        code == 3
+        and [u["known"] for u in json.loads(told)["users"]] == [True, False]
+        and "1 of 2 users" in err
+    )
+    (tmp_path / "u.txt").write_bytes(b"\xef\xbb\xbf%d\r\n1000000000000\r\n" % known)
+    some = ("recommend", "--users-from", tmp_path / "u.txt", "--out", tmp_path / "scores.parquet", *home)
+    code, told, _ = vista(capsys, *some)  # a file may have new ones, but not of nothing else
+    assert code == 0 and json.loads(told)["unknown"] == 1
+    (tmp_path / "u.txt").write_text("1000000000000\n")
+    assert vista(capsys, *some)[0] == 3
+
+
+@pytest.mark.parametrize("ids", [[1.0], [b"1"], [True]])
+def test_a_column_that_is_no_id_is_told(ids, small_home, tmp_path, capsys):
+    pq.write_table(pa.table({"user_id": ids}), tmp_path / "u.parquet")
+    words = ("recommend", "--users-from", tmp_path / "u.parquet", "--home", small_home.path)
+    assert "whole numbers or texts" in vista(capsys, *words)[2]
+
+
 def test_a_file_without_users_is_told(small_home, tmp_path, capsys):
     pq.write_table(pa.table({"id": [1]}), tmp_path / "u.parquet")
     code, _, err = vista(

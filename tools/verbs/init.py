@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import uuid
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +11,7 @@ import typer
 from tools import console, settings
 from tools.log_options import WeightOption, weights
 from tools.options import DryRunOption, HomeAlone, JsonOption
+from tools.outputs import replacing
 
 
 def command(
@@ -59,12 +59,8 @@ def command(
     text = _with_log(there.path, reading.to_toml())
     if not dry_run:
         at.root.mkdir(parents=True, exist_ok=True)
-        temporary = there.path.with_name(f".{there.path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, there.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(there.path, "--home", lambda _: True) as file:
+            file.write_text(text, encoding="utf-8")
     said = {
         "file": str(there.path),
         "looked_at": path,
@@ -108,19 +104,36 @@ def _examples(missing: tuple[str, ...], header: tuple[str, ...]) -> str:
     return "; ".join([*lines, *(["[log] action_is = 'view'"] if "action" in missing else [])])
 
 
-def _with_log(path: os.PathLike[str], toml: str) -> str:
-    """The file's text with this ``[log]`` in place of one that is there."""
+def _with_log(path: Path, toml: str) -> str:
+    """The file's text with this ``[log]`` in place of one that is there.
+
+    Raises:
+        WrongOption: the file spells its tables in a way that this cannot keep.
+    """
+    import tomllib
+
+    from vista.data.logs.reading import WrongOption
+
     lines = [f"[log.{line[1:]}" if line.startswith("[") else line for line in toml.splitlines()]
     new = "\n".join(["[log]", *lines]) + "\n"
     try:
-        with open(path, encoding="utf-8") as file:
-            old = file.read().splitlines()
+        old = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return new
     kept, inside = [], False
-    for line in old:
+    for line in old.splitlines():
         if line.lstrip().startswith("["):
             inside = line.lstrip().startswith(("[log]", "[log."))
         if not inside:
             kept.append(line)
-    return "\n".join(kept).rstrip() + ("\n\n" if any(kept) else "") + new
+    text = "\n".join(kept).rstrip() + ("\n\n" if any(kept) else "") + new
+    try:
+        right = tomllib.loads(text) == tomllib.loads(old) | tomllib.loads(new)
+    except tomllib.TOMLDecodeError:
+        right = False
+    if not right:
+        raise WrongOption(
+            f"{path}: expected its log in tables of the form [log] and [log.NAME], found another spelling; take it out "
+            f"by hand and run vista init again"
+        )
+    return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zipfile
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from tools import console
 from tools.options import HomeOfStore, JsonOption, LineOption, as_ms, parse_users
+from tools.outputs import replacing
 
 
 def command(
@@ -60,7 +62,8 @@ def command(
             k: getattr(found, k)
             for k in ("tokens", "status", "event_count", "last_event_ms", "summarized_ms")
         }
-        np.savez(out, users=np.asarray(ids), **arrays)
+        with replacing(out, "--out", _ours) as file, open(file, "wb") as stream:
+            np.savez(stream, users=np.asarray(ids), **arrays)
     shape = list(found.tokens.shape)
     if json:
         console.json_line({"generation": found.generation, "shape": shape, "seconds": seconds, "users": rows})
@@ -69,3 +72,10 @@ def command(
         title = f"generation {found.generation}, tokens {shape}, read in {seconds * 1e3:.2f} ms"
         console.table(title, columns, [[str(row["user"]), *list(row.values())[1:]] for row in rows])
     return 3 if np.isin(found.status, (Status.MISSING, Status.CORRUPT)).any() else 0
+
+
+def _ours(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return {"users.npy", "tokens.npy", "status.npy"} <= {*file.namelist()}

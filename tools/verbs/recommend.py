@@ -66,8 +66,11 @@ def command(
         int, typer.Option(min=1, help="Torch threads of this process; more is often slower.")
     ] = 1,
     json: JsonOption = False,
-) -> None:
-    """The best items for users: summary from the store, recent events from the tables."""
+) -> int:
+    """The best items for users: summary from the store, recent events from the tables.
+
+    Exit code 3 where nothing is known of a user named here or of all of the file's, or where a record is corrupt.
+    """
     import numpy as np
     import torch
 
@@ -100,22 +103,40 @@ def command(
             action_weights=worth,
         )
 
+        unknown: list[Any] = []
+        corrupt = 0
+
         def answer(part: Sequence[Any]) -> Recommendations:
+            nonlocal corrupt
             recent = histories.newest(tables, part, MAX_RECENT, until=now)
             ends = recent.offsets[1:] - 1
             last = np.where(recent.lengths > 0, recent.time[np.maximum(ends, 0)] + 1 if len(recent) else 0, 0)
             wall = int(time.time() * 1000)
             at_ms = np.where(last > 0, last, wall) if now is None else np.full(len(part), now)
             asked = np.asarray(part, dtype=object if tables.user_kind == "string" else np.int64)
-            return serve.recommend(asked, recent, at_ms, k, candidates=candidates, exclude_seen=exclude_seen)
+            found = serve.recommend(asked, recent, at_ms, k, candidates=candidates, exclude_seen=exclude_seen)
+            unknown.extend(asked[(recent.lengths == 0) & (found.status == Status.MISSING)].tolist())
+            corrupt += int((found.status == Status.CORRUPT).sum())
+            return found
 
         start = time.perf_counter()
         if out is not None:
             told = scores.write(out, ids, answer, bundle.names)
-            total = {**told, "out": str(out), "seconds": time.perf_counter() - start, "weights": worth}
-            return console.told("scored", total, json)
-        found = answer(ids)
+            total = {**told, "unknown": len(unknown), "out": str(out), "seconds": time.perf_counter() - start,
+                     "weights": worth}  # fmt: skip
+            console.told("scored", total, json)
+        else:
+            found = answer(ids)
         seconds = time.perf_counter() - start
+    code = 3 if corrupt or len(unknown) == len(ids) or {*unknown} & {*ids[: len(users or ())]} else 0
+    if unknown:
+        few = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        console.note(
+            f"nothing is known of {len(unknown):,} of {len(ids):,} users ({few}): no summary and no event; their items "
+            f"are those of anybody without a history"
+        )
+    if out is not None:
+        return code
     names = _named(bundle, tables, found.item)
     answers: list[dict[str, Any]] = []
     for u, user in enumerate(ids):
@@ -124,6 +145,7 @@ def command(
             {
                 "user": user,
                 "status": Status(int(found.status[u])).name,
+                "known": user not in unknown,
                 "items": [
                     {
                         "item": int(i),
@@ -138,7 +160,7 @@ def command(
     if json:
         said = {"generation": found.generation, "seconds": seconds, "weights": worth, "users": answers}
         console.json_line(said)
-        return
+        return code
     for each in answers:
         rows = [
             (n + 1, row["name"] or row["item"], row["score"], *row["probability"].values())
@@ -148,3 +170,4 @@ def command(
         console.table(f"user {each['user']} (summary {each['status']})", columns, rows)
     console.note(f"{len(ids)} users in {seconds * 1e3:.1f} ms, summaries of generation {found.generation}")
     console.note(f"score = the sum of p(action) times: {spelled(worth)} (--weight changes it)")
+    return code

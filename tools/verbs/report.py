@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +11,7 @@ import typer
 from tools import console
 from tools.home import Home
 from tools.options import DryRunOption, JsonOption, WholeHome, there
+from tools.outputs import refuse_foreign, replacing
 
 if TYPE_CHECKING:
     from tools.report.page import Section
@@ -58,8 +57,7 @@ def command(
     target = out or at.root / "report.html"
     if not at.root.is_dir():
         raise typer.BadParameter(f"no folder {at.root}; name the home with --home")
-    if target.exists() and 'content="vista report"' not in _head(target):
-        raise typer.BadParameter(f"{target} is there and is no report of ours; name another with --out")
+    refuse_foreign(target, "--out", _ours)
     start = time.perf_counter()
     page = assemble(at, studies=study or (), users=users, more=_asked(at, diff, explain))
     text = render(page)
@@ -84,15 +82,11 @@ def _asked(at: Home, diff: str | None, explain: str | None) -> list[Section]:
 
 
 def write(target: Path, text: str) -> None:
-    """Replace a file in one step."""
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Replace a report in one step."""
+    with replacing(target, "--out", _ours) as file:
+        file.write_text(text, encoding="utf-8")
 
 
-def _head(path: Path) -> str:
+def _ours(path: Path) -> bool:
     with open(path, encoding="utf-8", errors="replace") as file:
-        return file.read(2_000)
+        return 'content="vista report"' in file.read(2_000)

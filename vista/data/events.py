@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from vista.errors import DataError
 from vista.jagged import offsets_of, owners_of, rows_of
@@ -27,6 +28,43 @@ COLUMNS: dict[str, np.dtype] = {
 
 ORDER: tuple[str, ...] = ("time", "request", "item", "action", "surface")
 """Sort key within a user, most significant first."""
+
+
+def whole(what: str, given: Any, dtype: DTypeLike = np.int64) -> np.ndarray:
+    """Numbers [N] as a contiguous array of ``dtype``, an integer type.
+
+    Raises:
+        DataError: names, dates, masked values, numbers that ``dtype`` cannot hold, or floats whose digits were lost.
+    """
+    if type(given) is np.ndarray and given.dtype == dtype and given.ndim == 1:
+        return np.ascontiguousarray(given)
+    try:
+        column = np.asarray(given)
+        if column.dtype.kind == "O":  # what is in it decides
+            column = np.array(column.tolist())
+    except ValueError as error:
+        raise DataError(f"{what}: expected one dimension of {np.dtype(dtype)}, found {error}") from error
+    kind, odd = column.dtype.kind, np.ones(column.shape, bool)
+    if kind in "fiub" and column.ndim == 1:
+        with np.errstate(invalid="ignore"):
+            odd = column.astype(dtype) != column
+        if kind == "f":
+            odd |= np.abs(column) > 2.0 ** (np.finfo(column.dtype).nmant + 1)
+        if isinstance(given, np.ma.MaskedArray):
+            odd |= np.ma.getmaskarray(given)
+    if odd.any() or column.ndim != 1:
+        found = (
+            "names"
+            if kind in "USTO"
+            else np.ma.asanyarray(given)[odd].flat[0]
+            if column.ndim == 1
+            else column.shape
+        )
+        raise DataError(
+            f"{what}: expected whole numbers of {np.dtype(dtype)}, found {found}; `Bundle.encode` makes a model's "
+            f"numbers of items, actions and surfaces"
+        )
+    return np.ascontiguousarray(column, dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,32 +123,17 @@ class Events:
         """Build from per-user lengths and columns; missing ``action``, ``surface``, ``request`` are 1, 0, 0.
 
         Raises:
-            DataError: names where a model's numbers are expected.
+            DataError: as :func:`whole`.
             ValueError: a column of another length.
         """
-        for name, column in columns.items():
-            kind = np.asarray(column).dtype.kind
-            if kind in "US" or (kind == "O" and any(isinstance(value, str) for value in column)):
-                raise DataError(
-                    f"column {name}: expected {COLUMNS.get(name, 'a known column')}, found names; `Bundle.encode` "
-                    f"makes a model's numbers of items, actions and surfaces"
-                )
-            if name in COLUMNS and kind in "fiu" and np.asarray(column).dtype != COLUMNS[name]:
-                with np.errstate(invalid="ignore"):
-                    altered = np.asarray(column).astype(COLUMNS[name]) != column
-                if np.any(altered):
-                    raise DataError(
-                        f"column {name}: expected whole numbers of {np.dtype(COLUMNS[name])}, found "
-                        f"{np.asarray(column)[altered][0]}"
-                    )
         offsets = offsets_of(lengths)
         n = int(offsets[-1])
         defaults = {"action": 1, "surface": 0, "request": 0}
         return Events(
             offsets,
             **{
-                name: np.ascontiguousarray(
-                    columns[name] if name in columns else np.full(n, defaults[name]), dtype
+                name: whole(
+                    f"column {name}", columns[name] if name in columns else np.full(n, defaults[name]), dtype
                 )
                 for name, dtype in COLUMNS.items()
             },

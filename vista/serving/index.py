@@ -45,6 +45,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vista.data.events import whole
 from vista.errors import DataError, FingerprintMismatch, VistaError
 from vista.serving.forked import settle
 from vista.small_text import small_json
@@ -129,9 +130,11 @@ class ItemIndex:
         """Index of the vectors that ``model.items`` gives to ``items`` (int64 [M], distinct).
 
         Raises:
-            DataError: no items, an item twice, a vector that is not finite, or an unknown kind.
+            DataError: no items, an item twice or no whole number, a vector that is not finite, or an unknown kind.
         """
-        items = np.array(items, np.int64)  # torch takes no array that is read-only, as a column of a table is
+        items = whole(
+            "index items", items
+        ).copy()  # torch takes no array that is read-only, as a column of a table is
         vectors = np.empty((len(items), model.config.width), np.float32)
         device = next(model.items.parameters()).device
         with torch.inference_mode():
@@ -152,7 +155,7 @@ class ItemIndex:
         search_effort: int | None = None,
     ) -> ItemIndex:
         """Index of given vectors (float32 [M, D], L2-normalised), see :meth:`build`."""
-        items = np.ascontiguousarray(items, np.int64)
+        items = whole("index items", items)
         vectors = np.ascontiguousarray(vectors, np.float32)
         if kind not in KINDS:
             raise DataError(f"index kind: expected one of {KINDS}, found {kind!r}")

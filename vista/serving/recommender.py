@@ -353,6 +353,8 @@ def expect_users(users: object) -> None:
             f"users: expected a list or an array of ids, found one {type(users).__name__}; put a single user into a "
             f"list"
         )
+    if isinstance(users, np.ndarray) and np.any(getattr(users, "mask", False)):
+        raise DataError(f"users: expected a user in every row, found {users!r:.80}")
 
 
 def _known_at(events: Events, now_ms: int | np.ndarray) -> Events:

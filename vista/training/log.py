@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -33,8 +35,7 @@ class Curve:
             return
         kept = []
         if path.exists() and step:
-            rows = [json.loads(row) for row in path.read_text("utf-8").splitlines() if row.endswith("}")]
-            kept = [row for row in rows if row["step"] <= step]
+            kept = [row for row in _rows(path) if row["step"] <= step]
         building = path.with_suffix(".building")
         building.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
         os.replace(building, path)
@@ -47,8 +48,7 @@ class Curve:
         """
         if self.quiet:
             return None
-        rows = [json.loads(row) for row in self.path.read_text("utf-8").splitlines() if row.endswith("}")]
-        loss = [row["loss"] for row in rows if row.get("loss") is not None]
+        loss = [row["loss"] for row in _rows(self.path) if row.get("loss") is not None]
         n = len(loss) // 4
         if n < part:
             return None
@@ -138,3 +138,14 @@ def _span(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Lines of a curve; what a kill or a hand has left of others is passed over."""
+    found = []
+    for line in path.read_text("utf-8", "replace").splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                found.append(row)
+    return found

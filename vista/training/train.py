@@ -4,6 +4,7 @@
     OUT.training/
       curve.jsonl              one line per logged step: losses; per validation: metrics
       checkpoint.pt            model, optimiser, position in the data, item sketch; replaced atomically
+      lock                     held (flock) while a process trains here
 
 A run that was killed goes on from its checkpoint when it is started again with the same configuration and
 tables, and ends with the same weights as one that was not: everything drawn depends on (seed, step or epoch)
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import os
 import signal
 import threading
@@ -176,14 +178,9 @@ def train_source(
     """
     out = Path(out)
     meta = meta or bundle.Meta(actions=tuple(config.model.actions))
-    if out.exists():
-        raise bundle.BundleError(
-            f"{out}: expected no file or folder of that name, found one; name another by `vista train --model`"
-        )
     _check_content(config, content)
     folder = out.with_name(out.name + ".training")
-    folder.mkdir(parents=True, exist_ok=True)
-    with torchrun() as (rank, world):
+    with torchrun() as (rank, world), _alone(folder, out, rank):
         session = _Session(
             config, source, content, meta.table_snapshot, folder, rank, world, told.get("on_row")
         )
@@ -208,6 +205,36 @@ def train_source(
         if parallel():
             dist.barrier()
     return out
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, out: Path, rank: int) -> Iterator[None]:
+    """Keep a second run away from the same bundle; it has its end by then, or is told.
+
+    Raises:
+        BundleError: the bundle is there already, or another run is making it.
+    """
+    _free(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") if rank == 0 else contextlib.nullcontext() as lock:
+        try:
+            if lock is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise bundle.BundleError(
+                f"{folder}: expected no training under way, found one; wait for its end, or name another bundle by "
+                f"`vista train --model`"
+            ) from error
+        _free(out)
+        yield
+
+
+def _free(out: Path) -> None:
+    """Raises BundleError: something is there."""
+    if out.exists():
+        raise bundle.BundleError(
+            f"{out}: expected no file or folder of that name, found one; name another by `vista train --model`"
+        )
 
 
 class _Session:
@@ -417,11 +444,14 @@ def _most(value: float) -> float:
 def _save(path: Path, state: dict[str, Any]) -> None:
     """Replace a checkpoint in one step; a crash leaves the old one."""
     building = path.with_suffix(".building")
-    with open(building, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(building, path)
+    try:
+        with open(building, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(building, path)
+    finally:
+        building.unlink(missing_ok=True)
 
 
 def resume(trainer: Trainer, path: Path, run: dict[str, Any]) -> None:

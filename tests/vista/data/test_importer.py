@@ -143,6 +143,15 @@ def test_times_whose_digits_float32_lost_are_refused_and_durations_ask_for_their
         checked(tmp_path, timestamp_ms=pa.array([1, 2, 3], pa.duration("s")))
 
 
+@pytest.mark.parametrize("kind, most", [(pa.float64(), 2**53), (pa.float32(), 2**24)])
+def test_an_id_whose_digits_a_float_lost_costs_its_row(tmp_path, kind, most):
+    for name in ("user_id", "item_id"):
+        found = checked(tmp_path, **{name: pa.array([1.0, float(most), float(2 * most)], kind)})
+        assert [(x.row, x.reason) for x in found.letters] == [
+            (102, f"{name.removesuffix('_id')}_digits_lost")
+        ]
+
+
 def test_one_text_of_a_megabyte_in_many_rows_is_held_once_and_cut_in_the_letters(tmp_path):
     users = pa.DictionaryArray.from_arrays(pa.array([0, 1, 1]), pa.array(["a", "x" * 2**20]))
     found = checked(tmp_path, user_id=users)

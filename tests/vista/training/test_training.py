@@ -281,6 +281,21 @@ def test_a_signal_keeps_a_checkpoint_of_its_step_and_the_same_call_ends_with_the
     assert same(weights(whole), weights(train_source(CONFIG, loyal(), tmp_path / "stopped")))
 
 
+def test_a_second_training_of_the_same_bundle_is_told_and_the_first_goes_on(tmp_path):
+    told = []
+
+    def meanwhile(step: int, _: dict[str, float]) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+        with pytest.raises(BundleError, match="expected no training under way.*--model") as refused:
+            train_source(CONFIG, loyal(), tmp_path / "b")
+        told.append(refused)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_source(CONFIG, loyal(), tmp_path / "b", on_step=meanwhile)
+    assert len(told) == 1
+
+
 def test_a_damaged_checkpoint_is_told_with_the_remedy_and_left_where_it_is(tmp_path):
     def stop(step: int, _: dict[str, float]) -> None:
         if step == 4:

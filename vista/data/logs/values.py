@@ -145,7 +145,17 @@ def _is_utf8(value: bytes) -> bool:
     return True
 
 
+def _refuse_rounded(column: pa.Array, name: str, bad: BadRows) -> None:
+    """Floats beyond what their type counts in ones: digits were lost before they came here, and several ids are one."""
+    if pa.types.is_floating(column.type):
+        values = np.abs(pc.fill_null(column, 0).to_numpy(zero_copy_only=False))
+        bad.where(
+            (values > 2.0 ** (np.finfo(values.dtype).nmant + 1)) & np.isfinite(values), f"{name}_digits_lost"
+        )
+
+
 def user_text(column: pa.Array, bad: BadRows) -> pa.Array:
+    _refuse_rounded(column, "user", bad)
     codes, values, null = texts_of(as_text(column), "user", MAX_USER_BYTES, bad)
     empty = pc.equal(pc.binary_length(values), 0).to_numpy(zero_copy_only=False)
     bad.where(empty[codes] & ~null, "user_length")
@@ -161,6 +171,7 @@ def _ints(column: pa.Array, name: str, bad: BadRows) -> np.ndarray:
     if kind_of(column.type) == "string":  # constants of a path
         column = pc.if_else(column.is_null(), "0", as_text(column))
     filled = pc.fill_null(column, 0) if column.null_count else column
+    _refuse_rounded(filled, name, bad)
     try:
         return filled.cast(pa.int64()).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid:
@@ -193,6 +204,7 @@ def ids_of(
     if kind in ("int", "null"):
         values = _ints(column, name, bad)
         return values, NO_NAMES, pa.array(values)
+    _refuse_rounded(column, name, bad)
     codes, values, null = texts_of(as_text(column), name, MAX_TEXT_BYTES, bad)
     ids = hash_strings(values)
     used = pa.array(ids), values
