@@ -64,11 +64,10 @@ def run(
         _model(home, width)
         rng = np.random.default_rng(seed)
         sent = _send(client, rng, 0, users, users)  # everybody has been here before
-        service = _Service(home, url, rate)
-        _until(lambda: service.position().startswith(_last(client)), 600, "the first turn")
-        lags, seen, grew = _drive(client, service, rng, rate, users, seconds, kills, sent)
-        _until(lambda: service.position().startswith(_last(client)), 600, "the last turn")
-        service.stop()
+        with contextlib.closing(_Service(home, url, rate)) as service:
+            _until(lambda: service.position().startswith(_last(client)), 600, "the first turn")
+            lags, seen, grew = _drive(client, service, rng, rate, users, seconds, kills, sent)
+            _until(lambda: service.position().startswith(_last(client)), 600, "the last turn")
         stored, turns = _stored(home), [turn["seconds"] for turn in service.told()]
     result = Result()
     result.figures = {
@@ -176,10 +175,13 @@ class _Service:
         self.child.wait(30)
         self.start()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         self.child.terminate()  # ends with its turn; ^C is ignored where a shell started the benchmark with &
-        self.child.wait(120)
-        self.log.close()
+        try:
+            self.child.wait(120)
+        finally:
+            self.child.kill()
+            self.log.close()
 
     def told(self) -> list[dict[str, Any]]:
         """Turns that it told of, since the beginning."""
