@@ -125,15 +125,12 @@ class Soak:
         self.follower: subprocess.Popen[bytes] | None = None
         self.began_readers = 0
 
-    def run(
-        self, turns: int | None, seconds: float | None, told: Callable[[str], None], least: int = 0
-    ) -> Soaked:
+    def run(self, turns: int | None, seconds: float | None, told: Callable[[str], None]) -> Soaked:
         began, soaked = time.perf_counter(), self.soaked
         try:
             self._begin()
-            while soaked.turns < least or (
-                (turns is None or soaked.turns < turns)
-                and (seconds is None or time.perf_counter() - began < seconds)
+            while (turns is None or soaked.turns < turns) and (
+                seconds is None or time.perf_counter() - began < seconds
             ):
                 self._turn()
                 soaked.turns += 1
@@ -391,12 +388,11 @@ def _sizes(folders: list[Path]) -> dict[str, int]:
 
 def run(
     turns: int | None = None, minutes: float | None = None, seed: int = 1, readers: int = 8, turn_s: float = 5.0,
-    told: Callable[[str], None] = print, least: int = 0,
+    told: Callable[[str], None] = print,
 ) -> Soaked:  # fmt: skip
     """Soak for a number of turns or minutes, whichever ends first.
 
     Args:
-        least: turns that are done however long they take.
         turn_s: a turn takes that long at least.
 
     Raises:
@@ -404,9 +400,7 @@ def run(
     """
     folder = Path(tempfile.mkdtemp(prefix="vista-soak-", dir=memory_folder()))
     try:
-        return Soak(folder, seed, readers, turn_s).run(
-            turns, None if minutes is None else 60 * minutes, told, least
-        )
+        return Soak(folder, seed, readers, turn_s).run(turns, None if minutes is None else 60 * minutes, told)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -19,6 +19,7 @@ import pytest
 from small_worlds import CONFIG
 
 from beam_jobs.errors import OptionsError, RunInProgress, SourceLost
+from beam_jobs.follow.folding import SLACK
 from beam_jobs.follow.service import FollowOptions, Service
 from beam_jobs.follow.sources import Arrived, open_source
 from beam_jobs.generation import refresh
@@ -152,8 +153,10 @@ def test_a_long_service_keeps_the_tables_the_store_and_its_runs_small(options):
     warehouse = Warehouse(options.warehouse).open()
     assert max(len(files) for files in warehouse.bucket_files().values()) <= 8
     assert len(warehouse.history.snapshots()) <= 12
-    with Store.open(options.store) as store:
-        assert len(store.generations()) <= 8 and store.manifest.depth <= 3
+    with Store.open(
+        options.store
+    ) as store:  # a fold is built beside the turns, which wait for it at nine deltas
+        assert len(store.generations()) <= 13 and store.manifest.depth <= 3 * SLACK
     assert stored(options) == expected(48) and sum(live_counts(options)) == 48
 
 
