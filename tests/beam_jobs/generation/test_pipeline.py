@@ -6,32 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import apache_beam as beam
 import pytest
 import torch
+from elements import Listening, WriteNumber
 from small_worlds import LOST_STREAMS, until
 
 from beam_jobs.errors import EngineAway, OptionsError, WorkerLost
 from beam_jobs.generation.bucket_task import torch_threads
 from beam_jobs.run import runner as pipeline
-
-
-class WriteNumber(beam.DoFn):
-    """Writes a file per element; kills its process at element 3 unless that was done before."""
-
-    def __init__(self, folder: str, kill: bool):
-        self._folder, self._kill = Path(folder), kill
-
-    def process(self, n: int):
-        if self._kill and n == 3 and not (self._folder / "killed").exists():
-            (self._folder / "killed").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        pipeline.count("numbers")
-        (self._folder / str(n)).touch()
-        yield n
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +46,7 @@ import os, signal, sys
 from pathlib import Path
 import apache_beam as beam
 from beam_jobs.run import runner as pipeline
-from test_pipeline import Interrupt
+from elements import Interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & ignores it
 folder, *args = sys.argv[1:]
 try:
@@ -69,18 +54,6 @@ try:
 except KeyboardInterrupt:
     sys.exit(130)
 """
-
-
-class Interrupt(beam.DoFn):
-    """Sends Ctrl-C to the driver alone at element 3."""
-
-    def __init__(self, folder: str, driver: int):
-        self._folder, self._driver = Path(folder), driver
-
-    def process(self, n: int):
-        if n == 3:
-            os.kill(self._driver, signal.SIGINT)
-        (self._folder / str(n)).touch()
 
 
 @pytest.mark.parametrize("mode, workers", [("in_memory", 1), ("multi_processing", 2)])
@@ -146,30 +119,6 @@ def test_a_job_server_that_is_away_is_told_with_its_address(words):
         pipeline.run(lambda p: p | beam.Create([1]), words)
 
 
-class Listening(beam.DoFn):
-    """Writes the addresses at which this process and its parent listen."""
-
-    def __init__(self, folder: str):
-        self._folder = Path(folder)
-
-    def process(self, n: int):
-        (self._folder / f"{os.getpid()}").write_text(
-            "\n".join(listening(os.getppid()) | listening(os.getpid()))
-        )
-
-
-def listening(pid: int) -> set[str]:
-    """Local addresses, in hexadecimal, of the listening sockets of a process."""
-    links = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
-    found = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-            _, local, _, state, *rest = line.split()
-            if state == "0A" and f"socket:[{rest[5]}]" in links:
-                found.add(local.partition(":")[0])
-    return found
-
-
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="asks Linux who listens where")
 def test_local_workers_and_their_driver_listen_on_the_loopback_alone(tmp_path):
     def build(p: beam.Pipeline) -> None:
@@ -185,20 +134,9 @@ ORPHANED = """
 import sys
 from beam_jobs.run import runner as pipeline
 import apache_beam as beam
-from test_pipeline import Wait
+from elements import Wait
 pipeline.run(lambda p: p | beam.Create(range(2)) | beam.Reshuffle() | beam.ParDo(Wait(sys.argv[1])), sys.argv[2:])
 """
-
-
-class Wait(beam.DoFn):
-    """Says its process, and then works for as long as it may."""
-
-    def __init__(self, folder: str):
-        self._folder = Path(folder)
-
-    def process(self, n: int):
-        (self._folder / f"{os.getpid()}").touch()
-        threading.Event().wait(120)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
@@ -222,22 +160,20 @@ def test_the_number_of_torch_threads_is_set_for_the_task_and_put_back():
     assert torch.get_num_threads() == before
 
 
-def test_importing_the_jobs_says_nothing():
-    modules = ", ".join(
-        f"beam_jobs.{m}"
-        for m in ("generation.bucket_task", "generation.changed_users", "ingest.pipeline", "ingest.text")
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", f"import {modules}"], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "" and done.stderr == ""
-
-
-def test_what_workers_import_is_no_catalog():
+@pytest.fixture(scope="module")
+def imported() -> subprocess.CompletedProcess[str]:
+    """What a process says that imports what workers do, and then tells which modules of a catalog it has."""
     modules = ", ".join(
         f"beam_jobs.{m}"
         for m in ("generation.bucket_task", "generation.changed_users", "ingest.pipeline", "ingest.text")
     )
     code = f"import sys, {modules}; print([m for m in ('pyiceberg', 'sqlalchemy', 'pydantic') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
+def test_importing_the_jobs_says_nothing(imported):
+    assert len(imported.stdout.splitlines()) == 1 and imported.stderr == ""
+
+
+def test_what_workers_import_is_no_catalog(imported):
+    assert imported.stdout.strip() == "[]"
