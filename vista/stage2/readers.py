@@ -120,7 +120,7 @@ class EntryReader:
         tokens, row = self.tokens, plan.user
         held = tokens.unpack(ctx.slots[:, self.rows])
         at = found_at(held.item, item, plan).clamp_max(held.item.shape[1] - 1)
-        at += row * held.item.shape[1]  # rows of what is flat are picked several times faster than by two indices
+        at += row * held.item.shape[1]  # what is flat is picked several times faster than by two indices
         hit = held.item.flatten()[at] == item
         found = torch.where(hit[:, None], F.embedding(at, held.mass.flatten(0, 1)), 0.0)
         masses = [found[:, None]]
