@@ -4,10 +4,10 @@
 
 Run once per format version, never again for a released one. The folder holds two lines, a chain of a full generation
 and a delta with tombstones, every codec, states, and dead letters. Users are strings with multi-byte characters in
-``store-1`` and int64 with negative ids in ``store-1-int64``. ``store-2`` has
-records with tables. Tokens are simple sums, so that ``NAME.expected.json``
-beside each store can be checked by hand: it holds, for every user and group, the decoded tokens' first four values
-and the XXH3-64 of all of them as little-endian float32, and the record's facts.
+``store-1`` and int64 with negative ids in ``store-1-int64``. ``store-2`` has records with tables, ``store-3`` the same
+under packed manifests, as stores of many shards have. Tokens are simple sums, so that ``NAME.expected.json`` beside
+each store can be checked by hand: it holds, for every user and group, the decoded tokens' first four values and the
+XXH3-64 of all of them as little-endian float32, and the record's facts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ import pyarrow.parquet as pq
 import xxhash
 
 from cache_store import Group, Publication, RecordSchema, ShardWriter, Store, Table, bucket_of
+from cache_store.change import publish
 from cache_store.format.keys import as_users, key_bytes
+from cache_store.format.packed import PACKED_FROM
 
 SHARDS = 2
 CODECS = ("float32", "float16", "bfloat16", "int8", "int4", "log8")
@@ -119,11 +121,13 @@ def main(path: Path) -> None:
         ("string", NAMES, path),
         ("int64", NUMBERS, path.with_name(path.name + "-int64")),
         ("int64", NUMBERS, path.with_name("store-2")),
+        ("int64", NUMBERS, path.with_name("store-3")),
     ):
         shutil.rmtree(target, ignore_errors=True)
         store = Store.create(target, user_kind=kind, num_shards=SHARDS)
         schema = RecordSchema(tuple(Group(codec, 3, 33, codec) for codec in CODECS), kind)
-        schema = TABLES if target.name == "store-2" else schema
+        schema = TABLES if target.name in ("store-2", "store-3") else schema
+        publish.PACKED_FROM = SHARDS if target.name == "store-3" else PACKED_FROM
         generation(store, "golden-1", users[:6], [], 1, schema)
         generation(store, "golden-2", users[4:7], users[:2], 2, schema, kind="delta", parent="00000001")
         paged = RecordSchema((Group("seeds", 14, 64, "float16"), Group("slots", 32, 64, "log8")), kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import struct
@@ -18,7 +19,7 @@ from cache_store import Store
 from cache_store.format.keys import bucket_of, key_bytes
 
 GOLDEN = Path(__file__).parents[2] / "golden"
-KINDS = ["store-1", "store-1-int64", "store-2"]
+KINDS = ["store-1", "store-1-int64", "store-2", "store-3"]
 
 
 @pytest.fixture(params=KINDS)
@@ -77,7 +78,7 @@ def _plain_reader(store: Path, line: str, user: int | str) -> tuple[dict[str, np
         folder = store / "generations" / name
         manifest = json.loads((folder / "manifest.json").read_text())
         k, n = int(bucket_of([user], manifest["num_shards"])[0]), manifest["num_shards"]
-        revision = manifest["shards"][k]["revision"]
+        revision = _revision(manifest, k)
         stem = f"shard-{k:05d}-of-{n:05d}" + (f".r{revision}" if revision else "")
         env = lmdb.open(str(folder / f"{stem}.mdb"), subdir=False, readonly=True, lock=False)
         with env.begin() as txn:
@@ -108,6 +109,12 @@ def _plain_reader(store: Path, line: str, user: int | str) -> tuple[dict[str, np
         groups = {g["name"]: g for g in manifest["schema"]["groups"]}
         return {g: _plain_decode(groups[g], fields) for g in groups}, record
     return None
+
+
+def _revision(manifest: dict, shard: int) -> int:
+    if "packed_shards" not in manifest["features"]:
+        return manifest["shards"][shard]["revision"]
+    return struct.unpack_from("<I", base64.b64decode(manifest["packed_shards"]), 160 * shard + 24)[0]
 
 
 def _plain_decode(group: dict, fields: dict[str, np.ndarray]) -> np.ndarray:
