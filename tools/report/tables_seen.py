@@ -1,9 +1,9 @@
 """The tables at a glance, and what of them a generation of the store has not seen.
 
 Opening the tables costs more than all else that ``vista status`` looks at: half a second for their library alone. So
-what was told of tables and store that agree is kept in ``HOME/.tables-seen.json``, with a mark: what the catalog says,
-name, size and time of every file of metadata, and the seals of all generations. While these are the same, so is what
-there is to tell; else the tables are opened. Where the store is behind nothing is kept.
+what was told is kept in ``HOME/.tables-seen.json``, with a mark: what the catalog says, name, size and time of every
+file of the tables, and the seals of all generations. While these are the same, so is what there is to tell; else the
+tables are opened. What could not be told is not kept.
 """
 
 from __future__ import annotations
@@ -80,22 +80,22 @@ class TablesSeen:
     def overview(self) -> dict[str, Any] | None:
         """Facts of the tables by name."""
         if self._kept is not None:
-            return self._kept
+            return self._kept["overview"]
         return None if self.tables is None else overview(self.tables, self._store)
 
     def lag(self, manifest: Manifest, store: Store) -> Lag | None:
         """As :func:`lag`; None where there are no tables."""
         if self._kept is not None:
-            return AGREE
+            return Lag(**self._kept["lag"])
         if self.tables is None:
             return None
         found = lag(self.tables, manifest, store)
-        keep = self._keep and self._mark is not None and found == AGREE
+        keep = self._keep and self._mark is not None and found.events is not None and not found.why
         if keep and self._mark == _mark(self._where, self._store):
-            text = json.dumps(self.overview)
+            text = json.dumps({"overview": self.overview, "lag": found.as_dict()})
             new = self._path.with_name(f"{KEPT}.{os.getpid()}")
             with suppress(OSError):  # a home that may only be read is looked at the slow way
-                new.write_text(json.dumps({"mark": self._mark, "sum": _sum(text), "overview": text}))
+                new.write_text(json.dumps({"mark": self._mark, "sum": _sum(text), "told": text}))
                 os.replace(new, self._path)
         return found
 
@@ -107,8 +107,8 @@ def _sum(text: str) -> str:
 def _kept(path: Path, mark: str) -> dict[str, Any] | None:
     try:
         found = small_json(path)
-        same = found["mark"] == mark and found["sum"] == _sum(found["overview"])
-        return json.loads(found["overview"]) if same else None
+        same = found["mark"] == mark and found["sum"] == _sum(found["told"])
+        return json.loads(found["told"]) if same else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -128,7 +128,8 @@ def _mark(where: str | dict[str, str], store: Path) -> str | None:
             sqlite3.connect(f"file:{quote(str(folder / 'catalog.db'))}?mode=ro", uri=True)
         ) as catalog:
             rows = catalog.execute("select * from iceberg_tables order by 1, 2, 3").fetchall()
-        files = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in folder.glob("*/*/metadata/*")]
+        facts_of = [(str(f), f.stat()) for f in folder.glob("*/*/*/**/*")]
+        files = [(name, fact.st_size, fact.st_mtime_ns) for name, fact in facts_of]
         layout = Store(store).layout
         seals = [(n, manifests.read_seal(layout.generation(n)).hex()) for n in layout.generation_names()]
         facts = (__version__, str(folder), rows, sorted(files), seals, lines.live(layout, "main").live)
@@ -163,9 +164,6 @@ def overview(tables: Warehouse, store: Path) -> dict[str, Any]:
     }
 
 
-AGREE = Lag(0, new_users=0)
-
-
 def lag(tables: Warehouse, manifest: Manifest, store: Store | None = None) -> Lag:
     """How far a generation is behind the tables.
 
@@ -179,7 +177,7 @@ def lag(tables: Warehouse, manifest: Manifest, store: Store | None = None) -> La
     if manifest.table_snapshot is None:
         return Lag(None, why="the generation does not say from which snapshot it was made")
     if now is None or int(manifest.table_snapshot) == now:
-        return AGREE
+        return Lag(0, new_users=0)
     try:
         files = [
             f for found in tables.bucket_files(since=int(manifest.table_snapshot)).values() for f in found
@@ -189,7 +187,7 @@ def lag(tables: Warehouse, manifest: Manifest, store: Store | None = None) -> La
         return Lag(None, why=str(error))
     rows = sum(f.rows for f in files)
     if not rows:
-        return AGREE
+        return Lag(0, new_users=0)
     later = [s.timestamp_ms for s in tables.history.snapshots()
              if int(summary_of(s).get(PREFIX + "commit", 0)) > seen]  # fmt: skip
     counted, why = None, ""
