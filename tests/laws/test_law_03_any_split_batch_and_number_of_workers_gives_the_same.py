@@ -35,10 +35,18 @@ def test_law_3_any_batch_gives_the_same_tokens(seed: int, cuts: set[int]):
     assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("mode, workers", [("in_memory", 1), ("multi_threading", 3), ("multi_processing", 2)])
-def test_law_3_any_number_of_workers_gives_the_same_digest(home: World, mode: str, workers: int):
-    options = home.summarize(store=f"again-{mode}", run=f"again-run-{mode}")
-    record = summarize.run(options, local_args(mode, workers))
+MODES = {
+    "in_memory": local_args(),
+    "four threads": local_args("multi_threading", 4),
+    "two processes": local_args("multi_processing", 2),
+    "every bundle twice": [*local_args(), "--direct_runner_bundle_repeat=1"],
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_law_3_any_mode_and_number_of_workers_gives_the_same_digest(home: World, mode: str):
+    name = mode.replace(" ", "-")
+    record = summarize.run(home.summarize(store=f"again-{name}", run=f"again-run-{name}"), MODES[mode])
     with home.store() as store:
         assert record.digests["content"] == store.manifest.digest
 

@@ -33,13 +33,6 @@ from vista.data.events import Events
 from vista.data.tables.appending import append
 from vista.model import VistaModel
 
-MODES = {
-    "in_memory": local_args(),
-    "four threads": local_args("multi_threading", 4),
-    "two processes": local_args("multi_processing", 2),
-    "every bundle twice": [*local_args(), "--direct_runner_bundle_repeat=1"],
-}
-
 
 def test_law_1_what_the_store_gives_equals_what_the_model_computes(world):
     record = summarize.run(world.summarize())
@@ -70,27 +63,10 @@ def reference(tmp_path_factory, bundle_path):
     return world, summarize.run(world.summarize()).digests["content"]
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_law_3_the_digest_is_the_same_in_every_mode_and_with_any_number_of_workers(reference, mode):
-    world, digest = reference
-    name = mode.replace(" ", "-")
-    record = summarize.run(world.summarize(store=f"store-{name}", run=f"run-{name}"), MODES[mode])
-    assert record.digests["content"] == digest
-
-
 def test_law_3_the_digest_is_the_same_through_a_job_service_and_its_workers(reference, portable_args):
     world, digest = reference
     record = summarize.run(world.summarize(store="store-portable", run="run-portable"), portable_args)
     assert record.digests["content"] == digest
-
-
-@pytest.mark.parametrize("window", [20, 333])
-def test_law_3_the_memory_knob_does_not_change_the_tokens(reference, window):
-    world, _ = reference
-    summarize.run(world.summarize(store=f"store-{window}", run=f"run-{window}", max_events_in_memory=window))
-    users, _ = all_events(world)
-    with world.store() as wanted, world.store(f"store-{window}") as found:
-        assert_close(found.lookup(users).tokens, wanted.lookup(users).tokens)
 
 
 @pytest.mark.filterwarnings(LOST_STREAMS)
@@ -107,7 +83,9 @@ def test_a_killed_worker_process_is_made_up_for_with_the_same_digest(reference, 
         "sys.addaudithook(hook)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    record = summarize.run(world.summarize(store="store-killed", run="run-killed"), MODES["two processes"])
+    record = summarize.run(
+        world.summarize(store="store-killed", run="run-killed"), local_args("multi_processing", 2)
+    )
     assert marker.exists()
     assert record.digests["content"] == digest
 
