@@ -32,7 +32,7 @@ def test_a_place_that_is_named_and_not_there_is_an_error_and_nothing_is_done_els
 
 @pytest.mark.parametrize(
     "words",
-    ["ingest --undo x --dry-run", "ingest --undo x more.csv", "compact store --files 3", "compact --mode x"],
+    ["ingest --undo x --dry-run", "ingest --undo x more.csv", "compact store --files 3", "compact --all"],
 )
 def test_an_option_that_would_say_nothing_beside_another_is_an_error(words, small_home, capsys):
     code, _, err = vista(capsys, *words.split(), "--home", small_home.path)

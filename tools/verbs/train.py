@@ -107,8 +107,9 @@ def command(
         plan = {
             "bundle": str(out), "goes on from a checkpoint": (kept / "checkpoint.pt").exists(), "tables": tables.name,
             "events": sum(f.rows for files in tables.bucket_files().values() for f in files),
-            "actions": ", ".join(tables.actions), "max steps": settings.max_steps, "max epochs": settings.max_epochs,
-            "max seconds": settings.max_seconds, "refresh hours": hours, "seed": settings.seed,
+            "actions": ", ".join(tables.actions), "max steps": settings.max_steps or None,
+            "max epochs": settings.epochs or None, "max seconds": settings.max_seconds or None, "refresh hours": hours,
+            "seed": settings.seed,
         }  # fmt: skip
         return console.told("would train", plan, json)
     asked = {"bundle": str(out), "tables": tables.name, "config": str(config), "seed": str(settings.seed)}
