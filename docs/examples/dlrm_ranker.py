@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -98,8 +99,15 @@ def read_log(logs: Path) -> Log:
     return Log(user[order], time_ms[order], place, ids, surface, content, popular, first_ms)
 
 
-def read_rows(part: Path, log: Log, events: int = 0) -> Rows:
-    """The part's impressions, one row per request, with the features as of its time; ``events`` newest raw ones."""
+def read_rows(
+    part: Path, log: Log, events: int = 0, watermarks: Sequence[int] = (), lag_ms: int = HOUR_MS
+) -> Rows:
+    """The part's impressions, one row per request, with the features as of its time.
+
+    Args:
+        events: newest raw events to give: before the request (``raw_fresh``), and as a summary would know them
+            (``raw``): up to the newest of ``watermarks`` (ms, ascending) that is ``lag_ms`` before the request.
+    """
     shown = pa.concat_tables(pq.read_table(f) for f in sorted(part.glob("impressions-*.parquet")))
     request, user, time_ms = (shown[n].to_numpy() for n in ("request_id", "user_id", "timestamp_ms"))
     label = (pa.compute.list_value_length(shown["actions"]).to_numpy() > 0).astype(np.float32)
@@ -137,8 +145,14 @@ def read_rows(part: Path, log: Log, events: int = 0) -> Rows:
         "dense": dense.astype(np.float32), "label": label[order].reshape(-1, slate),
     }  # fmt: skip
     if events:
-        back = end[:, None] - 1 - np.arange(events)
-        columns["raw"] = np.where(back >= start[:, None], log.item[np.maximum(back, 0)], 0)
+        newest = np.append(watermarks, log.time.min() - 1)  # the last one where none is old enough
+        known_ms = newest[np.searchsorted(watermarks, time_ms - lag_ms, side="right") - 1]
+        until = np.searchsorted(
+            clock, np.searchsorted(known, user) * span + (known_ms - log.time.min()), side="right"
+        )
+        for name, stop in (("raw", np.minimum(until, end)), ("raw_fresh", end)):
+            back = stop[:, None] - 1 - np.arange(events)
+            columns[name] = np.where(back >= start[:, None], log.item[np.maximum(back, 0)], 0)
     return Rows(user, time_ms, columns)
 
 
@@ -176,10 +190,10 @@ class Summaries:
     def bytes(self) -> int:
         """Of a record, what the sequence is made of: ids of 8 bytes and a byte for every mass of S items; or a byte for
         every mass of clusters, and two for the number of each where not all are told."""
-        if self.kinds is not None:
-            told = self.tables["clusters"]
-            return told.entries * (self.horizons + 2 * bool(told.numbers))
-        return self.size * (8 + self.horizons)
+        if self.kinds is None:
+            return self.size * (8 + self.horizons)
+        told = self.tables["clusters"]
+        return told.entries * (self.horizons + 2 * bool(told.numbers))
 
     def rows(self, rows: Rows, lag_ms: int) -> AsOfRows:
         """Each row reads the newest generation whose watermark is ``lag_ms`` or more before it."""
@@ -215,9 +229,9 @@ class Summaries:
         )
 
 
-def raw(batch: Batch) -> History:
-    """The arm that stores nothing new: the newest events as they are, under the same reader."""
-    item = batch["raw"]
+def raw(batch: Batch, name: str = "raw") -> History:
+    """The arms that store nothing new: the newest events as they are, under the same reader."""
+    item = batch[name]
     nothing = Tokens(item[:, :0], torch.zeros(len(item), 0, 1))
     mass = (item > 0).float()[..., None]
     return History(item[:, 0] > 0, Tokens(item, mass), nothing, nothing.mass)
@@ -316,10 +330,10 @@ class Server:
 
 # --- the comparison ------------------------------------------------------------------------------------------
 
-ARMS = ("without", "raw", "sequence", "pooled", "addressed", "with")
-"""No summary; raw events in the bytes of the sequence; the sequence attended to in the ranker's own item vectors;
-all that the summary counts by clusters, pooled to as many tokens by where they lie among these vectors; the candidate's
-own entry and its cluster's; the sequence and these."""
+ARMS = ("without", "raw", "raw_fresh", "sequence", "pooled", "addressed", "with")
+"""No summary; as many raw events as fit the bytes of the sequence, of as long ago as it, and up to the request; the
+sequence attended to in the ranker's own item vectors; all that the summary counts by clusters, pooled to as many tokens
+by where they lie among these vectors; the candidate's own entry and its cluster's; the sequence and these."""
 
 
 def compare(home: Path, logs: Path, trial: Trial = Trial(), arms: Sequence[str] = ARMS) -> dict[str, Any]:
@@ -337,19 +351,22 @@ def compare(home: Path, logs: Path, trial: Trial = Trial(), arms: Sequence[str] 
         vectors = ItemVectors.read(home / "model" / bundles.VECTORS)
         kinds = vectors.with_vectors(log.ids, log.content[1:]).places
         each = event_bytes(log.user, log.item, log.time)
-        events = int(summaries.bytes / each) if "raw" in arms else 0
-        rows = join([read_rows(p, log, events) for p in parts[1:-1]])
-        held_out = read_rows(parts[-1], log, events)
+        events = int(summaries.bytes / each) if {"raw", "raw_fresh"} & set(arms) else 0
+        told = events, sorted(m.watermark_ms for m in store.generations()), trial.lag_ms
+        rows = join([read_rows(p, log, *told) for p in parts[1:-1]])
+        held_out = read_rows(parts[-1], log, *told)
         label, content = held_out.columns["label"], torch.from_numpy(log.content)
         past, future = summaries.rows(rows, trial.lag_ms), summaries.rows(held_out, trial.lag_ms)
         sides, seconds = {}, {}
         for name in arms:
             runs, began = [], time.process_time()
             mine = summaries if name != "pooled" else Summaries(store, log.ids, trial.size, kinds)
-            read = raw if name == "raw" else mine.split
+            read = functools.partial(raw, name=name) if name.startswith("raw") else mine.split
             for seed in range(trial.seeds):
                 torch.manual_seed(seed)
-                horizons = {"without": 0, "addressed": 0, "raw": 1}.get(name, summaries.horizons)
+                horizons = {"without": 0, "addressed": 0, "raw": 1, "raw_fresh": 1}.get(
+                    name, summaries.horizons
+                )
                 model = Dlrm(
                     len(log.ids) + 1, int(log.surface.max()) + 1, content, 4, horizons=horizons,
                     addressed=summaries.horizons if name in ("addressed", "with") else 0,
@@ -359,7 +376,7 @@ def compare(home: Path, logs: Path, trial: Trial = Trial(), arms: Sequence[str] 
                 runs.append(predict(model.eval(), future, read))
             sides[name], seconds[name] = np.stack(runs), time.process_time() - began
         read_rows_ = future.batch(np.arange(len(future)))
-        served = serve(Server(model, mine), held_out) if arms[-1] not in ("raw",) else float("nan")
+        served = serve(Server(model, mine), held_out) if not arms[-1].startswith("raw") else float("nan")
         return {
             "figures": judge(held_out.user, label, sides),
             "train_requests": len(rows.user), "test_requests": len(held_out.user),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cache_store import Store
+from cache_store.torch.sequence import ItemVectors
 from tools.studies import downstream
 from vista import bundle as bundles
 from vista.config import EmbeddingConfig, RankerConfig, SummarizerConfig, TokenConfig, to_dict
@@ -140,9 +141,29 @@ def test_users_without_a_summary_are_scored_as_if_the_store_had_never_heard_of_t
     assert np.isfinite(one).all()
 
 
+def test_raw_events_are_as_old_as_the_summary_or_up_to_the_request_and_places_hold_all_that_it_counts(
+    folder, log, store
+):
+    marks = sorted(m.watermark_ms for m in store.generations())
+    rows = ranker.read_rows(folder / "logs" / "part-3", log, 12, marks, HOUR_MS)
+    own = ItemVectors.read(folder / "home" / "model" / "vectors.npz").with_vectors(log.ids, log.content[1:])
+    summaries = ranker.Summaries(store, log.ids, 8, own.places)
+    batch = summaries.rows(rows, HOUR_MS).batch(np.arange(len(rows.user)))
+    found = summaries.split(batch)
+    for i in range(0, len(rows.user), max(1, len(rows.user) // 20)):
+        mine = (log.user == rows.user[i]) & (log.time < rows.time[i])
+        old = [m for m in marks if m <= rows.time[i] - HOUR_MS]
+        seen = mine & (log.time <= (old[-1] if old else -1))
+        for name, events in (("raw", log.item[seen]), ("raw_fresh", log.item[mine])):
+            wanted = events[::-1][:12]
+            assert rows.columns[name][i].tolist() == [*wanted, *[0] * (12 - len(wanted))]
+        if found.there[i]:
+            assert float(found.sequence.mass[i, :, 0].sum()) == pytest.approx(seen.sum(), rel=0.1)
+
+
 def test_the_example_runs_from_the_command_line_and_reports_both_sides(folder, capsys):
     where = ["--home", str(folder / "home"), "--logs", str(folder / "logs")]
-    ranker.main([*where, "--epochs", "1", "--arms", "without,raw,pooled,with", "--tokens", "16"])
+    ranker.main([*where, "--epochs", "1", "--arms", "without,raw,raw_fresh,pooled,with", "--tokens", "16"])
     lines = capsys.readouterr().out.splitlines()
     told = {line.split()[0] for line in lines}
     assert {"auc_without", "auc_with", "auc_gain", "ne_without", "ne_with", "ne_gain", "request_ms"} <= told

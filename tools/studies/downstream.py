@@ -5,8 +5,8 @@ a model trained and a generation published at the first date, two refreshed ones
 (docs/examples/dlrm_ranker.py, DLRM style, its 16 newest events, content vectors of the items) is trained on the rows
 between the first date and the last, each reading the newest generation before itself, and judged on the rows after
 the last: without summaries; with its own attention to the sequence of 128 items, in its own item vectors; with as many
-raw events as fit the bytes of that sequence, under the same reader; with all that the record counts by clusters, pooled
-to as many tokens; addressing its own entry and cluster; with both.
+raw events as fit the bytes of that sequence, as old as it and up to the request, under the same reader; with all that
+the record counts by clusters, pooled to as many tokens; addressing its own entry and cluster; with both.
 Same rows, order, steps and seeds. ``company_`` figures have vectors of co-occurrence in the place of content.
 
 ``auc_gain_sequence``: AUC within a request, with minus without. ``ne_gain_sequence``: share of the normalised entropy
@@ -101,7 +101,7 @@ def run(
     epochs: int = 1,
     seeds: int = 3,
     tokens: int = 128,
-    arms: str = "without,raw,sequence,pooled,addressed,with",
+    arms: str = "without,raw,raw_fresh,sequence,pooled,addressed,with",
     vectors: str = "content,company",
     keep: str | None = None,
 ) -> Result:
