@@ -62,7 +62,7 @@ def prune(
         StoreError: ``keep`` is below 1. Damaged: a pointer or a manifest that must be followed cannot be read.
         ReadOnlyStorage
     """
-    if keep < 1:
+    if not isinstance(keep, int) or keep < 1:
         raise StoreError(f"keep: expected at least 1, for `vista rollback` needs a target; found {keep}")
     report = PruneReport()
     with exclusive(layout, "pruning"), storage_errors("pruning"):

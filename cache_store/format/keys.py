@@ -103,6 +103,8 @@ def _array(users: Any, kind: str | None) -> np.ndarray:
     users = list(users)
     if kind == "string" or (users and isinstance(users[0], str)):
         return np.fromiter(users, object, len(users))
+    if bool in map(type, users):  # of which NumPy makes 1 and 0 among numbers
+        raise KeyKind("user ids: expected int64 or strings, found a truth value")
     try:
         array = np.asarray(users) if users else np.zeros(0, np.int64)
     except (ValueError, OverflowError) as error:

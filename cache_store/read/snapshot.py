@@ -340,9 +340,10 @@ class Snapshot:
 def _buffer(out: np.ndarray | None, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     if out is None:
         return np.empty(shape, dtype)
-    if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
+    fits = isinstance(out, np.ndarray) and out.shape == shape and out.dtype == dtype
+    if not fits or not out.flags.c_contiguous or not out.flags.writeable:
         raise SchemaError(
             f"out: expected a writable C-contiguous {np.dtype(dtype).name} array of shape {shape}, found "
-            f"{out.dtype.name} of shape {out.shape}"
+            f"{type(out).__name__} of {getattr(out, 'dtype', 'another type')}, shape {getattr(out, 'shape', None)}"
         )
     return out

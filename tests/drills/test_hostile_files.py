@@ -172,7 +172,7 @@ def test_one_text_is_not_a_list_of_users(users, tmp_path):
 
 @pytest.mark.parametrize(
     "users",
-    [[1, "a"], ["a", 1], [1, None], [1.5], [2**63], [2**70], [[1], [2, 3]], [True], ["a", ["b"]],
+    [[1, "a"], ["a", 1], [1, None], [1.5], [2**63], [2**70], [[1], [2, 3]], [1, True], ["a", ["b"]],
      np.ma.array([1, 2], mask=[False, True]), np.ma.array(["a", "b"], mask=[False, True])],
 )  # fmt: skip
 def test_ids_of_several_kinds_are_refused(users):
