@@ -208,6 +208,18 @@ def test_a_run_under_way_is_no_failure(copy):
         assert run_history.read(run).outcome == "running"
 
 
+def test_a_run_of_another_user_is_private_and_nothing_bad(tmp_path, monkeypatch):
+    (tmp_path / "ingest-1").mkdir()
+    (tmp_path / "ingest-1/run.json").write_text("{}")
+
+    def denied(path):  # root may read everything, so the answer of the kernel is given in its place
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(run_history, "small_json", denied)
+    (run,) = run_history.runs(tmp_path)
+    assert (run.outcome, run.bad, run.job) == ("private", False, "ingest")
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"job": 1}', '{"job": "x", "started_ms": "y"}',
                                   '{"job": "x", "started_ms": 1, "counts": 7}'])  # fmt: skip
 def test_a_damaged_record_is_told_and_stops_nothing(copy, capsys, text):

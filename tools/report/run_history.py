@@ -11,13 +11,14 @@ from typing import Any
 from vista.small_text import small_json
 
 PUBLISHERS = ("summarize", "refresh")
-DONE, LETTERS, FAILED, RUNNING, STOPPED, DAMAGED = (
+DONE, LETTERS, FAILED, RUNNING, STOPPED, DAMAGED, PRIVATE = (
     "done",
     "dead letters",
     "failed",
     "running",
     "stopped",
     "damaged",
+    "private",
 )
 
 
@@ -27,7 +28,7 @@ class PastRun:
 
     Attributes:
         outcome: ``done``, ``dead letters``, ``failed``, ``running``, ``stopped`` (killed, or by Ctrl-C), or
-            ``damaged`` (its record cannot be read).
+            ``damaged`` (its record cannot be read), or ``private`` (another user's, who alone may read it).
         why: of a failure, its text; else notes.
         facts: ``run.json`` as it stands.
     """
@@ -106,6 +107,9 @@ def _read(path: Path, held: set[tuple[int, int]]) -> PastRun:
             raise TypeError("counts or finished_ms")
         if not isinstance(identity, dict):
             raise TypeError("identity")
+    except PermissionError:
+        told = "its record is for the user who ran it alone"
+        return PastRun(path, path.name.partition("-")[0], PRIVATE, _changed_ms(path), why=told)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return PastRun(
             path, path.name.partition("-")[0], DAMAGED, _changed_ms(path), why=f"run.json: {error!r}"
