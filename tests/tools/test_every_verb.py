@@ -383,3 +383,13 @@ def test_a_demo_that_was_interrupted_is_cleared_by_the_next(tmp_path, capsys, in
     assert code == 130 and "Traceback" not in err, err
     code, out, err = vista(capsys, *words, "--dry-run", "--json")
     assert code == 0 and json.loads(out)["clears"] > 0, err
+
+
+def test_a_store_compacted_with_a_run_directory_is_a_run_like_others(place, capsys):
+    run = place.home / "runs" / "compact-mine"
+    code, out, err = vista(capsys, "compact", "store", "--home", place.home, "--run-dir", run, "--json")
+    told = json.loads(out.splitlines()[-1])
+    assert code == 0 and told["generation"] == "00000003" and told["counts"]["deltas"] == 1, err
+    code, out, _ = vista(capsys, "runs", "--home", place.home, "--json")
+    assert code == 0 and ("compact", "done") in {(r["job"], r["outcome"]) for r in json.loads(out)}
+    whole(place, capsys, {"00000003"})
