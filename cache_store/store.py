@@ -185,7 +185,7 @@ class Store(Lookups):
                     raise
                 snapshot = again
 
-    def users(self, bucket: int) -> np.ndarray:
+    def users(self, bucket: int) -> NDArray[Any]:
         """Users of one bucket in key order, int64 [n] or object [n] of str: those that a lookup would find.
 
         Raises:

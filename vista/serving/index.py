@@ -97,7 +97,7 @@ class ItemIndex:
     def __init__(
         self,
         index: faiss.Index,
-        items: np.ndarray,
+        items: NDArray[np.int64],
         kind: str,
         fingerprint: str | None,
         search_effort: int,
@@ -121,7 +121,7 @@ class ItemIndex:
     @staticmethod
     def build(
         model: VistaModel,
-        items: np.ndarray,
+        items: NDArray[np.int64],
         kind: str = "exact",
         *,
         fingerprint: str | None = None,
@@ -147,8 +147,8 @@ class ItemIndex:
 
     @staticmethod
     def of_vectors(
-        items: np.ndarray,
-        vectors: np.ndarray,
+        items: NDArray[np.int64],
+        vectors: NDArray[np.float32],
         kind: str = "exact",
         *,
         fingerprint: str | None = None,
@@ -188,7 +188,7 @@ class ItemIndex:
 
     # --- search ----------------------------------------------------------------------------------------
 
-    def search(self, query: Tensor | np.ndarray, k: int, *, fingerprint: str | None = None) -> Found:
+    def search(self, query: Tensor | NDArray[np.float32], k: int, *, fingerprint: str | None = None) -> Found:
         """The k best items of each user: ids, vectors and scores in one call.
 
         Each of a user's Q queries searches for k; an item found by several keeps its best score.
@@ -242,13 +242,13 @@ class ItemIndex:
             return faiss.SearchParametersIVF(nprobe=min(self.search_effort, self._index.nlist))
         return None
 
-    def vectors(self) -> np.ndarray:
+    def vectors(self) -> NDArray[np.float32]:
         """float32 [M, D], the stored vectors in the order of ``items``."""
         if self.kind == "ivf":
             self._index.make_direct_map()
         return self._index.reconstruct_n(0, len(self))
 
-    def recall_vs_exact(self, query: Tensor | np.ndarray, k: int) -> float:
+    def recall_vs_exact(self, query: Tensor | NDArray[np.float32], k: int) -> float:
         """Mean share of the exact k best that this index finds, over the users of ``query`` [U, Q, D]."""
         exact = ItemIndex.of_vectors(self.items, self.vectors(), "exact").search(query, k)
         mine = self.search(query, k)
@@ -431,8 +431,8 @@ def _seal(path: Path, facts: dict, fingerprint: str | None) -> str:
 
 
 def _best_of(
-    rows: np.ndarray, scores: np.ndarray, vectors: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rows: NDArray[np.int64], scores: NDArray[np.float32], vectors: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
     """The k best distinct rows per user of several queries' results put side by side ([U, Q * k])."""
     scores = np.where(rows >= 0, scores, -np.inf)
     order = np.argsort(-scores, axis=1, kind="stable")
