@@ -154,7 +154,7 @@ FAULTS = {
     "seconds": ("WrongTime", ["log-0.parquet", "'timestamp_ms'", "--time-unit s", "--min-time"]),
     "empty": ("UnreadableFile", ["log-0.parquet", "--skip-bad-files"]),
     "not parquet": ("UnreadableFile", ["log-0.parquet", "--skip-bad-files"]),
-    "no file": ("DataError", ["log-*.parquet", "at least one file"]),
+    "no file": ("DataError", ["log-*.parquet", "at least one log"]),
     "two kinds": ("WrongType", ["log-1.parquet", "'user_id'", "int", "string"]),
 }
 
