@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import sqlite3
@@ -15,10 +16,13 @@ import pytest
 from beam_jobs.tables import forget
 from cache_store.format.keys import bucket_of
 from vista.data.events import Events
-from vista.data.tables import manifests
+from vista.data.tables import ledger, manifests
 from vista.data.tables.appending import append
+from vista.data.tables.commits import Addition, commit
 from vista.data.tables.folder import WarehouseMoved
 from vista.data.tables.forgetting import forget_users
+from vista.data.tables.ledger import LedgerRow
+from vista.data.tables.manifests import TableDamaged
 from vista.data.tables.pruning import prune
 from vista.data.tables.reading import read_bucket
 from vista.data.tables.relocating import relocate
@@ -28,8 +32,8 @@ from vista.errors import DataError
 
 def filled(folder, commits=2):
     warehouse = Warehouse(folder).create(num_buckets=2)
-    for commit in range(commits):
-        more(warehouse, commit)
+    for number in range(commits):
+        more(warehouse, number)
     return warehouse
 
 
@@ -193,3 +197,21 @@ def test_damage_to_the_tables_own_files_is_a_typed_error_and_never_ends_the_proc
         path.write_bytes(raw)
     manifests._kept.clear()
     assert len(Warehouse(folder).open().read_items())
+
+
+@pytest.mark.parametrize("edit", ["a column gone", "a column renamed", "an unknown codec"])
+def test_a_ledger_of_another_form_is_a_typed_error(edit, tmp_path):
+    line = Addition("x", sources=[LedgerRow("l", 1, "d", 1, "events")])
+    commit(filled(tmp_path / "w"), line)
+    path = max((tmp_path / "w/vista/sources/metadata").glob("*.metadata.json"))
+    facts = json.loads(path.read_text())
+    columns = facts["schemas"][0]["fields"]
+    if edit == "an unknown codec":
+        facts["properties"]["write.parquet.compression-codec"] = "zste"
+    else:
+        run = next(c for c in columns if c["name"] == "run")
+        columns.remove(run) if edit == "a column gone" else run.update(name="walk")
+    path.write_text(json.dumps(facts))
+    with pytest.raises(TableDamaged):
+        ledger.entries(Warehouse(tmp_path / "w").open())
+        commit(Warehouse(tmp_path / "w").open(), line)

@@ -16,6 +16,7 @@ import pyarrow as pa
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.table import Table
 
+from vista.data.tables.manifests import sound
 from vista.data.tables.schemas import SOURCES
 from vista.data.tables.warehouse import Warehouse
 
@@ -64,10 +65,11 @@ def entries(warehouse: Warehouse) -> list[tuple[str, LedgerRow]]:
     """(run, row) of every file in order of commit; tables of version 0.1 too."""
     table = warehouse.read_sources()
     names = [f.name for f in fields(LedgerRow) if f.name in table.column_names]
-    found = [
-        (row["run"], LedgerRow(**{n: row[n] for n in names if row[n] is not None}))
-        for row in table.to_pylist()
-    ]
+    with sound(f"{warehouse.name}, table sources"):
+        found = [
+            (row["run"], LedgerRow(**{n: row[n] for n in names if row[n] is not None}))
+            for row in table.to_pylist()
+        ]
     return sorted(found, key=lambda line: line[1].commit)
 
 

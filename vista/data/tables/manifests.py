@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import pyarrow as pa
 from pyiceberg.avro import file as avro_file
 from pyiceberg.avro.decoder import StreamingBinaryDecoder
 from pyiceberg.conversions import from_bytes
@@ -81,7 +82,7 @@ def sound(name: str) -> Iterator[None]:
 
 _UNSOUND = (
     OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError, RecursionError,
-    MemoryError, NotImplementedError, ResolveError, ValidationError, zlib.error,
+    MemoryError, NotImplementedError, pa.ArrowException, ResolveError, ValidationError, zlib.error,
 )  # fmt: skip
 
 
