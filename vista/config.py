@@ -20,7 +20,7 @@ from vista.small_text import small_text
 T = TypeVar("T")
 
 
-MOST_LAYERS = 1_000
+MOST_LAYERS, MOST_CHUNK = 1_000, 1 << 20
 
 
 def _check(ok: bool, where: str, expected: str, found: Any) -> None:
@@ -218,7 +218,7 @@ class SummarizerConfig:
             _check(getattr(self, name) in known, f"summarizer.{name}", f"one of {known}", getattr(self, name))
         _check(1 <= self.layers <= MOST_LAYERS, "summarizer.layers", f"1 to {MOST_LAYERS}", self.layers)
         _check(self.heads >= 1, "summarizer.heads", "at least 1", self.heads)
-        _check(self.chunk >= 0, "summarizer.chunk", "0 or more", self.chunk)
+        _check(0 <= self.chunk <= MOST_CHUNK, "summarizer.chunk", f"0 to {MOST_CHUNK}", self.chunk)
         _check(self.seeds >= 0, "summarizer.seeds", "0 or more", self.seeds)
         _check(self.max_events >= 0, "summarizer.max_events", "0 or more", self.max_events)
         lives = self.half_lives_events

@@ -50,6 +50,10 @@ def test_missing_fields_take_their_defaults() -> None:
         ('{"summarizer": {"kind": "nonsense"}}', "summarizer.kind.*found 'nonsense'"),
         ('{"summarizer": {"rows": "words"}}', "summarizer.rows.*found 'words'"),
         ('{"summarizer": {"reconstruction_window": 1}}', "reconstruction_window.*found 1"),
+        (
+            '{"summarizer": {"chunk": 2147483648}}',
+            "summarizer.chunk.*1048576.*found 2147483648",
+        ),  # took 24 GB
     ],
 )
 def test_a_wrong_configuration_is_refused_by_the_name_of_its_field(text: str, named: str) -> None:
