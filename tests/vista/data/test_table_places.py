@@ -199,8 +199,13 @@ def test_damage_to_the_tables_own_files_is_a_typed_error_and_never_ends_the_proc
     assert len(Warehouse(folder).open().read_items())
 
 
-@pytest.mark.parametrize("edit", ["a column gone", "a column renamed", "an unknown codec"])
-def test_a_ledger_of_another_form_is_a_typed_error(edit, tmp_path):
+@pytest.mark.parametrize(
+    "edit",
+    ["a column gone", "a column renamed", "an unknown codec", "a relative place", "another relative place"],
+)
+def test_a_ledger_of_another_form_is_a_typed_error_and_writes_nowhere_else(edit, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     line = Addition("x", sources=[LedgerRow("l", 1, "d", 1, "events")])
     commit(filled(tmp_path / "w"), line)
     path = max((tmp_path / "w/vista/sources/metadata").glob("*.metadata.json"))
@@ -208,6 +213,10 @@ def test_a_ledger_of_another_form_is_a_typed_error(edit, tmp_path):
     columns = facts["schemas"][0]["fields"]
     if edit == "an unknown codec":
         facts["properties"]["write.parquet.compression-codec"] = "zste"
+    elif edit == "a relative place":
+        facts["location"] = "delta"
+    elif edit == "another relative place":
+        facts["properties"]["write.data.path"] = "delta"
     else:
         run = next(c for c in columns if c["name"] == "run")
         columns.remove(run) if edit == "a column gone" else run.update(name="walk")
@@ -215,3 +224,4 @@ def test_a_ledger_of_another_form_is_a_typed_error(edit, tmp_path):
     with pytest.raises(TableDamaged):
         ledger.entries(Warehouse(tmp_path / "w").open())
         commit(Warehouse(tmp_path / "w").open(), line)
+    assert not list((tmp_path / "here").iterdir())

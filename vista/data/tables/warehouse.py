@@ -39,7 +39,16 @@ from vista.data import paths
 from vista.data.tables.content import ItemContent
 from vista.data.tables.folder import check_at_home, check_not_lost, folder_properties
 from vista.data.tables.items import ItemCounts, count_items
-from vista.data.tables.manifests import PREFIX, UNDONE, TableDamaged, commit_of, files_of, sound, summary_of
+from vista.data.tables.manifests import (
+    PREFIX,
+    UNDONE,
+    TableDamaged,
+    commit_of,
+    files_of,
+    placed,
+    sound,
+    summary_of,
+)
 from vista.data.tables.reading import DataFile
 from vista.data.tables.rows import HISTORY, IMPRESSIONS, Kind
 from vista.data.tables.schemas import (
@@ -267,13 +276,14 @@ class Warehouse:
         """One of ``history``, ``impressions``, ``items``, ``sources``; where they were made ``content``, ``forgotten``.
 
         Raises:
-            TableMissing: it is not there.
+            TableMissing: it is not there. TableDamaged: its metadata is no table's, or names places that depend on the
+                folder a process works in.
         """
         if name not in self._tables:
             catalog = self.catalog
             try:
                 with sound(f"{self.name}, table {name}"):
-                    self._tables[name] = catalog.load_table((self.namespace, name))
+                    self._tables[name] = placed(catalog.load_table((self.namespace, name)))
             except NoSuchTableError as error:
                 raise TableMissing(
                     f"{self.name}: expected a table {name}, found none; make it with vista ingest"
