@@ -33,6 +33,8 @@ from cache_store.remote.files import RemoteError, RemoteFiles
 NO_PARENT = "-"
 FOLDER = re.compile(r"[0-9]{8,}-[0-9a-f]{32}")
 """A generation's: nothing else below ``generations`` is ours."""
+_FORMAT_BEGUN = re.compile(r"FORMAT|\.FORMAT\.[0-9a-f]{12}\.tmp")
+"""What a push that was killed while it wrote FORMAT leaves: half of it, or all under ``layout.temporary``'s name."""
 _AGAIN = "run `vista push` again"
 
 
@@ -89,18 +91,21 @@ class RemoteStore:
             )
 
     def claim(self, layout: Layout) -> None:
-        """As :meth:`match`; a URL that holds nothing yet takes the facts of this store.
+        """As :meth:`match`; a URL that holds nothing yet, or what a first push left that was killed while it wrote
+        FORMAT, takes the facts of this store.
 
         Raises:
             SchemaError: also where it holds something else, which is nobody's to add to or to sweep.
         """
-        if self.files.size("FORMAT") is None:
-            if foreign := self.files.folders(""):
+        ours = layout.read_format().text().encode()
+        theirs = self.files.read("FORMAT", 64 * KIB)
+        if theirs is None or (theirs != ours and ours.startswith(theirs)):
+            if foreign := [name for name in self.files.folders("") if not _FORMAT_BEGUN.fullmatch(name)]:
                 raise SchemaError(
                     f"{self.files.name('')}: expected nothing, or what was pushed before, found {foreign[:5]}; push to "
                     f"a URL of its own"
                 )
-            self.files.write("FORMAT", layout.read_format().text().encode())
+            self.files.write("FORMAT", ours)
         self.match(layout)
 
     def _format(self) -> bytes:

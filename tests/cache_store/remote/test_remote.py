@@ -56,6 +56,34 @@ def objects(url):
     return {path: fs.cat_file(path) for path in sorted(fs.find(root))}
 
 
+@pytest.mark.parametrize("left", ["FORMAT", ".FORMAT.84e782450e55.tmp"])
+@pytest.mark.parametrize("bytes_left", [0, 7, None])
+def test_a_first_push_that_was_killed_while_it_wrote_the_facts_is_made_again(url, tmp_path, left, bytes_left):
+    store, _ = origin(tmp_path, (1000,))
+    fs, root = fsspec.core.url_to_fs(url)
+    fs.makedirs(root, exist_ok=True)
+    fs.pipe_file(f"{root}/{left}", store.layout.format.read_bytes()[:bytes_left])
+    push(store, None, url)
+    target = replica(tmp_path)
+    pull(url, target)
+    TRUTH.check_all(Store.open(target.layout.root), 1000)
+
+
+@pytest.mark.parametrize(
+    "name, content", [("FORMAT", b""), ("FORMAT", b"theirs"), ("notes.tmp", b""), (".tmp", b"x")]
+)
+def test_a_url_with_files_of_somebody_else_is_refused_and_left_as_it_is(url, tmp_path, name, content):
+    store, _ = origin(tmp_path, (1000,))
+    fs, root = fsspec.core.url_to_fs(url)
+    fs.makedirs(root, exist_ok=True)
+    fs.pipe_file(f"{root}/{name}", content)
+    fs.pipe_file(f"{root}/theirs", b"kept")
+    before = objects(url)
+    with pytest.raises(SchemaError, match="URL of its own"):
+        push(store, None, url)
+    assert objects(url) == before
+
+
 def test_a_chain_pushed_and_pulled_reads_the_same_and_has_the_same_content_digest(url, tmp_path):
     store, names = origin(tmp_path)
     sent = push(store, None, url)
