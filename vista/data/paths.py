@@ -193,6 +193,7 @@ NAMED_ENDINGS = (".txt", ".dat", ".data", ".json")
 """Text that is a log where it is named itself, or its folder holds no other logs; beside those it may be anything."""
 TABLE_ENDINGS = (".parquet", ".pq", ".parq", ".feather", ".arrow", ".ipc", ".orc")
 ARRAY_ENDINGS = (".npy", ".npz")
+_MAGIC = {b"PAR1": ".parquet", b"ARROW1": ".arrow", b"ORC": ".orc"}
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz", ".zip": "zip"}
 UNREADABLE = (
     OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RecursionError
@@ -207,16 +208,33 @@ _MARKED = (
 
 
 def text_ending(path: str) -> str:
-    """One of :data:`TEXT_ENDINGS`, also before one of :data:`COMPRESSED`; empty for what is no text log by its name."""
+    """One of :data:`TEXT_ENDINGS`, also before one of :data:`COMPRESSED`; empty for what is no text log by its name, or
+    by its first bytes where its name has no ending."""
     stem, last = os.path.splitext(path.lower())
-    found = os.path.splitext(stem)[1] if last in COMPRESSED else last
+    found = os.path.splitext(stem)[1] if last in COMPRESSED else last or _ending_by_content(path)
     return found if found in TEXT_ENDINGS else ""
 
 
 def table_ending(path: str) -> str:
-    """One of :data:`TABLE_ENDINGS`, else empty."""
-    found = os.path.splitext(path.lower())[1]
+    """One of :data:`TABLE_ENDINGS`, else empty; as :func:`text_ending`."""
+    found = os.path.splitext(path.lower())[1] or _ending_by_content(path)
     return found if found in TABLE_ENDINGS else ""
+
+
+def _ending_by_content(path: str) -> str:
+    """The ending that a file without one might have (Hadoop's ``part-00000``, Hive's ``000000_0``), else empty."""
+    try:
+        fs, name = filesystem(path)
+        with fs.open(name, "rb") as file:
+            head = file.read(512)
+    except OSError:
+        return ""
+    for mark, ending in _MAGIC.items():
+        if head.startswith(mark):
+            return ending
+    if not head or b"\0" in head:
+        return ""
+    return ".json" if head.lstrip()[:1] in (b"{", b"[") else ".txt"
 
 
 def array_ending(path: str) -> str:
@@ -253,7 +271,11 @@ def expand(patterns: Iterable[str], left_out: list[str] | None = None) -> list[s
                 passed.append(name)
                 continue
             below = _files_below(name, passed) if is_folder else [name]
-            logs = [n for n in below if not is_folder or is_log(n)] or [n for n in below if text_ending(n)]
+            logs = [n for n in below if not is_folder or is_log(n)] or [
+                n
+                for n in below
+                if text_ending(n) and re.search(r"\.|\d", os.path.basename(n))  # no README
+            ]
             names += logs
             if left_out is not None:
                 left_out += sorted(set(below) - set(logs))

@@ -149,6 +149,28 @@ ODD: dict[str, tuple[str, str | pa.Table, dict, tuple[str, ...]]] = {
         {"header": ["user_id", "item_id", "-", "timestamp_ms"], "action_is": "view"}, ()),
     "actions by number": ("a.csv", "user_id,item_id,time_stamp,action_type\n1,2,1700000000,0\n1,3,1700000001,2\n",
                           {"columns": {"timestamp_ms": "time_stamp", "action": "action_type"}, "time_unit": "s"}, ()),
+    "a feed with ids of its own rows": (
+        "a.json", lines(*({"id": f"{n}", "type": "Push", "actor": {"id": n % 3}, "repo": {"id": n % 5},
+                           "payload": {"action": "opened"} if n % 4 else {}, "created_at": f"2022-01-01T00:00:{n}Z"}
+                          for n in range(10, 40))),
+        {"columns": {"user_id": "actor.id", "item_id": "repo.id", "timestamp_ms": "created_at", "action": "type"}}, ()),
+    "ids of rows and of nobody": ("a.csv", "id,reader_id,opened_at\n1,5,2022-01-01\n2,5,2022-01-02\n",
+                                  {"columns": {"user_id": "reader_id", "timestamp_ms": "opened_at"}}, ("item_id",)),
+    "people shown to people": ("a.csv", "UserID,ProfileID,Rating,Time\n1,133,8,1700000000\n1,720,6,1700000001\n",
+                               {"columns": {"user_id": "UserID", "item_id": "ProfileID", "timestamp_ms": "Time"}}, ()),
+    "two times": ("a.csv", "user_id,session_start,click_article_id,click_timestamp\n5,1506826800026,7,1506827017951\n",
+                  {"columns": {"item_id": "click_article_id", "timestamp_ms": "click_timestamp"}}, ()),
+    "a spreadsheet's minutes": (
+        "a.csv", "InvoiceNo,StockCode,Quantity,InvoiceDate,CustomerID\n536365,85123A,6,12/1/2010 8:26,17850\n",
+        {"columns": {"user_id": "CustomerID", "item_id": "StockCode", "timestamp_ms": "InvoiceDate"},
+         "time_format": "%m/%d/%Y %H:%M"}, ()),
+    "lines of JSON without an ending": ("20170101", lines({"userId": "u", "documentId": "d", "time": 1483225200}),
+                                        {"columns": {"user_id": "userId", "item_id": "documentId",
+                                                     "timestamp_ms": "time"}}, ()),
+    "text as Hadoop names it": ("part-00000", "u7\ti1\t1395619200\nu8\ti2\t1395619300\n",
+                                {"header": ["user_id", "item_id", "timestamp_ms"], "time_unit": "s"}, ()),
+    "Parquet as Hive names it": ("000000_0", pa.table({"user_id": [1], "item_id": [2], "timestamp_ms": [17 * 10**11]}),
+                                 {}, ()),
     "no times": ("a.csv", '"User-ID";"ISBN";"Book-Rating"\n"276725";"034545104X";"5"\n',
                  {"columns": {"user_id": "User-ID", "item_id": "ISBN"}}, ("timestamp_ms",)),
 }  # fmt: skip
@@ -191,6 +213,7 @@ def test_a_folder_without_other_logs_is_read_whatever_its_text_files_are_called(
     assert kind.logs == (str(tmp_path / file),) and [o.logs for o in others] == [
         (str(tmp_path / "items.csv"),)
     ]
+    (tmp_path / "README").write_text("1 2 3")
     (tmp_path / "items.csv").rename(tmp_path / "cover.png")
     (tmp_path / file).unlink()
     with pytest.raises(DataError, match="found only .*cover.png"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,24 @@ from vista.data.logs.schema import EVENTS
 from vista.data.logs.weights import guessed as guessed_weights
 
 FLAG = re.compile(
-    r"^(is|has|did)_|^(like|dislike|share|click|clk|bookmark|follow|comment|purchase|buy|save|hate|conversion)(e?d)?$",
+    r"^(is|has|did)_|^(like|dislike|share|click|clk|open|bookmark|follow|comment|purchase|buy|save|hate|conversion)"
+    r"(e?d)?(_(?!count|rate|num)|$)",
     re.I,
 )
+PERSON = re.compile(
+    r"user|customer|client|member|account|visitor|actor|author|buyer|player|person|profile|viewer|listener|reader"
+    r"|subscriber|owner|shopper|guest|who\b|patient|student|learner",
+    re.I,
+)
+"""Whose id is a user's, where no column is called so."""
 NO_ITEM = re.compile(
     r"user|session|request|order|categ|seller|brand|store|shop|search|display|event|review|visit", re.I
 )
 """What an id may be of that is no item."""
+TIMED = re.compile(
+    r"(?<![a-z])(date|time|datetime|timestamp|ts|dt|at|when)(?![a-z])|[a-z](Time|Date|Timestamp|At)$", re.A
+)
+"""Names of times."""
 SCALES = ((5, 4, 2), (10, 7, 3))
 """Of ratings: the largest, from where on one is liked, up to where disliked."""
 
@@ -59,11 +70,8 @@ def guess(columns: Mapping[str, Sequence[Any]]) -> Guess:
     explode, columns = _exploded(columns, why)
     for meaning in ("user_id", "item_id", "timestamp_ms", "request_id", "surface"):
         name = guessed(by_name[meaning], [n for n in columns if n not in taken])
-        if not name and meaning == "item_id":
-            ids = [
-                n for n in columns if n not in taken and re.search(r"(id|ID)$", n) and not NO_ITEM.search(n)
-            ]
-            name = ids[0] if ids else ""
+        if not name and meaning in ("user_id", "item_id"):
+            name = _named_id(columns, taken, meaning == "user_id")
         if name:
             taken.add(name)
             found[meaning] = name
@@ -84,6 +92,18 @@ def guess(columns: Mapping[str, Sequence[Any]]) -> Guess:
     reading = Reading(columns=mapped, actions=tuple(actions), weights=weights, explode=explode, **settings)
     missing = tuple(m for m in ("user_id", "item_id", "timestamp_ms") if m not in found)
     return Guess(reading, why, missing, are_impressions(columns, columns.get("actions", ())))
+
+
+def _named_id(columns: Mapping[str, Sequence[Any]], taken: Collection[str], of_user: bool) -> str:
+    """The first id of a person; or of what is no person, else of another person than the user. Else empty."""
+    ids = [n for n in columns if n not in taken and re.search(r"(id|ID)$", n)]
+    if of_user:
+        return next((n for n in ids if PERSON.search(n)), "")
+    things = [n for n in ids if not NO_ITEM.search(n) and (taken or not PERSON.search(n))]
+    things = [
+        n for n in things if n.lower() not in ("id", "_id") or len(set(columns[n])) < len(columns[n])
+    ]  # of rows
+    return min(things, key=lambda n: bool(PERSON.search(n)), default="")
 
 
 def _mend(columns: Mapping[str, Sequence[Any]], found: dict[str, str], why: dict[str, str]) -> None:
@@ -209,7 +229,9 @@ def _actions(
         why["actions"] = f"{len(flags)} columns of 0 and 1"
         named = {re.sub(r"^(is|has|did)_", "", n, flags=re.I).lower(): n for n in flags}
         return [ActionColumn(a, n) for a, n in named.items()], {"unengaged": "impressions"}
-    name = guessed(next(c for c in EVENTS if c.name == "action"), [n for n in columns if n not in taken])
+    column, free = next(c for c in EVENTS if c.name == "action"), [n for n in columns if n not in taken]
+    always = [n for n in free if None not in columns[n]]
+    name = guessed(column, always) or guessed(column, free)
     if not name:
         return [], {}
     values = [v for v in columns[name] if v not in (None, "")]
@@ -233,17 +255,18 @@ def _actions(
 def _time_by_values(
     columns: Mapping[str, Sequence[Any]], taken: set[str], found: dict[str, str], why: dict[str, str]
 ) -> None:
-    """The one column left whose values are all times with a date, whatever it is called."""
-    import pyarrow as pa
-
-    dated = []
+    """The one column left whose values are all times, text or numbers of a column named so; of several, the one that
+    is named so."""
+    times_: list[str] = []
     for name in (n for n in columns if n not in taken and n not in found.values()):
         texts = [str(v) for v in columns[name] if v not in (None, "")][:100]
-        if texts and all(re.match(r"(19|20)\d\d-\d\d-\d\d", t) for t in texts):
-            if not times.parsed(pa.array(texts, pa.string()))[1].any():
-                dated.append(name)
-    if len(dated) == 1:
-        found["timestamp_ms"], why["timestamp_ms"] = dated[0], f"{dated[0]} holds times"
+        numbers = [float(t) for t in texts if re.fullmatch(times.NUMBER, t)]
+        if (not numbers or TIMED.search(name)) and _is_time(texts, numbers):
+            times_.append(name)
+    named = [n for n in times_ if TIMED.search(n)]
+    if len(times_) == 1 or len(named) == 1:
+        [found["timestamp_ms"]] = named if len(named) == 1 else times_
+        why["timestamp_ms"] = f"{found['timestamp_ms']} holds times"
 
 
 def _is_flag(values: Sequence[Any]) -> bool:

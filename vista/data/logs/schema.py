@@ -67,7 +67,7 @@ _USER = Column("user_id", IDS, True, "int64 or string", (
 ))  # fmt: skip
 _ITEM = Column("item_id", IDS, True, "int64 or string", (
     "itemid", "item", "movieid", "videoid", "parent_asin", "asin", "aid", "productid", "product_id", "track_id",
-    "article_id", "business_id", "song_id", "video_id", "sku", "book_id", "isbn", "anime_id", "artist_id",
+    "article_id", "business_id", "song_id", "video_id", "sku", "stock_code", "book_id", "isbn", "anime_id", "artist_id",
     "document_id", "adgroup_id", "ad_id", "campaign", "game_id", "app_id", "news_id", "recipe_id", "venue_id",
     "location_id", "poi_id", "track_uri", "product", "track", "movie", "book", "article", "reference",
 ))  # fmt: skip

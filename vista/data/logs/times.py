@@ -15,9 +15,12 @@ FAR = 2**62
 """What lies beyond any bounds, also once it is cut."""
 
 FORMATS = (
-    "%Y/%m/%d %H:%M:%S", "%m/%d/%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S", "%d.%m.%Y %H:%M:%S", "%m/%d/%Y %I:%M:%S %p",
-    "%d/%b/%Y:%H:%M:%S %z", "%Y%m%d", "%Y%m%d%H%M%S", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%Y/%m/%d",
-    "%Y-%m-%d %H:%M:%S EST", "%b %d, %Y", "%a %b %d %H:%M:%S %Y", "%a %b %d %H:%M:%S %z %Y", "%m %d, %Y",
+    *(f"{day}{time}"
+      for day in ("%Y/%m/%d", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%Y.%m.%d", "%m-%d-%Y", "%d-%m-%Y", "%m/%d/%y",
+                  "%d/%m/%y", "%d.%m.%y", "%d-%b-%Y", "%d %b %Y", "%b %d, %Y", "%d %B %Y", "%B %d, %Y")
+      for time in (" %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p", "")),
+    "%d/%b/%Y:%H:%M:%S %z", "%Y%m%d", "%Y%m%d%H%M%S", "%Y-%m-%d %H:%M:%S EST", "%a %b %d %H:%M:%S %Y",
+    "%a %b %d %H:%M:%S %z %Y", "%m %d, %Y",
 )  # fmt: skip
 """Formats that a refusal may suggest."""
 
