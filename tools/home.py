@@ -47,8 +47,8 @@ class Home:
     def models(self) -> list[Path]:
         """Bundles, oldest first: ``model`` itself, then ``model/2``, ``model/3``, ..."""
         first = self.root / "model"
-        numbered = [p for p in first.glob("[0-9]*") if p.name.isdecimal() and (p / "bundle.json").exists()]
-        own = [first] if (first / "bundle.json").exists() else []
+        numbered = [p for p in first.glob("[0-9]*") if p.name.isdecimal() and holds_bundle(p)]
+        own = [first] if holds_bundle(first) else []
         return own + sorted(numbered, key=lambda p: int(p.name))
 
     @property
@@ -125,6 +125,11 @@ class Home:
         """A run directory of its own: ``runs/VERB-YYYYmmdd-HHMMSS-XXXX`` (UTC; hex digits that no other run of the
         second has)."""
         return self.runs / f"{verb}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+
+
+def holds_bundle(folder: Path) -> bool:
+    """Whether a bundle lies there, be it one that lost a file: whoever opens it says which."""
+    return any((folder / name).exists() for name in ("bundle.json", "weights.safetensors"))
 
 
 def fingerprint_of(bundle: Path) -> str | None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tools.home import HOME, Home
+from tools.home import HOME, Home, holds_bundle
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def there(at: Home) -> Home:
     store, model, warehouse = at.named_store, at.named_model, at.named_warehouse
     if store is not None and not (store / "FORMAT").exists():
         raise typer.BadParameter(f"--store: no store at {store}; `vista summarize --store {store}` makes one")
-    if model is not None and not (model / "bundle.json").exists():
+    if model is not None and not holds_bundle(model):
         raise typer.BadParameter(f"--model: no bundle at {model}; `vista train --model {model}` makes one")
     if warehouse is not None:
         from vista.data.tables.warehouse import Warehouse

@@ -2,11 +2,13 @@
 
 A directory is touched only while nobody holds it. ``prune`` takes those that were not written to for a while:
 unfinished runs, and finished ones but for the newest :data:`KEPT_RUNS`. So ``runs/`` is bounded, whatever happens.
+Beside them, what a killed writer was about to put in its place below a home: a bundle, an index, settings, a report.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +22,8 @@ from vista.small_text import small_json
 
 KEPT_RUNS = 32
 """Finished runs that stay, however old."""
+
+_UNPLACED = re.compile(r"\..+\.[0-9a-f]{32}(\.tmp|\.building)?")
 
 FORGOTTEN = "(forgotten)"
 """What stands in a record for a user who was named there."""
@@ -51,6 +55,23 @@ def prune_runs(folder: str | Path, before_ms: int, dry_run: bool = False) -> lis
                     shutil.rmtree(path)
         except RunInProgress:
             continue
+        gone.append(path.name)
+    return gone
+
+
+def prune_unplaced(home: str | Path, before_ms: int, dry_run: bool = False) -> list[str]:
+    """Names of what killed writers left unplaced in a home and beside its bundles, and that was deleted.
+
+    Args: as of :func:`prune_runs`.
+    """
+    gone = []
+    for path in sorted([*Path(home).glob(".*"), *Path(home).glob("model/.*")]):
+        whole = [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]
+        newest = max(p.lstat().st_mtime_ns for p in whole) // 1_000_000
+        if not _UNPLACED.fullmatch(path.name) or newest > before_ms:
+            continue
+        if not dry_run:
+            shutil.rmtree(path) if len(whole) > 1 or path.is_dir() else path.unlink()
         gone.append(path.name)
     return gone
 

@@ -125,6 +125,8 @@ def rollback(layout: Layout, line: str, to: str | None = None) -> str:
     with exclusive(layout, f"rolling back line {line!r}"):
         pointer = live(layout, line)
         target = rollback_target(layout, line, pointer, to)
+        if target == pointer.live:
+            return target
         at = pointer.earlier.index(target)
         back = (pointer.live, *pointer.earlier[:at], *pointer.taken_back)
         write_pointer(layout, line, Pointer(target, pointer.earlier[at + 1 :], back))
@@ -134,9 +136,13 @@ def rollback(layout: Layout, line: str, to: str | None = None) -> str:
 def rollback_target(layout: Layout, line: str, pointer: Pointer, to: str | None) -> str:
     """Where a rollback would go: ``to``, or the newest earlier generation that can be read. Changes nothing.
 
+    Where ``to`` is live, nothing is left to do: who asks again was cut off after the step.
+
     Raises:
         NothingPublished, GenerationUnknown, Damaged: as :func:`rollback`.
     """
+    if to == pointer.live:
+        return to
     if not pointer.earlier:
         raise NothingPublished(f"{layout.root}: line {line!r} has no generation before {pointer.live}")
     target = to or next((n for n in pointer.earlier if _stands(layout, n)), None)

@@ -130,6 +130,10 @@ def held(layout: Layout, now_ms: int, sweep: bool = False) -> HeldLeases:
     place = here()
     for path in sorted(layout.leases.iterdir()):
         if path.name.startswith("."):
+            if sweep and path.name.endswith(".tmp"):  # of a reader that was killed while it wrote
+                with suppress(OSError):
+                    if path.stat().st_mtime_ns // 1_000_000 < now_ms - TTL_MS:
+                        path.unlink()
             continue
         try:
             names = _names(path, place, now_ms)

@@ -150,6 +150,16 @@ def test_what_is_no_lease_is_set_aside_and_told(kind, tmp_path):
     assert not store.admin.prune().leases
 
 
+def test_half_a_lease_of_a_killed_reader_goes_once_it_is_old(tmp_path):
+    known(tmp_path)
+    half = tmp_path / "s/leases/.1-x.json.tmp"
+    half.touch()
+    for minutes, there in ((5, True), (15, False)):
+        now = half.stat().st_mtime_ns // 1_000_000 + minutes * 60_000
+        Store(tmp_path / "s", clock=lambda now=now: now).prune()
+        assert half.exists() == there
+
+
 def test_a_lease_of_another_host_does_not_hold_for_ever(tmp_path):
     store = KnownStore(tmp_path / "s")
     names = [store.publish({1: v}) for v in range(4)]

@@ -104,3 +104,17 @@ def test_a_bundle_that_may_not_be_read_is_told_as_that(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda p, mode: str(p) != str(denied) and real(p, mode))
     with pytest.raises(BundleError, match="permission denied.*chmod"):
         bundle.load(path)
+
+
+@pytest.mark.parametrize("name", ["bundle.json", "weights.safetensors"])
+def test_a_bundle_that_lost_a_file_is_told_and_never_taken_for_none(name, tmp_path, capsys):
+    items = bundle.items_table(np.array([1]), np.array([0]), np.array([1]))
+    bundle.save(tmp_path / "model", VistaModel(SMALL), bundle.Meta(actions=SMALL.actions), items)
+    (tmp_path / "model" / name).unlink()
+    truth = testing.Truth()
+    truth.publish(truth.create(tmp_path / "store"), "run", 1000)
+    for words in (["explain", str(truth.users[0])], ["status"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*words, "--home", str(tmp_path)])
+        assert stop.value.code == 2 and name in capsys.readouterr().err
+    assert Home(tmp_path).next_model == tmp_path / "model" / "2"

@@ -1,9 +1,9 @@
 """Running a piece of work in a forked process that dies, by SIGKILL, at a chosen step.
 
-Steps are counted in one of three ways: ``file`` (every open for writing, rename, remove, mkdir, rmdir, truncate,
-flock and fsync, from audit events and a wrapped ``os.fsync``), ``line`` (every line executed in ``cache_store``), or
-``time`` (a share of the time the work took last). With ``power``, what had not been fsynced when the process died is
-then lost: files are emptied, cut or zeroed, as after a power cut.
+Steps are counted in one of four ways: ``file`` (every open for writing, rename, remove, mkdir, rmdir, truncate,
+flock and fsync, from audit events and a wrapped ``os.fsync``), ``any`` (the same, of every thread), ``line`` (every
+line executed in ``cache_store``), or ``time`` (a share of the time the work took last). With ``power``, what had not
+been fsynced when the process died is then lost: files are emptied, cut or zeroed, as after a power cut.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ class _Steps:
         os.write(self.pipe, f"{name}\t{value}\n".encode())
 
     def step(self, label: str) -> None:
-        if threading.get_ident() != self._main:
+        if self.mode != "any" and threading.get_ident() != self._main:
             return
         self.count += 1
         if self.count == self.at:
@@ -208,7 +208,7 @@ class _Steps:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def fsync(self, fd: Any) -> None:
-        if self.mode == "file":
+        if self.mode in ("file", "any"):
             self.step(f"before fsync of {_kind(os.readlink(f'/proc/self/fd/{fd}'))}")
         self._fsync(fd)
         facts = os.fstat(fd)
@@ -218,8 +218,8 @@ class _Steps:
         if event == "fcntl.flock":
             self.say("flock", "")
         elif event == "os.rename" and _is_pointer(args[1]):
-            self.say("flip", self.count + (self.mode == "file"))
-        if self.mode != "file":
+            self.say("flip", self.count + (self.mode in ("file", "any")))
+        if self.mode not in ("file", "any"):
             return
         if event in _AUDITED:
             kind = _kind(args[0]) if args and isinstance(args[0], (str, os.PathLike)) else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tools import invocation
-from tools.home import Home
+from tools.home import Home, holds_bundle
 from tools.report import run_history, store_seen
 from tools.report.tables_seen import TablesSeen
 
@@ -126,7 +126,7 @@ def _add(found: Health, code: int, what: str, paragraph: str, at: Home, *words: 
 
 
 def _model(path: Path) -> dict[str, Any] | None:
-    if not (path / "bundle.json").exists():
+    if not holds_bundle(path):
         return None
     from vista import bundle
     from vista.training.verdict import verdict

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import uuid
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -93,10 +94,13 @@ class TablesSeen:
         keep = self._keep and self._mark is not None and found.events is not None and not found.why
         if keep and self._mark == _mark(self._where, self._store):
             text = json.dumps({"overview": self.overview, "lag": found.as_dict()})
-            new = self._path.with_name(f"{KEPT}.{os.getpid()}")
-            with suppress(OSError):  # a home that may only be read is looked at the slow way
-                new.write_text(json.dumps({"mark": self._mark, "sum": _sum(text), "told": text}))
-                os.replace(new, self._path)
+            new = self._path.with_name(f".{KEPT}.{uuid.uuid4().hex}.tmp")
+            with suppress(OSError):  # a home that may only be read, or is full, is looked at the slow way
+                try:
+                    new.write_text(json.dumps({"mark": self._mark, "sum": _sum(text), "told": text}))
+                    os.replace(new, self._path)
+                finally:
+                    new.unlink(missing_ok=True)
         return found
 
 

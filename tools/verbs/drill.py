@@ -24,6 +24,8 @@ DRILLS = {
         "logs that nobody would write on purpose: every row is kept or set aside, or the file refused",
     ),
     "histories": ("histories", "random histories of a home with killed jobs, beside a set of rows"),
+    "verbs": ("verbs", "every verb that writes is killed, most the first time it is done, and done again"),
+    "missing": ("missing", "every kind of file of a home is gone, one at a time, and what each verb says"),
     "soak": ("soak", "an hour of a home that is fed, followed, pruned and made to forget, under readers"),
     "mutate": ("mutate", "faults seeded in a copy of the packages: whether a test notices"),
     "sanitize": ("sanitize", "the compiled part under AddressSanitizer and UBSan, with guard pages"),

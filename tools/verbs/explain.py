@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tools import console
-from tools.home import Home
+from tools.home import Home, holds_bundle
 from tools.options import JsonOption, LineOption, WholeHome, parse_users, there
 
 
@@ -46,7 +46,7 @@ def explained(
     from vista.data.tables.warehouse import Warehouse
 
     model, tables = at.model, Warehouse(at.tables)
-    bundle = bundles.load(model, serve=True) if (model / "bundle.json").exists() else None
+    bundle = bundles.load(model, serve=True) if holds_bundle(model) else None
     there = tables.exists()
     with Store.open(at.store, line=line) as opened:
         (who,) = parse_users([user], opened.format.user_kind)

@@ -45,8 +45,9 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Write generated events, impressions and items as Parquet: heavy-tailed lives whose interests return."""
-    from vista.config import from_file
-    from vista.data.generator import GeneratorOptions, generate
+    from vista.config import from_file, to_text
+    from vista.data.generator import UNFINISHED, GeneratorOptions, generate
+    from vista.small_text import small_text
 
     base = from_file(GeneratorOptions, config) if config else GeneratorOptions()
     given: dict[str, Any] = {
@@ -64,7 +65,9 @@ def command(
         would = {"out": str(out), **dataclasses.asdict(options)}
         return console.told("would generate", {**would, "dry_run": True}, json)
     there = sorted(path.name for name in WRITES for path in out.glob(name))
-    if there:
+    begun = out / UNFINISHED
+    goes_on = begun.exists() and small_text(begun) == to_text(options)
+    if there and not goes_on:
         raise typer.BadParameter(f"{out} holds {there[0]} already; choose another folder, or move it away")
     with console.status(f"generating {options.users:,} lives"):
         made = generate(options, out, workers=workers)

@@ -28,7 +28,7 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Delete generations that no line keeps and no reader has in use, then what only they needed of the tables."""
-    from beam_jobs.run.leftovers import prune_runs
+    from beam_jobs.run.leftovers import prune_runs, prune_unplaced
     from cache_store import Store
     from vista.data.tables.pruning import prune
     from vista.data.tables.warehouse import Warehouse
@@ -43,15 +43,16 @@ def command(
         found |= dataclasses.asdict(report)
         stay = [m for m in opened.generations() if m.generation in report.kept]
         kept = {int(m.table_snapshot) for m in stay if m.table_snapshot is not None}
+    before_ms = int(time.time() * 1000 - staging_hours * 3_600_000)
     if has_tables:
-        before_ms = int(time.time() * 1000 - staging_hours * 3_600_000)
         pruned = prune(tables.open(), kept, before_ms, dry_run)
         found["tables"] = {
             "snapshots": len(pruned.snapshots),
             "files": len(pruned.files),
             "metadata": len(pruned.metadata),
         }
-    found["runs"] = prune_runs(at.runs, int(time.time() * 1000 - staging_hours * 3_600_000), dry_run)
+    found["runs"] = prune_runs(at.runs, before_ms, dry_run)
+    found["unplaced"] = prune_unplaced(at.root, before_ms, dry_run)
     if json:
         return console.json_line(found)
     rows: dict[str, object] = {}
@@ -63,7 +64,7 @@ def command(
             "bytes": found["bytes"],
         }
     rows |= {f"tables: {name}": n for name, n in found.get("tables", {}).items()}
-    rows["runs"] = len(found["runs"])
+    rows |= {"runs": len(found["runs"]), "left by killed writers": len(found["unplaced"])}
     console.fields("would prune" if dry_run else "pruned", rows)
     if "kept" in found:
         console.table("kept", ("generation", "why"), list(found["kept"].items()))

@@ -5,7 +5,7 @@
       impressions-00000.parquet  request_id, user_id, item_id, position, actions, timestamp_ms   (slate > 0)
       later-00000.parquet        events of the last ``held_back_days``                           (if > 0)
       items.parquet              item_id, cluster, niche, vector (content_width > 0)
-      options.json
+      options.json               last; until then UNFINISHED
 
 The catalogue has clusters of niches of items; an item's content vector is near its cluster's and its niche's centre.
 A life is a row of sessions, and a session has one interest:
@@ -24,6 +24,7 @@ worker processes.
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ from vista.ops.hashing import finalised
 
 DAY_MS = 86_400_000
 BLOCK_EVENTS = 2_000_000
+UNFINISHED = ".options.json.unfinished"
+"""The options, while files are written: the same call goes on where one was killed."""
 ACTIONS = ("click", "save", "share")
 """Names of actions 0, 1, 2 of the generated logs."""
 
@@ -442,6 +445,7 @@ def generate(options: GeneratorOptions, folder: str | Path, workers: int = 1) ->
     """
     o, target = options, Path(folder)
     target.mkdir(parents=True, exist_ok=True)
+    (target / UNFINISHED).write_text(to_text(o))
     lengths = user_lengths(o)
     parts = blocks(lengths)
     jobs = [(o, str(target), i, a, lengths[a:b]) for i, (a, b) in enumerate(parts)]
@@ -456,7 +460,7 @@ def generate(options: GeneratorOptions, folder: str | Path, workers: int = 1) ->
         writer.write_table(head)
         for table in tables:
             writer.write_table(table)
-    (target / "options.json").write_text(to_text(o))
+    os.replace(target / UNFINISHED, target / "options.json")
 
     def named(prefix: str, there: bool) -> list[str]:
         return [str(target / f"{prefix}-{i:05d}.parquet") for i in range(len(parts))] if there else []

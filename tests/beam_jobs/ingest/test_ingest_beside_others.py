@@ -225,3 +225,25 @@ def test_runs_that_nobody_needs_any_more_are_pruned_and_held_ones_never(tmp_path
         assert leftovers.prune_runs(tmp_path, before_ms=2**62) == ["a"]
     assert leftovers.prune_runs(tmp_path, before_ms=2**62) == ["c"]
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["b"]
+
+
+def test_what_killed_writers_left_unplaced_in_a_home_is_pruned_and_nothing_else(tmp_path):
+    mark, others = (
+        "0123456789abcdef" * 2,
+        [".notes", ".a.tmp", ".model.building", "model/.git", f".{'x' * 32}"],
+    )
+    left = [
+        f".report.html.{mark}.tmp",
+        f".index.{mark}",
+        f".model.{mark}.building",
+        f"model/.2.{mark}.building",
+    ]
+    for name in (*others, *left):
+        (tmp_path / name / "part").mkdir(parents=True)
+    (tmp_path / f".vista.toml.{mark}.tmp").touch()
+    assert leftovers.prune_unplaced(tmp_path, before_ms=0) == []
+    before = sorted(tmp_path.rglob("*"))
+    assert len(leftovers.prune_unplaced(tmp_path, 2**62, dry_run=True)) == 5
+    assert sorted(tmp_path.rglob("*")) == before
+    assert len(leftovers.prune_unplaced(tmp_path, 2**62)) == 5
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob(".*")) == sorted(others)

@@ -32,7 +32,7 @@ def test_rollback_needs_a_target_and_prune_leaves_one(tmp_path):
     assert report.generations == names[:3] and report.bytes > 0
     with pytest.raises(GenerationUnknown, match="cannot go back"):
         known.admin.rollback(names[0])
-    assert known.admin.rollback() == names[3]
+    assert known.admin.rollback() == names[3] == known.admin.rollback(names[3])
     report = known.admin.prune()
     assert not report.generations and "forward" in report.kept[names[4]]
     assert known.admin.promote(generation=names[4]) == names[4] and known.admin.verify().ok

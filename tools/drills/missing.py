@@ -1,0 +1,163 @@
+"""Every kind of file of a home is gone, one at a time, and then every look and every job that goes on from it.
+
+    vista drill missing --seed 1
+
+Whatever is gone: no internal error; a look that ends with code 0 says what it said of the whole home; `vista verify`
+and `vista status` do not call a store whole that is not; and a job that ends with code 0 leaves what it leaves in a
+whole home. So a file is either told, rebuilt, or needed by nothing, and which it was is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tools.drills import killing
+from tools.drills.asked import asked
+from tools.drills.drill import memory_folder
+from tools.drills.verbs import HANG_SECONDS, T0, H, Place
+
+BUILT = (
+    "init logs/events.parquet", "ingest logs/events.parquet --impressions logs/shown.parquet --buckets 2",
+    "train --config logs/train.json", "summarize", "evaluate --slates 20", "ingest logs/more.parquet", "refresh",
+    "items refresh", "recommend 1 -k 2", "report", "ingest logs/last.parquet",
+)  # fmt: skip
+"""How the home is made that loses files: two generations, and events that the store has not seen."""
+LOOKS = (
+    "lookup 0 1 2 3 4 5 6 7 8 9 10 11 --json", "recommend 1 2 -k 3 --json", "explain 1 --json", "verify --json",
+    "status --max-lag-hours 1000000 --json", "runs --json", "diff 00000001 00000002 --json",
+    "evaluate --slates 20 --json",
+)  # fmt: skip
+JOBS = (
+    "refresh", "summarize", "ingest logs/yet.parquet", "compact store", "compact tables --files 1", "prune --keep 1",
+    "forget 1 --yes", "items refresh", "rollback", "train --config logs/train.json --seed 9",
+)  # fmt: skip
+ALIKE = ("verify", "status", "runs")
+"""Looks at health: what they say may differ; that it is well they may not say of what is not."""
+
+
+class Homes(Place):
+    """A place with the built home, and what each look and each job says of it whole."""
+
+    def __init__(self, root: Path, beside: Path) -> None:
+        super().__init__(root, beside)
+        for k, name in enumerate(("last", "yet")):
+            when = T0 + (2 + k) * 10**9
+            rows = {
+                "user_id": [1, 2], "item_id": [40 + k, 3], "action": ["view", "buy"],
+                "timestamp_ms": [when, when + 1], "request_id": [0, 1],
+            }  # fmt: skip
+            pq.write_table(pa.table(rows), root / f"logs/{name}.parquet")
+        for words in BUILT:
+            code, said = self.say(words)
+            if code:
+                raise AssertionError(f"{words} ends with code {code}: {said}")
+        shutil.copytree(root, self.kept / "home")
+
+    def say(self, *words: str) -> tuple[int, str]:
+        """Exit code of the last command line, and all that was said."""
+        self.said.write_text("")
+
+        def work() -> int:
+            return [self._verb([*w.split(), *H.split()]) for w in words][-1]
+
+        code = int(killing.run(work, "any", None, HANG_SECONDS).result)
+        return code, self.said.read_text(errors="replace")
+
+    def whole(self) -> None:
+        for path in self.root.iterdir():
+            shutil.rmtree(path)
+        shutil.copytree(self.kept / "home", self.root, dirs_exist_ok=True)
+
+    def kinds(self) -> dict[str, list[Path]]:
+        """Files below the home, by kind of name."""
+        found: dict[str, list[Path]] = {}
+        for path in sorted(p for p in (self.root / "home").rglob("*") if p.is_file()):
+            name = str(path.relative_to(self.root / "home"))
+            found.setdefault(re.sub(r"[0-9a-f]{4,}(-[0-9a-f]{4,})*|[0-9]+", "#", name), []).append(path)
+        return found
+
+
+def plain(said: str) -> Any:
+    """The last line as JSON, without times and ages; the text itself where it is none."""
+    try:
+        return _timeless(json.loads(said.splitlines()[-1]))
+    except (ValueError, IndexError):
+        return re.sub(r"[0-9.]+", "#", said)
+
+
+def _timeless(found: Any) -> Any:
+    if isinstance(found, dict):
+        return {
+            k: _timeless(v) for k, v in found.items() if not re.search("age|_ms|seconds|now|bytes|opened", k)
+        }
+    return [_timeless(v) for v in found] if isinstance(found, list) else found
+
+
+def run(seed: int, only: str = "", told: Callable[[str], None] = print) -> list[str]:
+    """Faults, each with the file that was gone."""
+    rng, faults = np.random.default_rng(seed), []
+    with (
+        tempfile.TemporaryDirectory(dir=memory_folder()) as beside,
+        tempfile.TemporaryDirectory(prefix="vista-missing-", dir=memory_folder()) as folder,
+    ):
+        homes = Homes(Path(folder), Path(beside))
+        wanted = {words: homes.say(words) for words in LOOKS}
+        after = {}
+        for words in JOBS:
+            homes.whole()
+            code, said = homes.say(words)
+            after[words] = code, homes.facts()
+        homes.whole()
+        for kind, paths in homes.kinds().items():
+            if not re.search(only, kind):
+                continue
+            gone = Path(paths[int(rng.integers(len(paths)))])
+            outcome = []
+            for words in (*LOOKS, *JOBS):
+                if words in JOBS or words == LOOKS[0]:
+                    homes.whole()
+                    gone.unlink()
+                code, said = homes.say(words)
+                verb, fault = words.split()[0], ""
+                if code == 1 or "Traceback" in said or "internal error" in said:
+                    fault = f"code {code}: {said}"
+                elif (
+                    words in LOOKS
+                    and code == 0
+                    and verb not in ALIKE
+                    and plain(said) != plain(wanted[words][1])
+                ):
+                    fault = f"says {said[-400:]}, of the whole home {wanted[words][1][-400:]}"
+                elif (
+                    words in JOBS
+                    and code == 0 == after[words][0]
+                    and (found := homes.facts()) != after[words][1]
+                ):
+                    differ = [k for k in after[words][1] if found.get(k) != after[words][1][k]]
+                    if differ != ["model"] or verb == "train":  # else that is what was taken away
+                        fault = f"ends with code 0 and leaves {differ} as in no whole home: {said[-300:]}"
+                if fault:
+                    faults.append(f"{gone.relative_to(homes.root)} gone, vista {words}: {fault}")
+                    told(faults[-1])
+                outcome.append(f"{verb} {code}" if code else "")
+            told(f"{kind}: {', '.join(filter(None, outcome)) or 'needed by nothing, or rebuilt'}")
+    return faults
+
+
+def main() -> None:
+    given = asked(__doc__, seed=1, only=("", "only kinds of names that this expression finds"))
+    raise SystemExit(bool(run(given.seed, given.only)))
+
+
+if __name__ == "__main__":
+    main()
