@@ -14,7 +14,7 @@ import threading
 
 from beam_jobs.run.quiet_worker import end_with
 from cache_store import Store
-from cache_store.errors import Incomplete, PublishConflict
+from cache_store.errors import Incomplete, PublishConflict, StoreError
 
 SLACK = 3
 
@@ -82,5 +82,10 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, and ends both
     os.nice(5)  # turns go first
     threading.Thread(target=end_with, args=(int(parent),), daemon=True).start()
-    with Store.open(root, line=line) as store:
-        store.build_fold(generation, int(newest) if newest else None)
+    try:
+        with Store.open(root, line=line) as store:
+            store.build_fold(generation, int(newest) if newest else None)
+    except (PublishConflict, Incomplete):
+        sys.exit(1)  # someone else changed what is folded, as `vista forget` does: the parent begins again
+    except StoreError as error:
+        sys.exit(f"folding: {error}")

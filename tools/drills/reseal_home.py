@@ -4,7 +4,8 @@ vista.toml, and the tables' facts, metadata, ledger and data files.
     vista drill home --edits 5000
 
 A field is edited, checksums, fingerprints and seals are made right again where the file has some, and the file is read
-by what reads it in the product: a typed error, or values of the right types, in bounded time and memory.
+by what reads it in the product: a typed error, or values of the right types, in bounded time and memory, and nothing
+is written outside the home: not into the working folder, the folder of temporary files, nor the user's own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -311,12 +313,31 @@ def _each(done: str, *works: Callable[[], object]) -> None:
             raise AssertionError(f"{done}: {type(error).__name__}: {error}") from error
 
 
+@contextmanager
+def _elsewhere(outside: Path) -> Iterator[Path]:
+    """Empty folders to work in, for temporary files and as the user's own; as it was at the end."""
+    before = os.environ.get("HOME"), tempfile.tempdir
+    for name in ("cwd", "tmp", "user"):
+        (outside / name).mkdir(parents=True)
+    os.environ["HOME"], tempfile.tempdir = str(outside / "user"), str(outside / "tmp")
+    try:
+        with chdir(outside / "cwd"):
+            yield outside
+    finally:
+        tempfile.tempdir = before[1]
+        if before[0] is not None:
+            os.environ["HOME"] = before[0]
+
+
 def run(edits: int, seed: int = 0) -> dict[str, Any]:
     """Edit so often; how often each kind, and every fault with its seed."""
     counts: Counter[str] = Counter()
     faults, slowest = [], 0.0
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
+    with (
+        tempfile.TemporaryDirectory(dir=memory_folder()) as folder,
+        _elsewhere(Path(folder, "else")) as outside,
+    ):
         world = Path(folder, "world")
         Path(folder, "home").mkdir()
         build(Path(folder, "home"))  # where it is used: tables know their place
@@ -329,6 +350,12 @@ def run(edits: int, seed: int = 0) -> dict[str, Any]:
                 kind(root, rng)
             except Exception:
                 faults.append(f"seed {number}, {kind.__name__}: {traceback.format_exc()[-700:]}")
+            if wrote := [p for place in outside.iterdir() for p in place.rglob("*")]:
+                faults.append(f"seed {number}, {kind.__name__}: wrote {wrote[:5]} outside the home")
+                for path in sorted(wrote, reverse=True):
+                    path.rmdir() if path.is_dir() else path.unlink()
+            if {*os.listdir(folder)} != {"world", "home", "else"}:
+                faults.append(f"seed {number}, {kind.__name__}: {os.listdir(folder)} beside the home")
             took = time.process_time() - began
             if took > SECONDS:
                 faults.append(f"seed {number}, {kind.__name__}: {took:.1f} s")
