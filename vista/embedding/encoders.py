@@ -164,10 +164,11 @@ class EventEncoder(nn.Module):
     ) -> torch.Tensor:
         """What :meth:`forward` adds to the items, float32 [..., D]."""
         bits = (action.unsqueeze(-1) >> torch.arange(self.actions, device=action.device)) & 1
-        bits = bits.to(torch.float32)
-        hidden = torch.zeros_like(action, dtype=torch.float32) if masked is None else masked.to(torch.float32)
-        bits = bits * (1 - hidden).unsqueeze(-1)
-        dense = torch.cat([bits, hidden.unsqueeze(-1), self._time(time, gap)], dim=-1)
+        bits, hidden = bits.float(), torch.zeros_like(bits[..., :1], dtype=torch.float32)
+        if masked is not None:
+            hidden = masked.float().unsqueeze(-1)
+            bits = bits * (1 - hidden)
+        dense = torch.cat([bits, hidden, self._time(time, gap)], dim=-1)
         rows = F.embedding(surface.long() % self.surfaces, self.surface)
         return rows + dense.to(self.features.dtype) @ self.features
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,6 +81,20 @@ class Plan:
     def candidates(self) -> int:
         """B."""
         return len(self.user)
+
+    def each(self, form: Callable[..., Tensor], rows: Sequence[Tensor], contexts: Sequence[Tensor]) -> Tensor:
+        """[B, ...], what ``form`` gives [G, M, ...] of each group's part of ``rows``, [B, ...] to [G, M, ...], and of
+        ``contexts``, [U, ...] to [G, ...]."""
+        outputs = []
+        for group in self.groups or (AlikeUsers(None, None, 0),):
+            mine = [
+                x.view(self.users, group.width, *x.shape[1:]) if group.rows is None else x[group.rows]
+                for x in rows
+            ]
+            theirs = contexts if group.users is None else [x[group.users] for x in contexts]
+            outputs.append(form(*mine, *theirs).flatten(0, 1))
+        out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return out if self.back is None else out.index_select(0, self.back)
 
     @staticmethod
     def of(offsets: Tensor | np.ndarray, device: torch.device | str = "cpu") -> Plan:
@@ -169,7 +183,7 @@ def fast(
     if plan.groups and (kernels := on_device(q, "crossing_triton")):
         wide = bias[:, None].expand(-1, q.shape[1], -1)
         return kernels.attend(q, own, v, keys, values, wide, plan.offsets, plan.longest)
-    return _in_groups(_group, plan, q, own, v, keys, values, bias)
+    return plan.each(_group, [q, own, v], [keys, values, bias]) if plan.groups else v.clone()
 
 
 def flex(
@@ -185,7 +199,8 @@ def flex(
     from vista.ops import flex as attention  # seconds to import
 
     plan, q, own, bias = _scaled(q, k, keys, mask, offsets)
-    return _in_groups(functools.partial(_merged, attention.read), plan, q, own, v, keys, values, bias)
+    form = functools.partial(_merged, attention.read)
+    return plan.each(form, [q, own, v], [keys, values, bias]) if plan.groups else v.clone()
 
 
 def _scaled(
@@ -201,34 +216,6 @@ def _scaled(
     q = q / math.sqrt(q.shape[-1])
     bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -math.inf)
     return plan, q, (q * k).sum(-1), bias
-
-
-def _in_groups(
-    form: Callable[..., Tensor],
-    plan: Plan,
-    q: Tensor,
-    own: Tensor,
-    v: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    bias: Tensor,
-) -> Tensor:
-    """``form`` of each group's q, v [G, M, H, E], own [G, M, H], keys, values [G, T, H, E] and bias [G, T]; [B, H, E]
-    of what it gives."""
-    if not plan.groups:
-        return v.clone()
-
-    def gathered(x: Tensor, group: AlikeUsers) -> Tensor:
-        return x.view(plan.users, group.width, *x.shape[1:]) if group.rows is None else x[group.rows]
-
-    outputs = []
-    for group in plan.groups:
-        contexts = (keys, values, bias)
-        if group.users is not None:
-            contexts = (keys[group.users], values[group.users], bias[group.users])
-        outputs.append(form(*(gathered(x, group) for x in (q, own, v)), *contexts).flatten(0, 1))
-    out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return out if plan.back is None else out.index_select(0, plan.back)
 
 
 def _group(q: Tensor, own: Tensor, v: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:

@@ -45,13 +45,13 @@ def mix_torch(item: torch.Tensor, *salts: int) -> torch.Tensor:
     """The same 64 bits as :func:`mix_numpy`, held in int64 (torch has no unsigned shift), [...] -> [..., salts]."""
     import torch  # noqa: PLC0415 - who hashes arrays need not load it
 
-    def shifted(x: torch.Tensor, by: int) -> torch.Tensor:
-        return (x >> by) & ((1 << (64 - by)) - 1)
+    def folded(x: torch.Tensor, by: int) -> torch.Tensor:
+        return (x >> by).bitwise_and_((1 << (64 - by)) - 1).bitwise_xor_(x)
 
     x = torch.stack([item.long() + _signed(salt * _GOLDEN) for salt in salts], -1)
-    x = (x ^ shifted(x, 30)) * _signed(_FIRST)
-    x = (x ^ shifted(x, 27)) * _signed(_SECOND)
-    return x ^ shifted(x, 31)
+    x = folded(x, 30).mul_(_signed(_FIRST))
+    x = folded(x, 27).mul_(_signed(_SECOND))
+    return folded(x, 31)
 
 
 def bucket_numpy(item: np.ndarray, salt: int, buckets: int) -> np.ndarray:
@@ -66,4 +66,9 @@ def bucket_torch(item: torch.Tensor, salt: int, buckets: int) -> torch.Tensor:
 
 def buckets_torch(item: torch.Tensor, salts: Iterable[int], buckets: int) -> torch.Tensor:
     """As :func:`bucket_numpy`, on tensors and by several salts: [...] -> [..., salts]."""
-    return ((mix_torch(item, *salts) >> 32) & 0xFFFFFFFF) % buckets
+    upper = mix_torch(item, *salts) >> 32
+    if (
+        buckets & (buckets - 1) == 0 and buckets <= 1 << 32
+    ):  # a power of two: a division takes ten times as long
+        return upper.bitwise_and_(buckets - 1)
+    return upper.bitwise_and_(0xFFFFFFFF).remainder_(buckets)

@@ -327,7 +327,7 @@ class ExactTokens(nn.Module):
         ids = parts[ITEMS].contiguous().view(torch.int64)[:, : self.capacity]
 
         def of(name: str, entries: int, columns: int) -> Tensor:
-            found = parts.get(name, addressed.new_zeros(users, 0))
+            found = parts[name] if name in parts else addressed.new_zeros(users, 0)
             return found[:, : entries * columns].reshape(users, entries, columns)
 
         counters = [
@@ -361,7 +361,7 @@ class ExactTokens(nn.Module):
         last = held.last[..., : self.facts[CLUSTERS]]
         last = last.gather(1, order[..., None].expand(-1, -1, last.shape[2]))
         there = mass.amax(-1, keepdim=True) > 0
-        vector = encoder.vector(torch.where(there[..., 0], item, 0)) * there
+        vector = encoder.vector(item * there[..., 0]) * there
         if not self.sequence_clusters:
             return Sequence(vector, mass, item, last)
         rest = held.cluster.clone()
@@ -399,7 +399,7 @@ def _heaviest(mass: Tensor, count: int) -> Tensor:
     on every device. Masses [U, E] are 0 or more."""
     # the bits of such floats are in their order; what is left of an integer makes all of them different
     place = torch.arange(mass.shape[1], device=mass.device)
-    key = (mass.contiguous().float().view(torch.int32).long() << 24) + (mass.shape[1] - place)
+    key = mass.contiguous().float().view(torch.int32).long().bitwise_left_shift_(24).sub_(place)
     return key.topk(count, dim=1)[1]
 
 

@@ -107,6 +107,8 @@ class Layer(nn.Module):
         x = self.out(read.flatten(-2)).add_(x)
         h = self.before_feed(x)
         # Two products, not halves of one: what follows reads each from end to end; in place, if no gradient forbids it.
-        gate, up = (F.linear(h, part) for part in self.gate_up.weight.chunk(2))
-        gate = F.silu(gate) * up if torch.is_grad_enabled() else F.silu(gate, inplace=True).mul_(up)
-        return self.down(gate).add_(x)
+        gate, up = self.gate_up.weight.chunk(2)
+        if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+            return self.down(F.silu(F.linear(h, gate)) * F.linear(h, up)).add_(x)
+        fed = F.silu(F.linear(h, gate), inplace=True).mul_(F.linear(h, up))
+        return x.view(-1, x.shape[-1]).addmm_(fed.flatten(0, -2), self.down.weight.T).view_as(x)

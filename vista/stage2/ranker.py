@@ -261,7 +261,7 @@ class Ranker(nn.Module):
 
         item, time = padded(events.item), padded(events.time)
         encoded = self.items(events.item)  # [N, D]
-        age = torch.where(there, (now[:, None] - time).clamp_min(0), 0)
+        age = (now[:, None] - time).clamp_min(0) * there
         x = [] if self.summary is None else [self.summary(seeds) + self.summary_place]
         if r:
             places = waves(torch.stack([age / 1000, rank], -1)).flatten(-2)
@@ -320,14 +320,14 @@ class Ranker(nn.Module):
             whole = torch.as_tensor(usable, device=device)
             if whole.dtype != torch.bool or whole.shape != (users,):
                 raise DataError(f"usable: expected bool [{users}], found {whole.dtype} {tuple(whole.shape)}")
-            for name, x in found.items():  # one broken number would take every candidate of the user with it
-                if name not in BITS:  # these are bits, any of which are fine
-                    whole = whole & x.flatten(1).isfinite().all(-1)
+        # the largest of each group, but of those that are bits; not finite where a number is not
+        largest = torch.stack([x.flatten(1).abs().amax(1) for n, x in found.items() if n not in BITS]).amax(0)
+        if usable is not None:  # one broken number would take every candidate of the user with it
+            whole = whole & largest.isfinite()
             found = {n: torch.where(whole[:, None, None], x, 0) for n, x in found.items()}
-        some = [(x != 0).flatten(1).any(-1) for n, x in found.items() if n not in BITS]
         none = torch.zeros(users, 0, d, device=device)
         seeds = none if self.places is not None else found.pop("seeds", none)
-        return seeds, torch.cat([none, *found.values()], 1), torch.stack(some).any(0)
+        return seeds, torch.cat([none, *found.values()], 1), (largest != 0) & whole
 
     def _recent_tokens(
         self, items: Tensor, recent: RecentEvents, masked: Tensor | np.ndarray | None

@@ -30,7 +30,7 @@ _LAST_ID = torch.iinfo(torch.int64).max
 def waves(x: Tensor, low: int = -4, high: int = FREQUENCIES - 4) -> Tensor:
     """Fourier features of ``log1p(x)``: [...] -> [..., 2 * FREQUENCIES], smooth from seconds to years; some octaves of
     them."""
-    steps = math.pi / 4 * 2.0 ** torch.arange(low, high, device=x.device, dtype=torch.float32)
+    steps = math.pi / 4 * torch.logspace(low, high - 1, high - low, 2.0, device=x.device)
     angle = torch.log1p(x.float().clamp_min(0))[..., None] * steps
     return torch.cat([angle.sin(), angle.cos()], -1)
 
@@ -121,8 +121,8 @@ class EntryReader:
         held = tokens.unpack(ctx.slots[:, self.rows])
         at = found_at(held.item, item, plan).clamp_max(held.item.shape[1] - 1)
         at += row * held.item.shape[1]  # what is flat is picked several times faster than by two indices
-        hit = held.item.flatten()[at] == item
-        found = torch.where(hit[:, None], F.embedding(at, held.mass.flatten(0, 1)), 0.0)
+        hit = held.item.flatten().index_select(0, at) == item
+        found = F.embedding(at, held.mass.flatten(0, 1)) * hit[:, None]
         masses = [found[:, None]]
         if tokens.clusters:
             own = tokens.cluster(item)
@@ -135,10 +135,10 @@ class EntryReader:
         log, late = torch.log1p(mass), recency(mass)
         told = [log[:, : self.keys].flatten(1), late[:, : self.keys].flatten(1)]
         if self.shares:
-            whole = torch.log1p((held.cluster if tokens.clusters else held.mass).sum(1))[row]
+            whole = torch.log1p((held.cluster if tokens.clusters else held.mass).sum(1)).index_select(0, row)
             told += [torch.log(found + 1e-3) - whole, 0.25 * whole, (found[:, :1] > 0).float()]
         if self.last:
-            since = ctx.elapsed_ms[row] / 3_600_000
+            since = ctx.elapsed_ms.index_select(0, row) / 3_600_000
             newest = F.embedding(at, held.last.flatten(0, 1))
             action = action_of(newest[:, 2])[:, None] == torch.arange(self.actions, device=item.device)
             told.append(
@@ -202,13 +202,7 @@ class Neighbours(nn.Module):
 
 def found_at(ids: Tensor, item: Tensor, plan: Plan, right: bool = False) -> Tensor:
     """Where each candidate would stand in its user's ascending ``ids`` int64 [U, K]: int64 [B], 0 to K."""
-    outputs = []
-    for group in plan.groups:
-        asked = item.view(plan.users, group.width) if group.rows is None else item[group.rows]
-        mine = ids if group.users is None else ids[group.users]
-        outputs.append(torch.searchsorted(mine, asked, right=right).flatten())
-    at = torch.cat(outputs) if outputs else item.new_zeros(0)
-    return at if plan.back is None else at[plan.back]
+    return plan.each(lambda asked, mine: torch.searchsorted(mine, asked, right=right), [item], [ids])
 
 
 class NearTokens(nn.Module):
@@ -240,23 +234,14 @@ class NearTokens(nn.Module):
         x = F.normalize(vector @ self.match, dim=-1)
         keys = F.normalize(ctx.token @ self.match, dim=-1)
         sharpness = self.log_sharpness.exp()
-        outputs = []
-        for group in plan.groups:
-            rows = x.view(plan.users, group.width, -1) if group.rows is None else x[group.rows]
-            k, m = (
-                (keys, ctx.token_mass)
-                if group.users is None
-                else (keys[group.users], ctx.token_mass[group.users])
-            )
-            cosine = rows @ k.transpose(1, 2)  # [G, M, S]
+
+        def near(rows: Tensor, keys: Tensor, mass: Tensor) -> Tensor:
+            cosine = rows @ keys.mT  # [G, M, S]
             # in place where it may be: a fresh block of this size costs more than what is done to it
-            each = [
-                (cosine * b).exp_() @ (m * torch.exp(-b * e))
-                for b, e in zip(sharpness, self.empty, strict=True)
-            ]
-            outputs.append(torch.cat(each, -1).flatten(0, 1))
-        out = torch.cat(outputs) if outputs else x.new_zeros(0, self.odds)
-        odds = torch.log((out if plan.back is None else out[plan.back]) + _NOTHING)
+            each = zip(sharpness, self.empty, strict=True)
+            return torch.cat([(cosine * b).exp_() @ (mass * torch.exp(-b * e)) for b, e in each], -1)
+
+        odds = torch.log(plan.each(near, [x], [keys, ctx.token_mass]) + _NOTHING)
         return torch.cat([0.25 * odds, F.softplus(odds)], -1)
 
 
@@ -289,9 +274,10 @@ class RecentReader:
         rank = (lengths[:, None] - order).clamp_min(1)  # 1 is the newest
         events = torch.stack([count, rank, ctx.recent_age_ms.gather(1, order)], -1).float().flatten(0, 1)
         # equal ones keep their order: the last is the newest
-        at = torch.minimum(found_at(ids, item, plan, right=True), lengths[user]).sub_(1).clamp_min_(0)
+        most = lengths.index_select(0, user)
+        at = torch.minimum(found_at(ids, item, plan, right=True), most).sub_(1).clamp_min_(0)
         row = user * r + at
-        found = (ids.flatten()[row] == item) & (lengths[user] > 0)
+        found = (ids.flatten().index_select(0, row) == item) & (most > 0)
         if len(item) < len(events):
             told = self._tell(F.embedding(row, events))
         else:
@@ -319,4 +305,4 @@ class ScoreReader:
         wide.fill_(3.0)
 
     def __call__(self, ctx: ContextKV, item: Tensor, vector: Tensor, plan: Plan) -> Tensor:
-        return (ctx.query[plan.user] * vector[:, None]).sum(-1).amax(-1, keepdim=True)
+        return plan.each(lambda v, query: v @ query.mT, [vector], [ctx.query]).amax(-1, keepdim=True)
