@@ -374,6 +374,19 @@ def test_messages_without_the_declared_columns_are_a_fault_of_the_options_until_
     assert stored(options) == expected(40)
 
 
+def test_a_file_whose_date_lies_ahead_of_the_clock_is_taken_once_it_stays_as_it_is(tmp_path):
+    """Copied from a host whose clock goes otherwise, or the clock of this one went back."""
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(message(1))
+    ahead = time.time() + 86_400
+    os.utime(file, (ahead, ahead))
+    source = open_source(str(tmp_path))
+    assert source.read("", 10, wait_s=0) is None
+    found = source.read("", 10, wait_s=60)
+    assert found.files == [str(file)] and found.arrived_ms < ahead * 1000 - 3_600_000
+    assert source.read("", 10, wait_s=0) is None
+
+
 def test_a_file_that_is_no_log_is_told_and_does_not_stop_the_folder(options, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
