@@ -223,3 +223,8 @@ def test_what_is_asked_for_is_on_the_page_as_well(small_home, tmp_path, capsys):
         and f"User {user}" in text
         and "Weighs most in the summary" in text
     )
+
+
+def test_a_folder_with_nothing_to_look_at_is_no_healthy_home(tmp_path, capsys):
+    code, _, err = vista(capsys, "report", "--home", tmp_path)
+    assert code == 2 and "nothing at" in err and not list(tmp_path.iterdir())

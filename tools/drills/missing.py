@@ -39,7 +39,7 @@ LOOKS = (
 )  # fmt: skip
 JOBS = (
     "refresh", "summarize", "ingest logs/yet.parquet", "compact store", "compact tables --files 1", "prune --keep 1",
-    "forget 1 --yes", "items refresh", "rollback", "train --config logs/train.json --seed 9",
+    "forget 1 --yes", "items refresh", "rollback",
 )  # fmt: skip
 ALIKE = ("verify", "status", "runs")
 """Looks at health: what they say may differ; that it is well they may not say of what is not."""
@@ -57,21 +57,23 @@ class Homes(Place):
                 "timestamp_ms": [when, when + 1], "request_id": [0, 1],
             }  # fmt: skip
             pq.write_table(pa.table(rows), root / f"logs/{name}.parquet")
-        for words in BUILT:
-            code, said = self.say(words)
+        for words, (code, said) in zip(BUILT, self.say(*BUILT), strict=True):
             if code:
                 raise AssertionError(f"{words} ends with code {code}: {said}")
         shutil.copytree(root, self.kept / "home")
 
-    def say(self, *words: str) -> tuple[int, str]:
-        """Exit code of the last command line, and all that was said."""
+    def say(self, *asked: str) -> list[tuple[int, str]]:
+        """Exit code of each command line, given one after the other, and what it said."""
         self.said.write_text("")
 
-        def work() -> int:
-            return [self._verb([*w.split(), *H.split()]) for w in words][-1]
+        def work() -> str:
+            return json.dumps(
+                [(self._verb([*words.split(), *H.split()]), self.said.stat().st_size) for words in asked]
+            )
 
-        code = int(killing.run(work, "any", None, HANG_SECONDS).result)
-        return code, self.said.read_text(errors="replace")
+        ends = json.loads(killing.run(work, "any", None, HANG_SECONDS).result)
+        said, starts = self.said.read_bytes(), [0, *(end for _, end in ends)]
+        return [(code, said[starts[k] : end].decode(errors="replace")) for k, (code, end) in enumerate(ends)]
 
     def whole(self) -> None:
         for path in self.root.iterdir():
@@ -111,52 +113,56 @@ def run(seed: int, only: str = "", told: Callable[[str], None] = print) -> list[
         tempfile.TemporaryDirectory(prefix="vista-missing-", dir=memory_folder()) as folder,
     ):
         homes = Homes(Path(folder), Path(beside))
-        wanted = {words: homes.say(words) for words in LOOKS}
-        after = {}
+        looks = dict(zip(LOOKS, homes.say(*LOOKS), strict=True))
+        jobs = {}
         for words in JOBS:
             homes.whole()
-            code, said = homes.say(words)
-            after[words] = code, homes.facts()
+            jobs[words] = homes.say(words)[0][0], homes.facts()
         homes.whole()
         for kind, paths in homes.kinds().items():
             if not re.search(only, kind):
                 continue
-            gone = Path(paths[int(rng.integers(len(paths)))])
-            outcome = []
-            for words in (*LOOKS, *JOBS):
-                if words in JOBS or words == LOOKS[0]:
-                    homes.whole()
-                    gone.unlink()
-                code, said = homes.say(words)
-                verb, fault = words.split()[0], ""
-                if code == 1 or "Traceback" in said or "internal error" in said:
-                    fault = f"code {code}: {said}"
-                elif (
-                    words in LOOKS
-                    and code == 0
-                    and verb not in ALIKE
-                    and plain(said) != plain(wanted[words][1])
-                ):
-                    fault = f"says {said[-400:]}, of the whole home {wanted[words][1][-400:]}"
-                elif (
-                    words in JOBS
-                    and code == 0 == after[words][0]
-                    and (found := homes.facts()) != after[words][1]
-                ):
-                    differ = [k for k in after[words][1] if found.get(k) != after[words][1][k]]
-                    if differ != ["model"] or verb == "train":  # else that is what was taken away
-                        fault = f"ends with code 0 and leaves {differ} as in no whole home: {said[-300:]}"
-                if fault:
-                    faults.append(f"{gone.relative_to(homes.root)} gone, vista {words}: {fault}")
-                    told(faults[-1])
-                outcome.append(f"{verb} {code}" if code else "")
-            told(f"{kind}: {', '.join(filter(None, outcome)) or 'needed by nothing, or rebuilt'}")
+            gone = paths[int(rng.integers(len(paths)))]
+            homes.whole()
+            gone.unlink()
+            codes, found = [], dict(zip(LOOKS, homes.say(*LOOKS), strict=True))
+            for words, (code, said) in found.items():
+                fault = internal(code, said)
+                if code == 0 and words.split()[0] not in ALIKE and plain(said) != plain(looks[words][1]):
+                    fault = f"code 0 and other values: {said[-600:]}"
+                faults += [f"{gone.relative_to(homes.root)} gone, vista {words}: {fault}"] if fault else []
+                codes += [f"{words.split()[0]} {code}"] if code != looks[words][0] else []
+            for words in JOBS:
+                homes.whole()
+                gone.unlink()
+                code, said = homes.say(words)[0]
+                fault = internal(code, said)
+                if code == 0 == jobs[words][0]:
+                    left = homes.facts()
+                    differ = [
+                        k for k, was in jobs[words][1].items() if left.get(k) != was and k != taken(kind)
+                    ]
+                    fault = f"code 0, and {', '.join(differ)} differ: {said[-300:]}" if differ else fault
+                faults += [f"{gone.relative_to(homes.root)} gone, vista {words}: {fault}"] if fault else []
+                codes += [f"{words.split()[0]} {code}"] if code != jobs[words][0] else []
+            told(f"{kind}: {', '.join(codes) or 'rebuilt, or needed by nothing'}")
     return faults
+
+
+def internal(code: int, said: str) -> str:
+    return f"code {code}: {said}" if code == 1 or "Traceback" in said or "internal error" in said else ""
+
+
+def taken(kind: str) -> str:
+    """The fact that goes with the file, whatever is done."""
+    return {"model/bundle.json": "model", "vista.toml": "settings"}.get(kind, "")
 
 
 def main() -> None:
     given = asked(__doc__, seed=1, only=("", "only kinds of names that this expression finds"))
-    raise SystemExit(bool(run(given.seed, given.only)))
+    faults = run(given.seed, given.only)
+    print("\n".join(faults) or "nothing was lost in silence")
+    raise SystemExit(bool(faults))
 
 
 if __name__ == "__main__":

@@ -60,6 +60,10 @@ def command(
     refuse_foreign(target, "--out", _ours)
     start = time.perf_counter()
     page = assemble(at, studies=study or (), users=users, more=_asked(at, diff, explain))
+    if not (page.health.there or study or (at.root / "studies").is_dir()):
+        raise typer.BadParameter(
+            f"nothing at {at.root}: no tables, model, store or runs; name the home with --home"
+        )
     text = render(page)
     seconds = time.perf_counter() - start
     if not dry_run:
