@@ -40,7 +40,8 @@ from beam_jobs.generation.summarize import check_expiry
 from beam_jobs.horizon import horizon_of
 from beam_jobs.ingest import job as ingest
 from beam_jobs.ingest.options import IngestOptions
-from beam_jobs.run.engines import HERE
+from beam_jobs.run.children import leave
+from beam_jobs.run.engines import HERE, here
 from beam_jobs.run.files import write_atomically
 from beam_jobs.run.record import RunDirectory, RunRecord
 from beam_jobs.tables import compact
@@ -70,7 +71,10 @@ class FollowOptions:
         run_dir: folder of the service's own runs; one service at a time holds it.
         deliver: URLs of sinks that get each changed record (``sinks``).
         reading: further fields of ``IngestOptions``: how events are to be read.
-        batch_events: most events of a turn.
+        workers: processes that resume users: this one, or so many children of it.
+        batch_events: most events of a turn, and
+        growth: how many times as many while the service lags behind its source. A turn costs by its users: one that
+            takes more events of the same users takes less for each.
         batch_s: seconds that a turn waits for the first event.
         expire_after_ms: users without an event for so long are left out; looked for every ``expire_s`` seconds.
         max_depth: deltas over a full generation before some are folded.
@@ -89,7 +93,9 @@ class FollowOptions:
     device: str = "cpu"
     deliver: tuple[str, ...] = ()
     reading: Mapping[str, Any] = field(default_factory=dict)
+    workers: int = 1
     batch_events: int = 20_000
+    growth: int = 16
     batch_s: float = 1.0
     expire_after_ms: int | None = None
     expire_s: float = 3_600.0
@@ -103,7 +109,9 @@ class FollowOptions:
     def __post_init__(self) -> None:
         check_expiry(self.expire_after_ms)
         for name in (
+            "workers",
             "batch_events",
+            "growth",
             "expire_s",
             "batch_s",
             "max_depth",
@@ -160,6 +168,7 @@ class Service:
         self._deliveries: list[Delivery] = []  # from the moment on that there is a store
         self._folding: Folding | None = None  # likewise
         self._understood = False  # whether a batch was ingested
+        self._most = options.batch_events
         self._turns, self._tidied_at = 0, clock()
         self._expired_at = float("-inf") if options.expire_after_ms is not None else float("inf")
         self._behind = (
@@ -181,6 +190,7 @@ class Service:
                     if turn is not None:
                         yield turn
             finally:
+                leave()
                 if self._folding:
                     self._folding.close()
                     self._folding = None
@@ -197,7 +207,8 @@ class Service:
             seconds[step] = round(now - began, 3)
             began = now
 
-        batch = self.source.read(self.position, self.options.batch_events, self.options.batch_s)
+        batch = self.source.read(self.position, self._most, self.options.batch_s)
+        self._most = self._next_most(len(batch.messages) if batch else 0)
         took("read")
         aside: list[str] = []
         if batch is not None:
@@ -232,6 +243,13 @@ class Service:
         self._turns += 1
         lag = published - batch.arrived_ms / 1000 if batch and batch.arrived_ms is not None else None
         return Turn(self._turns, counts, generation, self.position, seconds, lag, (*aside, *tidied))
+
+    def _next_most(self, taken: int) -> int:
+        """Most events of the next turn: twice as many after a full one, half after one that was not full by far."""
+        least = self.options.batch_events
+        if taken >= self._most:
+            return min(2 * self._most, self.options.growth * least)
+        return self._most if 4 * taken > self._most else max(self._most // 2, least)
 
     @property
     def position(self) -> str:
@@ -315,7 +333,7 @@ class Service:
             properties={POSITION + self.source.name: batch.position},
             again=bool(batch.messages),  # two batches may be alike to the byte and are still two
             skip_bad_files=bool(batch.files),
-            **{"chunk_rows": self.options.batch_events, **self.options.reading},
+            **self.options.reading,
         )
         record = ingest.run(options, (HERE,), clock=self._clock, progress=False)
         for file in files if batch.messages else ():
@@ -341,7 +359,7 @@ class Service:
                 progress=False,
             )
             try:
-                record = refresh.run(options, (HERE,))
+                record = refresh.run(options, here(self.options.workers))
                 self._expired_at = self._expired_at if after is None else began
                 return record
             except (PublishConflict, TableChanged):

@@ -27,7 +27,7 @@ from beam_jobs.generation.bucket_task import (
 from beam_jobs.generation.gate import Bounds
 from beam_jobs.generation.publish import to_generation
 from beam_jobs.run import job as jobs
-from beam_jobs.run.engines import HERE, on_cluster
+from beam_jobs.run.engines import HERE, on_cluster, workers_here
 from beam_jobs.run.job import Job, Run
 from beam_jobs.run.limits import check_disk, check_memory
 from beam_jobs.run.record import RunRecord
@@ -213,8 +213,9 @@ def check_limits(
         users = 0  # the task that reads the file says what is wrong
     check_disk({options.store: users * schema.row_bytes}, options.max_bytes)
     if not on_cluster(run.job.args):
-        processes = 1
-        if HERE not in run.job.args:
+        if HERE in run.job.args:
+            processes = workers_here(run.job.args)
+        else:
             from beam_jobs.run.runner import local_processes  # of Beam, which takes a second to import
 
             processes = local_processes(run.job.args)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -26,7 +26,7 @@ Do = Callable[[T], Mapping[str, int]]
 BEAM = "beam"
 CLUSTERS = ("spark", "ray", "dask")
 HERE = "--engine=here"
-"""Engine of small jobs that must begin at once: one task after the other, in this process."""
+"""Engine of small jobs that must begin at once: one task after the other, in this process, or by :func:`here`."""
 DECIDING = ("vista-cache", "torch", "numpy", "pyarrow", "lmdb")
 """Packages whose versions may change a result."""
 
@@ -46,6 +46,16 @@ def engine_args(engine: str, address: str | None, more: Sequence[str] = ()) -> l
             f"{address or 'no address'}; see docs/operations.md"
         )
     return [f"--engine={engine}", f"--address={address}", *more]
+
+
+def here(workers: int) -> tuple[str, ...]:
+    """Arguments of a run in this process, or in so many children of it that stay for the next (``children``)."""
+    return (HERE,) if workers == 1 else (HERE, f"--workers={workers}")
+
+
+def workers_here(args: Sequence[str]) -> int:
+    """Processes of a run by :func:`here`."""
+    return int(args[1].partition("=")[2]) if len(args) > 1 else 1
 
 
 def on_cluster(args: Sequence[str]) -> bool:
@@ -80,8 +90,15 @@ def run_tasks(
         return Counter()
     sums: Counter[str] = Counter()
     if HERE in args:
-        for task in tasks:
-            sums.update(do(task))
+        workers = min(workers_here(args), len(tasks))
+        if workers > 1:
+            from beam_jobs.run.children import on_children
+
+            counted: Iterable[Mapping[str, int]] = on_children(workers_here(args), tasks, do)
+        else:
+            counted = map(do, tasks)
+        for counts in counted:
+            sums.update(counts)
         return sums
     if not on_cluster(args):
         from beam_jobs.run.runner import on_beam

@@ -1,10 +1,10 @@
 """From an event to the lookup that shows it: ``vista follow`` on a Redis stream at a stated rate, beside a reader.
 
 Every quarter of a second one event is of a user who was never seen; a reader that moves to new generations as serving
-does looks those users up until they are there. Beside the lags it tells what grew: resident memory and open files of
-the service, bytes, files and deltas below the home, mappings of the reader; each as its slope, in percent an hour of
-its mean, over the last three quarters of the time. At the end the tables must hold every event once, after the kills
-that were asked for.
+does looks those users up until they are there. Beside the lags it tells what grew: memory, open files and mappings of
+the service, bytes, files and deltas below the home, open files of the reader; each as its slope, in percent an hour of
+its mean, over the last three quarters of the time, and what a kill empties by its slope between kills, too, all
+processes taken together, from ``WARM_S`` after each start. At the end the tables must hold every event once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ from tools.bench.harness import Figure, Result, median, sized
 
 START = 1_700_000_000_000
 ACTIONS = ("view", "like")
-UNITS = {"memory": "MB", "disk": "MB"}
+UNITS = {"memory": "MB", "mapped": "MB", "disk": "MB"}
+WITHIN = ("memory", "mapped", "open_files", "mappings")
+"""What begins anew with each process."""
+WARM_S = 30.0
+"""From the start of a process until its sizes count: it loads the model and takes what has waited."""
 STEPS = ("read", "ingest", "refresh", "tidy")
 NEW = 1 << 40
 """Users from here on were never seen before."""
@@ -44,6 +48,8 @@ def run(
     seconds: float = 180.0,
     kills: int = 0,
     width: int = 64,
+    workers: int = 1,
+    record: str = "whole",
     seed: int = 0,
 ) -> Result:
     """Follow a stream for a while.
@@ -54,6 +60,8 @@ def run(
         seconds: how long events arrive.
         kills: SIGKILLs of the service at random moments; it is started again at once.
         width: D of the model.
+        workers: processes that resume users.
+        record: how large a record is: whole, half, small or tiny, of 32 to 4 KiB.
     """
     if shutil.which("redis-server") is None:
         raise FileNotFoundError(
@@ -61,14 +69,15 @@ def run(
         )
     with tempfile.TemporaryDirectory(prefix="vista-freshness-") as folder, _redis(folder) as (client, url):
         home = Path(folder)
-        _model(home, width)
+        _model(home, width, record)
         rng = np.random.default_rng(seed)
         sent = _send(client, rng, 0, users, users)  # everybody has been here before
-        with contextlib.closing(_Service(home, url, rate)) as service:
+        with contextlib.closing(_Service(home, url, workers)) as service:
             _until(lambda: service.position().startswith(_last(client)), 600, "the first turn")
             lags, seen, grew = _drive(client, service, rng, rate, users, seconds, kills, sent)
             _until(lambda: service.position().startswith(_last(client)), 600, "the last turn")
-        stored, turns = _stored(home), [turn["seconds"] for turn in service.told()]
+        stored, told = _stored(home), service.told()
+    turns = [turn["seconds"] for turn in told]
     result = Result()
     result.figures = {
         "lag_p50_s": median(np.array(lags), "s", target=3.0, at_least=False),
@@ -77,9 +86,11 @@ def run(
         "events_lost": Figure(seen - stored, "events", target=0.0, at_least=False),
         "events_sent": Figure((seen - users) / seconds, "events/s"),
         "turns": Figure(len(turns), "turns"),
+        "turn_events": median([t["counts"].get("events_written", 0) for t in told[1:]], "events"),
         **{f"turn_{step}_s": median([t.get(step, 0.0) for t in turns[1:]], "s") for step in STEPS},
         "load": median([size.pop("load") for size in grew], "processes"),
-        **{name: _slope(grew, name) for name in grew[0] if name != "at"},
+        **{name: _slope(grew, name) for name in grew[0] if name not in ("at", "life", "age")},
+        **{f"{name}_between_kills": _slope_within(grew, name) for name in WITHIN},
     }
     return result
 
@@ -121,13 +132,14 @@ def _until(done: Callable[[], bool], limit_s: float, what: str) -> None:
         time.sleep(0.05)
 
 
-def _model(home: Path, width: int) -> None:
+def _model(home: Path, width: int, record: str = "whole") -> None:
     """A bundle whose weights are as drawn: what it costs does not depend on them."""
     from vista import bundle
-    from vista.config import ModelConfig
+    from vista.config import ModelConfig, TokenConfig
     from vista.model import VistaModel
 
-    model = VistaModel(ModelConfig(width=width, actions=ACTIONS)).eval()
+    tokens = TokenConfig.named(record)
+    model = VistaModel(ModelConfig(width=width, actions=ACTIONS, tokens=tokens)).eval()
     items = bundle.items_table(np.array([1]), np.array([0]), np.array([1]))
     bundle.save(home / "model", model, bundle.Meta(actions=ACTIONS), items)
 
@@ -156,11 +168,11 @@ def _last(client: Any) -> str:
 class _Service:
     """The command as a child; started again after a kill."""
 
-    def __init__(self, home: Path, url: str, rate: int):
+    def __init__(self, home: Path, url: str, workers: int):
         actions = [word for name in ACTIONS for word in ("--action", name)]
         self.command = [
             sys.executable, "-m", "tools.cli", "follow", url, "--home", str(home), "--json", "--buckets", "4", *actions,
-            "--batch-events", str(max(20_000, 4 * rate)), "--keep-minutes", "1",
+            "--workers", str(workers), "--keep-minutes", "1",
         ]  # fmt: skip
         self.home = home
         self.log = open(home / "turns.jsonl", "a+")
@@ -169,6 +181,7 @@ class _Service:
     def start(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.child = subprocess.Popen(self.command, stdout=self.log, env=environment)
+        self.started = time.monotonic()
 
     def kill(self) -> None:
         self.child.send_signal(signal.SIGKILL)
@@ -196,12 +209,17 @@ class _Service:
         return told[-1]["position"] if told else ""
 
     def sizes(self) -> dict[str, float] | None:
-        """Memory in MB, open files; MB and files below the home. None between a kill and the first turn after it."""
+        """Memory of its own and mapped files in MB, open files, mappings; MB and files below the home; which process it
+        is and how old. None where it just ended."""
         proc, found = Path(f"/proc/{self.child.pid}"), {"disk": 0.0, "files": 0.0}
+        found |= {"life": float(self.child.pid), "age": time.monotonic() - self.started}
         try:
-            found["memory"] = int((proc / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+            of = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
+            found["memory"] = int(of["RssAnon"].split()[0]) / 1e3
+            found["mapped"] = int(of["RssFile"].split()[0]) / 1e3
             found["open_files"] = len(os.listdir(proc / "fd"))
-        except OSError:
+            found["mappings"] = (proc / "maps").read_bytes().count(b"\n")
+        except (OSError, KeyError):
             return None
         for folder, _, names in os.walk(self.home):  # what goes meanwhile is not counted
             for name in names:
@@ -220,6 +238,18 @@ def _slope(sizes: list[dict[str, float]], name: str) -> Figure:
         float(values.mean()), f"{UNITS.get(name, '')} ({slope:+.0f} %/h)".strip(),
         low=float(values.min()), high=float(values.max()),
     )  # fmt: skip
+
+
+def _slope_within(sizes: list[dict[str, float]], name: str) -> Figure:
+    """One slope of all processes, each around its own mean, without what it takes to get warm."""
+    rows = np.array([(s["life"], s["at"], s[name]) for s in sizes if s["age"] >= WARM_S]).reshape(-1, 3)
+    at, values = rows[:, 1].copy(), rows[:, 2].copy()
+    for life in np.unique(rows[:, 0]):
+        here = rows[:, 0] == life
+        at[here] -= at[here].mean()
+        values[here] -= values[here].mean()
+    mean = rows[:, 2].mean() if len(rows) else 1.0
+    return Figure(float(at @ values) / max(float(at @ at), 1e-9) * 3600 / mean * 100, "%/h")
 
 
 def _drive(

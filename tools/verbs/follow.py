@@ -47,7 +47,9 @@ def command(
         list[str] | None,
         typer.Option("--action", help="The whole vocabulary, in order. Found in the events by default."),
     ] = None,
-    batch_events: Annotated[int, typer.Option(min=1, help="Most events of a turn.")] = 20_000,
+    batch_events: Annotated[
+        int, typer.Option(min=1, help="Most events of a turn; up to 16 times as many while it lags behind.")
+    ] = 20_000,
     batch_seconds: Annotated[
         float, typer.Option(min=0.01, help="Seconds that a turn waits for a first event.")
     ] = 1.0,
@@ -70,6 +72,9 @@ def command(
     turns: Annotated[
         int | None, typer.Option(min=1, help="End after so many turns that did something.")
     ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that resume users: this one, or so many children of it.")
+    ] = 1,
     threads: Annotated[int, typer.Option("--worker-threads", min=1, help="Torch threads.")] = 1,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
@@ -100,6 +105,7 @@ def command(
         line=line,
         deliver=tuple(deliver or ()),
         reading=reading,
+        workers=workers,
         batch_events=batch_events,
         batch_s=batch_seconds,
         expire_after_ms=as_ms(expire_after),

@@ -22,7 +22,8 @@ def options(tmp_path: Path) -> FollowOptions:
     bundle = save_bundle(tmp_path / "model", VistaModel(CONFIG).eval())
     return FollowOptions(
         warehouse=str(tmp_path / "warehouse"), bundle=str(bundle), store=str(tmp_path / "store"),
-        run_dir=str(tmp_path / "runs"), reading={"num_buckets": 2, "actions": ACTIONS}, batch_events=40, batch_s=0.01,
+        run_dir=str(tmp_path / "runs"), reading={"num_buckets": 2, "actions": ACTIONS}, batch_events=40, growth=1,
+        batch_s=0.01,
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import json
 import os
 import random
@@ -110,6 +112,18 @@ def test_events_go_live_turn_by_turn_and_the_position_lies_in_the_tables(options
     assert stored(options) == expected(110)
 
 
+def test_a_service_that_lags_takes_more_events_a_turn_and_fewer_once_it_keeps_up(options):
+    source = Listed([message(n) for n in range(200)])
+    turns = Service(dataclasses.replace(options, growth=2), source).turns()
+    assert [next(turns).counts["events_written"] for _ in range(3)] == [40, 80, 80]
+    source.messages += [message(n) for n in range(200, 210)]
+    assert next(turns).counts["events_written"] == 10
+    source.messages += [message(n) for n in range(210, 260)]
+    assert [next(turns).counts["events_written"] for _ in range(2)] == [40, 10]
+    turns.close()
+    assert stored(options) == expected(260)
+
+
 def test_a_message_that_is_no_event_is_set_aside_and_the_others_go_in(options):
     bad = [b"", b"{", b"[1]", b'{"user_id": 1}', b"\xff\xfe", b'{"user_id": 1,\n"item_id": 2}']
     (turn,) = follow(options, Listed([message(0), *bad, message(1)]), 1)
@@ -149,7 +163,14 @@ def test_a_long_service_keeps_the_tables_the_store_and_its_runs_small(options):
     options = FollowOptions(
         **{**vars(options), "batch_events": 3, "tidy_s": 1e-9, "keep_s": 0, "most_files": 4, "max_depth": 3}
     )
-    follow(options, Listed([message(n) for n in range(48)]), 16)
+    gc.disable()  # what is open must not wait for a collection
+    try:
+        turns = Service(options, Listed([message(n) for n in range(48)])).turns()
+        open_files = [len(os.listdir("/proc/self/fd")) for _ in zip(range(16), turns, strict=False)]
+        turns.close()
+    finally:
+        gc.enable()
+    assert open_files[-1] <= open_files[7]
     warehouse = Warehouse(options.warehouse).open()
     assert max(len(files) for files in warehouse.bucket_files().values()) <= 8
     assert len(warehouse.history.snapshots()) <= 12

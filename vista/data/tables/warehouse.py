@@ -22,6 +22,7 @@ import json
 import math
 import os
 import posixpath
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,9 @@ class Warehouse:
                 check_at_home(paths.local_path(self.path))
             try:
                 self._catalog = self._connect()
+                weakref.finalize(
+                    self, self._catalog.close
+                )  # its connections lie in a cycle, and would stay open
             except Exception as error:  # drivers and clients of catalogs raise what they like
                 raise CatalogAway(
                     f"{self.name}: expected a catalog that answers, found {type(error).__name__}: "
