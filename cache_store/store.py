@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -399,11 +400,12 @@ class Store(Lookups):
         snapshot = self._views.at(generation)
         compact.build(self.layout, self.line, snapshot, began, newest)
 
-    def fold_due(self, max_depth: int) -> int | None:
-        """What to pass to :meth:`compact` as ``newest`` where the live chain has ``max_depth`` deltas, else 0."""
+    def fold_due(self, max_depth: int, room: float = math.inf) -> int | None:
+        """What to pass to :meth:`compact` as ``newest`` where the live chain has ``max_depth`` deltas, or they are
+        ``room`` times as large as the full generation, else 0."""
         self.refresh()
         sizes = [g.manifest.records + g.manifest.tombstones for g in self._current(self._clock()).chain]
-        return compact.due(sizes, max_depth)
+        return compact.due(sizes, max_depth, room)
 
     def fold(self, max_depth: int) -> str | None:
         """Fold what is due where the live chain has ``max_depth`` deltas (``compact.due``); what is then live, or None.

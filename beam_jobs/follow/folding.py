@@ -1,7 +1,7 @@
 """The chain of deltas is folded by a child process while turns go on; what it built goes live between two of them.
 
-A fold that fails is begun again. Where the chain grows to ``SLACK`` times the stated depth, turns wait for it, or
-the next refresh folds itself and tells what is wrong.
+A fold that fails is begun again. Where the chain grows to ``SLACK`` times the stated depth or size, turns wait for it,
+or the next refresh folds itself and tells what is wrong.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from cache_store import Store
 from cache_store.errors import Incomplete, PublishConflict, StoreError
 
 SLACK = 3
+ROOM = 4
+"""Deltas that are together so many times as large as the full generation are folded, however few they are: turns of a
+stream that lags are of nearly all users."""
 
 
 class Folding:
@@ -41,7 +44,7 @@ class Folding:
         generation, newest = self._folds
         if self._child is None:
             self._begin()
-        elif self._child.poll() is not None or self._depth() >= SLACK * self._max_depth:
+        elif self._child.poll() is not None or self._due(SLACK) != 0:
             failed, self._child = self._child.wait(), None
             if failed:
                 return None
@@ -53,7 +56,7 @@ class Folding:
         return None
 
     def _begin(self) -> None:
-        newest = self._store.fold_due(self._max_depth)
+        newest = self._due(1)
         if newest != 0:
             live = self._store.manifest.generation
             words = [
@@ -66,9 +69,8 @@ class Folding:
             self._folds = live, newest
             self._child = subprocess.Popen([sys.executable, "-m", __name__, *words])
 
-    def _depth(self) -> int:
-        self._store.refresh()
-        return self._store.manifest.depth
+    def _due(self, slack: int) -> int | None:
+        return self._store.fold_due(slack * self._max_depth, slack * ROOM)
 
     def close(self) -> None:
         if self._child is not None:

@@ -7,6 +7,7 @@ are built; deltas published meanwhile lie on the fold afterwards (``publish``). 
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -135,7 +136,7 @@ def _fold_shards(
     return [fold_shard(chain, k, Path(staging), tombstones).as_dict() for k in range(*shards)]
 
 
-def due(sizes: Sequence[int], max_depth: int) -> int | None:
+def due(sizes: Sequence[int], max_depth: int, room: float = math.inf) -> int | None:
     """How many of the newest generations of a chain to fold: 0 none yet, None all of it.
 
     A generation is folded with those above it once together they are half of it, so that every record is copied a
@@ -144,7 +145,10 @@ def due(sizes: Sequence[int], max_depth: int) -> int | None:
     Args:
         sizes: records and tombstones of every generation, newest first, the full one last.
         max_depth: deltas that may lie over it.
+        room: how many times as large as it they may be together before all is folded.
     """
+    if sum(sizes[:-1]) > room * sizes[-1]:
+        return None
     if len(sizes) <= max_depth:
         return 0
     many = min(2, len(sizes))

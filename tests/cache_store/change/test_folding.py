@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 
 import numpy as np
@@ -160,15 +161,22 @@ def test_a_fold_gives_way_to_what_does_not_lie_on_what_it_folds(tmp_path):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(1, 2_000), min_size=100, max_size=400), st.integers(5, 8))
-def test_what_is_due_copies_records_a_few_times_and_keeps_the_chain_short(arriving, max_depth):
+@given(
+    st.lists(st.integers(1, 2_000), min_size=100, max_size=400),
+    st.integers(5, 8),
+    st.sampled_from([0.02, math.inf]),
+)
+def test_what_is_due_copies_records_a_few_times_and_keeps_the_chain_short_and_small(
+    arriving, max_depth, room
+):
     chain, copied = [100_000], 0
     for size in arriving:
-        newest = compact.due(chain, max_depth)
+        newest = compact.due(chain, max_depth, room)
         if newest != 0:
             many = len(chain) if newest is None else newest
             copied += sum(chain[:many])
             chain[:many] = [100_000] if many == len(chain) else [sum(chain[:many])]
         chain.insert(0, size)
-        assert len(chain) <= max_depth + 1
-    assert copied <= 12 * sum(arriving) + 100_000  # folding all of it each time: 10 to 1,700 times
+        assert len(chain) <= max_depth + 1 and sum(chain[1:-1]) <= room * chain[-1]
+    if room == math.inf:
+        assert copied <= 12 * sum(arriving) + 100_000  # folding all of it each time: 10 to 1,700 times
