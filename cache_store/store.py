@@ -20,7 +20,7 @@ from cache_store.change.forget import ForgetReport
 from cache_store.change.prune import PruneReport
 from cache_store.change.publish import Publication
 from cache_store.change.verify import VerifyReport
-from cache_store.errors import Damaged, FormatUnknown, GenerationUnknown, Incomplete, SchemaError, StoreError
+from cache_store.errors import Damaged, GenerationUnknown, Incomplete, SchemaError, StoreError
 from cache_store.format import lines, shown
 from cache_store.format import manifest as manifests
 from cache_store.format.keys import Users
@@ -30,9 +30,7 @@ from cache_store.format.layout import (
     MOST_SHARDS,
     Layout,
     StoreFormat,
-    fsync_folder,
     storage_errors,
-    write_file,
 )
 from cache_store.format.manifest import Manifest
 from cache_store.format.receipt import ShardReceipt
@@ -89,21 +87,7 @@ class Store(Lookups):
                 f"store: expected int64 or string ids and 1 to {MOST_SHARDS} shards, found {wanted}"
             )
         with storage_errors(f"creating {path}"):
-            layout.root.mkdir(parents=True, exist_ok=True)
-            if not layout.format.exists():
-                foreign = [p.name for p in layout.root.iterdir() if not p.name.startswith(".FORMAT")]
-                if foreign:
-                    raise FormatUnknown(
-                        f"{path}: expected an empty folder, found {sorted(foreign)[:5]}; choose another"
-                    )
-                write_file(layout.format, wanted.text().encode())
-            if layout.read_format() != wanted:
-                raise FormatUnknown(
-                    f"{path}: is a store of {layout.read_format()}, expected {wanted}; choose another"
-                )
-            for folder in (layout.generations, layout.staging, layout.lines, layout.leases):
-                folder.mkdir(exist_ok=True)
-            fsync_folder(layout.root)
+            layout.make(wanted)
         return Store(path, **options)
 
     @staticmethod

@@ -11,7 +11,6 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -207,10 +206,3 @@ def _first_batches(files: dict[int, list[DataFile]]) -> Iterator[UserBatch]:
 
 def _head(batch: UserBatch, users: int) -> UserBatch:
     return UserBatch(batch.users[:users], batch.events.select(np.arange(users)))
-
-
-def last_rate(run_dir: str | Path) -> float | None:
-    """Events per second of model time in a finished run, or None: what a plan may be held against."""
-    record = RunRecord.load(run_dir)
-    model = record.timings.get("model", 0.0)
-    return record.counts["events"] / model if model and record.counts.get("events") else None

@@ -126,6 +126,26 @@ class Layout:
         self.lines = self.root / "lines"
         self.generations = self.root / "generations"
 
+    def make(self, wanted: StoreFormat) -> None:
+        """Make an empty store, or leave the one with the same facts that is there.
+
+        Raises:
+            FormatUnknown: the folder is not empty and no store, or a store with other facts.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        if not self.format.exists():
+            foreign = [p.name for p in self.root.iterdir() if not p.name.startswith(".FORMAT")]
+            if foreign:
+                raise FormatUnknown(
+                    f"{self.root}: expected an empty folder, found {sorted(foreign)[:5]}; choose another"
+                )
+            write_file(self.format, wanted.text().encode())
+        if (found := self.read_format()) != wanted:
+            raise FormatUnknown(f"{self.root}: is a store of {found}, expected {wanted}; choose another")
+        for folder in (self.generations, self.staging, self.lines, self.leases):
+            folder.mkdir(exist_ok=True)
+        fsync_folder(self.root)
+
     def pointer(self, line: str) -> Path:
         """Pointer file of a line; ``CURRENT`` for ``main``."""
         return self.root / "CURRENT" if line == MAIN else self.lines / check_name(line, "line")

@@ -22,7 +22,7 @@ from vista.ops import crossing
 from vista.serving.captured import Captured, cuda_graph
 from vista.serving.context_graph import ContextGraph
 from vista.serving.recommender import Recommender
-from vista.stage1.tokens import ExactTokenGroup
+from vista.stage1.exact_tokens import ExactTokenGroup
 from vista.stage2.context_kv import ContextKV
 from vista.training.compiled import compile_layers
 from vista.training.trainer import Trainer

@@ -86,7 +86,8 @@ def test_a_model_of_an_older_text_reads_as_it_did_and_keeps_its_name():
 
 def test_sizes_by_name_fill_their_pages() -> None:
     from cache_store.format.record import Group, RecordSchema
-    from vista.stage1.tokens import ExactTokenGroup, ExactTokens
+    from vista.stage1.exact_tokens import ExactTokenGroup
+    from vista.stage1.tokens import ExactTokens
 
     for size, pages in (("whole", 8), ("half", 4), ("small", 2), ("tiny", 1)):
         config = from_text(ModelConfig, f'{{"tokens": "{size}"}}')

@@ -38,7 +38,7 @@ from vista.model import VistaModel
 from vista.ops import crossing
 from vista.serving.captured import Captured
 from vista.serving.context_graph import ContextGraph
-from vista.stage1.tokens import ExactTokenGroup
+from vista.stage1.exact_tokens import ExactTokenGroup
 from vista.stage2.context_kv import ContextKV
 from vista.training.compiled import compile_layers
 from vista.training.examples import ExampleConfig

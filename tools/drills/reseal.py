@@ -40,7 +40,6 @@ from tools.drills.drill import memory_folder
 from tools.drills.edits import WORDS, choose, edit, text_of
 
 SECONDS, SILENCE, MEMORY = 10, 300, 2 << 30
-LINES = ("", "-", "00000001", "-00000003", "00000099", "9" * 40, "-5", "x y z", "\x00", "a" * 9_000)
 TRUTH = Truth(num_users=16, num_shards=2)
 VERSIONS = (STEP, 2 * STEP, 2 * STEP + 1)
 

@@ -1,9 +1,10 @@
 """A lifelong history becomes summary tokens and a resumable state.
 
 Read in this order: ``groups`` (what every group of tokens has in common), ``summarizer`` (the method), then the
-groups: ``tokens`` over ``tables``, on a GPU over ``tables_torch`` (the items that matter, exactly), ``seed_tokens``
-over ``seeds`` or ``places``, ``slot_tokens`` over ``slots`` with ``clusters``. ``packing`` (histories as full steps),
-``state`` and ``resuming`` (what is kept), ``stream`` (a whole bucket), ``reconstruction`` (training).
+groups: ``exact_tokens`` (the items that matter, exactly), whose record ``tokens`` writes and reads, over ``tables`` or,
+on a GPU, ``tables_torch``; ``seed_tokens`` over ``seeds`` or ``places``, ``slot_tokens`` over ``slots`` with
+``clusters``. ``packing`` (histories as full steps), ``state`` and ``resuming`` (what is kept), ``stream`` (a whole
+bucket), ``reconstruction`` (training).
 """
 
 from vista.errors import needs

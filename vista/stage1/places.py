@@ -138,16 +138,14 @@ class PlaceRead(nn.Module):
         keys = F.normalize(tokens[..., :-1] @ self.match, dim=-1)
         mass = decoded(tokens[..., -1:])
         sharpness = self.log_sharpness.exp()
-        outputs = []
-        for group in plan.groups:
-            rows = x.view(plan.users, group.width, -1) if group.rows is None else x[group.rows]
-            k, m = (keys, mass) if group.users is None else (keys[group.users], mass[group.users])
-            cosine = rows @ k.transpose(1, 2)  # [G, M, S]
+
+        def near(rows: Tensor, keys: Tensor, mass: Tensor) -> Tensor:
+            cosine = rows @ keys.mT  # [G, M, S]
             for_each = [
                 torch.exp(b * (part - e)) @ n
                 for b, e in zip(sharpness, self.empty, strict=True)
-                for part, n in zip(cosine.split(self.sizes, -1), m.split(self.sizes, 1), strict=True)
+                for part, n in zip(cosine.split(self.sizes, -1), mass.split(self.sizes, 1), strict=True)
             ]
-            outputs.append(torch.cat(for_each, -1).flatten(0, 1))
-        out = torch.cat(outputs) if outputs else x.new_zeros(0, self.features)
-        return torch.log((out if plan.back is None else out[plan.back]) + _NOTHING)
+            return torch.cat(for_each, -1)
+
+        return torch.log(plan.each(near, [x], [keys, mass]) + _NOTHING)

@@ -38,6 +38,7 @@ from vista.config import ModelConfig, as_written, fingerprint
 from vista.data.events import Events
 from vista.embedding.encoders import EventEncoder, gaps
 from vista.errors import ConfigError, DataError
+from vista.stage1.exact_tokens import ExactTokenGroup
 from vista.stage1.groups import GroupShape, Parts, SeedEncoder, TableShape, TokenGroup, Work
 from vista.stage1.places import PlaceEncoder
 from vista.stage1.reconstruction import ReconstructionDecoder
@@ -47,7 +48,7 @@ from vista.stage1.seeds import QLAEncoder
 from vista.stage1.slot_tokens import SlotTokenGroup
 from vista.stage1.slots import SlotMemory
 from vista.stage1.state import StateError, UserState, event_key
-from vista.stage1.tokens import ExactTokenGroup, ExactTokens
+from vista.stage1.tokens import ExactTokens
 
 KINDS: dict[str, type[SeedEncoder]] = {"qla": QLAEncoder, "places": PlaceEncoder}
 """``summarizer.kind``."""

@@ -20,10 +20,8 @@ version 0.2 have no newest touches.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,16 +29,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vista.config import ModelConfig
-from vista.data.events import Events
 from vista.embedding.catalogue_column import ItemTable
 from vista.embedding.encoders import ItemEncoder
 from vista.errors import DataError
-from vista.jagged import owners_of, places_of
 from vista.ops.hashing import bucket_numpy, bucket_torch
 from vista.ops.upload import uploaded
-from vista.stage1.groups import GroupShape, Parts, TableShape, Work
 from vista.stage1.tables import Entries, Tables
-from vista.stage1.tables_torch import NO_KEY, TableRows, TorchTables, floats, heaviest
+from vista.stage1.tables_torch import NO_KEY, TableRows, floats, heaviest
 
 _CLUSTER_SALT = 0xC105
 _UNKNOWN = -1e4
@@ -223,7 +218,8 @@ class ExactTokens(nn.Module):
             found = torch.where(known, newer.values[row].long(), found)
         return found
 
-    def _cluster_numpy(self, item: np.ndarray) -> np.ndarray:
+    def cluster_numpy(self, item: np.ndarray) -> np.ndarray:
+        """As :meth:`cluster`, by NumPy."""
         found = bucket_numpy(item, _CLUSTER_SALT, self.clusters)
         if len(self.cluster_of):
             ids = self.cluster_of.ids.cpu().numpy()
@@ -352,30 +348,31 @@ class ExactTokens(nn.Module):
 
     # --- reading
 
-    def sequence(self, held: Held, encoder: ItemEncoder) -> Sequence:
-        """The heaviest items of each user, and the clusters with most of what these do not stand for."""
-        weight = held.mass[..., self.deciding]
-        order = _heaviest(weight, self.sequence_items)
-        item = held.item.gather(1, order)
-        mass = held.mass.gather(1, order[..., None].expand(-1, -1, self.horizons))
-        last = held.last[..., : self.facts[CLUSTERS]]
-        last = last.gather(1, order[..., None].expand(-1, -1, last.shape[2]))
-        there = mass.amax(-1, keepdim=True) > 0
-        vector = encoder.vector(item * there[..., 0]) * there
-        if not self.sequence_clusters:
-            return Sequence(vector, mass, item, last)
-        rest = held.cluster.clone()
-        number = self.cluster(item)[..., None].expand(-1, -1, self.horizons)
-        rest = rest.scatter_add(1, number, -mass)
-        # what rounding to a byte leaves of a cluster whose items are all told is nothing
-        rest = torch.where(rest > 0.1 * held.cluster, rest, 0.0)
-        top = _heaviest(rest[..., self.deciding], self.sequence_clusters)
-        places = rest.gather(1, top[..., None].expand(-1, -1, self.horizons))
-        vectors = F.normalize(F.embedding(top, self.cluster_vectors), dim=-1)
-        newest = held.cluster_last.gather(1, top[..., None].expand(-1, -1, last.shape[2]))
-        return Sequence(
-            torch.cat([vector, vectors], 1), torch.cat([mass, places], 1), item, torch.cat([last, newest], 1)
-        )
+    def sequence(self, held: Held, encoder: ItemEncoder, ages: bool = True) -> Sequence:
+        """The heaviest items of each user, and the clusters with most of what these do not stand for.
+
+        Args:
+            ages: also tell how old each is; else ``last`` is empty.
+        """
+
+        def picked(values: Tensor, at: Tensor) -> Tensor:
+            return values.gather(1, at[..., None].expand(-1, -1, values.shape[2]))
+
+        order = _heaviest(held.mass[..., self.deciding], self.sequence_items)
+        item, mass = held.item.gather(1, order), picked(held.mass, order)
+        last = [picked(held.last[..., : self.facts[CLUSTERS]], order)] if ages else []
+        vector = encoder.vector(item) * (mass.amax(-1, keepdim=True) > 0)
+        if self.sequence_clusters:
+            number = self.cluster(item)[..., None].expand(-1, -1, self.horizons)
+            rest = held.cluster.scatter_add(1, number, -mass)
+            # what rounding to a byte leaves of a cluster whose items are all told is nothing; zeros have one sign
+            rest = rest * (rest > 0.1 * held.cluster) + 0.0
+            top = _heaviest(rest[..., self.deciding], self.sequence_clusters)
+            vectors = F.normalize(F.embedding(top, self.cluster_vectors), dim=-1)
+            vector, mass = torch.cat([vector, vectors], 1), torch.cat([mass, picked(rest, top)], 1)
+            last += [picked(held.cluster_last, top)] if ages else []
+        told = torch.cat(last, 1) if ages else mass.new_zeros(*mass.shape[:2], 0)
+        return Sequence(vector, mass, item, told)
 
 
 def _alone(clusters: int, neighbours: int) -> Tensor:
@@ -401,134 +398,3 @@ def _heaviest(mass: Tensor, count: int) -> Tensor:
     place = torch.arange(mass.shape[1], device=mass.device)
     key = mass.contiguous().float().view(torch.int32).long().bitwise_left_shift_(24).sub_(place)
     return key.topk(count, dim=1)[1]
-
-
-class ExactTokenGroup:
-    """Exact tokens as a group of stage 1 (:class:`vista.stage1.groups.TokenGroup`).
-
-    Attributes:
-        in_torch: fold in torch where the model is, rather than by NumPy; None: where the model is on a GPU.
-    """
-
-    def __init__(self, tokens: ExactTokens) -> None:
-        self.tokens = tokens
-        self.in_torch: bool | None = None
-
-    def groups(self) -> list[GroupShape]:
-        return [
-            GroupShape(name, rows, self.tokens.width, "int64" if name in BITS else "log8")
-            for name, rows in self.tokens.rows.items()
-        ]
-
-    def tables(self) -> list[TableShape]:
-        t = self.tokens
-        lives = tuple(None if h == float("inf") else h for h in t.half_lives)
-        found = [TableShape(ITEMS, MASSES, t.capacity, lives, t.deciding)]
-        if t.told_table:
-            return [*found, TableShape("", CLUSTERS, t.told, lives, t.deciding, NUMBERS, t.clusters)]
-        return found + ([TableShape("", CLUSTERS, t.clusters, lives, t.deciding)] if t.clusters else [])
-
-    def modules(self) -> Iterable[nn.Module]:
-        # what a state depends on: which item is in which cluster; not the clusters' vectors
-        return [self.tokens.cluster_of]
-
-    def _tables(self) -> dict[str, Any]:
-        tokens, device = self.tokens, self.tokens.cluster_vectors.device
-        found = {ITEMS: tokens.item_table, CLUSTERS: tokens.cluster_table}
-        tables = {name: table for name, table in found.items() if table is not None}
-        if not (device.type == "cuda" if self.in_torch is None else self.in_torch):
-            return tables
-        return {name: TorchTables(table, device, name == CLUSTERS) for name, table in tables.items()}
-
-    def _keyed(self, name: str, table: Tables | TorchTables, events: Events, before: np.ndarray) -> Any:
-        """Keys and facts, where the table is, of events whose U users had so many ``before`` (int64 [U])."""
-        facts = np.zeros((0, len(events)), np.int64)
-        if kept := self.tokens.facts[name]:
-            number = before[owners_of(events.lengths)] + places_of(events.lengths)
-            facts = np.stack([number, events.time // 1_000, events.action][:kept])
-        if isinstance(table, Tables):
-            return events.item if name == ITEMS else self.tokens._cluster_numpy(events.item), facts
-        item, told = uploaded([events.item, facts], table.device)
-        return item if name == ITEMS else self.tokens.cluster(item), told
-
-    def _packed(self, served: dict[str, Any], end: End) -> dict[str, Any]:
-        """Tables as groups of a record: arrays, or tensors where they were folded in torch."""
-        torch_ = isinstance(served[ITEMS], TableRows)
-        pack = self.tokens.pack_rows if torch_ else self.tokens.pack
-        return pack(served[ITEMS], served.get(CLUSTERS), end)
-
-    def advance(self, work: Work) -> tuple[dict[str, np.ndarray], dict[int, Parts]]:
-        users = np.flatnonzero((work.chunks > 0) | (work.count > 0))  # most have no full chunk
-        place = np.full(len(work.given) + 1, len(users))
-        place[users] = np.arange(len(users))
-        new, tails, count = work.folded(users), work.tails(work.emitted), work.count
-        folded = (count + work.chunks * work.chunk)[work.emitted]
-        end = End(folded + tails.lengths, work.newest_ms(work.emitted) // 1_000)
-        served: dict[str, Any] = {}
-        kept: dict[int, Parts] = {int(u): {} for u in users[work.chunks[users] > 0]}
-        for name, table in self._tables().items():
-            given = table.given(_loaded(name, [work.given[u] for u in users], table.columns))
-            entries = table.fold(given, new, *self._keyed(name, table, new, count[users]))
-            found = entries.host()
-            for u in kept:
-                rows = slice(int(found.offsets[place[u]]), int(found.offsets[place[u] + 1]))
-                kept[u] |= {f"{name}.key": found.key[rows], f"{name}.mass": found.mass[:, rows]}
-            # one empty table at the end, for those who have none
-            more = table.concat([entries, table.given(Entries.empty(1, table.columns))])
-            served[name] = table.after(
-                more.select(place[work.emitted]), tails, *self._keyed(name, table, tails, folded)
-            )
-        found = self._packed(served, end)
-        return {name: np.asarray(torch.as_tensor(x).cpu()) for name, x in found.items()}, kept
-
-    def prefixes(
-        self, events: Events, cuts: np.ndarray, user_of: np.ndarray, exact: bool
-    ) -> dict[str, Tensor]:
-        device = self.tokens.cluster_vectors.device
-        served = {
-            name: _prefixes(table, events, functools.partial(self._keyed, name, table), cuts, user_of)
-            for name, table in self._tables().items()
-        }
-        last = events.offsets[user_of] + cuts - 1
-        end = End(cuts, np.where(cuts > 0, np.append(events.time, 0)[last], 0) // 1_000)
-        return {name: torch.as_tensor(x, device=device) for name, x in self._packed(served, end).items()}
-
-
-def _prefixes(
-    table: Any,
-    events: Events,
-    keyed: Callable[[Events, np.ndarray], Any],
-    cuts: np.ndarray,
-    user_of: np.ndarray,
-) -> Any:
-    """Tables after the first ``cuts[k]`` events of user ``user_of[k]``; every cut exact."""
-    c = table.chunk
-    whole = cuts // c
-    none = Entries.empty(events.users, table.columns)
-    entries, at = table.given(none), np.zeros(events.users, np.int64)
-    pieces, order = [], []
-    for n in np.unique(whole):
-        rows = np.flatnonzero(whole == n)
-        goal = at.copy()
-        goal[user_of[whole >= n]] = n
-        start = events.offsets[:-1]
-        new = events.slices(start + at * c, start + goal * c)
-        entries, at = table.fold(entries, new, *keyed(new, at * c)), goal
-        first = start[user_of[rows]]
-        tails = events.slices(first + n * c, first + cuts[rows])
-        pieces.append(table.after(entries.select(user_of[rows]), tails, *keyed(tails, whole[rows] * c)))
-        order.append(rows)
-    place = np.argsort(np.concatenate(order)) if order else cuts
-    return table.concat(pieces).select(place)
-
-
-def _loaded(name: str, given: list, columns: int) -> Entries:
-    """Tables that states kept; empty where there is no state."""
-    none = np.zeros(0, np.int64)
-    key = [s.parts.get(f"{name}.key", none) if s else none for s in given]
-    if not key:
-        return Entries.empty(0, columns)
-    empty = np.zeros((columns, 0), np.int64)
-    mass = [s.parts.get(f"{name}.mass", empty) if s else empty for s in given]
-    offsets = np.concatenate([[0], np.cumsum([len(k) for k in key])])
-    return Entries(offsets, np.concatenate(key), np.concatenate(mass, 1))

@@ -243,7 +243,6 @@ class Ranker(nn.Module):
         users = len(lengths)
         now = torch.as_tensor(now_ms, device=device)
         seeds, slots, summarized = self._summary(tokens, usable, users)
-        has_seeds = (seeds != 0).flatten(1).any(-1)
         last = now
         if last_event_ms is not None:
             last = torch.where(summarized, torch.as_tensor(last_event_ms, device=device), now)
@@ -271,7 +270,9 @@ class Ranker(nn.Module):
         taste, at_now = taste + read[0], self._now_token(now, elapsed, age, lengths, summarized) + read[1]
         x.append(at_now[:, None])
         s = seeds.shape[1]
-        mask = torch.cat([has_seeds[:, None].expand(-1, s), there, there.new_ones(users, 1)], 1)
+        mask = F.pad(there, (0, 1), value=True)
+        if s:
+            mask = torch.cat([(seeds != 0).flatten(1).any(-1)[:, None].expand(-1, s), mask], 1)
         return Sequences(
             torch.cat(x, 1), mask, s, slots, token, token_mass, taste, elapsed, item, age, summarized
         )
@@ -286,7 +287,7 @@ class Ranker(nn.Module):
         assert self.history_gain is not None and self.history_token is not None
         tokens = self.tokens
         held = tokens.unpack(slots[:, -sum(tokens.rows.values()) :])
-        found = tokens.sequence(held, self.items)
+        found = tokens.sequence(held, self.items, ages=False)
         log_mass = found.mass[..., tokens.deciding].log()  # -inf where there is no token
         read, odds = self.history(taste, found.vector, log_mass)
         more = self.history_gain[:, None] * read[:, :, 0]
@@ -301,6 +302,8 @@ class Ranker(nn.Module):
         whether there are any."""
         d, device, c = self.config.width, self.now_token.device, self.config
         sizes = {"slots": self.slots.tokens if c.slots.enabled else 0, "seeds": c.summarizer.seeds}
+        if self.places is None:  # tokens of the context come first; what is addressed follows
+            sizes = dict(reversed(sizes.items()))
         sizes = {name: s for name, s in (sizes | self.tokens.rows).items() if s}
         for name, value in tokens.items():
             if name not in sizes or tuple(value.shape) != (users, sizes[name], d):
@@ -309,25 +312,27 @@ class Ranker(nn.Module):
                     f"{ {n: (users, s, d) for n, s in sizes.items()} }, found {tuple(value.shape)}; "
                     "make summaries with this model (`vista summarize`)"
                 )
-        found = {
-            name: torch.as_tensor(tokens[name], device=device)
+        none = torch.zeros(users, 0, d, device=device)
+        found = [
+            torch.as_tensor(tokens[name], device=device)
             if name in tokens
             else torch.zeros(users, size, d, device=device)
             for name, size in sizes.items()
-        }
-        whole = torch.ones(users, dtype=torch.bool, device=device)
+        ]
+        rows = torch.cat([none, *found], 1)
+        most = rows.detach().abs().amax(-1).split([*sizes.values()], 1)
+        # of all but bits; not finite where a number is not
+        largest = torch.cat([x for n, x in zip(sizes, most, strict=True) if n not in BITS], 1).amax(1)
+        summarized = largest != 0
         if usable is not None:
             whole = torch.as_tensor(usable, device=device)
             if whole.dtype != torch.bool or whole.shape != (users,):
                 raise DataError(f"usable: expected bool [{users}], found {whole.dtype} {tuple(whole.shape)}")
-        # the largest of each group, but of those that are bits; not finite where a number is not
-        largest = torch.stack([x.flatten(1).abs().amax(1) for n, x in found.items() if n not in BITS]).amax(0)
-        if usable is not None:  # one broken number would take every candidate of the user with it
+            # one broken number would take every candidate of the user with it
             whole = whole & largest.isfinite()
-            found = {n: torch.where(whole[:, None, None], x, 0) for n, x in found.items()}
-        none = torch.zeros(users, 0, d, device=device)
-        seeds = none if self.places is not None else found.pop("seeds", none)
-        return seeds, torch.cat([none, *found.values()], 1), (largest != 0) & whole
+            rows, summarized = torch.where(whole[:, None, None], rows, 0), summarized & whole
+        seeds = c.summarizer.seeds if self.places is None else 0
+        return rows[:, :seeds], rows[:, seeds:], summarized
 
     def _recent_tokens(
         self, items: Tensor, recent: RecentEvents, masked: Tensor | np.ndarray | None

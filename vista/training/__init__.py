@@ -2,7 +2,7 @@
 
 Read in this order: ``config``, ``survey`` (one pass before training), ``examples``, ``batches`` and ``loader``
 (tables to batches), ``objective`` and ``losses``, ``count_min``, ``trainer`` (a step) with ``compiled`` layers,
-``train`` (the run), ``log``, ``evaluate``, ``metrics``, ``slices``, ``personal`` and ``verdict``.
+``train`` (the run), ``checkpoint``, ``log``, ``evaluate``, ``metrics``, ``slices``, ``personal`` and ``verdict``.
 """
 
 from vista.errors import needs

@@ -34,15 +34,15 @@ import torch.distributed as dist
 import xxhash
 
 from vista import bundle
-from vista.config import ModelConfig, from_before, from_dict, to_dict
+from vista.config import to_dict
 from vista.data.tables.content import ItemContent
 from vista.data.tables.warehouse import Warehouse
 from vista.embedding.content import content_rows, widths
 from vista.errors import ConfigError, DataError
 from vista.model import VistaModel
+from vista.training.checkpoint import resume, save
 from vista.training.config import TrainingConfig
 from vista.training.evaluate import evaluate_model
-from vista.training.examples import ExampleConfig
 from vista.training.loader import Loader, Part, PieceSource, WarehouseSource
 from vista.training.log import Curve, Pace
 from vista.training.objective import parallel
@@ -298,7 +298,7 @@ class _Session:
         """Replace the checkpoint; every process takes part."""
         state = self.trainer.state()
         if self.rank == 0:
-            _save(self.checkpoint, {**state, "run": self.run})
+            save(self.checkpoint, {**state, "run": self.run})
 
     def validate(self) -> dict[str, float]:
         """Metrics on what was held out, if there is any."""
@@ -439,71 +439,3 @@ def _most(value: float) -> float:
     found = torch.tensor([value], dtype=torch.float64)
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return float(found)
-
-
-def _save(path: Path, state: dict[str, Any]) -> None:
-    """Replace a checkpoint in one step; a crash leaves the old one."""
-    building = path.with_suffix(".building")
-    try:
-        with open(building, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(building, path)
-    finally:
-        building.unlink(missing_ok=True)
-
-
-def resume(trainer: Trainer, path: Path, run: dict[str, Any]) -> None:
-    """Go on from a checkpoint of the same run, if there is one.
-
-    Raises:
-        ConfigError: it belongs to another configuration or other tables, cannot be read, or is damaged.
-    """
-    if not path.exists():
-        return
-    try:
-        state = torch.load(path, map_location=trainer.device, weights_only=True)
-        found = state["run"]
-        if not isinstance(found, dict):
-            raise TypeError(f"a run of type {type(found).__name__}")
-        # fields that came after the checkpoint was made have their defaults
-        if isinstance(found.get("config"), dict):
-            found["config"] = _whole(found["config"])
-    except PermissionError as error:
-        raise ConfigError(
-            f"{path}: expected a checkpoint that this user may read, found {error.strerror}; "
-            "change its mode or owner, or give `vista train` another --model"
-        ) from error
-    except (
-        Exception
-    ) as error:  # whatever is in the file: torch, zipfile and pickle each have errors of their own
-        raise _damaged(path, error) from error
-    if found != run:
-        changed = sorted(k for k in run if found.get(k) != run[k])
-        raise ConfigError(
-            f"{path}: expected a checkpoint of this run, found one with another {', '.join(changed)}; give "
-            "`vista train` "
-            f"another --model, or delete {path.parent} to start over"
-        )
-    try:
-        trainer.restore(state)
-    except Exception as error:
-        raise _damaged(path, error) from error
-
-
-def _whole(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's configuration with the fields that it did not know yet, as they are meant where they are absent."""
-    whole = {**to_dict(TrainingConfig()), **config}
-    whole["examples"] = {**to_dict(ExampleConfig()), **whole["examples"]}
-    whole["model"] = to_dict(from_dict(ModelConfig, from_before(whole["model"])))
-    return whole
-
-
-def _damaged(path: Path, error: Exception) -> ConfigError:
-    told = " ".join(str(error).split())[:200] or type(error).__name__
-    size = path.stat().st_size
-    return ConfigError(
-        f"{path}: expected a checkpoint of training, found {size:,} bytes that are none ({told}); "
-        f"delete {path} and run `vista train` again: it starts over"
-    )

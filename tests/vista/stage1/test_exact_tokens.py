@@ -105,7 +105,7 @@ def test_the_record_is_what_one_event_after_the_other_gives(lengths, seed, items
         assert all(np.array_equal(found[k], (wanted[k] / unit).astype(np.float32)) for k in wanted)
         held = MODEL.tokens.unpack(torch.from_numpy(np.concatenate(list(tokens.values()), 1)))
         newest = newest_of(events.user(u), wanted)
-        touched = MODEL.tokens._cluster_numpy(events.user(u).item)
+        touched = MODEL.tokens.cluster_numpy(events.user(u).item)
         of_clusters = newest_of(
             Events.of([len(touched)], item=touched, time=events.user(u).time), set(touched.tolist())
         )

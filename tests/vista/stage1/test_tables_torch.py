@@ -13,10 +13,10 @@ from tests.vista.stage1.test_exact_tokens import CONFIG, LENGTHS, LIVES, TOLD, C
 from vista.data.events import Events
 from vista.model import VistaModel
 from vista.ops.upload import laid_out, taken_apart
+from vista.stage1.exact_tokens import ExactTokenGroup
 from vista.stage1.state import UserState
 from vista.stage1.tables import Entries, Tables
 from vista.stage1.tables_torch import TorchTables
-from vista.stage1.tokens import ExactTokenGroup
 
 CPU = torch.device("cpu")
 PLAIN, TORCH = VistaModel(CONFIG).eval(), VistaModel(CONFIG).eval()

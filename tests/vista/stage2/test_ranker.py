@@ -16,8 +16,9 @@ from vista.data.recent import select_recent
 from vista.embedding.encoders import EventEncoder, ItemEncoder
 from vista.errors import DataError, FingerprintMismatch
 from vista.ops import crossing
+from vista.stage1.exact_tokens import ExactTokenGroup
 from vista.stage1.slots import SlotMemory
-from vista.stage1.tokens import ExactTokenGroup, ExactTokens
+from vista.stage1.tokens import ExactTokens
 from vista.stage2.naive import one_sequence
 from vista.stage2.ranker import Ranker
 from vista.stage2.readers import RecentReader

@@ -4,7 +4,6 @@ leaks."""
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import pickle
 import signal
@@ -14,7 +13,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from rich.console import Console
 
 from vista import bundle
 from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig, TokenConfig
@@ -27,7 +25,6 @@ from vista.training.config import EPOCHS, TrainingConfig
 from vista.training.evaluate import evaluate_model, score
 from vista.training.examples import ExampleConfig, PopularItems
 from vista.training.loader import Arrays, Loader, LoaderConfig, Part, visit_stream
-from vista.training.log import Curve, Pace
 from vista.training.objective import Objective, ObjectiveConfig
 from vista.training.survey import survey
 from vista.training.train import share_done, train_source
@@ -353,23 +350,6 @@ def test_without_limits_a_run_takes_whole_epochs_and_the_rate_falls_to_a_tenth_a
     assert trainer.rate(9, 0.0) == 1.0 and trainer.rate(9, 1.0) == pytest.approx(0.1)
 
 
-def test_a_run_tells_its_steps_a_second_and_the_time_left_now_and_then_where_there_is_no_terminal():
-    now, told = [0.0], io.StringIO()
-    with Pace(
-        100, 0.5, None, every=30.0, clock=lambda: now[0], console=Console(file=told, width=200)
-    ) as pace:
-        for step in range(101, 141):
-            now[0] += 2.0
-            pace.update(step, 0.5 + (step - 100) / 400, 1.25)
-    assert told.getvalue().splitlines() == [
-        "train: step 115  loss 1.250  0.5 steps/s  6 min left",
-        "train: step 130  loss 1.250  0.5 steps/s  6 min left",
-    ]
-    with Pace(0, 0.0, False, every=0.0, console=Console(file=told)) as pace:
-        pace.update(1, 0.1, 1.0)
-    assert len(told.getvalue().splitlines()) == 2
-
-
 def test_each_line_of_the_curve_is_handed_on_with_its_step(tmp_path):
     rows: list[tuple[int, dict[str, float]]] = []
     train_source(CONFIG, loyal(), tmp_path / "a", on_row=lambda step, values: rows.append((step, values)))
@@ -378,16 +358,6 @@ def test_each_line_of_the_curve_is_handed_on_with_its_step(tmp_path):
     assert all("loss" in values for _, values in rows[:-1])
     assert all(row[name] == pytest.approx(v, rel=1e-5) for row, (_, vs) in zip(kept, rows, strict=True)
                for name, v in vs.items())  # fmt: skip
-
-
-def test_a_loss_that_still_falls_is_told_and_one_at_rest_is_not(tmp_path):
-    rng = np.random.default_rng(0)
-    for name, slope, told in (("falls", 0.01, True), ("rests", 0.0, False)):
-        with Curve(tmp_path / name, 0) as curve:
-            for step in range(80):
-                curve.add(step, 0.0, {"loss": 3 - slope * step + rng.normal(0, 0.05)})
-        assert (curve.falling() is not None) == told
-    assert Curve(tmp_path / "none", 0).falling() is None
 
 
 def test_kept_unengaged_slates_weigh_for_those_left_out():

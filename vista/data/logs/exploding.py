@@ -141,19 +141,6 @@ def explode_object(row: Mapping[str, Any], reading: Reading) -> Iterator[Mapping
         yield found
 
 
-def fields_of(schema: pa.Schema, reading: Reading) -> Sequence[str]:
-    """Columns of a file's schema that the lists' elements bring."""
-    names = []
-    for spec in reading.explode:
-        name, fields, _ = exploded(spec)
-        names += list(fields)
-        if name in schema.names:
-            type_ = schema.field(name).type
-            if hasattr(type_, "value_type") and pa.types.is_struct(type_.value_type):
-                names += [f.name for f in type_.value_type]
-    return names
-
-
 def _as_list(column: pa.Array) -> pa.ListArray:
     """A column of lists; of text that is a JSON list, or values with spaces between."""
     if pa.types.is_dictionary(column.type):
