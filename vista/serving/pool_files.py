@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import mmap
 import os
 import secrets
 import shutil
 import stat
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from vista.errors import VistaError
@@ -28,6 +32,7 @@ def make(path: Path, begin: bytes, size: int) -> None:
         raise PoolError(
             f"{path}: expected nothing or a pool of this user, found another's; name another path"
         )
+    _give_back(path)
     building = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -35,6 +40,7 @@ def make(path: Path, begin: bytes, size: int) -> None:
     except OSError as error:
         raise PoolError(f"{path}: cannot be made ({error.strerror}); name a folder of this user") from error
     try:
+        fcntl.flock(fd, fcntl.LOCK_SH)  # for :func:`_give_back`: this process lives
         with open(fd, "wb") as file:
             file.write(begin)
             file.flush()
@@ -51,6 +57,19 @@ def make(path: Path, begin: bytes, size: int) -> None:
         ) from error
     finally:
         building.unlink(missing_ok=True)
+
+
+def _give_back(path: Path) -> None:
+    """Remove what processes that were killed while they made this pool left: it holds all of its space."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 16}"):
+        with suppress(OSError, PoolError):
+            fd, facts = _open_own(left, os.O_RDONLY)
+            with open(fd, "rb", buffering=0):
+                if (
+                    facts.st_size or time.time() - facts.st_mtime > 60
+                ):  # who has just opened his has not locked it yet
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    left.unlink()
 
 
 def map_own(path: Path) -> tuple[mmap.mmap, os.stat_result]:

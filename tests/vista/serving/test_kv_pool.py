@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import multiprocessing
+import os
 import pickle
 
 import numpy as np
@@ -219,6 +221,22 @@ def test_a_reader_goes_on_with_a_pool_made_anew_which_the_old_writers_end_leaves
     assert KVPool.attach(new.path).get(ticket, 1) is not None
     new.close()
     assert not new.path.exists()
+
+
+def test_what_was_killed_while_it_made_a_pool_gives_its_memory_back_and_whoever_lives_keeps_his(tmp_path):
+    names = [f".pool.{k:016x}" for k in range(4)] + [".pool.notes", ".other.0123456789abcdef"]
+    dead, empty, new, held, *others = (tmp_path / name for name in names)
+    for path in (dead, held, *others):
+        path.write_bytes(b"x" * 4096)
+    empty.touch()
+    os.utime(empty, (0, 0))
+    new.touch()
+    for path in tmp_path.iterdir():
+        path.chmod(0o600)
+    with open(held) as maker:
+        fcntl.flock(maker, fcntl.LOCK_SH)
+        KVPool.create(tmp_path / "pool", MODEL, 2).close()
+    assert set(tmp_path.iterdir()) == {new, held, *others}
 
 
 def test_a_writer_that_died_in_the_middle_of_a_write_leaves_a_miss_until_the_slots_turn(pool):
