@@ -75,11 +75,11 @@ def test_the_fingerprint_changes_with_any_field_and_with_the_weights() -> None:
 
 def test_a_model_of_an_older_text_reads_as_it_did_and_keeps_its_name():
     then = to_dict(ModelConfig())
-    for name in ("ages", "direct", "neighbours", "near"):
+    for name in ("ages", "cluster_waves", "direct", "neighbours", "near"):
         del then["ranker"][name]
     del then["embedding"]["words_width"], then["tokens"]["last"], then["tokens"]["clusters_told"]
     config = from_dict(ModelConfig, from_before(then))
-    assert config.ranker == RankerConfig(ages=False, direct=0, neighbours=0, near=True)
+    assert config.ranker == RankerConfig(ages=False, cluster_waves=False, direct=0, neighbours=0, near=True)
     assert as_written(config) == then
     assert from_dict(ModelConfig, from_before(to_dict(ModelConfig()))) == ModelConfig()
 

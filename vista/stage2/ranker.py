@@ -147,8 +147,7 @@ class Ranker(nn.Module):
             readers.append(PlaceReader(self.places, rows(self.config.summarizer.seeds)))
         if self.config.tokens.enabled:
             own = rows(sum(self.tokens.rows.values()))
-            actions = len(self.config.actions)
-            readers.append(EntryReader(self.tokens, own, self.config.ranker.ages, actions, self.neighbours))
+            readers.append(EntryReader(self.tokens, own, self.config, self.neighbours))
         if self.near is not None:
             readers.append(self.near)
         return [*readers, RecentReader(self.config.ranker.ages), ScoreReader()]

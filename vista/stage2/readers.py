@@ -90,25 +90,28 @@ class PlaceReader:
 class EntryReader:
     """Exact tokens, addressed: the candidate's own entry, its cluster's counter, and those of clusters near it.
 
+    With ``ranker.ages`` the own entry's mass is also told as a share of all the user did, how much that is, and whether
+    there is an entry at all. Of newest touches, where records tell them: how long ago, by events and by the clock; of
+    the own entry's also with which action. ``ranker.cluster_waves``: of the cluster's all of :func:`ages`, else those
+    that are no waves.
+
     Args:
-        shares: also tell the own entry's mass as a share of all the user did, how much that is, and whether there
-            is an entry at all.
-        actions: A; of the newest touch, where records tell it, how long ago it was, by events and by the clock; of the
-            own entry's, with which action.
         neighbours: reads the clusters near it; None for none.
     """
 
     def __init__(
-        self, tokens: ExactTokens, rows: slice, shares: bool, actions: int, neighbours: Neighbours | None
+        self, tokens: ExactTokens, rows: slice, config: ModelConfig, neighbours: Neighbours | None
     ) -> None:
-        self.tokens, self.rows, self.shares, self.actions = tokens, rows, shares, actions
-        self.neighbours = neighbours
+        self.tokens, self.rows, self.neighbours = tokens, rows, neighbours
+        self.shares, self.actions = config.ranker.ages, len(config.actions)
+        self.cluster_waves = config.ranker.cluster_waves
         self.keys = 1 + (tokens.clusters > 0)
         near = 0 if neighbours is None else len(neighbours.SHARPNESS)
-        self.last = AGES + actions if tokens.facts["items"] else 0
+        self.last = AGES + self.actions if tokens.facts["items"] else 0
         self.features = (2 * tokens.horizons - 1) * (self.keys + near) + self.last
-        self.features += PLAIN_AGES if self.last and tokens.clusters else 0
-        self.features += shares * (2 * tokens.horizons + 1)
+        if self.last and tokens.clusters:
+            self.features += AGES if self.cluster_waves else PLAIN_AGES
+        self.features += self.shares * (2 * tokens.horizons + 1)
 
     def start(self, wide: Tensor) -> None:
         h = self.tokens.horizons
@@ -145,9 +148,9 @@ class EntryReader:
                 torch.where(hit[:, None], torch.cat([ages(newest, since), action.to(newest)], -1), 0.0)
             )
             if tokens.clusters:
-                # few numbers: of clusters there is less to tell, and every one costs what it is fitted with
                 newest = F.embedding(cluster, held.cluster_last.flatten(0, 1))
-                told.append(_plain(_age(newest, since)) * (newest[:, :1] > 0))
+                age = ages(newest, since) if self.cluster_waves else _plain(_age(newest, since))
+                told.append(age * (newest[:, :1] > 0))
         return torch.cat([*told, log[:, self.keys :].flatten(1), late[:, self.keys :].flatten(1)], -1)
 
 

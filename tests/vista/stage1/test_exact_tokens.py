@@ -27,6 +27,7 @@ from vista.model import VistaModel
 from vista.stage1.state import UserState
 from vista.stage1.tables import Entries, Horizons, Tables
 from vista.stage1.tokens import ExactTokens, action_of
+from vista.stage2.readers import AGES, PLAIN_AGES, EntryReader
 
 C, K = 8, 6
 LIVES = (float("inf"), 20.0, 4.0)
@@ -281,11 +282,15 @@ def test_the_newest_touch_reaches_a_candidate_through_the_codec():
         )
         asked = torch.tensor([9, 7, 8])
         reader = MODEL.ranker.readers[0]
-        told = reader(ctx, asked, MODEL.items.vector(asked), Plan.of([0, 3]))
-    h = len(LIVES)
-    told = told[:, (2 * h - 1) * 2 + 2 * h + 1 :][
-        :, : reader.last
-    ]  # behind the two keys' masses and the shares
+        args = ctx, asked, MODEL.items.vector(asked), Plan.of([0, 3])
+        whole = reader(*args)
+        before = dataclasses.replace(CONFIG, ranker=dataclasses.replace(CONFIG.ranker, cluster_waves=False))
+        plain = EntryReader(MODEL.tokens, reader.rows, before, reader.neighbours)(*args)
+    at = (2 * len(LIVES) - 1) * 2 + 2 * len(LIVES) + 1  # behind the two keys' masses and the shares
+    told, cluster = whole[:, at : at + reader.last], at + reader.last
+    waves = torch.arange(whole.shape[1]) - cluster
+    assert torch.equal(plain, whole[:, (waves < PLAIN_AGES) | (waves >= AGES)])
+    assert torch.equal(whole[1, cluster : cluster + AGES], told[1, :AGES])  # the newest of its cluster too
     hours = torch.expm1(8 * told[:2, 1])
     assert hours.tolist() == pytest.approx([5, 2], rel=0.05)
     assert told[:, -3:].tolist() == [[0, 0, 1], [0, 1, 0], [0, 0, 0]] and not told[2].any()
