@@ -14,8 +14,6 @@ cache or the server's own), and answer the same batches of 512 distinct users in
                 access itself costs on this machine
     redis       Debian's redis-server on a unix socket, no persistence; one pipelined MGET of 512 keys by a client
                 that knows the reply's size and receives into one buffer (faster than redis-py's parser)
-    memmap      one plain file of records mapped by NumPy, a Python dict from user to row, one ``np.take``
-    files       one file per user: open, readinto, close
 
 ``lookup`` decodes to float32 [512, 255, 64]; its rate counts the stored bytes. Two reader processes: both run the
 same side at the same time, started by a barrier, and their median times are compared. Cold: the shard's pages are
@@ -224,8 +222,6 @@ def _others(
             for i in range(0, len(users), BATCH):
                 yield users[i : i + BATCH], store.lookup_raw(users[i : i + BATCH]).rows
 
-        sides["memmap"] = _memmap(place / "rows.bin", rows(), users, ask, out)
-        sides["files"] = _files(place / "files", rows(), ask, out)
         try:
             for name in ("rocksdb", "rocksdb_mapped", "rocksdb_default"):
                 sides[name] = _rocksdb(stack, place / name, rows(), len(users), ask, out)
@@ -246,14 +242,7 @@ def _others(
             if np.median(mapped) < np.median(seconds["rocksdb"]):
                 seconds["rocksdb"] = mapped
                 notes.append("RocksDB by mapped reads, which were faster here than its block cache")
-        others = (
-            ("rocksdb", 5.0),
-            ("rocksdb_default", None),
-            ("redis", 15.0),
-            ("memmap", None),
-            ("files", None),
-        )
-        for name, target in others:
+        for name, target in (("rocksdb", 5.0), ("rocksdb_default", None), ("redis", 15.0)):
             if name in seconds:
                 figures[f"vs_{name}"] = ratio(seconds[name], seconds["ours"], target=target)
                 figures[f"{name}_rate"] = median(out.nbytes / seconds[name] / 1e9, "GB/s")
@@ -266,39 +255,6 @@ def _same_rows(name: str, side: Callable[[], Any], store: Store, ask: _Queries, 
     ask._at -= 1
     if not (store.lookup_raw(ask()).rows[:, 16:] == found[:, 16:]).all():
         raise RuntimeError(f"bench lookup: {name} gave other bytes than the store")
-
-
-def _memmap(
-    path: Path,
-    rows: Iterator[tuple[np.ndarray, np.ndarray]],
-    users: np.ndarray,
-    ask: _Queries,
-    out: np.ndarray,
-) -> Callable[[], Any]:
-    with open(path, "wb") as file:
-        for _, block in rows:
-            file.write(block.data)
-    data = np.memmap(path, f"V{out.shape[1]}", "r")
-    row_of = {u: i for i, u in enumerate(users.tolist())}
-    target = out.view(data.dtype)[:, 0]
-    return lambda: np.take(data, [row_of[u] for u in ask().tolist()], out=target, mode="clip")
-
-
-def _files(
-    folder: Path, rows: Iterator[tuple[np.ndarray, np.ndarray]], ask: _Queries, out: np.ndarray
-) -> Callable[[], None]:
-    folder.mkdir()
-    for ids, block in rows:
-        for user, row in zip(ids.tolist(), block, strict=True):
-            (folder / str(user)).write_bytes(row.data)
-
-    def read() -> None:
-        for user, row in zip(ask().tolist(), out, strict=True):
-            fd = os.open(f"{folder}/{user}", os.O_RDONLY)
-            os.readv(fd, [row])
-            os.close(fd)
-
-    return read
 
 
 def _rocksdb(
