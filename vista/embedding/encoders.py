@@ -98,7 +98,8 @@ class ItemEncoder(nn.Module):
     def forward(self, item: torch.Tensor) -> torch.Tensor:
         """``item`` int64 [...] -> float32 [..., D]."""
         index = buckets_torch(item, range(_ITEM_SALT, _ITEM_SALT + self.tables), self.rows)
-        index += torch.arange(self.tables, device=item.device) * self.rows
+        for table, row in enumerate(index.unbind(-1)):
+            row += table * self.rows
         vector = F.embedding(index, self.weight, sparse=self.sparse_gradients).flatten(-2)
         if (
             self.content is not None

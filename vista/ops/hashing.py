@@ -48,7 +48,9 @@ def mix_torch(item: torch.Tensor, *salts: int) -> torch.Tensor:
     def folded(x: torch.Tensor, by: int) -> torch.Tensor:
         return (x >> by).bitwise_and_((1 << (64 - by)) - 1).bitwise_xor_(x)
 
-    x = torch.stack([item.long() + _signed(salt * _GOLDEN) for salt in salts], -1)
+    x = torch.empty((*item.shape, len(salts)), dtype=torch.int64, device=item.device)
+    for column, salt in zip(x.unbind(-1), salts, strict=True):
+        torch.add(item.long(), _signed(salt * _GOLDEN), out=column)
     x = folded(x, 30).mul_(_signed(_FIRST))
     x = folded(x, 27).mul_(_signed(_SECOND))
     return folded(x, 31)
