@@ -304,7 +304,7 @@ class Alone(nn.Module):
     ) -> Tensor:
         (model,) = self.model
         held = model.tokens.unpack(torch.cat([tokens[name] for name in model.tokens.rows], 1))
-        found = model.tokens.sequence(held, model.items)
+        found = model.tokens.sequence(held, model.items.vector)
         query = laid.out(asked)
         same = laid.out(item)[..., None] == found.item[:, None]
         same = nn.functional.pad(same, (0, found.mass.shape[1] - found.item.shape[1])).float()

@@ -21,6 +21,7 @@ version 0.2 have no newest touches.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -316,10 +317,11 @@ class ExactTokens(nn.Module):
 
     def unpack(self, addressed: Tensor) -> Held:
         """Inverse of :meth:`pack`: the groups side by side, float32 [U, sum of S_g, D]."""
-        users, parts, at = len(addressed), {}, 0
-        for name, rows in self.rows.items():
-            parts[name] = addressed[:, at : at + rows].reshape(users, rows * self.width)
-            at += rows
+        users, sizes = len(addressed), self.rows
+        parts = {
+            name: part.flatten(1)
+            for name, part in zip(sizes, addressed.split([*sizes.values()], 1), strict=True)
+        }
         ids = parts[ITEMS].contiguous().view(torch.int64)[:, : self.capacity]
 
         def of(name: str, entries: int, columns: int) -> Tensor:
@@ -348,10 +350,11 @@ class ExactTokens(nn.Module):
 
     # --- reading
 
-    def sequence(self, held: Held, encoder: ItemEncoder, ages: bool = True) -> Sequence:
+    def sequence(self, held: Held, vectors: Callable[[Tensor], Tensor], ages: bool = True) -> Sequence:
         """The heaviest items of each user, and the clusters with most of what these do not stand for.
 
         Args:
+            vectors: of items int64 [U, S_i], unit length [U, S_i, D]; ``ItemEncoder.vector``.
             ages: also tell how old each is; else ``last`` is empty.
         """
 
@@ -361,15 +364,15 @@ class ExactTokens(nn.Module):
         order = _heaviest(held.mass[..., self.deciding], self.sequence_items)
         item, mass = held.item.gather(1, order), picked(held.mass, order)
         last = [picked(held.last[..., : self.facts[CLUSTERS]], order)] if ages else []
-        vector = encoder.vector(item) * (mass.amax(-1, keepdim=True) > 0)
+        vector = vectors(item) * (mass.amax(-1, keepdim=True) > 0)
         if self.sequence_clusters:
             number = self.cluster(item)[..., None].expand(-1, -1, self.horizons)
             rest = held.cluster.scatter_add(1, number, -mass)
             # what rounding to a byte leaves of a cluster whose items are all told is nothing; zeros have one sign
             rest = rest * (rest > 0.1 * held.cluster) + 0.0
             top = _heaviest(rest[..., self.deciding], self.sequence_clusters)
-            vectors = F.normalize(F.embedding(top, self.cluster_vectors), dim=-1)
-            vector, mass = torch.cat([vector, vectors], 1), torch.cat([mass, picked(rest, top)], 1)
+            centres = F.normalize(F.embedding(top, self.cluster_vectors), dim=-1)
+            vector, mass = torch.cat([vector, centres], 1), torch.cat([mass, picked(rest, top)], 1)
             last += [picked(held.cluster_last, top)] if ages else []
         told = torch.cat(last, 1) if ages else mass.new_zeros(*mass.shape[:2], 0)
         return Sequence(vector, mass, item, told)

@@ -40,7 +40,7 @@ from vista.ops import crossing
 from vista.ops.weighted_attention import WeightedAttention
 from vista.stage1.places import PlaceRead
 from vista.stage1.slots import SlotMemory
-from vista.stage1.tokens import BITS, ExactTokens
+from vista.stage1.tokens import BITS, ExactTokens, Sequence
 from vista.stage2.context_kv import ContextKV, Origin
 from vista.stage2.layer import Layer, Sight
 from vista.stage2.readers import (
@@ -258,14 +258,14 @@ class Ranker(nn.Module):
             return room.masked_scatter(there.view(users, r, *[1] * (flat.ndim - 1)), flat)
 
         item, time = padded(events.item), padded(events.time)
-        encoded = self.items(events.item)  # [N, D]
+        encoded, found = self._encoded(events.item, slots)
         age = (now[:, None] - time).clamp_min(0) * there
         x = [] if self.summary is None else [self.summary(seeds) + self.summary_place]
         if r:
             places = waves(torch.stack([age / 1000, rank], -1)).flatten(-2)
             x.append(padded(self._recent_tokens(encoded, events, masked)) + self.recent_place(places))
         taste = self._taste(padded(F.normalize(encoded, dim=-1)), rank, there)
-        token, token_mass, read = self._history(slots, taste)
+        token, token_mass, read = self._history(slots, found, taste)
         taste, at_now = taste + read[0], self._now_token(now, elapsed, age, lengths, summarized) + read[1]
         x.append(at_now[:, None])
         s = seeds.shape[1]
@@ -276,17 +276,33 @@ class Ranker(nn.Module):
             torch.cat(x, 1), mask, s, slots, token, token_mass, taste, elapsed, item, age, summarized
         )
 
-    def _history(self, slots: Tensor, taste: Tensor) -> tuple[Tensor, Tensor, tuple[Any, Any]]:
+    def _encoded(self, recent: Tensor, slots: Tensor) -> tuple[Tensor, Sequence | None]:
+        """Recent items int64 [N] encoded, [N, D], and the exact tokens as a sequence, where it is read: by one call,
+        whose many small steps cost more than its work."""
+        if self.history is None:
+            return self.items(recent), None
+        encoded = [recent]
+
+        def vectors(item: Tensor) -> Tensor:
+            both = self.items(torch.cat([recent, item.flatten()]))
+            encoded[0] = both[: len(recent)]
+            return F.normalize(both[len(recent) :], dim=-1).unflatten(0, item.shape)
+
+        held = self.tokens.unpack(slots[:, -sum(self.tokens.rows.values()) :])
+        found = self.tokens.sequence(held, vectors, ages=False)
+        return encoded[0], found
+
+    def _history(
+        self, slots: Tensor, found: Sequence | None, taste: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Any, Any]]:
         """Exact tokens as a sequence and their masses, where candidates read them; and what they add to taste
         [U, Q, D] and the now token [U, D]."""
-        if self.history is None:
+        if self.history is None or found is None:
             users = len(slots)
             empty = slots.new_zeros(users, 0, self.config.width)
             return empty, slots.new_zeros(users, 0, self.config.tokens.horizons), (0.0, 0.0)
         assert self.history_gain is not None and self.history_token is not None
         tokens = self.tokens
-        held = tokens.unpack(slots[:, -sum(tokens.rows.values()) :])
-        found = tokens.sequence(held, self.items, ages=False)
         log_mass = found.mass[..., tokens.deciding].log()  # -inf where there is no token
         read, odds = self.history(taste, found.vector, log_mass)
         more = self.history_gain[:, None] * read[:, :, 0]

@@ -231,7 +231,7 @@ def test_the_sequence_has_the_heaviest_items_first_and_clusters_for_the_rest():
     events = histories([100, 0], 6)
     tokens = model.summarizer.summarize(events).tokens
     held = model.tokens.unpack(torch.from_numpy(np.concatenate(list(tokens.values()), 1)))
-    found = model.tokens.sequence(held, model.items)
+    found = model.tokens.sequence(held, model.items.vector)
     assert found.vector.shape == (2, 8, 8) and found.mass.shape == (2, 8, 3)
     weight = found.mass[0, :K, 1]
     assert (weight[1:] <= weight[:-1]).all() and weight[-1] > 0
