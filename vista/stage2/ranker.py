@@ -347,7 +347,7 @@ class Ranker(nn.Module):
             whole = whole & largest.isfinite()
             rows, summarized = torch.where(whole[:, None, None], rows, 0), summarized & whole
         seeds = c.summarizer.seeds if self.places is None else 0
-        return rows[:, :seeds], rows[:, seeds:], summarized
+        return rows[:, :seeds], rows[:, seeds:].contiguous(), summarized
 
     def _recent_tokens(
         self, items: Tensor, recent: RecentEvents, masked: Tensor | np.ndarray | None
