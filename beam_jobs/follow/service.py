@@ -47,6 +47,7 @@ from beam_jobs.run.record import RunDirectory, RunRecord
 from beam_jobs.tables import compact
 from cache_store import Store
 from cache_store.errors import PublishConflict
+from cache_store.format.layout import holds_store
 from vista.data.logs.schema import MissingColumn, UnreadableFile, WrongTime, WrongType
 from vista.data.tables.commits import TableChanged
 from vista.data.tables.compaction import most_files
@@ -384,7 +385,7 @@ class Service:
     def _tidy(self) -> list[str]:
         """Merge, prune and forget runs by the stated rules; what was done, in words."""
         options, done = self.options, []
-        if self.warehouse.exists() and Path(options.store, "FORMAT").exists():
+        if self.warehouse.exists() and holds_store(options.store):
             most, due = most_files(self.warehouse.refresh(), horizon_of(self.warehouse, [options.store]))
             if due and most > options.most_files:
                 merged = compact.run(

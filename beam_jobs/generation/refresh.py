@@ -32,6 +32,7 @@ from beam_jobs.run.job import Run
 from beam_jobs.run.record import RunRecord
 from cache_store import Manifest, Publication, Store, as_users, bucket_of
 from cache_store.errors import FormatUnknown, NothingPublished
+from cache_store.format.layout import holds_store
 from vista.data.tables.reading import DataFile
 from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
@@ -199,7 +200,7 @@ def parent_of(options: RefreshOptions, record: RunRecord, warehouse: Warehouse) 
     Raises:
         NoParent: it cannot be gone on from.
     """
-    if not (Path(options.store) / "FORMAT").exists():
+    if not holds_store(options.store):
         raise NoParent(f"there is no store at {options.store}")
     summarize.open_or_create(options.store, warehouse.user_kind, warehouse.num_buckets)
     try:

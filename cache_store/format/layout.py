@@ -112,6 +112,12 @@ class StoreFormat:
         return out
 
 
+def holds_store(root: str | Path) -> bool:
+    """Whether a store lies there, be it one that lost its FORMAT: who opens it is told. An empty folder holds none."""
+    path = Path(root)
+    return path.is_dir() and any(not p.name.startswith(".FORMAT") for p in path.iterdir())
+
+
 class Layout:
     """Paths of one store."""
 
@@ -179,8 +185,10 @@ class Layout:
         try:
             return StoreFormat.parse(read_bounded(self.format, 64 * KIB).decode(), self.format)
         except (FileNotFoundError, NotADirectoryError) as error:
+            lost = "it held generations; restore the file, or move the folder away and then"
+            what = lost if self.generation_names() else "so this is no store; name another, or"
             raise FormatUnknown(
-                f"{self.root}: no file FORMAT, so this is no store; make one with `vista summarize`, or name another"
+                f"{self.root}: no file FORMAT, {what} make one with `vista summarize`"
             ) from error
         except (UnicodeDecodeError, NotSound) as error:
             raise Damaged(f"{self.format}: {error}; restore the file") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
 from test_every_verb import vista
@@ -11,6 +12,7 @@ from test_every_verb import vista
 from cache_store.remote.copy import push, sweep
 from cache_store.store import Store
 from tools.drills import storage
+from vista.data.tables.relocating import relocate
 
 
 @pytest.mark.parametrize(
@@ -80,6 +82,29 @@ def test_a_catalog_that_cannot_be_reached_is_told_without_its_login(properties, 
     catalog.write_text(json.dumps(properties))
     code, out, err = vista(capsys, "status", "--home", tmp_path, "--warehouse", catalog)
     assert code == 4 and "CatalogAway" in err and "word" not in out + err, err
+
+
+def test_a_store_that_lost_its_format_is_told_and_never_passed_over(small_home, tmp_path, capsys):
+    home = tmp_path / "home"
+    shutil.copytree(small_home.path, home)
+    relocate(home / "warehouse")
+    with Store.open(home / "store", lease=False) as store:
+        user = store.users(0)[0]
+    (home / "store/FORMAT").unlink()
+    before = sorted((p, p.lstat().st_mtime_ns) for p in (home / "warehouse").rglob("*"))
+    for words in (
+        f"forget {user} --yes",
+        "prune --staging-hours 0",
+        "status",
+        f"lookup {user}",
+        "compact store",
+    ):
+        code, _, err = vista(capsys, *words.split(), "--home", home)
+        assert code == 2 and "FORMAT" in err and "restore" in err, (words, code, err)
+    assert sorted((p, p.lstat().st_mtime_ns) for p in (home / "warehouse").rglob("*")) == before
+    for words in ("refresh", "summarize", "compact tables --files 1"):
+        code, _, err = vista(capsys, *words.split(), "--home", home)
+        assert code == 2 and str(home / "store") in err.replace("\n", ""), (words, code, err)
 
 
 def test_a_push_and_its_sweep_leave_alone_what_they_did_not_bring(small_home, tmp_path, capsys):

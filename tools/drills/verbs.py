@@ -35,6 +35,7 @@ import pyarrow.parquet as pq
 import torch
 import xxhash
 
+from cache_store.errors import StoreError
 from cache_store.store import Store
 from tools import cli
 from tools.drills import killing
@@ -282,10 +283,7 @@ class Place:
         }
         for store in (home.store, self.root / "pulled/store"):
             if (store / "CURRENT").exists():
-                with Store.open(store) as opened:
-                    rows = opened.lookup(list(range(USERS)))
-                    tokens = xxhash.xxh3_64_hexdigest(np.ascontiguousarray(rows.tokens).tobytes())
-                    found[store.parent.name] = [rows.status.tolist(), rows.event_count.tolist(), tokens]
+                found[store.parent.name] = _answers(store)
         return json.dumps(found)
 
     def looks(self, name: str) -> None:
@@ -325,6 +323,17 @@ class Place:
             for p in (Path(folder, n) for n in (*folders, *files))
         ]
         return {re.sub(r"[0-9a-f]{4,}(-[0-9a-f]{4,})*|[0-9]+", "#", str(p.relative_to(root))) for p in paths}
+
+
+def _answers(store: Path) -> list[object] | str:
+    """What a store answers about every user; its error where it does not open."""
+    try:
+        with Store.open(store) as opened:
+            rows = opened.lookup(list(range(USERS)))
+    except StoreError as error:
+        return type(error).__name__
+    tokens = xxhash.xxh3_64_hexdigest(np.ascontiguousarray(rows.tokens).tobytes())
+    return [rows.status.tolist(), rows.event_count.tolist(), tokens]
 
 
 def _digests(folder: Path) -> dict[str, str]:

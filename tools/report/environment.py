@@ -217,10 +217,12 @@ def _judged(about: str, found: str, verdict: str, remedy: str) -> LookedAt:
 
 def _files_needed(store: Path) -> tuple[int, str]:
     """Files that a reader of the deepest chain opens: a shard, its index, and its states, of every generation."""
-    if not (store / "FORMAT").exists():
-        return 256, "no store yet"
     from cache_store import Store
     from cache_store.errors import StoreError
+    from cache_store.format.layout import holds_store
+
+    if not holds_store(store):
+        return 256, "no store yet"
 
     try:
         opened = Store(store)

@@ -99,6 +99,8 @@ def look(
     Raises:
         VistaError: the catalog or the bundle cannot be read.
     """
+    from cache_store.format.layout import holds_store
+
     limits = limits or AgeLimits()
     now_ms = int(time.time() * 1000) if now_ms is None else now_ms
     found = Health(str(at.root))
@@ -107,7 +109,7 @@ def look(
     store, tables = at.store, TablesSeen(at.tables, at.store, at.root, keep)
     found.warehouse = tables.overview
     found.model = _model(at.model)
-    if (store / "FORMAT").exists():
+    if holds_store(store):
         _store(found, at, store, tables, limits, now_ms)
     if found.model and found.model["verdict"].startswith("worse than"):
         _add(found, ATTENTION, f"the model is {found.model['verdict']}", "A bad model", at, "train")

@@ -145,10 +145,11 @@ def _mark(where: str | dict[str, str], store: Path) -> str | None:
 def overview(tables: Warehouse, store: Path) -> dict[str, Any]:
     """Facts of the tables by name."""
     from cache_store import Store
+    from cache_store.format.layout import holds_store
     from vista.data.tables.compaction import horizon, most_files
 
     files = [f for bucket in tables.bucket_files().values() for f in bucket]
-    kept = Store(store).generations() if (store / "FORMAT").exists() else []
+    kept = Store(store).generations() if holds_store(store) else []
     most, due = most_files(tables, horizon(tables, [m.table_snapshot for m in kept]))
     times = [f.max_time for f in files if f.max_time is not None]
     return {

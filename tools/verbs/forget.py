@@ -29,15 +29,19 @@ def command(
     """
     from beam_jobs.tables import forget
     from cache_store import Store
+    from cache_store.format.layout import holds_store
     from vista.data.tables.warehouse import Warehouse
 
     tables, stored = there(at).tables, at.store
     if not isinstance(tables, dict):
         _settled(tables)
-    has_tables, has_store = Warehouse(tables).exists(), (stored / "FORMAT").exists()
+    has_tables, has_store = Warehouse(tables).exists(), holds_store(stored)
     if not has_tables and not has_store:
         raise typer.BadParameter(f"no tables at {tables} and no store at {stored}; name them, or --home")
-    kind = Warehouse(tables).open().user_kind if has_tables else Store(stored).format.user_kind
+    store = (
+        Store(stored) if has_store else None
+    )  # one that is damaged is told before anybody is removed anywhere
+    kind = store.format.user_kind if store and not has_tables else Warehouse(tables).open().user_kind
     ids = parse_users(users, kind)
     if dry_run:
         return _preview(ids, Warehouse(tables) if has_tables else None, stored if has_store else None, json)

@@ -30,6 +30,7 @@ def command(
     """Delete generations that no line keeps and no reader has in use, then what only they needed of the tables."""
     from beam_jobs.run.leftovers import prune_runs, prune_unplaced
     from cache_store import Store
+    from cache_store.format.layout import holds_store
     from vista.data.tables.pruning import prune
     from vista.data.tables.warehouse import Warehouse
 
@@ -37,7 +38,7 @@ def command(
     has_tables, path = tables.exists(), at.store
     found: dict[str, Any] = {"dry_run": dry_run}
     kept: set[int] = set()
-    if (path / "FORMAT").exists() or not has_tables:
+    if holds_store(path) or not has_tables:
         opened = Store(path)
         report = opened.prune(keep, int(staging_hours * 3_600_000), dry_run)
         found |= dataclasses.asdict(report)

@@ -33,9 +33,10 @@ def command(
     storage = pairs(option, "--option") or None
     if dry_run:
         from cache_store import Store
+        from cache_store.format.layout import holds_store
         from cache_store.remote import preview
 
-        there = Store(at.store, line=line) if (at.store / "FORMAT").exists() else None
+        there = Store(at.store, line=line) if holds_store(at.store) else None
         would = dataclasses.asdict(
             preview.of_pull(
                 url, there, line, remote_line=from_line, generation=generation, storage_options=storage
