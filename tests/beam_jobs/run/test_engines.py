@@ -157,6 +157,26 @@ def test_a_worker_that_is_killed_in_a_task_and_a_driver_that_is_killed_change_no
     )
     assert summarize.run(options, cluster.args).digests == wanted
 
+    # A chain that is folded: a worker dies of it, and (seen with Dask alone, for time) a driver as it takes it live.
+    one = tuple(all_events(small_world)[0][:1].tolist())
+    folds = {}
+    for store in ("local", "killed"):
+        refresh.run(small_world.refresh(store=store, run=f"delta-{store}", users=one), [engines.HERE])
+        folds[store] = fold.FoldOptions(
+            str(small_world.path / store), str(small_world.path / f"fold-{store}"), progress=False
+        )
+    if cluster.engine == "dask":
+        code = (
+            "import sys; from beam_jobs.generation import fold\n"
+            f"fold.run(fold.FoldOptions(**{vars(folds['killed'])!r}), {cluster.args!r})"
+        )
+        (tmp_path / "fold").mkdir()
+        assert driver_killed_at("manifest.json", code, tmp_path / "fold") == -signal.SIGKILL
+    cluster.armed.touch()
+    done = fold.run(folds["killed"], cluster.args)
+    assert done.digests == fold.run(folds["local"], [engines.HERE]).digests and done.counts["deltas"] == 1
+    assert not cluster.armed.exists()
+
 
 def test_forgetting_goes_on_when_a_worker_or_the_driver_is_killed(small_world, tmp_path, cluster):
     for store in ("here", "there"):
