@@ -7,6 +7,7 @@ does a task, a worker of a cluster compares both.
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections import Counter
@@ -144,7 +145,13 @@ class Fit:
                 return f"worker {platform.node()}: expected {name} {value}, as the driver has, found {here[name]}"
         if (found := self.directory.run_id()) != self.run_id:
             what = "another run" if found else "nothing"
-            return f"worker {platform.node()}: expected the run of the driver in {self.directory.path}, found {what}"
+            path = self.directory.path
+            hint = (
+                ""
+                if path.is_absolute()
+                else f" in {os.getcwd()}, its own folder (name all by paths from / on)"
+            )
+            return f"worker {platform.node()}: expected the run of the driver in {path}, found {what}{hint}"
         return dict(self.do(task))
 
 
