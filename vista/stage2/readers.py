@@ -104,13 +104,12 @@ class EntryReader:
     ) -> None:
         self.tokens, self.rows, self.neighbours = tokens, rows, neighbours
         self.shares, self.actions = config.ranker.ages, len(config.actions)
-        self.cluster_waves = config.ranker.cluster_waves
+        self.cluster_ages = AGES if config.ranker.cluster_waves else PLAIN_AGES
         self.keys = 1 + (tokens.clusters > 0)
         near = 0 if neighbours is None else len(neighbours.SHARPNESS)
         self.last = AGES + self.actions if tokens.facts["items"] else 0
         self.features = (2 * tokens.horizons - 1) * (self.keys + near) + self.last
-        if self.last and tokens.clusters:
-            self.features += AGES if self.cluster_waves else PLAIN_AGES
+        self.features += self.cluster_ages if self.last and tokens.clusters else 0
         self.features += self.shares * (2 * tokens.horizons + 1)
 
     def start(self, wide: Tensor) -> None:
@@ -142,15 +141,15 @@ class EntryReader:
             told += [torch.log(found + 1e-3) - whole, 0.25 * whole, (found[:, :1] > 0).float()]
         if self.last:
             since = ctx.elapsed_ms.index_select(0, row) / 3_600_000
-            newest = F.embedding(at, held.last.flatten(0, 1))
-            action = action_of(newest[:, 2])[:, None] == torch.arange(self.actions, device=item.device)
-            told.append(
-                torch.where(hit[:, None], torch.cat([ages(newest, since), action.to(newest)], -1), 0.0)
-            )
+            entry = F.embedding(at, held.last.flatten(0, 1))
+            action = action_of(entry[:, 2])[:, None] == torch.arange(self.actions, device=item.device)
+            touches = [entry[:, :2]]
             if tokens.clusters:
-                newest = F.embedding(cluster, held.cluster_last.flatten(0, 1))
-                age = ages(newest, since) if self.cluster_waves else _plain(_age(newest, since))
-                told.append(age * (newest[:, :1] > 0))
+                touches.append(F.embedding(cluster, held.cluster_last.flatten(0, 1)))
+            # in one go: of so few numbers each step costs more than its work
+            age, *of_cluster = ages(torch.cat(touches), since.repeat(len(touches))).chunk(len(touches))
+            told.append(torch.where(hit[:, None], torch.cat([age, action.to(age)], -1), 0.0))
+            told += [x[:, : self.cluster_ages] * (touches[1][:, :1] > 0) for x in of_cluster]
         return torch.cat([*told, log[:, self.keys :].flatten(1), late[:, self.keys :].flatten(1)], -1)
 
 
@@ -159,21 +158,12 @@ AGES, PLAIN_AGES = 20, 4
 
 
 def ages(newest: Tensor, since: Tensor) -> Tensor:
-    """How long ago touches were, [n, AGES], by events and by the clock: of records' newest touches [n, 2 or 3], and the
+    """How long ago touches were, [n, AGES], by events and by the clock: of records' newest touches [n, 2], and the
     hours [n] that went by since the record's end."""
-    age = _age(newest, since)
-    seconds = age * age.new_tensor([1.0, 3_600.0])
-    return torch.cat([_plain(age), waves(seconds, -1, 3).flatten(1)], -1)
-
-
-def _age(newest: Tensor, since: Tensor) -> Tensor:
-    """[n, 2]: events and hours ago."""
-    return torch.stack([newest[:, 0], newest[:, 1] + since], -1)
-
-
-def _plain(age: Tensor) -> Tensor:
-    """The first PLAIN_AGES of :func:`ages`."""
-    return torch.cat([torch.log1p(age) / 8, 1 / (1 + age)], -1)
+    number, hours = newest[:, 0], newest[:, 1] + since
+    age = torch.stack([number, hours], -1)
+    smooth = waves(torch.stack([number, hours * 3_600], -1), -1, 3).flatten(1)
+    return torch.cat([torch.log1p(age) / 8, 1 / (1 + age), smooth], -1)
 
 
 class Neighbours(nn.Module):
