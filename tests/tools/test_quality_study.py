@@ -24,7 +24,7 @@ from tools.studies.reader import TokenReader
 from tools.studies.rivals import CURVE, SIZES, WHOLE, variants
 from tools.studies.study import answer, build, feeds, train
 from tools.studies.tokens import Space, item_tokens, touches, weights
-from vista.config import ModelConfig
+from vista.config import ModelConfig, TokenConfig
 from vista.stage1.clusters import company
 from vista.training import metrics
 
@@ -247,6 +247,7 @@ def test_every_rival_is_named_and_sizes_are_what_they_say():
         assert kib * 1_000 < found[f"ours_{kib}KiB"].bytes <= kib * 1_024
         assert found[f"raw_{kib}KiB"].bytes <= kib * 1_024
     assert product(found["ours"], ("a",), 0, 0).tokens.sequence_length <= 768
+    assert product(found["ours_small"], ("a",), 0, 0).config.tokens == TokenConfig.named("small")
 
 
 def test_a_raw_event_costs_what_compression_leaves(data):

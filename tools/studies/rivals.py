@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from tools.studies.contexts import BASE, Variant
+from vista import config
 
 QUICK = ("recent", "full", "tokens", "ours")
 WHOLE = (
@@ -48,6 +49,9 @@ def variants(window: int, event_bytes: float) -> dict[str, Variant]:
         Variant("ours", "record", _bytes({})),
         Variant("tokens", "record", _bytes({}), {"alone": 1, "sequence": 768, "places": 256}),
     ]
+    for size, (items, told) in config.SIZES.items():
+        options = {"items": items, "clusters_told": told}
+        found.append(Variant(f"ours_{size}", "record", _bytes(options), options))
     for kib in SIZES:
         found.append(Variant(f"ours_{kib}KiB", "record", _bytes(_record(kib)), _record(kib)))
         events = min(window, int(kib * 1_024 / event_bytes))
