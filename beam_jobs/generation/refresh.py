@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pyarrow.parquet as pq
 import xxhash
 
 from beam_jobs.errors import OptionsError
@@ -31,6 +30,7 @@ from beam_jobs.run import job as jobs
 from beam_jobs.run.job import Run
 from beam_jobs.run.record import RunRecord
 from cache_store import Manifest, Publication, Store, as_users, bucket_of
+from cache_store.change.forget import read_dead_letters
 from cache_store.errors import FormatUnknown, NothingPublished
 from cache_store.format.layout import holds_store
 from vista.data.tables.reading import DataFile
@@ -323,7 +323,7 @@ def _again(
     if options.users is not None:
         users |= {kind(u) for u in options.users}
     elif letters := store.dead_letters(parent):
-        users |= {kind(u) for u in pq.read_table(letters)["user"].to_pylist()}
+        users |= {kind(u) for u in read_dead_letters(letters.parent)["user"].to_pylist()}
     found: dict[int, list[int | str]] = {}
     listed = sorted(users)
     if listed:

@@ -146,6 +146,8 @@ def _forget_in_generation(folder: Path, ids: np.ndarray, report: ForgetReport, s
         remove(path)
     generation = Generation(folder, manifest, verify=True)
     shard = (hash_of(ids) % np.uint64(manifest.num_shards)).astype(np.int64)
+    if DEAD_LETTERS in manifest.extra_files:
+        read_dead_letters(folder)  # told before anything is written
     in_records = _present(generation.table, shard, ids)
     in_states = _present(generation.states, shard, ids)
     shards, extra = list(manifest.shards), dict(manifest.extra_files)
@@ -284,13 +286,31 @@ def _kept(
         yield users, values
 
 
-def _dead_letters_without(folder: Path, gone: Callable[[str], bool]) -> tuple[int, FileFact]:
-    """Rewrite the dead-letter file without some users, given by their names; rows removed, and what it now is."""
+def read_dead_letters(folder: Path) -> Any:
+    """Arrow table of the users that a generation could not write, and why.
+
+    Raises:
+        Damaged: the file is gone or is no such table.
+    """
     needs("model", "pyarrow")
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = folder / DEAD_LETTERS
-    table = pq.read_table(path)
+    try:
+        return pq.read_table(path)
+    except (FileNotFoundError, pa.ArrowException) as error:
+        raise Damaged(
+            f"{path}: expected the dead letters that the generation had, found {error}; restore the file, or run "
+            f"`vista summarize`"
+        ) from error
+
+
+def _dead_letters_without(folder: Path, gone: Callable[[str], bool]) -> tuple[int, FileFact]:
+    """Rewrite the dead-letter file without some users, given by their names; rows removed, and what it now is."""
+    import pyarrow.parquet as pq
+
+    path, table = folder / DEAD_LETTERS, read_dead_letters(folder)
     names = table["user"].to_pylist() if "user" in table.column_names else []
     keep = [not gone(str(name)) for name in names]
     if not all(keep):

@@ -142,9 +142,9 @@ def run(seed: int, only: str = "", told: Callable[[str], None] = print) -> list[
                 if code == 0 == jobs[words][0]:
                     left = homes.facts()
                     differ = [k for k, was in jobs[words][1].items() if left.get(k) != was]
-                    # what was taken away, and a store that does not open, which every look tells
-                    shut = not isinstance(left.get("home"), list)
-                    differ = [k for k in differ if k != taken(kind) and not (k == "home" and shut)]
+                    # what was taken away, and a store or tables that do not open, which every look tells
+                    shut = [k for k in ("home", "rows") if not isinstance(left.get(k), list)]
+                    differ = [k for k in differ if k not in (taken(kind), *shut)]
                     fault = f"code 0, and {', '.join(differ)} differ: {said[-300:]}" if differ else fault
                 if fault:
                     faults.append(f"{gone.relative_to(homes.root)} gone, vista {words}: {fault}")

@@ -41,10 +41,12 @@ from tools import cli
 from tools.drills import killing
 from tools.drills.asked import asked
 from tools.drills.drill import memory_folder
+from tools.drills.expected_rows import Row as TableRow
 from tools.drills.expected_rows import rows_of
 from tools.drills.storage import small_disk
 from tools.home import Home, fingerprint_of
 from vista.config import to_text
+from vista.errors import VistaError
 from vista.training.train import TrainingConfig
 
 MODES = ("any", "line", "time")
@@ -276,7 +278,7 @@ class Place:
         home = Home(self.root / "home")
         settings = home.root / "vista.toml"
         found: dict[str, object] = {
-            "rows": sorted(rows_of(home.warehouse)),
+            "rows": _rows(home.warehouse),
             "model": fingerprint_of(home.newest_model),
             "settings": settings.read_text() if settings.exists() else "",
             "made": _digests(self.root / "made"),
@@ -323,6 +325,14 @@ class Place:
             for p in (Path(folder, n) for n in (*folders, *files))
         ]
         return {re.sub(r"[0-9a-f]{4,}(-[0-9a-f]{4,})*|[0-9]+", "#", str(p.relative_to(root))) for p in paths}
+
+
+def _rows(tables: Path) -> list[TableRow] | str:
+    """Rows of the history; the error where it does not open."""
+    try:
+        return sorted(rows_of(tables))
+    except VistaError as error:
+        return type(error).__name__
 
 
 def _answers(store: Path) -> list[object] | str:

@@ -84,6 +84,12 @@ def test_forgetting_reaches_dead_letters_and_leaves_the_rest(tmp_path):
     assert report.dead_letters == 1 and known.admin.verify().ok
     path = tmp_path / "s/generations/00000001/dead-letters.parquet"
     assert pq.read_table(path)["user"].to_pylist() == ["78"]
+    before = sorted(path.parent.iterdir())
+    for damage in (lambda: path.write_bytes(b"no table"), path.unlink):
+        damage()
+        with pytest.raises(Damaged, match="dead-letters.parquet"):
+            known.admin.forget([1])
+    assert sorted({*path.parent.iterdir(), path}) == before
 
 
 def test_other_readers_keep_reading_and_drop_the_user_at_refresh(tmp_path):
