@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cache_store.format.quantize import Codec
 from tools.studies import tokens as kept
+from tools.studies.alone import Alone
 from tools.studies.reader import Addressed, TokenReader
 from tools.studies.tokens import HALF_LIVES, Kept, SimHash, Space
 from vista.config import ModelConfig, fingerprint
@@ -27,8 +28,7 @@ from vista.data.recent import select_recent
 from vista.embedding.encoders import gaps
 from vista.model import VistaModel
 from vista.ops.crossing import Plan, fast
-from vista.ops.weighted_attention import WeightedAttention
-from vista.stage2.readers import AGES, FREQUENCIES, ages, waves
+from vista.stage2.readers import FREQUENCIES, waves
 from vista.training.batches import Batch
 
 RECENT = 32
@@ -270,56 +270,6 @@ class Contest(nn.Module):
                 tokens, _Laid(np.arange(len(batch)), batch.offsets, len(batch)), asked, item, elapsed
             )
         return logits
-
-
-class Alone(nn.Module):
-    """The record's sequence under the product's ``WeightedAttention`` and nothing else: what a ranker of one's own
-    reads. A head per sharpness and horizon; ids that come along tell a candidate's own token, and how long ago it was
-    touched biases a token. What was read and the log odds go to the logits through a small MLP."""
-
-    def __init__(self, model: VistaModel) -> None:
-        super().__init__()
-        d, actions = model.config.width, len(model.config.actions)
-        self.model = (model,)  # a parameter of the contest already
-        self.horizons = range(model.tokens.horizons)
-        each = [WeightedAttention(d) for _ in self.horizons]
-        self.own = nn.Parameter(torch.full((len(each),), 4.0))
-        self.age = nn.Linear(AGES, len(each)) if model.config.tokens.last else None
-        self.attention = nn.ModuleList(each)
-        heads = sum(len(a.empty) for a in each)
-        last = nn.Linear(d, actions)
-        self.wide = nn.Linear(2 * heads, actions)
-        self.deep = nn.Sequential(nn.Linear(heads * (d + 2) + d, d), nn.SiLU(), last)
-        with torch.no_grad():
-            self.wide.weight.fill_(0.5 / heads)
-            self.wide.bias.zero_()
-            last.weight.mul_(0.1)
-            last.bias.zero_()
-            if self.age is not None:
-                self.age.weight.zero_()
-                self.age.bias.zero_()
-
-    def forward(
-        self, tokens: dict[str, Tensor], laid: _Laid, asked: Tensor, item: Tensor, elapsed_ms: Tensor
-    ) -> Tensor:
-        (model,) = self.model
-        held = model.tokens.unpack(torch.cat([tokens[name] for name in model.tokens.rows], 1))
-        found = model.tokens.sequence(held, model.items.vector)
-        query = laid.out(asked)
-        same = laid.out(item)[..., None] == found.item[:, None]
-        same = nn.functional.pad(same, (0, found.mass.shape[1] - found.item.shape[1])).float()
-        bias = found.mass.log()
-        if self.age is not None:
-            hours = (elapsed_ms / 3_600_000)[:, None].expand(found.last.shape[:2])
-            bias = bias + self.age(ages(found.last.flatten(0, 1), hours.flatten()).unflatten(0, hours.shape))
-        read, odds = [], []
-        for horizon, attention in zip(self.horizons, self.attention, strict=True):
-            r, o = attention(query, found.vector, bias[:, None, :, horizon] + self.own[horizon] * same)
-            read.append(r.flatten(2))
-            odds += [0.25 * o, nn.functional.softplus(o)]
-        told = torch.cat(odds, -1)
-        logits = self.wide(told) + self.deep(torch.cat([*read, told, query], -1))
-        return laid.back(logits)
 
 
 def encoded(model: VistaModel, tokens: dict[str, Tensor]) -> np.ndarray:
