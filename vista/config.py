@@ -239,7 +239,8 @@ class RankerConfig:
         recent: R, newest events read raw beside the summary.
         queries: retrieval query vectors per request.
         ages: candidates read how old a touch is as smooth features, and masses as shares of all the user did.
-        cluster_waves: of the newest touch of a candidate's cluster too; else its plain age alone.
+        cluster_waves: of the newest touch of a candidate's cluster too; else its plain age alone. It gains where items
+            seldom come twice and lost a little on logs (docs/quality.md).
         direct: width of a small network from what candidates read straight to their logits; 0 for none.
         neighbours: clusters near its own whose counters a candidate reads; 0 for none.
         near: candidates also read the sequence of exact tokens (``tokens.sequence``), as a density. It costs more
@@ -251,7 +252,7 @@ class RankerConfig:
     recent: int = 32
     queries: int = 1
     ages: bool = True
-    cluster_waves: bool = True
+    cluster_waves: bool = False
     direct: int = 64
     neighbours: int = 16
     near: bool = False
@@ -326,7 +327,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_before(values: dict[str, Any]) -> dict[str, Any]:
     """Inverse of :func:`as_written`: a model's text of an older version (``values`` of its JSON) as it is meant now:
     candidates that read less; of before version 0.2 without exact tokens, seeds that read whole events."""
-    values = values | {"ranker": _READ_BEFORE | {"cluster_waves": False} | values.get("ranker", {})}
+    values = values | {"ranker": _READ_BEFORE | values.get("ranker", {})}
     if "tokens" in values:
         return values | {"tokens": {"last": False} | values["tokens"]}
     return values | {"tokens": {"items": 0}, "summarizer": values.get("summarizer", {}) | {"rows": "events"}}

@@ -283,13 +283,13 @@ def test_the_newest_touch_reaches_a_candidate_through_the_codec():
         asked = torch.tensor([9, 7, 8])
         reader = MODEL.ranker.readers[0]
         args = ctx, asked, MODEL.items.vector(asked), Plan.of([0, 3])
-        whole = reader(*args)
-        before = dataclasses.replace(CONFIG, ranker=dataclasses.replace(CONFIG.ranker, cluster_waves=False))
-        plain = EntryReader(MODEL.tokens, reader.rows, before, reader.neighbours)(*args)
+        plain = reader(*args)
+        waves = dataclasses.replace(CONFIG, ranker=dataclasses.replace(CONFIG.ranker, cluster_waves=True))
+        whole = EntryReader(MODEL.tokens, reader.rows, waves, reader.neighbours)(*args)
     at = (2 * len(LIVES) - 1) * 2 + 2 * len(LIVES) + 1  # behind the two keys' masses and the shares
     told, cluster = whole[:, at : at + reader.last], at + reader.last
-    waves = torch.arange(whole.shape[1]) - cluster
-    assert torch.equal(plain, whole[:, (waves < PLAIN_AGES) | (waves >= AGES)])
+    place = torch.arange(whole.shape[1]) - cluster
+    assert torch.equal(plain, whole[:, (place < PLAIN_AGES) | (place >= AGES)])
     assert torch.equal(whole[1, cluster : cluster + AGES], told[1, :AGES])  # the newest of its cluster too
     hours = torch.expm1(8 * told[:2, 1])
     assert hours.tolist() == pytest.approx([5, 2], rel=0.05)
