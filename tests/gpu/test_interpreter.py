@@ -44,9 +44,12 @@ def test_decoding_of_records_equals_numpys_under_the_interpreter():
     assert "passed" in interpreted(str(HERE / "test_decode.py"))
 
 
-def test_the_device_tests_themselves_hold_where_there_is_no_device():
-    chosen = "folded or graphs_are_those_of_the_cpu and fast"
-    assert "passed" in interpreted(str(HERE / "test_device.py"), "-k", chosen)
+def test_the_branches_for_a_card_run_on_one_that_is_pretended(monkeypatch):
+    monkeypatch.setenv("VISTA_CARD", "pretended")
+    chosen = "card or folded or feature or graph_repeats or graphs_are_those_of_the_cpu and fast"
+    assert "passed" in interpreted(
+        *(str(HERE / f"test_{n}.py") for n in ("card", "decode", "device")), "-k", chosen
+    )
 
 
 def test_the_packed_form_of_qla_holds_with_the_kernels_in_its_place():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 QUESTIONS = {
@@ -17,8 +18,25 @@ QUESTIONS = {
 }  # fmt: skip
 
 
+class _NoNumbers(TorchFunctionMode):
+    """A tensor of Python's numbers is copied from memory that is not pinned: that waits, and no graph can hold it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.__name__ not in ("tensor", "new_tensor"), f"{func.__name__} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
 class AskingNothing(TorchDispatchMode):
     """Raises AssertionError at an operation that would have to wait for the device."""
+
+    def __enter__(self) -> AskingNothing:
+        self._numbers = _NoNumbers()
+        self._numbers.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._numbers.__exit__(*error)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -180,7 +180,8 @@ def fast(
     :data:`BLOCK`, or by torch's CPU kernel in its registers.
     """
     plan, q, own, bias = _scaled(q, k, keys, mask, offsets)
-    if plan.groups and (kernels := on_device(q, "crossing_triton")):
+    kernels = on_device(q, "crossing_triton") if plan.groups else None
+    if kernels and q.shape[-1] <= kernels.WIDEST:
         wide = bias[:, None].expand(-1, q.shape[1], -1)
         return kernels.attend(q, own, v, keys, values, wide, plan.offsets, plan.longest)
     return plan.each(_group, [q, own, v], [keys, values, bias]) if plan.groups else v.clone()

@@ -19,9 +19,13 @@ import torch
 import triton
 import triton.language as tl
 
-ROWS = 64
-TOKENS = 64
-"""Rows and context tokens that a program holds at once."""
+WIDEST = 128
+"""Width of keys and values up to which a program's registers hold its tiles; beyond it the plain form is quicker."""
+
+
+def _side(width: int, half: bool) -> int:
+    """Rows, and context tokens, that a program holds at once: tiles that fit the 255 registers of a thread."""
+    return max(16, min(64 if half else 32, (4096 if half else 2048) // width))
 
 
 @triton.jit
@@ -38,7 +42,7 @@ def _forward(
     KIND: tl.constexpr, PRECISION: tl.constexpr,
     BE: tl.constexpr, BF: tl.constexpr, BM: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    user, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    user, head, block = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     first, stop = tl.load(offsets + user), tl.load(offsets + user + 1)
     start = first + block * BM
     if start < stop:
@@ -75,7 +79,7 @@ def _backward_rows(
     KIND: tl.constexpr, PRECISION: tl.constexpr,
     BE: tl.constexpr, BF: tl.constexpr, BM: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    user, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    user, head, block = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     first, stop = tl.load(offsets + user), tl.load(offsets + user + 1)
     start = first + block * BM
     if start < stop:
@@ -110,7 +114,7 @@ def _backward_contexts(
     KIND: tl.constexpr, PRECISION: tl.constexpr,
     BE: tl.constexpr, BF: tl.constexpr, BM: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    user, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    user, head, block = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     first, stop = tl.load(offsets + user), tl.load(offsets + user + 1)
     e, f = tl.arange(0, BE), tl.arange(0, BF)
     token = block * BT + tl.arange(0, BT)
@@ -154,24 +158,23 @@ class _Attend(torch.autograd.Function):
         kind = torch.float64 if wide else torch.float32
         out = torch.empty(rows, heads, f, device=q.device, dtype=kind)
         lse = torch.empty(rows, heads, device=q.device, dtype=kind)
+        half = q.dtype in (torch.bfloat16, torch.float16)
+        be, bf = (max(16, triton.next_power_of_2(width)) for width in (e, f))
+        side = _side(max(be, bf), half)
         ctx.blocks = {
             "KIND": tl.float64 if wide else tl.float32,
-            "PRECISION": "tf32" if q.dtype in (torch.bfloat16, torch.float16) else "ieee",
-            "BE": max(16, triton.next_power_of_2(e)),
-            "BF": max(16, triton.next_power_of_2(f)),
-            "BM": ROWS,
-            "BT": TOKENS,
-            "num_stages": 1
-            if wide
-            else 2,  # of 64 KiB at most, beside what is held: 227 KiB are there on an H100
-        }
+            # float32 as three products of its upper and lower halves: about 2^-20 of each, and by tensor cores
+            "PRECISION": "ieee" if wide else "tf32" if half else "tf32x3",
+            "BE": be, "BF": bf, "BM": side, "BT": side, "num_stages": 1 if wide else 2,
+            "enable_fp_fusion": True,
+        }  # fmt: skip
         ctx.sizes = (tokens, heads, e, f)
         ctx.strides = (
             *q.stride()[:2], *v.stride()[:2], *keys.stride()[:3], *values.stride()[:3], *bias.stride()[:2]
         )  # fmt: skip
         ctx.longest = longest
         if rows:
-            grid = (users, heads, triton.cdiv(longest, ROWS))
+            grid = (users, heads, triton.cdiv(longest, side))
             _forward[grid](
                 q, own, v, keys, values, bias, out, lse, offsets, *ctx.sizes, *ctx.strides, **ctx.blocks
             )
@@ -194,12 +197,12 @@ class _Attend(torch.autograd.Function):
         dbias = torch.zeros(users, heads, tokens, device=q.device, dtype=kind)
         strides = (*ctx.strides[:2], *ctx.strides[4:])
         if len(q):
-            grid = (users, heads, triton.cdiv(ctx.longest, ROWS))
+            grid = (users, heads, triton.cdiv(ctx.longest, ctx.blocks["BM"]))
             _backward_rows[grid](
                 q, keys, values, bias, grad, lse, delta, dq, offsets, *ctx.sizes, *strides, **ctx.blocks
             )
         if len(q) and tokens:
-            grid = (users, heads, triton.cdiv(tokens, TOKENS))
+            grid = (users, heads, triton.cdiv(tokens, ctx.blocks["BT"]))
             _backward_contexts[grid](
                 q, keys, values, bias, grad, lse, delta, dkeys, dvalues, dbias, offsets,
                 *ctx.sizes, *strides, **ctx.blocks,

@@ -25,7 +25,7 @@ ROWS = 64
 """Rows of one piece that a program holds at once."""
 
 _STAGES = {False: 3, True: 1}
-"""Loads under way, of float32 and of float64: 32 or 64 KiB each, of the 227 that a program has on an H100."""
+"""Loads under way, of float32 and of float64."""
 
 _WIDEST = 64
 """Columns of a state that a program holds at once; wider states are cut into tiles."""
@@ -38,7 +38,7 @@ def _sums(
     FADE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BE: tl.constexpr, BF: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    piece, head, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    piece, head, tile = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
     tiles = tl.cdiv(F, BF)
     e = (tile // tiles) * BE + tl.arange(0, BE)
     f = (tile % tiles) * BF + tl.arange(0, BF)
@@ -72,7 +72,7 @@ def _products(
     FADE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BE: tl.constexpr, BF: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    piece, head, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    piece, head, tile = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
     tiles = tl.cdiv(F, BF)
     first, stop = tl.load(bounds + piece), tl.load(bounds + piece + 1)
     start = first + (tile // tiles) * BR
@@ -126,7 +126,7 @@ def _run_sums(
         x, y, out, bounds, out if log_decay is None else log_decay,
         x.stride(0), x.stride(1), y.stride(0), y.stride(1), out.stride(1), out.stride(0), e, f,
         FADE=log_decay is not None, WIDE=wide, PRECISION=_precision(x, y, log_decay), BE=be, BF=bf, BR=ROWS,
-        num_stages=_STAGES[wide],
+        num_stages=_STAGES[wide], enable_fp_fusion=True,
     )  # fmt: skip
     return out
 
@@ -148,7 +148,7 @@ def _run_products(
         x.stride(0), x.stride(1), m.stride(1), m.stride(0), m.stride(2), m.stride(3),
         out.stride(0), out.stride(1), e, f,
         FADE=log_decay is not None, WIDE=wide, PRECISION=_precision(x, m, None),
-        BE=be, BF=bf, BR=ROWS, num_stages=_STAGES[wide],
+        BE=be, BF=bf, BR=ROWS, num_stages=_STAGES[wide], enable_fp_fusion=True,
     )  # fmt: skip
     return out
 

@@ -41,7 +41,8 @@ class Stage2(torch.nn.Module):
         self.config = CONFIG
         self.items = ItemEncoder(CONFIG)
         self.slots = SlotMemory(CONFIG)
-        self.ranker = Ranker(CONFIG, self.items, EventEncoder(CONFIG, self.items), self.slots)
+        self.events = EventEncoder(CONFIG, self.items)
+        self.ranker = Ranker(CONFIG, self.items, self.events, self.slots)
         slot_tokens = self.slots.tokens
         self.summarizer = SimpleNamespace(
             groups=lambda: [("seeds", 5, 16, "float16"), ("slots", slot_tokens, 16, "log8")]
