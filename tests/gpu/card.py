@@ -351,7 +351,7 @@ def pretended() -> Iterator[Card]:
         cuda: dict[str, Any] = {
             "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0,
             "synchronize": lambda *_: CARD.done(), "Stream": Stream, "Event": Event, "CUDAGraph": Graph,
-            "current_stream": lambda *_: CARD.stream(), "stream": _on, "graph": _recorded, "set_device": lambda *_: None,
+            "current_stream": lambda *_: CARD.stream(), "stream": _on, "graph": _recorded,
             "get_device_properties": lambda *_: SimpleNamespace(
                 name="a card that is not there", total_memory=80 << 30, multi_processor_count=132
             ),

@@ -71,7 +71,10 @@ class Captured(Generic[Work]):
             shape: what beside the tensors' own shapes decides the work; hashable.
             plan: makes the plan of ``shape``; a graph keeps its own.
         """
-        key = (shape, *((name, x.shape, x.stride(), x.dtype) for name, x in tensors.items()))
+        key = (
+            shape,
+            *((name, x.shape, x.dtype) for name, x in tensors.items()),
+        )  # strides are the inputs' own
         with self._lock:
             if key not in self._graphs:
                 if key not in self._seen:
