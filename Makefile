@@ -55,9 +55,9 @@ GPU_TESTS := tests/gpu tests/vista/serving/test_kv_pool.py tests/cache_store/tor
 ON_CPU := $(filter cpu,$(DEVICE))
 gpu: $(SETUP)  ## on a GPU: its tests, then every figure of the device path into docs/results, under six minutes
 	@status=0; \
-	$(if $(ON_CPU),TRITON_INTERPRET=1) VISTA_EXAMPLES=3 timeout $(if $(ON_CPU),900,200) $(BIN)/python -m pytest \
+	$(if $(ON_CPU),TRITON_INTERPRET=1) VISTA_EXAMPLES=3 timeout $(if $(ON_CPU),900,140) $(BIN)/python -m pytest \
 		-q -m gpu -n $(if $(ON_CPU),$(JOBS),8) $(GPU_TESTS) || status=$$?; \
-	$(BIN)/python -m tools bench gpu $(QUICK) -p device=$(DEVICE) -p out=$(RESULTS) || status=$$?; \
+	timeout $(if $(ON_CPU),1800,215) $(BIN)/python -m tools bench gpu $(QUICK) -p device=$(DEVICE) -p out=$(RESULTS) || status=$$?; \
 	exit $$status
 
 clean:  ## remove the environment and everything that was built

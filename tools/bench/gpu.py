@@ -14,8 +14,6 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-import json
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,7 +30,8 @@ from cache_store import Group, RecordSchema, Store
 from cache_store.testing import stored
 from cache_store.torch.feature import SummaryFeature, SummaryLoader
 from tools.bench import feature, rank, summarize
-from tools.bench.harness import Figure, Result, commit, in_turn, median, ratio
+from tools.bench.device import Device, elsewhere, usable, write
+from tools.bench.harness import Figure, Result, in_turn, median, ratio
 from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SummarizerConfig
 from vista.model import VistaModel
 from vista.ops import crossing
@@ -49,74 +48,65 @@ CONTEXT = (64, 928)
 """Seeds and recent events: with ``now``, 993 context tokens."""
 
 
-class Device:
-    """One device, and the end of what was started on it."""
+def run(
+    quick: bool, device: str = "cuda", out: str | None = None, only: str | None = None, seconds: float = 170.0
+) -> Result:
+    """Figures of the whole path on ``device``; with ``out``, also written below that folder, after every part.
 
-    def __init__(self, name: str) -> None:
-        self.torch = torch.device(name)
-        self.cuda = self.torch.type == "cuda"
-        if self.cuda and not torch.cuda.is_available():
-            raise typer.BadParameter("no CUDA device here; `-p device=cpu --quick` tries the script itself")
-
-    def finished(self, work: Callable[[], Any]) -> Callable[[], None]:
-        """The work, and all that it left running."""
-
-        def run() -> None:
-            work()
-            if self.cuda:
-                torch.cuda.synchronize(self.torch)
-
-        return run
-
-    @property
-    def card(self) -> dict[str, Any]:
-        if not self.cuda:
-            return {
-                "name": f"no GPU: {platform.processor() or platform.machine()}",
-                "torch": torch.__version__,
-            }
-        facts = torch.cuda.get_device_properties(self.torch)
-        return {
-            "name": facts.name,
-            "memory_gib": round(facts.total_memory / 2**30, 1),
-            "multiprocessors": facts.multi_processor_count,
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda,
-        }
-
-
-def run(quick: bool, device: str = "cuda", out: str | None = None) -> Result:
-    """Figures of the whole path on ``device``; with ``out``, also written below that folder."""
+    What fails, or is not begun within ``seconds``, is a note, and the rest is measured; where the device is of no more
+    use to this process, by another one. ``only`` names parts, with a comma between them.
+    """
     on = Device(device)
+    unknown = set((only or "ceilings").split(",")) - PARTS.keys()
+    if unknown:
+        raise typer.BadParameter(
+            f"only: expected names among {', '.join(PARTS)}, found {', '.join(sorted(unknown))}"
+        )
     result = Result({"device": device, **on.card})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     start = time.perf_counter()
     failed: list[Exception] = []
+    left = [name for name in PARTS if only is None or name in only.split(",")]
     try:
-        for part in (_ceilings, _stage1, _item_tokens, _features, _ranking, _training, _loading):
+        while left:
+            name = left.pop(0)
+            spent = time.perf_counter() - start
+            if spent > seconds:
+                failed.append(TimeoutError(f"{name}: not begun, {spent:.0f} s were over"))
+                result.notes.append(str(failed[-1]))
+                continue
             try:
-                part(result, on, quick)
+                PARTS[name](result, on, quick)
             except (
                 Exception
             ) as error:  # an hour of a card is dear: what the other parts find is still written
                 failed.append(error)
-                result.notes.append(f"{part.__name__}: {type(error).__name__}: {str(error)[:500]}")
+                result.notes.append(f"{name}: {type(error).__name__}: {str(error)[:500]}")
+                if left and not usable(on):
+                    elsewhere(result, ["ceilings", *left], quick, device, seconds - spent)
+                    left = []
+            _finish(result, on, start, out)
     finally:
         torch.set_num_threads(threads)
-    result.figures["wall"] = Figure(time.perf_counter() - start, "s", target=240.0, at_least=False)
+    if not on.cuda:
+        result.notes.append(
+            "No GPU: every line ran, on the CPU and by the plain forms; no figure is about a GPU."
+        )
+    _finish(result, on, start, out)
+    if failed:
+        raise failed[0]
+    return result
+
+
+def _finish(result: Result, on: Device, start: float, out: str | None) -> None:
+    result.figures["wall"] = Figure(time.perf_counter() - start, "s", target=200.0, at_least=False)
     if not on.cuda:
         for name, figure in result.figures.items():
             if not name.endswith("_error"):
                 result.figures[name] = replace(figure, target=None)
-        result.notes.append(
-            "No GPU: every line ran, on the CPU and by the plain forms; no figure is about a GPU."
-        )
     if out is not None:
         write(Path(out), result)
-    if failed:
-        raise failed[0]
-    return result
 
 
 def _ceilings(result: Result, on: Device, quick: bool) -> None:
@@ -475,26 +465,13 @@ def _error(found: Any, wanted: Any, target: float) -> Figure:
     )
 
 
-def _between(figure: dict[str, Any]) -> str:
-    return f"{figure['low']:g} to {figure['high']:g}"
-
-
-def write(folder: Path, result: Result) -> None:
-    """``gpu.json`` and ``gpu.md`` below ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = {key: figure.as_dict() for key, figure in result.figures.items()}
-    report = {"commit": commit(), "params": result.params, "figures": figures, "notes": result.notes}
-    (folder / "gpu.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    met = {True: "yes", False: "**no**", None: ""}
-    rows = [
-        f"| {key} | {f['value']:g} {f['unit']} | {'' if f['low'] is None else _between(f)} "
-        f"| {'' if f['target'] is None else format(f['target'], 'g')} | {met[f['met']]} |"
-        for key, f in figures.items()
-    ]
-    head = f"# Device path on {result.params['name']}\n\n" + ", ".join(
-        f"{key} {value}" for key, value in result.params.items() if key != "name"
-    )
-    table = ["| figure | value | quartiles | target | met |", "|---|---|---|---|---|", *rows]
-    notes = [f"- {note}" for note in result.notes]
-    text = "\n".join([head, f"\nCommit {report['commit']}; made by `make gpu`.\n", *table, "", *notes])
-    (folder / "gpu.md").write_text(text.rstrip() + "\n", encoding="utf-8")
+PARTS: dict[str, Callable[[Result, Device, bool], None]] = {
+    "ceilings": _ceilings,
+    "stage1": _stage1,
+    "item_tokens": _item_tokens,
+    "features": _features,
+    "ranking": _ranking,
+    "training": _training,
+    "loading": _loading,
+}
+"""What is measured, in this order."""

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,39 +24,35 @@ import typer
 
 from tools.bench.harness import Figure, Result
 
-SHARED = 227 * 1024
-"""Bytes that a program may have on an H100."""
-
-STACK = 512
-"""Bytes a thread may spill: they stay in the first-level cache."""
+LIMITS = {"registers": 255, "stack": 512, "shared": 227 * 1024}
+"""Of a thread, and bytes of a program, on an H100; bytes that a thread may spill, which the first-level cache holds."""
 
 
 def run(quick: bool, out: str | None = None) -> Result:
     """Three figures of each kernel, type and width; with ``out``, also a Markdown table in that file."""
     triton = _compiler()
-    result, rows, began = Result({"triton": triton.__version__, "target": "sm_90"}), [], time.perf_counter()
+    result, rows, began = Result({"triton": triton.__version__, "target": "sm_90"}), {}, time.perf_counter()
     for label, work in _launches(quick):
         with compiled() as kernels:
             work()
         for kernel in kernels:
             found = _usage(kernel, Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
             name = f"{kernel.metadata.name.strip('_')}_{label}"
-            shared = kernel.metadata.shared
-            if (
-                f"{name}_stack" in result.figures
-            ):  # a second launch of the kernel, by other strides: the worse
-                found["STACK"] = max(found["STACK"], int(result.figures[f"{name}_stack"].value))
-            result.figures[f"{name}_registers"] = Figure(found["REG"], "", target=255, at_least=False)
-            result.figures[f"{name}_stack"] = Figure(found["STACK"], "bytes", target=STACK, at_least=False)
-            result.figures[f"{name}_shared"] = Figure(shared, "bytes", target=SHARED, at_least=False)
-            rows.append(f"| {name} | {found['REG']} | {found['STACK']} | {shared / 1024:.0f} KiB |")
+            told = {"registers": found["REG"], "stack": found["STACK"], "shared": kernel.metadata.shared}
+            for figure, value in told.items():  # of launches that differ in strides the worst
+                key, most = f"{name}_{figure}", LIMITS[figure]
+                before = result.figures.get(key, Figure(0.0)).value
+                unit = "" if figure == "registers" else "bytes"
+                result.figures[key] = Figure(max(value, before), unit, target=most, at_least=False)
+            most_of = [int(result.figures[f"{name}_{figure}"].value) for figure in LIMITS]
+            rows[name] = f"| {name} | {most_of[0]} | {most_of[1]} | {most_of[2] / 1024:.0f} KiB |"
     result.figures["wall"] = Figure(time.perf_counter() - began, "s")
     if out is not None:
         head = [
             "| kernel, type, width | registers | spilled bytes a thread | shared memory |",
             "|---|---|---|---|",
         ]
-        Path(out).write_text("\n".join([*head, *rows]) + "\n", encoding="utf-8")
+        Path(out).write_text("\n".join([*head, *rows.values()]) + "\n", encoding="utf-8")
     return result
 
 
@@ -129,13 +126,17 @@ def _launches(quick: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
         own, bias = torch.zeros(70, 2, dtype=dtype), torch.zeros(2, 1, 100, dtype=dtype).expand(-1, 2, -1)
         attend(q, own, v, keys, values, bias, bounds, 40).sum().backward()
 
+    def chunks(dtype: torch.dtype, width: int) -> None:
+        sums(dtype, width, None)
+        products(dtype, width)
+
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
     for name, dtype in list(types.items())[: 1 if quick else 3]:
         for width in (64,) if quick else (32, 64, 128):
-            yield f"{name}_{width}", lambda dtype=dtype, width=width: attention(dtype, width)
+            yield f"{name}_{width}", partial(attention, dtype, width)
         if not quick:
-            yield f"faded_{name}_64", lambda dtype=dtype: sums(dtype, 64, decay)
-            yield f"{name}_64", lambda dtype=dtype: (sums(dtype, 64, None), products(dtype, 64))
+            yield f"faded_{name}_64", partial(sums, dtype, 64, decay)
+            yield f"{name}_64", partial(chunks, dtype, 64)
     if not quick:
         yield from _decodings()
 
@@ -152,10 +153,7 @@ def _decodings() -> Iterator[tuple[str, Callable[[], Any]]]:
         decoder = RecordDecoder(schema)
         fields = {name: decoder._field(rows, "tokens", name) for name in schema.fields("tokens")}
         into = torch.empty(5, 4, 64, dtype=torch.bfloat16)
-        yield (
-            codec,
-            lambda f=fields, c=codec, t=decoder.log8, o=into: decode_triton.decode_group(f, c, t, some, o),
-        )
+        yield codec, partial(decode_triton.decode_group, fields, codec, decoder.log8, some, into)
 
 
 def _usage(kernel: Any, cuobjdump: Path) -> dict[str, int]:
