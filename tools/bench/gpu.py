@@ -225,14 +225,25 @@ def _model(on: Device, quick: bool) -> VistaModel:
     return VistaModel(config).to(on.torch)
 
 
-def _ranking(result: Result, on: Device, quick: bool) -> None:
-    candidates, repeats, many = (100, 3, 2) if quick else (1_000, 30, 16)
+def _sizes(quick: bool) -> tuple[int, int, int]:
+    """Candidates of a request, repeats, and requests of a batch."""
+    return (100, 3, 2) if quick else (1_000, 30, 16)
+
+
+def _requests(on: Device, quick: bool) -> tuple[VistaModel, dict[str, Any], Tensor]:
+    """A model, a batch of requests for it, and all their candidates, int64 [B]."""
+    candidates, _, many = _sizes(quick)
     model = _model(on, quick).eval()
     given = rank.request(model, many)
     given["tokens"] = {name: x.to(on.torch) for name, x in given["tokens"].items()}
-    one = rank.rows(given, np.arange(1))
     drawn = np.random.default_rng(1).integers(0, rank.ITEMS, many * candidates)
-    items = torch.from_numpy(drawn).to(on.torch)
+    return model, given, torch.from_numpy(drawn).to(on.torch)
+
+
+def _ranking(result: Result, on: Device, quick: bool) -> None:
+    candidates, repeats, many = _sizes(quick)
+    model, given, items = _requests(on, quick)
+    one = rank.rows(given, np.arange(1))
     whole = np.arange(many + 1) * candidates
     plans = [crossing.Plan.of(whole[: n + 1], on.torch) for n in (1, many)]
     with torch.inference_mode():
@@ -241,12 +252,9 @@ def _ranking(result: Result, on: Device, quick: bool) -> None:
         on_cpu = {**one, "tokens": {name: x.cpu() for name, x in one["tokens"].items()}}
         mine = items[:candidates]
         wanted = exact.ranker.rank(exact.ranker.context(**on_cpu), mine.cpu(), whole[:2])
-        cross = _faster_form(
-            result, on, lambda form: model.ranker.rank(context, mine, plans[0], cross=form), repeats
-        )
 
         def work(plan: crossing.Plan, item: Tensor, **tensors: Any) -> Tensor:
-            return model.ranker.rank(ContextKV(**tensors), item, plan, cross=cross)
+            return model.ranker.rank(ContextKV(**tensors), item, plan)
 
         step = Captured(work) if on.cuda else Captured(work, _again)
 
@@ -255,7 +263,7 @@ def _ranking(result: Result, on: Device, quick: bool) -> None:
             return step(n, lambda: plan, item=items[: n * candidates], **ctx.tensors())
 
         def ranked(ctx: ContextKV) -> Tensor:
-            return model.ranker.rank(ctx, mine, plans[0], cross=cross)
+            return model.ranker.rank(ctx, mine, plans[0])
 
         for n in (1, 1, many, many):  # recorded when a shape comes again
             shared(n)
@@ -306,23 +314,22 @@ def _again(work: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
     return again, out
 
 
-def _faster_form(
-    result: Result, on: Device, ranked: Callable[[Callable[..., Tensor]], Tensor], repeats: int
-) -> Callable[..., Tensor]:
-    """The form of the crossing that ranks faster: our kernels, or FlexAttention where that compiles."""
-    try:
-        difference = ranked(crossing.flex) - ranked(crossing.fast)
-    except Exception as error:  # of any of the compiler's types
-        result.notes.append(f"FlexAttention did not run: {str(error)[:300]}; ranking by our kernels")
-        return crossing.fast
-    result.figures["flex_error"] = _error(difference + 1, torch.ones_like(difference), 1e-3)
-    forms = {"flex": crossing.flex, "kernels": crossing.fast}
-    sides = {name: on.finished(functools.partial(ranked, form)) for name, form in forms.items()}
-    seconds = in_turn(sides, repeats, warmup=3)
+def _flex(result: Result, on: Device, quick: bool) -> None:
+    """The other form of the crossing, FlexAttention: last, for torch may compile it for long, or not at all."""
+    candidates, repeats, _ = _sizes(quick)
+    model, given, items = _requests(on, quick)
+    plan = crossing.Plan.of(np.array([0, candidates]), on.torch)
+    with torch.inference_mode():
+        context = model.ranker.context(**rank.rows(given, np.arange(1)))
+
+        def ranked(form: Callable[..., Tensor]) -> Tensor:
+            return model.ranker.rank(context, items[:candidates], plan, cross=form)
+
+        result.figures["flex_error"] = _error(ranked(crossing.flex), ranked(crossing.fast), 1e-3)
+        forms = {"flex": crossing.flex, "kernels": crossing.fast}
+        sides = {name: on.finished(functools.partial(ranked, form)) for name, form in forms.items()}
+        seconds = in_turn(sides, repeats, warmup=3)
     result.figures["ranking_flex_against_kernels"] = ratio(seconds["kernels"], seconds["flex"])
-    winner = min(forms, key=lambda name: float(np.median(seconds[name])))
-    result.notes.append(f"ranking below by {winner}, the faster of the two forms of the crossing")
-    return forms[winner]
 
 
 def _crossing(result: Result, on: Device, tokens: int, rows: int, repeats: int) -> None:
@@ -473,5 +480,6 @@ PARTS: dict[str, Callable[[Result, Device, bool], None]] = {
     "ranking": _ranking,
     "training": _training,
     "loading": _loading,
+    "flex": _flex,
 }
 """What is measured, in this order."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,11 @@ def _read(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor
     def tilted(score: Tensor, user: Tensor, head: Tensor, row: Tensor, token: Tensor) -> Tensor:
         return score + bias[user, token]
 
-    found, more = flex_attention(q, k, v, score_mod=tilted, scale=1.0, return_aux=AuxRequest(lse=True))
+    # float32 as in crossing_triton: without tensor cores it would fill registers and compile for minutes
+    how: Any = {"FLOAT32_PRECISION": "'tf32x3'"}
+    found, more = flex_attention(
+        q, k, v, score_mod=tilted, scale=1.0, return_aux=AuxRequest(lse=True), kernel_options=how
+    )
     assert more.lse is not None  # asked for
     return found, more.lse
 
