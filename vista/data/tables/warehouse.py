@@ -470,15 +470,12 @@ class Warehouse:
     def read_items(self) -> ItemCounts:
         """All items with their names, commonest surface and number of events."""
         with sound(f"{self.name}, table items"):
-            return ItemCounts.read(self._item_files())
+            return ItemCounts.read([f.path for f in files_of(self.items)])
 
     def count_items(self) -> int:
         """How many items :meth:`read_items` has."""
         with sound(f"{self.name}, table items"):
-            return count_items(self._item_files())
-
-    def _item_files(self) -> list[str]:
-        return [f.path for f in files_of(self.items)]
+            return count_items([f.path for f in files_of(self.items)])
 
     def read_content(self) -> ItemContent:
         """What items are about, as the newest ingest of each field told it; nothing where no item file said any."""
