@@ -237,6 +237,8 @@ def test_a_worker_of_another_environment_or_without_the_folder_refuses(
     assert "expected the run of the driver in" in fit([1])
     shutil.rmtree(run.path)
     assert fit([1]).endswith("found nothing") and fit([1]).startswith("worker ")
+    relative = engines.Fit(len, here, RunDirectory("r"), "another")
+    assert "name all by paths from / on" in relative([1])
 
 
 @pytest.mark.parametrize(
