@@ -419,13 +419,7 @@ def _training(result: Result, on: Device, quick: bool) -> None:
                 step(found.groups)
 
         fed = in_turn({"epoch": on.finished(epoch)}, 2 if quick else 5)["epoch"]
-        if on.cuda:
-            try:
-                result.figures["training_busy"] = Figure(_busy(on.finished(epoch)), "x", target=0.9)
-            except Exception as error:  # a machine that lets nobody profile
-                result.notes.append(f"training_busy: not measured, {str(error)[:300]}")
-        else:
-            result.notes.append("training_busy: not measured, for there is no GPU to watch")
+        _watched(result, on, epoch)
     result.figures["training_step"] = median(alone * 1e3, "ms")
     for name, theirs in seconds.items():
         result.figures[f"training_{name}_against_plain"] = ratio(alone, theirs)
@@ -433,6 +427,18 @@ def _training(result: Result, on: Device, quick: bool) -> None:
     waiting = np.maximum(1 - float(np.median(alone)) * steps / fed, 0)
     result.figures["training_waits_for_tokens"] = median(waiting, "x", target=0.1, at_least=False)
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def _watched(result: Result, on: Device, epoch: Callable[[], None]) -> None:
+    """``training_busy``, or why it is not there."""
+    told = "there is no GPU to watch"
+    if on.cuda:
+        try:
+            result.figures["training_busy"] = Figure(_busy(on.finished(epoch)), "x", target=0.9)
+            return
+        except Exception as error:  # a machine that lets nobody profile
+            told = str(error)[:300]
+    result.notes.append(f"training_busy: not measured, {told}")
 
 
 def _busy(work: Callable[[], None]) -> float:
