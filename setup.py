@@ -10,7 +10,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "cache_store/__init__.py").
 
 CORE = ["numpy>=1.26", "lmdb>=1.6", "msgpack>=1.0", "xxhash>=3.4", "fsspec>=2024.6"]
 COMMAND = ["typer>=0.12", "rich>=13"]
-TORCH = ["torch>=2.8"]
+TORCH = ["torch>=2.9"]
 TABLES = ["pyarrow>=18", "pyiceberg[sql-sqlite]>=0.10", "fastavro>=1.9"]
 MODEL = [*TORCH, *TABLES, *COMMAND, "safetensors>=0.5"]
 JOBS = [*MODEL, "apache-beam>=2.70"]
