@@ -19,6 +19,7 @@ import pytest
 
 from beam_jobs.ingest import job as ingest
 from beam_jobs.ingest.options import IngestOptions
+from vista.data.logs import csv_rows
 from vista.data.logs.reading import ActionColumn, Reading
 from vista.data.logs.schema import MissingColumn, UnreadableFile, WrongTime
 from vista.data.tables.reading import read_bucket
@@ -477,3 +478,11 @@ def test_a_bound_of_time_beyond_any_calendar_is_a_bound(tmp_path):
     pq.write_table(log(timestamp_ms=pa.array([5] * 4)), tmp_path / "a.parquet")
     with pytest.raises(WrongTime, match="beyond the year 9999"):
         run(tmp_path, "a.parquet", max_time_ms=10**16)
+
+
+@pytest.mark.parametrize(
+    "text", [b"1,2,click,1699000000000\r3,4,click,1699000000001", b'1,2,"' + b"x" * 200_000 + b"\n3,4,c,5"]
+)
+def test_lines_of_an_old_mac_and_fields_without_end_are_no_internal_error_under_a_header(text):
+    reading = Reading(header=("user_id", "item_id", "action", "timestamp_ms"))
+    csv_rows._check_fields(text, ",", reading)

@@ -284,11 +284,14 @@ def _separator(first: bytes, separators: Sequence[str], any_: bool) -> str:
 
 def _check_fields(head: bytes, separator: str, reading: Reading) -> None:
     """Raises ValueError where most of the first lines have another number of fields than ``--header`` has names."""
-    lines = head.split(b"\n")[: (-1 if len(head) >= HEAD else None)][:100]
-    texts = [line.decode(errors="replace").rstrip("\r") for line in lines if line.strip()]
+    lines = head.splitlines()[: (-1 if len(head) >= HEAD else None)][:100]
+    texts = [line.decode(errors="replace") for line in lines if line.strip()]
     quoted = reading.quotes is not False and separator != "\t" and len(separator) == 1
     rows = csv_text.reader(texts, delimiter=separator) if quoted else (t.split(separator) for t in texts)
-    counts = Counter(map(len, rows))
+    try:
+        counts = Counter(map(len, rows))
+    except csv_text.Error:
+        return  # a field without end: whoever reads the rows says so
     most, names = counts.most_common(1)[0][0], len(reading.header)
     if most != names and counts[names] * 2 < len(texts):
         example = ",".join([*reading.header, *["-"] * (most - names)][:most])
