@@ -24,7 +24,7 @@ from beam_jobs.ingest.units import IngestSettings, Routed, finished, inputs_dige
 from beam_jobs.ingest.vocabulary import batch_rows, text_columns
 from beam_jobs.run.record import DEAD_LETTER_SCHEMA
 from vista.data.logs.importer import check_items
-from vista.data.logs.schema import LogFile, UnreadableFile, WrongType, open_source
+from vista.data.logs.schema import LogFile, UnreadableFile, WrongType, batches, open_source
 from vista.data.paths import is_full
 from vista.data.tables import content
 from vista.data.tables.items import ItemCounts, chosen
@@ -105,7 +105,7 @@ def read_items(sources: Sequence[LogFile], settings: IngestSettings) -> list[Rou
         try:
             with open_source(source.data, text_columns(source)) as file:
                 wanted = list(dict.fromkeys(source.names.values()))
-                for batch in file.iter_batches(batch_rows(file, settings.chunk_rows), columns=wanted):
+                for batch in batches(file, batch_rows(file, settings.chunk_rows), wanted):
                     found = check_items(batch, source, row, settings.vector_width)
                     letters.append(as_table(found.letters, source.path))
                     columns = {"item": found.item, "name": found.name}

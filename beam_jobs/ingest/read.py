@@ -24,7 +24,7 @@ from beam_jobs.run.record import DEAD_LETTER_SCHEMA, DeadLetter
 from cache_store.format.keys import bucket_of
 from vista.data.logs.importer import Checked, check
 from vista.data.logs.letters import Letter
-from vista.data.logs.schema import UnreadableFile, open_source
+from vista.data.logs.schema import UnreadableFile, batches, open_source
 from vista.data.paths import is_full
 
 
@@ -52,7 +52,7 @@ def read_logs(task: ReadTask, settings: IngestSettings) -> list[Routed]:
                 with open_source(source.data, text_columns(source)) as file:
                     wanted = list(dict.fromkeys(source.names.values()))
                     most = batch_rows(file, settings.chunk_rows)
-                    for batch in file.iter_batches(most, list(some), wanted, use_threads=False):
+                    for batch in batches(file, most, wanted, some):
                         checked = check(batch, source, rules, first_row + seen)
                         seen += batch.num_rows
                         chunks.add(checked, source.number)

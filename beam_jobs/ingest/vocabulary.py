@@ -22,7 +22,7 @@ from beam_jobs.run.record import RunDirectory
 from vista.data.logs.actions import MAX_ACTION
 from vista.data.logs.importer import accepted
 from vista.data.logs.inspecting import column_bounds
-from vista.data.logs.schema import BROKEN, LINE, SECOND, LogFile, UnreadableFile, open_source
+from vista.data.logs.schema import BROKEN, LINE, SECOND, LogFile, UnreadableFile, batches, open_source
 from vista.data.logs.values import Rules
 from vista.errors import DataError
 
@@ -82,7 +82,7 @@ class ScanColumns:
     ) -> None:
         with open_source(source.data, text_columns(source)) as file:
             columns = list(dict.fromkeys(source.names.values()))
-            for batch in file.iter_batches(batch_rows(file, 1 << 20), [group], columns, use_threads=False):
+            for batch in batches(file, batch_rows(file, 1 << 20), columns, [group]):
                 for m, values in accepted(batch, source, rules, row, list(found)).items():
                     if len(found[m]) <= MAX_VALUES:
                         found[m].update(values)

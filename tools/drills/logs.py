@@ -33,7 +33,7 @@ from vista.data.logs.columnar import as_rows, is_columnar
 from vista.data.logs.importer import accepted, check
 from vista.data.logs.inspecting import inspect
 from vista.data.logs.reading import ActionColumn, Reading
-from vista.data.logs.schema import open_source
+from vista.data.logs.schema import batches, open_source
 from vista.data.logs.values import Rules
 from vista.data.tables.warehouse import Warehouse
 from vista.errors import VistaError
@@ -225,9 +225,9 @@ def _checked(source: schema.LogFile, reading: Reading) -> int:
     meanings = [m for m in meanings if not (m == "surface" and source.kinds[m] == "int")]
     rules = Rules(*BOUNDS, (), (), reading, 0)
     with open_source(source.data) as file:
-        batches = list(file.iter_batches(4, columns=list(dict.fromkeys(source.names.values()))))
+        found_rows = list(batches(file, 4, list(dict.fromkeys(source.names.values()))))
     row = total = 0
-    for batch in batches:
+    for batch in found_rows:
         found = accepted(batch, source, rules, row, meanings)
         words = [str(v) for v in found.get("action", [])][:20]
         names = tuple(dict.fromkeys((*reading.named_actions(), *words)))

@@ -93,6 +93,25 @@ def test_rows_that_are_refused_decide_neither_kinds_nor_vocabularies(tmp_path):
     assert tables(tmp_path).read_items().item.tolist() == [10, 11]
 
 
+@pytest.mark.parametrize("column", ["user_id", "timestamp_ms"])
+def test_rows_that_a_footer_states_and_a_column_has_no_values_for_are_not_lost_in_silence(tmp_path, column):
+    table = log()
+    pq.write_table(
+        table, tmp_path / "a.parquet", compression="none", use_dictionary=False, write_statistics=False
+    )
+    whole = bytearray((tmp_path / "a.parquet").read_bytes())
+    group = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(0)
+    at = group.column(table.schema.names.index(column)).data_page_offset + 8  # the page's number of values
+    assert whole[at] == 2 * table.num_rows
+    whole[at] = 0
+    (tmp_path / "a.parquet").write_bytes(whole)
+    with pytest.raises(UnreadableFile, match="skip-bad-files"):
+        run(tmp_path, "a.parquet")
+    (tmp_path / "b.csv").write_text(HEAD + f"7,1,0,{T0}\n")
+    record = run(tmp_path, "a.parquet", "b.csv", skip_bad_files=True)
+    assert record.exit_code == 3 and users(tmp_path) == [7]
+
+
 def test_numbered_actions_of_refused_rows_make_no_names(tmp_path):
     odd = log(action=pa.array([0, 30, 1, 29]), user_id=pa.array([1, None, 2, None]))
     pq.write_table(odd, tmp_path / "a.parquet")

@@ -8,7 +8,7 @@ checked on reading (vista/data/logs/importer.py).
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -270,6 +270,23 @@ def open_source(path: str, dictionary: Sequence[str] = ()) -> pq.ParquetFile:
             f"{', '.join(paths.COMPRESSED)}), found: {reason}; rename, "
             f"replace or leave out the file, or run vista ingest --skip-bad-files"
         ) from error
+
+
+def batches(
+    file: pq.ParquetFile, most: int, columns: list[str], groups: Sequence[int] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Rows of row groups (all by default), at most ``most`` at a time.
+
+    Raises:
+        pa.ArrowInvalid: there are fewer than the footer states, where a column has fewer values; or pages are broken.
+    """
+    groups = list(range(file.metadata.num_row_groups) if groups is None else groups)
+    left = sum(file.metadata.row_group(g).num_rows for g in groups)
+    for batch in file.iter_batches(most, groups, columns, use_threads=False):
+        left -= batch.num_rows
+        yield batch
+    if left:
+        raise pa.ArrowInvalid(f"{left} rows fewer than its footer states: a column has no values for them")
 
 
 def identity(path: str) -> tuple[int, str]:
