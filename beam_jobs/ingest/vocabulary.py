@@ -188,4 +188,4 @@ def _int_bounds(source: LogFile, meaning: str) -> tuple[int, int] | None:
     if not source.rows:
         return (0, -1)
     with open_source(source.data) as file:
-        return column_bounds(file.metadata, source.names[meaning])
+        return column_bounds(file, source.names[meaning])

@@ -96,11 +96,11 @@ def test_first_ingests_that_start_together_both_end_well_and_count_every_event_o
 def test_a_file_is_known_as_what_it_was_read_as_and_a_refused_one_not_at_all(tmp_path):
     rows = [(1, 1, 0), (2, 2, 1)]
     log = file(tmp_path, "a.parquet", *rows)
-    seconds = table(*rows).set_column(3, "timestamp_ms", pa.array([T0 // 1_000, T0 // 1_000 + 1]))
-    pq.write_table(seconds, tmp_path / "s.parquet", write_statistics=False)
-    refused = ingest.run(options(tmp_path, str(tmp_path / "s.parquet"), "one"), LOCAL)
+    nobody = table(*rows).set_column(0, "user_id", pa.array([None, None], pa.int64()))
+    pq.write_table(nobody, tmp_path / "n.parquet")
+    refused = ingest.run(options(tmp_path, str(tmp_path / "n.parquet"), "one"), LOCAL)
     assert refused.exit_code == 3 and refused.counts["events"] == 0
-    assert ingest.run(options(tmp_path, str(tmp_path / "s.parquet"), "two"), LOCAL).exit_code == 3
+    assert ingest.run(options(tmp_path, str(tmp_path / "n.parquet"), "two"), LOCAL).exit_code == 3
     assert ingest.run(options(tmp_path, log, "three"), LOCAL).counts["events"] == 2
     again = ingest.run(options(tmp_path, log, "four"), LOCAL)
     assert again.counts["known_files"] == 1 and any("vista ingest --again" in n for n in again.notes)

@@ -22,6 +22,7 @@ from beam_jobs.ingest.options import IngestOptions
 from vista.data.logs import csv_rows
 from vista.data.logs.reading import ActionColumn, Reading
 from vista.data.logs.schema import MissingColumn, UnreadableFile, WrongTime
+from vista.data.tables import rows
 from vista.data.tables.reading import read_bucket
 from vista.data.tables.warehouse import Warehouse
 
@@ -110,6 +111,19 @@ def test_rows_that_a_footer_states_and_a_column_has_no_values_for_are_not_lost_i
     (tmp_path / "b.csv").write_text(HEAD + f"7,1,0,{T0}\n")
     record = run(tmp_path, "a.parquet", "b.csv", skip_bad_files=True)
     assert record.exit_code == 3 and users(tmp_path) == [7]
+
+
+@pytest.mark.parametrize("column", ["user_id", "timestamp_ms"])
+def test_a_footer_whose_statistics_contradict_its_schema_ends_no_process(tmp_path, column):
+    pq.write_table(log(), tmp_path / "a.parquet")
+    raw, name = (tmp_path / "a.parquet").read_bytes(), column.encode()
+    nullable = b"\x15\x04\x25\x02\x18" + bytes([len(name)]) + name  # int64, optional; then required
+    assert raw.count(nullable) == 1
+    (tmp_path / "a.parquet").write_bytes(raw.replace(nullable, nullable.replace(b"\x25\x02", b"\x25\x00")))
+    with pytest.raises(UnreadableFile, match="skip-bad-files"):
+        run(tmp_path, "a.parquet")
+    with rows.open_sorted(str(tmp_path / "a.parquet")) as file:
+        assert rows.wanted_groups(file, np.array([1])) == [0]
 
 
 def test_numbered_actions_of_refused_rows_make_no_names(tmp_path):

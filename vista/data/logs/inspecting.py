@@ -1,6 +1,6 @@
 """The first look at a file: its columns by meaning, what their values become, and whether its times can be meant.
 
-From the footer alone where that tells (a column of floats, unsigned or decimal numbers is read to see what it holds).
+From the footer, and from the values of times and of columns whose type does not tell what they hold.
 """
 
 from __future__ import annotations
@@ -360,9 +360,7 @@ def _check_times(
     if kind == "string" or (kind == "int" and reading.time_format):
         _check_text(path, file, name, reading)
         return
-    found = column_bounds(file.metadata, name)
-    if found is None and kind == "float":
-        found = _scanned(file, name)
+    found = column_bounds(file, name)
     if found is not None and pa.types.is_floating(type_) and type_.bit_width < 64:
         most = FLOAT32_WHOLE if type_.bit_width == 32 else 2**11
         if max(map(abs, found)) > most:
@@ -405,43 +403,25 @@ def refuse_text(path: str, name: str, samples: Sequence[str], reading: Reading) 
     )
 
 
-def _scanned(file: pq.ParquetFile, name: str) -> tuple[int, int] | None:
+def column_bounds(file: pq.ParquetFile, name: str) -> tuple[int, int] | None:
+    """Least and largest value of a column of numbers or times (or of a list's ints), times in their unit; None where
+    there is none, or pages cannot be read. By the values: asked for statistics, a footer can end the process."""
     low, high = math.inf, -math.inf
-    for values in _values(file, name):
-        found = values.to_numpy(zero_copy_only=False)
-        found = found[np.isfinite(found)]
-        if len(found):
-            low, high = min(low, float(found.min())), max(high, float(found.max()))
-    return (int(low), int(high)) if low <= high else None
-
-
-def column_bounds(metadata: pq.FileMetaData, name: str) -> tuple[int, int] | None:
-    """Least and largest value of a column of numbers or times (or of a list's ints) by the footer, times in their
-    unit; None where it does not tell."""
-    low = high = None
-    for g in range(metadata.num_row_groups):
-        group = metadata.row_group(g)
-        for c in range(group.num_columns):
-            chunk = group.column(c)
-            if chunk.path_in_schema.split(".", 1)[0] != name or not group.num_rows:
-                continue
-            stats = chunk.statistics
-            if stats is None or not stats.has_min_max:
-                if stats is not None and stats.has_null_count and stats.null_count == chunk.num_values:
-                    continue
+    try:
+        for values in _values(file, name):
+            if pa.types.is_nested(values.type):
+                values = values.flatten().drop_null()
+            if pa.types.is_temporal(values.type):
+                values = values.view(f"int{values.type.bit_width}")
+            if not pa.types.is_integer(values.type) and not pa.types.is_floating(values.type):
                 return None
-            least, most = stats.min_raw, stats.max_raw
-            if not isinstance(least, (int, float)) or not isinstance(most, (int, float)):
-                return None
-            if "UINT_64" in str(stats.logical_type) or "bitWidth=64, isSigned=false" in str(
-                stats.logical_type
-            ):
-                least, most = least % 2**64, most % 2**64
-            low = least if low is None else min(low, least)
-            high = most if high is None else max(high, most)
-    if low is None or high is None or not math.isfinite(low) or not math.isfinite(high):
+            found = values.to_numpy(zero_copy_only=False)
+            found = found[np.isfinite(found)]
+            if len(found):
+                low, high = min(low, found.min().item()), max(high, found.max().item())
+    except (OSError, ValueError, pa.ArrowException):
         return None
-    return int(low), int(high)
+    return (int(low), int(high)) if low <= high else None
 
 
 def _check_bounds(

@@ -229,7 +229,8 @@ def open_sorted(uri: str) -> pq.ParquetFile:
 
 
 def wanted_groups(file: pq.ParquetFile, users: np.ndarray | None) -> list[int]:
-    """Row groups that may hold any of ``users`` (sorted), by their statistics; all without statistics."""
+    """Row groups that may hold any of ``users`` (sorted), by their statistics; all without statistics, and those that
+    cannot be read: PyArrow ends the process where statistics of such a one are asked for."""
     groups = range(file.metadata.num_row_groups)
     if users is None:
         return list(groups)
@@ -237,6 +238,11 @@ def wanted_groups(file: pq.ParquetFile, users: np.ndarray | None) -> list[int]:
     column = names.index("user_id")
     wanted = []
     for g in groups:
+        try:
+            next(file.iter_batches(1, [g], ["user_id"], use_threads=False), None)
+        except (OSError, pa.ArrowException):
+            wanted.append(g)
+            continue
         stats = file.metadata.row_group(g).column(column).statistics
         if stats is not None and stats.has_min_max:
             low, high = np.searchsorted(users, np.array([stats.min, stats.max], users.dtype))
