@@ -2,9 +2,8 @@
 
 Every quarter of a second one event is of a user who was never seen; a reader that moves to new generations as serving
 does looks those users up until they are there. Beside the lags it tells what grew: memory, open files and mappings of
-the service, bytes, files and deltas below the home, open files of the reader; each as its slope, in percent an hour of
-its mean, over the last three quarters of the time, and what a kill empties by its slope between kills, too, all
-processes taken together, from ``WARM_S`` after each start. At the end the tables must hold every event once.
+the service, bytes, files and deltas below the home, open files of the reader; each as its mean in each quarter of the
+time. At the end the tables must hold every event once.
 """
 
 from __future__ import annotations
@@ -31,10 +30,6 @@ from tools.bench.harness import Figure, Result, median, sized
 START = 1_700_000_000_000
 ACTIONS = ("view", "like")
 UNITS = {"memory": "MB", "mapped": "MB", "disk": "MB"}
-WITHIN = ("memory", "mapped", "open_files", "mappings")
-"""What begins anew with each process."""
-WARM_S = 30.0
-"""From the start of a process until its sizes count: it loads the model and takes what has waited."""
 STEPS = ("read", "ingest", "refresh", "tidy")
 NEW = 1 << 40
 """Users from here on were never seen before."""
@@ -89,8 +84,7 @@ def run(
         "turn_events": median([t["counts"].get("events_written", 0) for t in told[1:]], "events"),
         **{f"turn_{step}_s": median([t.get(step, 0.0) for t in turns[1:]], "s") for step in STEPS},
         "load": median([size.pop("load") for size in grew], "processes"),
-        **{name: _slope(grew, name) for name in grew[0] if name not in ("at", "life", "age")},
-        **{f"{name}_between_kills": _slope_within(grew, name) for name in WITHIN},
+        **{name: _quarters(grew, name) for name in grew[0]},
     }
     return result
 
@@ -181,7 +175,6 @@ class _Service:
     def start(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.child = subprocess.Popen(self.command, stdout=self.log, env=environment)
-        self.started = time.monotonic()
 
     def kill(self) -> None:
         self.child.send_signal(signal.SIGKILL)
@@ -209,10 +202,9 @@ class _Service:
         return told[-1]["position"] if told else ""
 
     def sizes(self) -> dict[str, float] | None:
-        """Memory of its own and mapped files in MB, open files, mappings; MB and files below the home; which process it
-        is and how old. None where it just ended."""
+        """Memory of its own and mapped files in MB, open files, mappings; MB and files below the home. None where it
+        just ended."""
         proc, found = Path(f"/proc/{self.child.pid}"), {"disk": 0.0, "files": 0.0}
-        found |= {"life": float(self.child.pid), "age": time.monotonic() - self.started}
         try:
             of = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
             found["memory"] = int(of["RssAnon"].split()[0]) / 1e3
@@ -229,27 +221,12 @@ class _Service:
         return found
 
 
-def _slope(sizes: list[dict[str, float]], name: str) -> Figure:
-    """Mean of a size and how it moves: its unit says in percent of the mean an hour."""
-    late = sizes[len(sizes) // 4 :]
-    values, at = np.array([size[name] for size in late]), np.array([size["at"] for size in late])
-    slope = np.polyfit(at, values, 1)[0] * 3600 / max(values.mean(), 1e-9) * 100 if len(late) > 1 else 0.0
-    return Figure(
-        float(values.mean()), f"{UNITS.get(name, '')} ({slope:+.0f} %/h)".strip(),
-        low=float(values.min()), high=float(values.max()),
-    )  # fmt: skip
-
-
-def _slope_within(sizes: list[dict[str, float]], name: str) -> Figure:
-    """One slope of all processes, each around its own mean, without what it takes to get warm."""
-    rows = np.array([(s["life"], s["at"], s[name]) for s in sizes if s["age"] >= WARM_S]).reshape(-1, 3)
-    at, values = rows[:, 1].copy(), rows[:, 2].copy()
-    for life in np.unique(rows[:, 0]):
-        here = rows[:, 0] == life
-        at[here] -= at[here].mean()
-        values[here] -= values[here].mean()
-    mean = rows[:, 2].mean() if len(rows) else 1.0
-    return Figure(float(at @ values) / max(float(at @ at), 1e-9) * 3600 / mean * 100, "%/h")
+def _quarters(sizes: list[dict[str, float]], name: str) -> Figure:
+    """Mean of a size in the last quarter of the time; its unit has the means of all four, low and high every moment."""
+    values = np.array([size[name] for size in sizes])
+    means = [part.mean() for part in np.array_split(values, min(4, len(values)))]
+    unit = f"{UNITS.get(name, '')} (quarters {' '.join(f'{mean:.4g}' for mean in means)})".strip()
+    return Figure(float(means[-1]), unit, low=float(values.min()), high=float(values.max()))
 
 
 def _drive(
@@ -291,12 +268,8 @@ def _drive(
             if now > begin + look:
                 look += 5
                 if size := service.sizes():
-                    at = {
-                        "at": now - begin,
-                        "load": os.getloadavg()[0],
-                        "deltas": float(store.manifest.depth),
-                    }
-                    sizes.append(size | at | {"reader_open_files": float(len(os.listdir("/proc/self/fd")))})
+                    size |= {"load": os.getloadavg()[0], "deltas": float(store.manifest.depth)}
+                    sizes.append(size | {"reader_open_files": float(len(os.listdir("/proc/self/fd")))})
             time.sleep(0.02)
     return lags, sent, sizes
 

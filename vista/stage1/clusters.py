@@ -9,7 +9,6 @@ the space. One pass over the sample, memory of one vector per item.
 
 from __future__ import annotations
 
-import faiss
 import numpy as np
 import torch
 
@@ -88,6 +87,8 @@ def joined(
     if row is None or not known.any() or not fresh.any():
         return items, cluster
     found, place = np.unique(cluster[row[known]], return_inverse=True)
+    import faiss  # only where clusters are made: a reader and a worker start without it
+
     centre = np.zeros((len(found), vectors.shape[1]), np.float32)
     np.add.at(centre, place, vectors[known])
     there = centre.any(1)
@@ -99,6 +100,8 @@ def joined(
 
 def kmeans(vectors: np.ndarray, clusters: int, seed: int = 0, iterations: int = 10) -> np.ndarray:
     """Spherical k-means of L2-normalised vectors, float32 [M, W] -> int32 [M]; for content vectors as well."""
+    import faiss
+
     vectors = np.ascontiguousarray(vectors, np.float32)
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     if len(vectors) <= clusters:
