@@ -22,7 +22,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -158,6 +158,10 @@ class Bundle:
         return [name if there else None for name, there in zip(found, known, strict=True)]
 
 
+def _damaged(where: object, expected: str, found: object) -> BundleError:
+    return BundleError(f"{where}: expected {expected}, found {found}; run `vista train` again")
+
+
 def _number(name: str, known: tuple[str, ...], what: str) -> int:
     try:
         return known.index(name)
@@ -208,14 +212,11 @@ def read_items(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise BundleError(
-            f"{path}: expected a Parquet catalogue, found {error}; run `vista train` again"
-        ) from error
+        raise _damaged(path, "a Parquet catalogue", error) from error
     if not table.schema.equals(ITEMS):
-        raise BundleError(
-            f"{path}: expected columns {ITEMS.names} of types {[str(t) for t in ITEMS.types]}, "
-            f"found {table.schema.names} of {[str(t) for t in table.schema.types]}; run `vista train` again"
-        )
+        wanted = f"columns {ITEMS.names} of types {[str(t) for t in ITEMS.types]}"
+        found = f"{table.schema.names} of {[str(t) for t in table.schema.types]}"
+        raise _damaged(path, wanted, found)
     return table
 
 
@@ -258,9 +259,8 @@ def save(path: str | Path, model: VistaModel, meta: Meta, items: pa.Table) -> Pa
             "training": meta.training,
             "weights": meta.weights,
         }
-        (building / "bundle.json").write_text(
-            json.dumps(description, indent=2, allow_nan=False) + "\n", "utf-8"
-        )
+        text = json.dumps(description, indent=2, allow_nan=False)
+        (building / "bundle.json").write_text(text + "\n", "utf-8")
         (building / "READY").touch()
         # safetensors makes its file for its owner alone; who may read a bundle is for the umask to say
         os.chmod(building / "weights.safetensors", (building / "READY").stat().st_mode & 0o777)
@@ -302,30 +302,24 @@ def load(
     try:
         weights = load_file(str(path / "weights.safetensors"))
     except (SafetensorError, OSError) as error:
-        raise BundleError(
-            f"{path}/weights.safetensors: expected safetensors, found {error}; run `vista train` again"
-        ) from error
+        raise _damaged(f"{path}/weights.safetensors", "safetensors", error) from error
     # As written: a field that came after the bundle takes its default and is no damage.
     found = model_fingerprint(json.loads(text), weights)
     if found != mark:
         raise BundleError(
-            f"{path}: expected fingerprint {mark} (bundle.json), found {found} from configuration and "
-            "weights: "
-            "a file was changed or damaged; restore it or run `vista train` again"
+            f"{path}: expected fingerprint {mark} (bundle.json), found {found} from configuration and weights: a "
+            f"file was changed or damaged; restore it or run `vista train` again"
         )
     if expect is not None and expect != mark:
         raise FingerprintMismatch(
-            f"{path}: expected the model {expect}, found {mark}; summarise again with this model (`vista "
-            "summarize`) "
-            "or load the bundle that made the store"
+            f"{path}: expected the model {expect}, found {mark}; summarise again with this model (`vista summarize`) "
+            f"or load the bundle that made the store"
         )
     try:
         model = _built(config, weights)
     except (RuntimeError, ValueError, TypeError, OverflowError, MemoryError, IndexError) as error:
-        raise BundleError(
-            f"{path}/config.json: expected the sizes of a model, found some that none can have "
-            f"({str(error)[:120]}); run `vista train` again"
-        ) from error
+        found = f"some that none can have ({str(error)[:120]})"
+        raise _damaged(f"{path}/config.json", "the sizes of a model", found) from error
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
         own = _weights(model)
@@ -333,10 +327,8 @@ def load(
         if absent or unexpected:
             raise RuntimeError(f"missing {sorted(absent)}, unexpected {sorted(unexpected)}")
     except RuntimeError as error:
-        raise BundleError(
-            f"{path}/weights.safetensors: expected the tensors of this version's model, found {error}; "
-            "run `vista train` again"
-        ) from error
+        expected = "the tensors of this version's model"
+        raise _damaged(f"{path}/weights.safetensors", expected, error) from error
     model = model.to(device).eval()
     new = NewItems.read(path, mark) if serve else None
     if new is not None:
@@ -362,9 +354,7 @@ def read_meta(path: str | Path) -> tuple[Meta, str]:
         description = small_json(path / "bundle.json")
         version = description["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(
-            f"{path}/bundle.json: expected a JSON object, found {error!r}; run `vista train` again"
-        ) from error
+        raise _damaged(f"{path}/bundle.json", "a JSON object", repr(error)) from error
     if version != FORMAT:
         raise BundleError(
             f"{path}: expected format {FORMAT!r}, found {version!r}; run `vista train` with this version"
@@ -386,26 +376,20 @@ def read_meta(path: str | Path) -> tuple[Meta, str]:
         ) from error
 
 
-def publish_vectors(path: Path, model: VistaModel, items: pa.Table) -> None:
+def publish_vectors(file: Path | BinaryIO, model: VistaModel, items: pa.Table) -> None:
     """Unit vectors of the catalogue's items and of the clusters: what attends to summaries without the model
     (``cache_store.torch.sequence.ItemVectors``)."""
     import torch
 
     ids = items["item_id"].to_numpy()
-    device = model.items.weight.device
     with torch.no_grad():
-        parts = [
-            model.items.vector(torch.from_numpy(ids[a : a + 65_536].copy()).to(device)).half().cpu()
-            for a in range(0, len(ids), 65_536)
-        ]
-        width = (0, model.config.width)
-        vectors = torch.cat(parts).numpy() if parts else np.zeros(width, np.float16)
+        vectors = model.items.vectors(ids, np.float16)
         cluster = np.full(len(ids), -1, np.int32)
         if model.config.tokens.clusters and model.config.tokens.enabled:
-            found = model.tokens.cluster(torch.from_numpy(ids.copy()).to(device))
+            found = model.tokens.cluster(torch.from_numpy(ids.copy()).to(model.items.weight.device))
             cluster = found.cpu().numpy().astype(np.int32)
         places = model.tokens.cluster_vectors.detach().half().cpu().numpy()
-    np.savez(path, ids=ids, vectors=vectors, cluster=cluster, places=places)
+    np.savez(file, ids=ids, vectors=vectors, cluster=cluster, places=places)
 
 
 def _built(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> VistaModel:
@@ -427,11 +411,8 @@ def _built(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> VistaMod
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func in makers and args:
-                size = (
-                    args[0]
-                    if isinstance(args[0], (tuple, list))
-                    else args[: 1 if func is torch.full else None]
-                )
+                size = args[:1] if func is torch.full else args
+                size = args[0] if isinstance(args[0], (tuple, list)) else size
                 self.left -= math.prod(size) * (size[0] if func is torch.eye and len(size) == 1 else 1)
                 if self.left < 0:
                     raise ValueError(f"a tensor of {tuple(size)}, the file has {held} numbers in all")

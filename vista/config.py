@@ -30,6 +30,13 @@ def _check(ok: bool, where: str, expected: str, found: Any) -> None:
         )
 
 
+def _check_least(config: Any, part: str, **least: int) -> None:
+    """Fields of a configuration that are not to be less than so much."""
+    for name, low in least.items():
+        found = getattr(config, name)
+        _check(found >= low, f"{part}{name}", f"at least {low}" if low else "0 or more", found)
+
+
 @dataclass(frozen=True)
 class EmbeddingConfig:
     """Items and events as vectors (vista/embedding/encoders.py).
@@ -50,12 +57,9 @@ class EmbeddingConfig:
     surfaces: int = 64
 
     def __post_init__(self) -> None:
-        _check(self.tables >= 1, "embedding.tables", "at least 1", self.tables)
-        _check(self.rows >= 2, "embedding.rows", "at least 2", self.rows)
-        _check(self.content_width >= 0, "embedding.content_width", "0 or more", self.content_width)
+        _check_least(self, "embedding.", tables=1, rows=2, content_width=0, surfaces=1)
         words, most = self.words_width, self.content_width
         _check(0 <= words <= most, "embedding.words_width", "0 to embedding.content_width", words)
-        _check(self.surfaces >= 1, "embedding.surfaces", "at least 1", self.surfaces)
 
 
 SIZES = {"whole": (864, 0), "half": (576, 1_152), "small": (320, 512), "tiny": (128, 272)}
@@ -116,24 +120,14 @@ class TokenConfig:
         return self.items * (8 + h + 3 * last) + cluster
 
     def __post_init__(self) -> None:
-        _check(self.items >= 0, "tokens.items", "0 or more", self.items)
-        _check(self.clusters >= 0, "tokens.clusters", "0 or more", self.clusters)
+        _check_least(self, "tokens.", items=0, clusters=0)
         told = self.clusters_told
         fits = 0 <= told <= self.clusters and (not told or self.clusters <= 1 << 16)
         _check(fits, "tokens.clusters_told", "0 to tokens.clusters, of at most 65536 clusters", told)
-        lives = self.half_lives_events
-        _check(
-            all(1 <= h <= 2.0**24 or h == float("inf") for h in lives),
-            "tokens.half_lives_events",
-            "1 to 2**24 events, or inf",
-            lives,
-        )
-        _check(
-            any(h < float("inf") for h in lives),
-            "tokens.half_lives_events",
-            "at least one finite number",
-            lives,
-        )
+        lives, where = self.half_lives_events, "tokens.half_lives_events"
+        fits = all(1 <= h <= 2.0**24 or h == float("inf") for h in lives)
+        _check(fits, where, "1 to 2**24 events, or inf", lives)
+        _check(any(h < float("inf") for h in lives), where, "at least one finite number", lives)
         _check(0 <= self.places <= self.sequence, "tokens.places", "0 to tokens.sequence", self.places)
 
 
@@ -165,9 +159,7 @@ class SlotConfig:
         return self.buckets > 0
 
     def __post_init__(self) -> None:
-        _check(self.rows >= 1, "slots.rows", "at least 1", self.rows)
-        _check(self.buckets >= 0, "slots.buckets", "0 or more", self.buckets)
-        _check(self.clusters >= 0, "slots.clusters", "0 or more", self.clusters)
+        _check_least(self, "slots.", rows=1, buckets=0, clusters=0)
         _check(self.horizons >= 1, "slots.half_lives_*", "at least one horizon", self.horizons)
         for h in self.half_lives_days + self.half_lives_events:
             _check(h > 0, "slots.half_lives_*", "positive", h)
@@ -210,24 +202,22 @@ class SummarizerConfig:
     reconstruction_window: int = 32
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("kind", ("qla", "places")),
-            ("rows", ("items", "events")),
-            ("reconstruction", ("causal", "seeds")),
-        ):
+        names = {
+            "kind": ("qla", "places"),
+            "rows": ("items", "events"),
+            "reconstruction": ("causal", "seeds"),
+        }
+        for name, known in names.items():
             _check(getattr(self, name) in known, f"summarizer.{name}", f"one of {known}", getattr(self, name))
         _check(1 <= self.layers <= MOST_LAYERS, "summarizer.layers", f"1 to {MOST_LAYERS}", self.layers)
-        _check(self.heads >= 1, "summarizer.heads", "at least 1", self.heads)
         _check(0 <= self.chunk <= MOST_CHUNK, "summarizer.chunk", f"0 to {MOST_CHUNK}", self.chunk)
-        _check(self.seeds >= 0, "summarizer.seeds", "0 or more", self.seeds)
-        _check(self.max_events >= 0, "summarizer.max_events", "0 or more", self.max_events)
+        _check_least(self, "summarizer.", heads=1, seeds=0, max_events=0, gradient_events=0)
         lives = self.half_lives_events
         _check(len(lives) >= 1, "summarizer.half_lives_events", "at least one", lives)
         for h in self.half_lives_events:
             _check(h > 0, "summarizer.half_lives_events", "positive", h)
         window = self.reconstruction_window
         _check(window >= 2, "summarizer.reconstruction_window", "2 or more", window)
-        _check(self.gradient_events >= 0, "summarizer.gradient_events", "0 or more", self.gradient_events)
 
 
 @dataclass(frozen=True)
@@ -259,11 +249,7 @@ class RankerConfig:
 
     def __post_init__(self) -> None:
         _check(1 <= self.layers <= MOST_LAYERS, "ranker.layers", f"1 to {MOST_LAYERS}", self.layers)
-        _check(self.heads >= 1, "ranker.heads", "at least 1", self.heads)
-        _check(self.recent >= 0, "ranker.recent", "0 or more", self.recent)
-        _check(self.queries >= 1, "ranker.queries", "at least 1", self.queries)
-        _check(self.direct >= 0, "ranker.direct", "0 or more", self.direct)
-        _check(self.neighbours >= 0, "ranker.neighbours", "0 or more", self.neighbours)
+        _check_least(self, "ranker.", heads=1, recent=0, queries=1, direct=0, neighbours=0)
 
 
 _READ_BEFORE = {"ages": False, "direct": 0, "neighbours": 0, "near": True}
@@ -292,12 +278,8 @@ class ModelConfig:
         _check(self.width >= 4 and self.width % 4 == 0, "width", "a multiple of 4", self.width)
         _check(1 <= len(self.actions) <= 31, "actions", "1 to 31 names", self.actions)
         _check(len(set(self.actions)) == len(self.actions), "actions", "distinct names", self.actions)
-        _check(
-            self.width % self.embedding.tables == 0,
-            "embedding.tables",
-            "a divisor of width",
-            self.embedding.tables,
-        )
+        tables = self.embedding.tables
+        _check(self.width % tables == 0, "embedding.tables", "a divisor of width", tables)
         for part in ("summarizer", "ranker"):
             heads = getattr(self, part).heads
             _check(self.width % heads == 0, f"{part}.heads", f"a divisor of width {self.width}", heads)
@@ -403,7 +385,7 @@ def as_written(config: ModelConfig) -> Any:
     values = to_dict(config)
     if not config.embedding.words_width:
         del values["embedding"]["words_width"]
-    if {name: values["ranker"][name] for name in _READ_BEFORE} == _READ_BEFORE:
+    if _READ_BEFORE.items() <= values["ranker"].items():
         for name in _READ_BEFORE:
             del values["ranker"][name]
     if not config.ranker.cluster_waves:

@@ -11,8 +11,6 @@ next training. Where the file is gone, items are those that training knew.
 
 from __future__ import annotations
 
-import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +21,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from vista.errors import BundleError
+from vista.small_text import replacing
 
 if TYPE_CHECKING:
     from vista.model import VistaModel
@@ -93,15 +92,8 @@ class NewItems:
             stream.write_table(table.combine_chunks())
         mark = xxhash.xxh3_64_hexdigest(memoryview(sink.getvalue()))
         told = {"format": FORMAT, "fingerprint": fingerprint, "mark": mark}
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                pq.write_table(table.replace_schema_metadata(told), file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as file:
+            pq.write_table(table.replace_schema_metadata(told), file)
         return NewItems(table, mark)
 
     def over(self, items: pa.Table) -> pa.Table:
@@ -133,15 +125,12 @@ class NewItems:
                     f"`vista items refresh`"
                 )
             before = encoder.content.ids.cpu().numpy(), encoder.content.values.cpu().numpy()
-            seen = (
-                encoder.alone.values.cpu().numpy() if len(encoder.alone) else np.zeros(len(before[0]), bool)
-            )
-            alone = np.concatenate([seen, np.ones(int(told.sum()), bool)])
-            encoder.set_content(
-                np.concatenate([before[0], ids[told]]),
-                np.concatenate([before[1], flat.reshape(-1, width)]),
-                alone,
-            )
+            seen = np.zeros(len(before[0]), bool)
+            if len(encoder.alone):
+                seen = encoder.alone.values.cpu().numpy()
+            items = np.concatenate([before[0], ids[told]])
+            content = np.concatenate([before[1], flat.reshape(-1, width)])
+            encoder.set_content(items, content, np.concatenate([seen, np.ones(int(told.sum()), bool)]))
         placed = self.table["cluster"].is_valid().to_numpy()
         if placed.any() and model.tokens.enabled and model.tokens.clusters:
             model.tokens.set_newer(ids[placed], self.table["cluster"].filter(pa.array(placed)).to_numpy())

@@ -1,4 +1,4 @@
-"""Small files of a home, which anybody may have put there: not waited for, and read to a bound."""
+"""Small files of a home: read to a bound and not waited for, since anybody may have put them there; replaced whole."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import errno
 import json
 import os
 import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 MOST_BYTES = 64 << 20
 
@@ -40,3 +43,17 @@ def small_json(path: Path) -> Any:
         return json.loads(small_text(path))
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of another in one step, when the body is done without an error."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from beam_jobs.ingest.spill import Spilled, read_pieces, write_chunk
 from beam_jobs.ingest.units import IngestSettings, Routed, finished, inputs_digest, item_shard, write_unit
 from beam_jobs.ingest.vocabulary import batch_rows, text_columns
 from beam_jobs.run.record import DEAD_LETTER_SCHEMA
+from vista.data.arrow import write_table
 from vista.data.logs.importer import check_items
 from vista.data.logs.schema import LogFile, UnreadableFile, WrongType, batches, open_source
 from vista.data.paths import is_full
@@ -173,7 +174,7 @@ def build_items(shard: int, values: Iterable[Spilled], settings: IngestSettings)
     told = list(read_pieces(_in_order(by_tag["content"])))
     if told:
         table = content.merged(pa.Table.from_batches(told).cast(content.ARROW_SCHEMA))
-        files.append(content.write(table, posixpath.join(settings.roots["content"], "data", file)))
+        files.append(write_table(table, posixpath.join(settings.roots["content"], "data", file)))
     counts = {"items": len(total), "item_events": int(total.events.sum())}
     counts |= {"items_told": table.num_rows if told else 0, "items_repeated": _repeated(titles)}
     counts["vectors"] = len(table) - table["vector"].null_count if told else 0

@@ -23,16 +23,7 @@ from beam_jobs.run.job import Job, Run
 from beam_jobs.run.record import RunDirectory, RunRecord, peak_memory_bytes
 from vista.data import paths
 from vista.data.tables.commits import recover
-from vista.data.tables.compaction import (
-    MAX_FILES,
-    Merge,
-    merge_content,
-    merge_items,
-    merge_lists,
-    merges,
-    publish_merges,
-    write_merged,
-)
+from vista.data.tables.compaction import MAX_FILES, Merge, merge_small, merges, publish_merges, write_merged
 from vista.data.tables.reading import DataFile
 from vista.data.tables.warehouse import Warehouse
 
@@ -147,15 +138,13 @@ def _work(run: Run, options: CompactOptions) -> RunRecord:
     receipts = run.directory.receipts()  # also of merges that were done, but not published, before a kill
     published = publish_merges(warehouse, [merge_of(r["merge"]) for r in receipts.values()], name)
     most = 1 if options.everything else options.most
-    items = merge_items(warehouse, name, most)
-    merge_lists(warehouse, name, most)
-    content = merge_content(warehouse, name, most)
+    small = merge_small(warehouse, name, most)
     counts = {
         "buckets": len(published),
         "files": sum(len(m.files) for m in published),
         "events": sum(m.rows for m in published),
-        "item_files": items,
-        "content_files": content,
+        "item_files": small["items"],
+        "content_files": small["content"],
         "skipped": len(receipts) - len(published),
     }
     notes = []

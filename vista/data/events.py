@@ -53,13 +53,9 @@ def whole(what: str, given: Any, dtype: DTypeLike = np.int64) -> np.ndarray:
         if isinstance(given, np.ma.MaskedArray):
             odd |= np.ma.getmaskarray(given)
     if odd.any() or column.ndim != 1:
-        found = (
-            "names"
-            if kind in "USTO"
-            else np.ma.asanyarray(given)[odd].flat[0]
-            if column.ndim == 1
-            else column.shape
-        )
+        found: Any = "names" if kind in "USTO" else column.shape
+        if kind not in "USTO" and column.ndim == 1:
+            found = np.ma.asanyarray(given)[odd].flat[0]
         raise DataError(
             f"{what}: expected whole numbers of {np.dtype(dtype)}, found {found}; `Bundle.encode` makes a model's "
             f"numbers of items, actions and surfaces"
@@ -127,17 +123,10 @@ class Events:
             ValueError: a column of another length.
         """
         offsets = offsets_of(lengths)
-        n = int(offsets[-1])
-        defaults = {"action": 1, "surface": 0, "request": 0}
-        return Events(
-            offsets,
-            **{
-                name: whole(
-                    f"column {name}", columns[name] if name in columns else np.full(n, defaults[name]), dtype
-                )
-                for name, dtype in COLUMNS.items()
-            },
-        )
+        for name, value in (("action", 1), ("surface", 0), ("request", 0)):
+            if name not in columns:
+                columns[name] = np.full(offsets[-1], value)
+        return Events(offsets, **{n: whole(f"column {n}", columns[n], t) for n, t in COLUMNS.items()})
 
     def user(self, u: int) -> Events:
         """The history of one user, as a batch of one (views, no copy)."""
@@ -145,9 +134,8 @@ class Events:
 
     def rows(self, start: int, stop: int) -> Events:
         """Rows ``start:stop`` as one history (views, no copy)."""
-        return Events(
-            np.array([0, stop - start], np.int64), **{n: c[start:stop] for n, c in self.columns.items()}
-        )
+        offsets = np.array([0, stop - start], np.int64)
+        return Events(offsets, **{n: c[start:stop] for n, c in self.columns.items()})
 
     def select(self, users: np.ndarray) -> Events:
         """The histories of ``users`` (int64 [V], any order, repeats allowed), gathered into a new batch."""

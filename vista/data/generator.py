@@ -34,7 +34,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vista.config import _check, to_text
+from vista.config import _check, _check_least, to_text
+from vista.data.arrow import lists
 from vista.jagged import lengths_between, offsets_of, owners_of, places_of, starts_of
 from vista.ops.hashing import finalised
 
@@ -100,32 +101,17 @@ class GeneratorOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
-            "users",
-            "min_events",
-            "clusters",
-            "niches",
-            "niche_items",
-            "core",
-            "active",
-            "phase_events",
-        ):
+        for name in "users min_events clusters niches niche_items core active phase_events".split():
             _check(1 <= getattr(self, name) < 1 << 40, name, "1 to 2**40", getattr(self, name))
-        _check(
-            self.max_events >= self.min_events, "max_events", f"{self.min_events} or more", self.max_events
-        )
-        low, high = self.users * self.min_events, self.users * self.max_events
-        _check(
-            self.events == 0 or low <= self.events <= high, "events", f"0, or {low} to {high}", self.events
-        )
+        least, most, events = self.min_events, self.max_events, self.events
+        _check(most >= least, "max_events", f"{least} or more", most)
+        low, high = self.users * least, self.users * most
+        _check(events == 0 or low <= events <= high, "events", f"0, or {low} to {high}", events)
         _check(self.tail > 0, "tail", "positive", self.tail)
         for name in ("sleep_share", "noise"):
             _check(0 <= getattr(self, name) <= 1, name, "0 to 1", getattr(self, name))
-        for name in ("sleep_events", "session_events", "surfaces"):
-            _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        _check(self.request_events >= 1, "request_events", "at least 1", self.request_events)
-        for name in ("slate", "slates_per_user", "content_width", "seed", "held_back_days"):
-            _check(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        _check_least(self, "", sleep_events=1, session_events=1, surfaces=1, request_events=1)
+        _check_least(self, "", slate=0, slates_per_user=0, content_width=0, seed=0, held_back_days=0)
         _check(self.days > self.held_back_days, "days", "more than held_back_days", self.days)
         _check(self.user_ids in ("int64", "string"), "user_ids", "int64 or string", self.user_ids)
         _check(self.order in ("time", "user"), "order", "time or user", self.order)
@@ -365,7 +351,6 @@ def _write_block(job: tuple[GeneratorOptions, str, int, int, np.ndarray]) -> tup
     o, folder, block, first, lengths = job
     life = lives(o, first, lengths, block)
     cut = int(o.start_ms + (o.days - o.held_back_days) * DAY_MS)
-    order = np.argsort(life.time, kind="stable") if o.order == "time" else None
     columns = {
         "user_id": life.user,
         "item_id": life.item,
@@ -374,10 +359,10 @@ def _write_block(job: tuple[GeneratorOptions, str, int, int, np.ndarray]) -> tup
         "timestamp_ms": life.time,
         "request_id": life.request,
     }
-    if order is not None:
+    if o.order == "time":
+        order = np.argsort(life.time, kind="stable")
         columns = {name: c[order] for name, c in columns.items()}
-    arrays = {name: pa.array(c) for name, c in columns.items() if name != "user_id"}
-    table = pa.table({"user_id": _user_column(o, columns["user_id"]), **arrays})
+    table = pa.table(columns | {"user_id": _user_column(o, columns["user_id"])})
     counts = [table.num_rows, 0, 0]
     if o.held_back_days:
         late = columns["timestamp_ms"] > cut
@@ -388,16 +373,14 @@ def _write_block(job: tuple[GeneratorOptions, str, int, int, np.ndarray]) -> tup
     if o.slate:
         shown = slates(o, life, block)
         done = shown["action"] >= 0
-        offsets = offsets_of(done).astype(np.int32)
-        actions = pa.ListArray.from_arrays(pa.array(offsets), pa.array(shown["action"][done]))
         table = pa.table(
             {
-                "request_id": pa.array(shown["request"]),
+                "request_id": shown["request"],
                 "user_id": _user_column(o, shown["user"]),
-                "item_id": pa.array(shown["item"]),
-                "position": pa.array(shown["position"]),
-                "actions": actions,
-                "timestamp_ms": pa.array(shown["time"]),
+                "item_id": shown["item"],
+                "position": shown["position"],
+                "actions": lists(done, shown["action"][done]),
+                "timestamp_ms": shown["time"],
             }
         )
         counts[2] = table.num_rows

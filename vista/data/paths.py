@@ -11,7 +11,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -86,10 +86,17 @@ def open_text(uri: str, encoding: str = "") -> Iterator[Any]:
         yield Rejoined(head, stream) if plain else _Recoded(Rejoined(head, stream), found)
 
 
-class Rejoined:
-    """A stream of which the first bytes were read already."""
+class Stream:
+    """What PyArrow asks of a stream beside ``read``."""
 
     closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Rejoined(Stream):
+    """A stream of which the first bytes were read already."""
 
     def __init__(self, head: bytes, rest: Any):
         self._head, self._rest = head, rest
@@ -99,9 +106,6 @@ class Rejoined:
         if len(part) == size:
             return part
         return bytes(part + (self._rest.read() if size < 0 else self._rest.read(size - len(part))))
-
-    def close(self) -> None:
-        self.closed = True
 
 
 class _Recoded:
@@ -148,14 +152,10 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def move(source: str, target: str) -> None:
-    """Put ``source`` in the place of ``target``: one atomic rename where local, a server-side move elsewhere."""
-    if is_local(source):
-        with open(local_path(source), "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(local_path(source), local_path(target))
-        return
-    fs, path = filesystem(source)
-    fs.mv(path, filesystem(target)[1])
+    """Put one local file in the place of another, in one step."""
+    with open(local_path(source), "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(local_path(source), local_path(target))
 
 
 def exists(uri: str) -> bool:
@@ -167,10 +167,8 @@ def remove(uris: Iterable[str]) -> None:
     """Delete files; those already gone are fine."""
     for uri in uris:
         fs, path = filesystem(uri)
-        try:
+        with suppress(FileNotFoundError):
             fs.rm_file(path)
-        except FileNotFoundError:
-            pass
 
 
 def is_full(error: BaseException) -> bool:
@@ -180,11 +178,10 @@ def is_full(error: BaseException) -> bool:
 
 def size(uri: str) -> int:
     """Bytes of a file."""
-    return (
-        os.path.getsize(local_path(uri))
-        if is_local(uri)
-        else int(filesystem(uri)[0].size(filesystem(uri)[1]))
-    )
+    if is_local(uri):
+        return os.path.getsize(local_path(uri))
+    fs, path = filesystem(uri)
+    return int(fs.size(path))
 
 
 TEXT_ENDINGS = (".csv", ".tsv", ".inter", ".jsonl", ".ndjson", ".json", ".txt", ".dat", ".data")
@@ -263,19 +260,14 @@ def expand(patterns: Iterable[str], left_out: list[str] | None = None) -> list[s
         names: list[str] = []
         others: list[str] = []
         for name, is_folder in _named(pattern):
-            if (
-                is_local(name)
-                and (is_folder or name != os.path.abspath(local_path(pattern)))
-                and is_ours(name)
-            ):
+            named = not is_folder and name == os.path.abspath(local_path(pattern))
+            if is_local(name) and not named and is_ours(name):
                 passed.append(name)
                 continue
             below = _files_below(name, passed) if is_folder else [name]
-            logs = [n for n in below if not is_folder or is_log(n)] or [
-                n
-                for n in below
-                if text_ending(n) and re.search(r"\.|\d", os.path.basename(n))  # no README
-            ]
+            logs = [n for n in below if not is_folder or is_log(n)]
+            if not logs:  # any text but a README
+                logs = [n for n in below if text_ending(n) and re.search(r"\.|\d", os.path.basename(n))]
             names += logs
             if left_out is not None:
                 left_out += sorted(set(below) - set(logs))
@@ -387,7 +379,7 @@ def _files_below(folder: str, ours: list[str]) -> list[str]:
             found += [os.path.join(root, f) for f in files if not f.startswith(beside)]
         return found
     fs, path = filesystem(folder)
-    below = [n for n in fs.find(path)]
+    below = fs.find(path)
     hidden = [any(p.startswith(("_", ".")) for p in n[len(path) :].split("/") if p) for n in below]
     return [fs.unstrip_protocol(n) for n, h in zip(below, hidden, strict=True) if not h]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from vista.data.events import Events
-from vista.jagged import owners_of, places_of
+from vista.jagged import is_new, owners_of, places_of
 
 
 def select_recent(events: Events, recent: int, distinct: bool = True) -> Events:
@@ -31,12 +31,11 @@ def select_recent(events: Events, recent: int, distinct: bool = True) -> Events:
         return events
     n = len(events)
     user = owners_of(lengths)
-    newest = np.zeros(n, bool)  # is this the last event of its (user, item)?
-    by_item = np.lexsort([np.arange(n), events.item, user])
-    item, owner = events.item[by_item], user[by_item]
-    newest[by_item[-1]] = True
-    newest[by_item[:-1]] = (item[1:] != item[:-1]) | (owner[1:] != owner[:-1])
-    order = np.lexsort([-np.arange(n), ~newest, user])  # per user: newest of each item, then the rest
+    newest = np.empty(n, bool)  # is this the last event of its (user, item)?
+    back = -np.arange(n)
+    by_item = np.lexsort([back, events.item, user])
+    newest[by_item] = is_new(user[by_item], events.item[by_item])
+    order = np.lexsort([back, ~newest, user])  # per user: newest of each item, then the rest
     place = np.empty(n, np.int64)
     place[order] = places_of(lengths)
     keep = place < recent

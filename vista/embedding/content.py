@@ -59,7 +59,6 @@ def word_vector(category: str, text: str) -> np.ndarray:
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    rows = rows / np.maximum(
-        np.abs(rows).max(1, keepdims=True), 1e-30
-    )  # large ones would overflow when squared
+    # large ones would overflow when squared
+    rows = rows / np.maximum(np.abs(rows).max(1, keepdims=True), 1e-30)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

@@ -17,7 +17,8 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from numpy.typing import DTypeLike
+from torch import Tensor, nn
 
 from vista.config import ModelConfig
 from vista.data.events import Events
@@ -29,6 +30,7 @@ _GAP_SCALES_MS = (1_000.0, 60_000.0, 3_600_000.0, float(_DAY_MS))
 _TIME_FEATURES = 4 + len(_GAP_SCALES_MS)
 _ITEM_SALT = 0x17E3
 _HIDDEN_SALT = 0xC01D
+_AT_ONCE = 65_536
 HIDDEN = 5
 """One in so many items with content is its content alone for a step of training."""
 
@@ -71,9 +73,8 @@ class ItemEncoder(nn.Module):
         e = config.embedding
         self.width, self.tables, self.rows = config.width, e.tables, e.rows
         self.sparse_gradients = False  # of the rows; a training step looks them up a dozen times
-        self.weight = nn.Parameter(
-            torch.randn(e.tables * e.rows, config.width // e.tables) * config.width**-0.5
-        )
+        rows = torch.randn(e.tables * e.rows, config.width // e.tables)
+        self.weight = nn.Parameter(rows * config.width**-0.5)
         self.content = ItemTable((e.content_width,), torch.float32) if e.content_width else None
         self.alone = ItemTable((), torch.bool) if e.content_width else None
         self.project = nn.Linear(e.content_width, config.width, bias=False) if e.content_width else None
@@ -95,18 +96,14 @@ class ItemEncoder(nn.Module):
         if self.alone is not None:
             self.alone.set(items, np.zeros(len(items), bool) if alone is None else alone)
 
-    def forward(self, item: torch.Tensor) -> torch.Tensor:
+    def forward(self, item: Tensor) -> Tensor:
         """``item`` int64 [...] -> float32 [..., D]."""
         index = buckets_torch(item, range(_ITEM_SALT, _ITEM_SALT + self.tables), self.rows)
         for table, row in enumerate(index.unbind(-1)):
             row += table * self.rows
         vector = F.embedding(index, self.weight, sparse=self.sparse_gradients).flatten(-2)
-        if (
-            self.content is not None
-            and self.alone is not None
-            and self.project is not None
-            and len(self.content)
-        ):
+        if self.content is not None and len(self.content):
+            assert self.alone is not None and self.project is not None  # they come together
             row, known = self.content(item)
             # a bundle of before knows of none
             alone = self.alone.values[row] & known if len(self.alone) else torch.zeros_like(known)
@@ -116,9 +113,18 @@ class ItemEncoder(nn.Module):
             vector = vector.masked_fill(alone.unsqueeze(-1), 0.0) + told
         return vector
 
-    def vector(self, item: torch.Tensor) -> torch.Tensor:
+    def vector(self, item: Tensor) -> Tensor:
         """L2-normalised vectors for retrieval and matching, float32 [..., D]."""
         return F.normalize(self(item), dim=-1)
+
+    @torch.inference_mode()
+    def vectors(self, items: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
+        """The same of many items (int64 [M]) as an array [M, D] of ``dtype``, some at a time."""
+        found = np.empty((len(items), self.width), dtype)
+        for a in range(0, len(items), _AT_ONCE):
+            some = torch.from_numpy(items[a : a + _AT_ONCE].copy()).to(self.weight.device)
+            found[a : a + _AT_ONCE] = self.vector(some).float().cpu().numpy()
+        return found
 
 
 class EventEncoder(nn.Module):
@@ -141,13 +147,13 @@ class EventEncoder(nn.Module):
 
     def forward(
         self,
-        item: torch.Tensor,
-        action: torch.Tensor,
-        surface: torch.Tensor,
-        time: torch.Tensor,
-        gap: torch.Tensor,
-        masked: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        item: Tensor,
+        action: Tensor,
+        surface: Tensor,
+        time: Tensor,
+        gap: Tensor,
+        masked: Tensor | None = None,
+    ) -> Tensor:
         """All inputs integer [...], ``time`` and ``gap`` in ms, ``masked`` bool [...] -> float32 [..., D].
 
         A masked event keeps its item and loses its action: the bits are replaced by the MASK class
@@ -156,13 +162,8 @@ class EventEncoder(nn.Module):
         return self.items(item) + self.beside_item(action, surface, time, gap, masked)
 
     def beside_item(
-        self,
-        action: torch.Tensor,
-        surface: torch.Tensor,
-        time: torch.Tensor,
-        gap: torch.Tensor,
-        masked: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        self, action: Tensor, surface: Tensor, time: Tensor, gap: Tensor, masked: Tensor | None = None
+    ) -> Tensor:
         """What :meth:`forward` adds to the items, float32 [..., D]."""
         bits = (action.unsqueeze(-1) >> torch.arange(self.actions, device=action.device)) & 1
         bits, hidden = bits.float(), torch.zeros_like(bits[..., :1], dtype=torch.float32)
@@ -174,7 +175,7 @@ class EventEncoder(nn.Module):
         return rows + dense.to(self.features.dtype) @ self.features
 
     @staticmethod
-    def _time(time: torch.Tensor, gap: torch.Tensor) -> torch.Tensor:
+    def _time(time: Tensor, gap: Tensor) -> Tensor:
         day = (time % _DAY_MS).to(torch.float32) * (2 * math.pi / _DAY_MS)
         week = (time % (7 * _DAY_MS)).to(torch.float32) * (2 * math.pi / (7 * _DAY_MS))
         gap = gap.clamp(min=0).to(torch.float32)

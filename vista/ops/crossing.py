@@ -132,18 +132,19 @@ class Plan:
         return Plan(tuple(groups), _index(back, device), *shape)
 
 
+Read = Callable[..., tuple[Tensor, Tensor]]
+"""Attention as of :func:`vista.ops.flex.read`."""
+
+Offsets = Tensor | np.ndarray | Plan
+"""int64 [U + 1], or the plan made of it."""
+
+
 def _index(values: np.ndarray, device: torch.device | str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
 
 def naive(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    mask: Tensor,
-    offsets: Tensor | np.ndarray | Plan,
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, mask: Tensor, offsets: Offsets
 ) -> Tensor:
     """The definition: every candidate's context is copied to it.
 
@@ -166,13 +167,7 @@ def naive(
 
 
 def fast(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    mask: Tensor,
-    offsets: Tensor | np.ndarray | Plan,
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, mask: Tensor, offsets: Offsets
 ) -> Tensor:
     """Equal to :func:`naive` (same arguments and result), without copying contexts.
 
@@ -188,13 +183,7 @@ def fast(
 
 
 def flex(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    mask: Tensor,
-    offsets: Tensor | np.ndarray | Plan,
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, mask: Tensor, offsets: Offsets
 ) -> Tensor:
     """Equal to :func:`naive` (same arguments and result) by FlexAttention (``vista.ops.flex``); no gradients."""
     from vista.ops import flex as attention  # seconds to import
@@ -205,7 +194,7 @@ def flex(
 
 
 def _scaled(
-    q: Tensor, k: Tensor, keys: Tensor, mask: Tensor, offsets: Tensor | np.ndarray | Plan
+    q: Tensor, k: Tensor, keys: Tensor, mask: Tensor, offsets: Offsets
 ) -> tuple[Plan, Tensor, Tensor, Tensor]:
     """The plan; q scaled; [B, H] each candidate's score of itself; [U, T] 0 or -inf."""
     plan = offsets if isinstance(offsets, Plan) else Plan.of(offsets, q.device)
@@ -223,13 +212,8 @@ def _group(q: Tensor, own: Tensor, v: Tensor, keys: Tensor, values: Tensor, bias
     """Output [G, M, H, E] of one group."""
     kt, vt = keys.permute(0, 2, 3, 1), values.transpose(1, 2)  # [G, H, E, T], [G, H, T, E]
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (q, own, v, keys, values))
-    if (
-        not recorded
-        and _FLASH is not None
-        and q.device.type == "cpu"
-        and q.dtype == torch.float32
-        and bias.numel()
-    ):
+    plain = q.device.type == "cpu" and q.dtype == torch.float32
+    if plain and _FLASH is not None and not recorded and bias.numel():
         return _merged(_flash, q, own, v, keys, values, bias)
     if recorded or q.numel() // q.shape[-1] * keys.shape[1] <= BLOCK:
         return _attend(q, own, v, kt, vt, bias)
@@ -256,13 +240,7 @@ def _attend(q: Tensor, own: Tensor, v: Tensor, kt: Tensor, vt: Tensor, bias: Ten
 
 
 def _merged(
-    read: Callable[..., tuple[Tensor, Tensor]],
-    q: Tensor,
-    own: Tensor,
-    v: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    bias: Tensor,
+    read: Read, q: Tensor, own: Tensor, v: Tensor, keys: Tensor, values: Tensor, bias: Tensor
 ) -> Tensor:
     """As :func:`_attend` with keys and values [G, T, H, E]; scores are never written out.
 

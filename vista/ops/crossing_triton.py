@@ -29,7 +29,7 @@ def _side(width: int, half: bool) -> int:
 
 
 @triton.jit
-def _tile(base, row, row_stride, column, inside, width, kind: tl.constexpr):
+def tile(base, row, row_stride, column, inside, width, kind: tl.constexpr):
     """Rows of a matrix as [rows, block of columns]; 0 outside."""
     mask = inside[:, None] & (column < width)[None, :]
     return tl.load(base + row[:, None] * row_stride + column[None, :], mask=mask, other=0.0).to(kind)
@@ -49,15 +49,15 @@ def _forward(
         e, f = tl.arange(0, BE), tl.arange(0, BF)
         row = start + tl.arange(0, BM)
         inside = row < stop
-        query = _tile(q + head * q_head, row, q_row, e, inside, E, KIND)
+        query = tile(q + head * q_head, row, q_row, e, inside, E, KIND)
         top = tl.load(own + row * H + head, mask=inside, other=0.0).to(KIND)
         total = tl.full((BM,), 1.0, KIND)
-        read = _tile(v + head * v_head, row, v_row, f, inside, F, KIND)
+        read = tile(v + head * v_head, row, v_row, f, inside, F, KIND)
         for at in range(0, T, BT):
             token = at + tl.arange(0, BT)
             real = token < T
-            key = _tile(keys + user * k_user + head * k_head, token, k_token, e, real, E, KIND)
-            value = _tile(values + user * x_user + head * x_head, token, x_token, f, real, F, KIND)
+            key = tile(keys + user * k_user + head * k_head, token, k_token, e, real, E, KIND)
+            value = tile(values + user * x_user + head * x_head, token, x_token, f, real, F, KIND)
             tilt = tl.load(bias + user * b_user + head * b_head + token, mask=real, other=-float("inf"))
             score = tl.dot(query, tl.trans(key), input_precision=PRECISION, out_dtype=KIND)
             score = score + tilt.to(KIND)[None, :]
@@ -86,16 +86,16 @@ def _backward_rows(
         e, f = tl.arange(0, BE), tl.arange(0, BF)
         row = start + tl.arange(0, BM)
         inside = row < stop
-        query = _tile(q + head * q_head, row, q_row, e, inside, E, KIND)
-        slope = _tile(grad + head * F, row, H * F, f, inside, F, KIND)
+        query = tile(q + head * q_head, row, q_row, e, inside, E, KIND)
+        slope = tile(grad + head * F, row, H * F, f, inside, F, KIND)
         level = tl.load(lse + row * H + head, mask=inside, other=0.0)
         mean = tl.load(delta + row * H + head, mask=inside, other=0.0)
         found = tl.zeros((BM, BE), KIND)
         for at in range(0, T, BT):
             token = at + tl.arange(0, BT)
             real = token < T
-            key = _tile(keys + user * k_user + head * k_head, token, k_token, e, real, E, KIND)
-            value = _tile(values + user * x_user + head * x_head, token, x_token, f, real, F, KIND)
+            key = tile(keys + user * k_user + head * k_head, token, k_token, e, real, E, KIND)
+            value = tile(values + user * x_user + head * x_head, token, x_token, f, real, F, KIND)
             tilt = tl.load(bias + user * b_user + head * b_head + token, mask=real, other=-float("inf"))
             score = tl.dot(query, tl.trans(key), input_precision=PRECISION, out_dtype=KIND)
             weight = tl.exp(score + tilt.to(KIND)[None, :] - level[:, None])
@@ -119,16 +119,16 @@ def _backward_contexts(
     e, f = tl.arange(0, BE), tl.arange(0, BF)
     token = block * BT + tl.arange(0, BT)
     real = token < T
-    key = _tile(keys + user * k_user + head * k_head, token, k_token, e, real, E, KIND)
-    value = _tile(values + user * x_user + head * x_head, token, x_token, f, real, F, KIND)
+    key = tile(keys + user * k_user + head * k_head, token, k_token, e, real, E, KIND)
+    value = tile(values + user * x_user + head * x_head, token, x_token, f, real, F, KIND)
     tilt = tl.load(bias + user * b_user + head * b_head + token, mask=real, other=-float("inf")).to(KIND)
     key_slope, value_slope = tl.zeros((BT, BE), KIND), tl.zeros((BT, BF), KIND)
     bias_slope = tl.zeros((BT,), KIND)
     for start in range(first, stop, BM):
         row = start + tl.arange(0, BM)
         inside = row < stop
-        query = _tile(q + head * q_head, row, q_row, e, inside, E, KIND)
-        slope = _tile(grad + head * F, row, H * F, f, inside, F, KIND)
+        query = tile(q + head * q_head, row, q_row, e, inside, E, KIND)
+        slope = tile(grad + head * F, row, H * F, f, inside, F, KIND)
         level = tl.load(lse + row * H + head, mask=inside, other=float("inf"))
         mean = tl.load(delta + row * H + head, mask=inside, other=0.0)
         score = tl.dot(query, tl.trans(key), input_precision=PRECISION, out_dtype=KIND)

@@ -28,9 +28,8 @@ def _signed(value: int) -> int:
 
 def mix_numpy(item: np.ndarray, salt: int) -> np.ndarray:
     """uint64 hash of int64 ids, any shape."""
-    return finalised(
-        np.ascontiguousarray(item, np.int64).view(np.uint64) + np.uint64((salt * _GOLDEN) & _MASK)
-    )
+    salted = np.ascontiguousarray(item, np.int64).view(np.uint64) + np.uint64((salt * _GOLDEN) & _MASK)
+    return finalised(salted)
 
 
 def finalised(x: np.ndarray) -> np.ndarray:
@@ -69,8 +68,6 @@ def bucket_torch(item: torch.Tensor, salt: int, buckets: int) -> torch.Tensor:
 def buckets_torch(item: torch.Tensor, salts: Iterable[int], buckets: int) -> torch.Tensor:
     """As :func:`bucket_numpy`, on tensors and by several salts: [...] -> [..., salts]."""
     upper = mix_torch(item, *salts) >> 32
-    if (
-        buckets & (buckets - 1) == 0 and buckets <= 1 << 32
-    ):  # a power of two: a division takes ten times as long
+    if buckets & (buckets - 1) == 0 and buckets <= 1 << 32:  # a division takes ten times as long
         return upper.bitwise_and_(buckets - 1)
     return upper.bitwise_and_(0xFFFFFFFF).remainder_(buckets)

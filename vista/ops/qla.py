@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from vista.jagged import lengths_between, offsets_of, starts_of
+from vista.jagged import lengths_between, offsets_of, places_of, starts_of
 from vista.ops.kernels import on_device
 from vista.ops.upload import uploaded
 
@@ -47,9 +48,9 @@ class TailGroup:
     stop: int
     tails: tuple[int, int]
     length: int
-    gather: torch.Tensor | None
-    place: torch.Tensor | None
-    age: torch.Tensor
+    gather: Tensor | None
+    place: Tensor | None
+    age: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +77,14 @@ class Step:
     chunk: int
     chunks: int
     tails: int
-    distance: torch.Tensor | None
-    carried: torch.Tensor
-    behind: torch.Tensor
+    distance: Tensor | None
+    carried: Tensor
+    behind: Tensor
     groups: tuple[TailGroup, ...]
-    parent: torch.Tensor
-    tail_length: torch.Tensor
-    count: torch.Tensor
-    bounds: torch.Tensor
+    parent: Tensor
+    tail_length: Tensor
+    count: Tensor
+    bounds: Tensor
 
     @property
     def longest(self) -> int:
@@ -96,7 +97,7 @@ class Step:
             return self
         plans: tuple[Any, ...] = (self, *self.groups)
         names = [(plan, f.name) for plan in plans for f in fields(plan)]
-        names = [(plan, name) for plan, name in names if isinstance(getattr(plan, name), torch.Tensor)]
+        names = [(plan, name) for plan, name in names if isinstance(getattr(plan, name), Tensor)]
         moved = uploaded([getattr(plan, name).numpy() for plan, name in names], device)
         found: dict[int, dict[str, Any]] = {id(plan): {} for plan in plans}
         for (plan, name), tensor in zip(names, moved, strict=True):
@@ -124,10 +125,7 @@ def plan_step(
         tail_parent: int64 [T], state the tail hangs on: < R carried, else R + chunk.
     """
     p, t = len(chunk_history), len(tail_length)
-    first = (
-        np.searchsorted(chunk_history, chunk_history) if _ascending(chunk_history) else _first(chunk_history)
-    )
-    nth = np.arange(p) - first
+    nth = places_of(lengths_between(starts_of(chunk_history), p))
     gap = np.arange(p)[:, None] - np.arange(p)[None, :]
     together = (chunk_history[:, None] == chunk_history[None, :]) & (gap >= 0)
     distance = np.where(together, gap * float(chunk), np.inf)
@@ -138,10 +136,9 @@ def plan_step(
     groups, row, at = [], p * chunk, 0
     while at < t:
         # lengths within a factor of two go together
-        stop = (
-            int(np.searchsorted(tail_length, 2 * tail_length[at], side="left")) if tail_length[at] > 8 else 0
-        )
-        stop = max(stop, int(np.searchsorted(tail_length, 8, side="right")))
+        stop = int(np.searchsorted(tail_length, 8, side="right"))
+        if tail_length[at] > 8:
+            stop = int(np.searchsorted(tail_length, 2 * tail_length[at], side="left"))
         groups.append(_tail_group(row, at, tail_length[at:stop]))
         row, at = groups[-1].stop, stop
     return Step(
@@ -159,15 +156,6 @@ def plan_step(
     )
 
 
-def _ascending(x: np.ndarray) -> bool:
-    return bool((x[1:] >= x[:-1]).all())
-
-
-def _first(history: np.ndarray) -> np.ndarray:
-    starts = starts_of(history)
-    return np.repeat(starts, lengths_between(starts, len(history)))
-
-
 def _tail_group(row: int, at: int, lengths: np.ndarray) -> TailGroup:
     size, longest = len(lengths), int(lengths[-1])
     offset = offsets_of(lengths)
@@ -183,13 +171,13 @@ def _tail_group(row: int, at: int, lengths: np.ndarray) -> TailGroup:
     return TailGroup(row, stop, (at, at + size), longest, gather, place, torch.from_numpy(age))
 
 
-def decayed(log_decay: torch.Tensor, age: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def decayed(log_decay: Tensor, age: Tensor, dtype: torch.dtype) -> Tensor:
     """``decay ** age`` with 0 for infinite age, [H, *age.shape]; ``log_decay`` float64 [H], at most 0."""
     exponent = log_decay.view(-1, *([1] * age.dim())) * age.clamp(max=1e15)
     return torch.exp(exponent).masked_fill(torch.isinf(age), 0.0).to(dtype)
 
 
-def mass(log_decay: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+def mass(log_decay: Tensor, count: Tensor) -> Tensor:
     """Sum of the weights of n events, ``(1 - decay^n) / (1 - decay)``: float64 [H, *count.shape], >= 1."""
     rate = log_decay.view(-1, *([1] * count.dim()))
     kept = torch.expm1(rate * count) / torch.where(rate < 0, torch.expm1(rate), torch.ones_like(rate))
@@ -197,13 +185,8 @@ def mass(log_decay: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
 
 
 def qla_states(
-    k: torch.Tensor,
-    v: torch.Tensor,
-    step: Step,
-    carry: torch.Tensor,
-    log_decay: torch.Tensor,
-    keeps: bool = False,
-) -> torch.Tensor:
+    k: Tensor, v: Tensor, step: Step, carry: Tensor, log_decay: Tensor, keeps: bool = False
+) -> Tensor:
     """State sums of every piece of the step.
 
     Args:
@@ -222,9 +205,8 @@ def qla_states(
         dtype = carry.dtype
         kernels = on_device(k, "qla_triton")
         if kernels:
-            sums = kernels.piece_sums(
-                k, v.to(k.dtype), step.bounds, step.longest, None if keeps else log_decay
-            )
+            fade = None if keeps else log_decay
+            sums = kernels.piece_sums(k, v.to(k.dtype), step.bounds, step.longest, fade)
         if step.chunks:
             c, p = step.chunk, step.chunks
             if kernels:
@@ -255,33 +237,28 @@ def qla_states(
     return torch.cat(states, dim=1) if len(states) > 1 else carry
 
 
-def padded(x: torch.Tensor, group: TailGroup) -> torch.Tensor:
+def padded(x: Tensor, group: TailGroup) -> Tensor:
     """[rows, H, E] -> [H, G, L, E]; padding repeats the tail's last row."""
     rows = x[group.first : group.stop] if group.gather is None else x[group.gather]
     return rows.view(-1, group.length, *x.shape[1:]).permute(2, 0, 1, 3)
 
 
 def _tail_states(
-    k: torch.Tensor,
-    v: torch.Tensor,
-    group: TailGroup,
-    log_decay: torch.Tensor,
-    keeps: bool,
-    dtype: torch.dtype,
-) -> torch.Tensor:
+    k: Tensor, v: Tensor, group: TailGroup, log_decay: Tensor, keeps: bool, dtype: torch.dtype
+) -> Tensor:
     keys, values = padded(k, group).to(dtype), padded(v, group).to(dtype)
     if not keeps or group.gather is not None:
         keys = keys * decayed(log_decay, group.age, dtype).unsqueeze(-1)
     return torch.matmul(keys.transpose(-1, -2), values)
 
 
-def qla_memory(states: torch.Tensor, step: Step, gain: torch.Tensor, log_decay: torch.Tensor) -> torch.Tensor:
+def qla_memory(states: Tensor, step: Step, gain: Tensor, log_decay: Tensor) -> Tensor:
     """What rows read: ``phi(gain * A / c)``, as ``states``: [H, R + P + T, E, E]."""
     scale = gain.to(states.dtype).unsqueeze(-1) / mass(log_decay, step.count).to(states.dtype)
     return F.silu(states * scale[..., None, None])
 
 
-def qla_read(q: torch.Tensor, memory: torch.Tensor, step: Step) -> torch.Tensor:
+def qla_read(q: Tensor, memory: Tensor, step: Step) -> Tensor:
     """Outputs of the step's rows: each reads its own piece's memory.
 
     Args:
@@ -310,7 +287,7 @@ def qla_read(q: torch.Tensor, memory: torch.Tensor, step: Step) -> torch.Tensor:
     return torch.cat(out) if len(out) > 1 else out[0] if out else torch.zeros_like(q)
 
 
-def qla_target(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+def qla_target(q: Tensor, k: Tensor, v: Tensor, memory: Tensor) -> Tensor:
     """Target rows (seeds): each reads one memory and itself, never another target.
 
     Args:

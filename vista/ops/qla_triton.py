@@ -20,10 +20,14 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from vista.ops.crossing_triton import tile
 
 ROWS = 64
 """Rows of one piece that a program holds at once."""
 
+_KINDS = {False: tl.float32, True: tl.float64}
 _STAGES = {False: 3, True: 1}
 """Loads under way, of float32 and of float64."""
 
@@ -35,32 +39,25 @@ _WIDEST = 64
 def _sums(
     x, y, out, bounds, log_decay,
     x_row, x_head, y_row, y_head, out_piece, out_head, E, F,
-    FADE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    FADE: tl.constexpr, KIND: tl.constexpr, PRECISION: tl.constexpr,
     BE: tl.constexpr, BF: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    piece, head, tile = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    piece, head, part = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
     tiles = tl.cdiv(F, BF)
-    e = (tile // tiles) * BE + tl.arange(0, BE)
-    f = (tile % tiles) * BF + tl.arange(0, BF)
+    e = (part // tiles) * BE + tl.arange(0, BE)
+    f = (part % tiles) * BF + tl.arange(0, BF)
     first, stop = tl.load(bounds + piece), tl.load(bounds + piece + 1)
-    kind = tl.float64 if WIDE else tl.float32
-    sums = tl.zeros((BE, BF), kind)
+    sums = tl.zeros((BE, BF), KIND)
     for start in range(first, stop, BR):
         row = start + tl.arange(0, BR)
         inside = row < stop
-        left = tl.load(
-            x + row[:, None] * x_row + head * x_head + e[None, :],
-            mask=inside[:, None] & (e < E)[None, :], other=0.0,
-        ).to(kind)  # fmt: skip
-        right = tl.load(
-            y + row[:, None] * y_row + head * y_head + f[None, :],
-            mask=inside[:, None] & (f < F)[None, :], other=0.0,
-        ).to(kind)  # fmt: skip
+        left = tile(x + head * x_head, row, x_row, e, inside, E, KIND)
+        right = tile(y + head * y_head, row, y_row, f, inside, F, KIND)
         if FADE:
             age = tl.where(inside, stop - 1 - row, 0).to(tl.float64)
             weight = tl.exp(tl.load(log_decay + head) * age)
-            left = left * weight.to(kind)[:, None]
-        sums = tl.dot(tl.trans(left), right, sums, input_precision=PRECISION, out_dtype=kind)
+            left = left * weight.to(KIND)[:, None]
+        sums = tl.dot(tl.trans(left), right, sums, input_precision=PRECISION, out_dtype=KIND)
     place = out + piece * out_piece + head * out_head + e[:, None] * F + f[None, :]
     tl.store(place, sums, mask=(e < E)[:, None] & (f < F)[None, :])
 
@@ -69,38 +66,34 @@ def _sums(
 def _products(
     x, m, out, bounds, log_decay,
     x_row, x_head, m_piece, m_head, m_e, m_f, out_row, out_head, E, F,
-    FADE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    FADE: tl.constexpr, KIND: tl.constexpr, PRECISION: tl.constexpr,
     BE: tl.constexpr, BF: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    piece, head, tile = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    piece, head, part = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
     tiles = tl.cdiv(F, BF)
     first, stop = tl.load(bounds + piece), tl.load(bounds + piece + 1)
-    start = first + (tile // tiles) * BR
-    f = (tile % tiles) * BF + tl.arange(0, BF)
-    kind = tl.float64 if WIDE else tl.float32
+    start = first + (part // tiles) * BR
+    f = (part % tiles) * BF + tl.arange(0, BF)
     if start < stop:
         row = start + tl.arange(0, BR)
         inside = row < stop
-        read = tl.zeros((BR, BF), kind)
+        read = tl.zeros((BR, BF), KIND)
         for at in range(0, E, BE):
             e = at + tl.arange(0, BE)
-            left = tl.load(
-                x + row[:, None] * x_row + head * x_head + e[None, :],
-                mask=inside[:, None] & (e < E)[None, :], other=0.0,
-            ).to(kind)  # fmt: skip
+            left = tile(x + head * x_head, row, x_row, e, inside, E, KIND)
             right = tl.load(
                 m + piece * m_piece + head * m_head + e[:, None] * m_e + f[None, :] * m_f,
                 mask=(e < E)[:, None] & (f < F)[None, :], other=0.0,
-            ).to(kind)  # fmt: skip
-            read = tl.dot(left, right, read, input_precision=PRECISION, out_dtype=kind)
+            ).to(KIND)  # fmt: skip
+            read = tl.dot(left, right, read, input_precision=PRECISION, out_dtype=KIND)
         if FADE:
             age = tl.where(inside, stop - 1 - row, 0).to(tl.float64)
-            read = read * tl.exp(tl.load(log_decay + head) * age).to(kind)[:, None]
+            read = read * tl.exp(tl.load(log_decay + head) * age).to(KIND)[:, None]
         place = out + row[:, None] * out_row + head * out_head + f[None, :]
         tl.store(place, read, mask=inside[:, None] & (f < F)[None, :])
 
 
-def _precision(x: torch.Tensor, y: torch.Tensor, log_decay: torch.Tensor | None) -> str:
+def _precision(x: Tensor, y: Tensor, log_decay: Tensor | None) -> str:
     """TF32 where it loses nothing: 16-bit values fit its 10 bits, faded ones do not."""
     half = {x.dtype, y.dtype} <= {torch.bfloat16, torch.float16}
     return "tf32" if half and log_decay is None else "ieee"
@@ -110,9 +103,7 @@ def _block(width: int) -> int:
     return min(max(16, triton.next_power_of_2(width)), _WIDEST)
 
 
-def _run_sums(
-    x: torch.Tensor, y: torch.Tensor, bounds: torch.Tensor, log_decay: torch.Tensor | None
-) -> torch.Tensor:
+def _run_sums(x: Tensor, y: Tensor, bounds: Tensor, log_decay: Tensor | None) -> Tensor:
     """[H, P, E, F] of rows [R, H, E] and [R, H, F]."""
     x, y = (t if t.stride(-1) == 1 else t.contiguous() for t in (x, y))
     (_, heads, e), f, pieces = x.shape, y.shape[-1], len(bounds) - 1
@@ -125,15 +116,13 @@ def _run_sums(
     _sums[grid](
         x, y, out, bounds, out if log_decay is None else log_decay,
         x.stride(0), x.stride(1), y.stride(0), y.stride(1), out.stride(1), out.stride(0), e, f,
-        FADE=log_decay is not None, WIDE=wide, PRECISION=_precision(x, y, log_decay), BE=be, BF=bf, BR=ROWS,
-        num_stages=_STAGES[wide], enable_fp_fusion=True,
+        FADE=log_decay is not None, KIND=_KINDS[wide], PRECISION=_precision(x, y, log_decay),
+        BE=be, BF=bf, BR=ROWS, num_stages=_STAGES[wide], enable_fp_fusion=True,
     )  # fmt: skip
     return out
 
 
-def _run_products(
-    x: torch.Tensor, m: torch.Tensor, bounds: torch.Tensor, longest: int, log_decay: torch.Tensor | None
-) -> torch.Tensor:
+def _run_products(x: Tensor, m: Tensor, bounds: Tensor, longest: int, log_decay: Tensor | None) -> Tensor:
     """[R, H, F] of rows [R, H, E] and a matrix for each piece, [H, P, E, F] of any strides; in x's dtype."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     (rows, heads, e), (pieces, _, f) = x.shape, m.shape[1:]
@@ -147,7 +136,7 @@ def _run_products(
         x, m, out, bounds, out if log_decay is None else log_decay,
         x.stride(0), x.stride(1), m.stride(1), m.stride(0), m.stride(2), m.stride(3),
         out.stride(0), out.stride(1), e, f,
-        FADE=log_decay is not None, WIDE=wide, PRECISION=_precision(x, m, None),
+        FADE=log_decay is not None, KIND=_KINDS[wide], PRECISION=_precision(x, m, None),
         BE=be, BF=bf, BR=ROWS, num_stages=_STAGES[wide], enable_fp_fusion=True,
     )  # fmt: skip
     return out
@@ -182,9 +171,7 @@ class _Products(torch.autograd.Function):
         return dx, _run_sums(x, grad, bounds, None).to(m.dtype), None, None
 
 
-def piece_sums(
-    x: torch.Tensor, y: torch.Tensor, bounds: torch.Tensor, longest: int, log_decay: torch.Tensor | None
-) -> torch.Tensor:
+def piece_sums(x: Tensor, y: Tensor, bounds: Tensor, longest: int, log_decay: Tensor | None) -> Tensor:
     """Decayed sums of outer products, one for each piece.
 
     Args:
@@ -199,7 +186,7 @@ def piece_sums(
     return _Sums.apply(x, y, bounds, longest, log_decay)
 
 
-def piece_products(x: torch.Tensor, m: torch.Tensor, bounds: torch.Tensor, longest: int) -> torch.Tensor:
+def piece_products(x: Tensor, m: Tensor, bounds: Tensor, longest: int) -> Tensor:
     """Every row times the matrix of its piece.
 
     Args:

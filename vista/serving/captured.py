@@ -71,10 +71,8 @@ class Captured(Generic[Work]):
             shape: what beside the tensors' own shapes decides the work; hashable.
             plan: makes the plan of ``shape``; a graph keeps its own.
         """
-        key = (
-            shape,
-            *((name, x.shape, x.dtype) for name, x in tensors.items()),
-        )  # strides are the inputs' own
+        # strides are the inputs' own
+        key = (shape, *((name, x.shape, x.dtype) for name, x in tensors.items()))
         with self._lock:
             if key not in self._graphs:
                 if key not in self._seen:

@@ -9,11 +9,13 @@ import numpy as np
 import pyarrow as pa
 
 from vista import bundle as bundles
+from vista.data.arrow import lists
 from vista.data.tables.items import ItemCounts
 from vista.data.tables.warehouse import Warehouse
 from vista.embedding.content import content_rows
 from vista.model import VistaModel
 from vista.new_items import SCHEMA, NewItems
+from vista.small_text import replacing
 from vista.stage1.clusters import company, joined
 from vista.training.loader import WarehouseSource
 from vista.training.survey import survey
@@ -69,23 +71,12 @@ def refresh_items(path: str | Path, warehouse: Warehouse, dry_run: bool = False)
     told, rows = told[mine], rows[mine]
     cluster = _clusters(model, new, told, rows, np.isin(new, used), warehouse)
     renamed = _renamed(catalogue, counts)
-    listed = np.union1d(counts.item, told)
-    if dry_run:
-        all_of_them = np.union1d(known, new)
-        return Refreshed(
-            items=len(all_of_them),
-            new=len(new),
-            with_content=len(told),
-            hashed_only=len(new) - len(told),
-            placed=int((cluster >= 0).sum()),
-            renamed=len(renamed),
-            left_out=len(np.setdiff1d(listed, all_of_them)),
-        )
-    table = pa.concat_tables([_table(new, counts, told, rows, cluster), renamed])
-    found = NewItems.write(loaded.path, loaded.fingerprint, table)
-    found.apply(model)
-    whole = found.over(catalogue)
-    publish(loaded.path, model, whole)
+    whole = np.union1d(known, new)
+    if not dry_run:
+        table = pa.concat_tables([_table(new, counts, told, rows, cluster), renamed])
+        found = NewItems.write(loaded.path, loaded.fingerprint, table)
+        found.apply(model)
+        publish(loaded.path, model, found.over(catalogue))
     return Refreshed(
         items=len(whole),
         new=len(new),
@@ -93,16 +84,14 @@ def refresh_items(path: str | Path, warehouse: Warehouse, dry_run: bool = False)
         hashed_only=len(new) - len(told),
         placed=int((cluster >= 0).sum()),
         renamed=len(renamed),
-        left_out=len(np.setdiff1d(listed, whole["item_id"].to_numpy())),
+        left_out=len(np.setdiff1d(np.union1d(counts.item, told), whole)),
     )
 
 
 def publish(path: Path, model: VistaModel, items: pa.Table) -> None:
     """Write ``BUNDLE.items.npz``: the bundle's ``vectors.npz`` with the new items, for readers without a model."""
-    target = path.with_name(f"{path.name}.{VECTORS}")
-    temporary = target.with_name(f".{target.name}.tmp.npz")
-    bundles.publish_vectors(temporary, model, items)
-    temporary.replace(target)
+    with replacing(path.with_name(f"{path.name}.{VECTORS}")) as file:
+        bundles.publish_vectors(file, model, items)
 
 
 def _clusters(
@@ -140,29 +129,20 @@ def _take(found: np.ndarray, new: np.ndarray, items: np.ndarray, cluster: np.nda
 def _table(
     new: np.ndarray, counts: ItemCounts, told: np.ndarray, rows: np.ndarray, cluster: np.ndarray
 ) -> pa.Table:
-    at = np.searchsorted(counts.item, new)
-    at = np.minimum(at, max(len(counts) - 1, 0))
+    at = np.minimum(np.searchsorted(counts.item, new), max(len(counts) - 1, 0))
     counted = counts.item[at] == new if len(counts) else np.zeros(len(new), bool)
-    names = [
-        counts.name[k] if c and counts.name[k] else str(i) for i, k, c in zip(new, at, counted, strict=True)
-    ]
+    known = [counts.name[k] if there else None for k, there in zip(at, counted, strict=True)]
+    names = [name or str(item) for name, item in zip(known, new, strict=True)]
     lengths = np.zeros(len(new), np.int64)
     lengths[np.searchsorted(new, told)] = rows.shape[1]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    content = pa.ListArray.from_arrays(
-        pa.array(offsets), pa.array(rows.ravel(), pa.float32()), mask=pa.array(lengths == 0)
-    )
-    none = np.zeros(len(new), np.int64)
+    surface, events = np.zeros(len(new), np.int32), np.zeros(len(new), np.int64)
+    surface[counted], events[counted] = counts.surface[at[counted]], counts.events[at[counted]]
     columns = {
         "item_id": pa.array(new, pa.int64()),
         "name": pa.array(names, pa.string()),
-        "surface": pa.array(
-            (np.where(counted, counts.surface[at], 0) if len(counts) else none).astype(np.int32)
-        ),
-        "events": pa.array(
-            (np.where(counted, counts.events[at], 0) if len(counts) else none).astype(np.int64)
-        ),
-        "row": content,
+        "surface": pa.array(surface),
+        "events": pa.array(events),
+        "row": lists(lengths, pa.array(rows.ravel(), pa.float32()), lengths == 0),
         "cluster": pa.array(cluster, mask=cluster < 0),
     }
     return pa.table(columns).cast(SCHEMA)
@@ -177,9 +157,6 @@ def _renamed(catalogue: pa.Table, counts: ItemCounts) -> pa.Table:
     changed = np.flatnonzero([bool(s and n and n != was) for s, n, was in zip(same, now, names, strict=True)])
     rows = catalogue.take(pa.array(changed))
     columns = {n: rows[n] for n in ("item_id", "surface", "events")}
-    columns |= {
-        "name": pa.array(now[changed], pa.string()),
-        "row": pa.nulls(len(changed), SCHEMA.field("row").type),
-    }
-    columns["cluster"] = pa.nulls(len(changed), pa.int32())
+    columns |= {n: pa.nulls(len(changed), SCHEMA.field(n).type) for n in ("row", "cluster")}
+    columns["name"] = pa.array(now[changed], pa.string())
     return pa.table(columns).select(SCHEMA.names).cast(SCHEMA)

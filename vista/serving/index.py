@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import hashlib
 import json
 import math
@@ -37,11 +38,10 @@ import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import faiss
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -58,7 +58,6 @@ KINDS = ("exact", "hnsw", "ivf")
 FILES = ("index.faiss", "items.npy", "index.json")
 _AGAIN = "build the index again (`vista recommend`)"
 _CLASSES = {"exact": faiss.IndexFlat, "hnsw": faiss.IndexHNSW, "ivf": faiss.IndexIVF}
-_BATCH = 65_536
 _HNSW_LINKS, _HNSW_BUILD = 32, 80
 _IVF_TRAIN_PER_LIST = 39  # fewer points per list and FAISS warns that its k-means is starved
 
@@ -132,18 +131,9 @@ class ItemIndex:
         Raises:
             DataError: no items, an item twice or no whole number, a vector that is not finite, or an unknown kind.
         """
-        items = whole(
-            "index items", items
-        ).copy()  # torch takes no array that is read-only, as a column of a table is
-        vectors = np.empty((len(items), model.config.width), np.float32)
-        device = next(model.items.parameters()).device
-        with torch.inference_mode():
-            for i in range(0, len(items), _BATCH):
-                batch = torch.from_numpy(items[i : i + _BATCH]).to(device)
-                vectors[i : i + _BATCH] = model.items.vector(batch).float().cpu().numpy()
-        return ItemIndex.of_vectors(
-            items, vectors, kind, fingerprint=fingerprint, search_effort=search_effort
-        )
+        items = whole("index items", items)
+        made_by: Any = {"fingerprint": fingerprint, "search_effort": search_effort}
+        return ItemIndex.of_vectors(items, model.items.vectors(items), kind, **made_by)
 
     @staticmethod
     def of_vectors(
@@ -213,13 +203,8 @@ class ItemIndex:
             raise DataError(f"queries: expected [U, Q, {self.width}], found {query.shape}")
         users, queries, width = query.shape
         if users == 0 or k == 0:
-            none = np.zeros((users, k))
-            return Found(
-                none.astype(np.int64),
-                np.zeros((users, k, width), np.float32),
-                none.astype(np.float32),
-                np.zeros(users, np.int64),
-            )
+            rows, scores = np.zeros((users, k), np.int64), np.zeros((users, k), np.float32)
+            return Found(rows, np.zeros((users, k, width), np.float32), scores, np.zeros(users, np.int64))
         scores, rows, vectors = self._index.search_and_reconstruct(
             query.reshape(-1, width), k, params=self._effort(k)
         )
@@ -328,7 +313,6 @@ class ItemIndex:
                     raise
                 continue  # it was replaced meanwhile; what is there now has not been looked at
             if _identity(path) == before:
-                result.expect(fingerprint)
                 return result
 
     @staticmethod
@@ -403,15 +387,13 @@ def _facts(path: Path) -> dict:
     found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
     if found != FORMAT:
         raise IndexDamaged(f"{file}, field format: expected {FORMAT!r}, found {str(found)[:60]!r}; {_AGAIN}")
+    numbers = ("width", "count", "search_effort")
     right = {
-        "kind": facts.get("kind") in KINDS if isinstance(facts.get("kind"), str) else False,
+        "kind": facts.get("kind") in KINDS,
         "fingerprint": facts.get("fingerprint", 0) is None or isinstance(facts.get("fingerprint", 0), str),
         "seal": isinstance(facts.get("seal"), str),
         "catalogue": isinstance(facts.get("catalogue", ""), str),
-        **{
-            n: type(facts.get(n)) is int and 0 <= facts[n] < 1 << 40
-            for n in ("width", "count", "search_effort")
-        },
+        **{n: type(facts.get(n)) is int and 0 <= facts[n] < 1 << 40 for n in numbers},
     }
     for name, fine in right.items():
         if not fine:
@@ -421,12 +403,11 @@ def _facts(path: Path) -> dict:
 
 def _seal(path: Path, facts: dict, fingerprint: str | None) -> str:
     key = hashlib.blake2b((fingerprint or "").encode(), digest_size=32).digest()
-    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=32, key=key)
+    keyed = functools.partial(hashlib.blake2b, digest_size=32, key=key)
+    digest = keyed(json.dumps(facts, sort_keys=True).encode())
     for name in FILES[:2]:
         with open(path / name, "rb") as file:
-            digest.update(
-                hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32, key=key)).digest()
-            )
+            digest.update(hashlib.file_digest(file, keyed).digest())
     return digest.hexdigest()
 
 

@@ -32,11 +32,11 @@ A writer that dies in the middle of a write leaves an odd sequence, which is a m
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,9 +46,8 @@ from torch import Tensor
 
 from vista.errors import DataError
 from vista.serving import pool_files
-from vista.serving.pool_files import PoolError
+from vista.serving.pool_files import Opened, PoolError
 from vista.serving.pool_layout import (
-    AGAIN,
     DTYPES,
     HEADER,
     LAYOUT_BYTES,
@@ -58,6 +57,7 @@ from vista.serving.pool_layout import (
     OWNER_BYTES,
     STORED,
     check_layout,
+    damaged,
     dtypes_of,
     file_size,
     handle_of,
@@ -70,6 +70,9 @@ from vista.stage2.context_kv import LAYERED, TENSORS, ContextKV
 
 if TYPE_CHECKING:
     from vista.model import VistaModel
+
+
+Owner = int | str
 
 
 class Ticket(NamedTuple):
@@ -90,22 +93,17 @@ class KVPool:
             ``fingerprint`` (not what was asked for); and ``recomputed``, ``reattached``.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        layout: dict,
-        opened: tuple[mmap.mmap, os.stat_result],
-        payload: Tensor,
-        writer: bool,
-    ):
+    def __init__(self, path: Path, layout: dict, opened: Opened, payload: Tensor, writer: bool):
         self.path, self.layout, self.writer = path.absolute(), layout, writer
         self.counts: Counter[str] = Counter()
-        self._mapped, self._payload = opened[0], payload
-        self._file = opened[1].st_dev, opened[1].st_ino
-        start = MAGIC_BYTES + LAYOUT_BYTES
-        self._headers = np.frombuffer(self._mapped, HEADER, layout["slots"], start)
+        self._hold(opened, payload)
         self._written, self._first = 0, int.from_bytes(os.urandom(7), "big")
         self._lock = threading.Lock()
+
+    def _hold(self, opened: Opened, payload: Tensor) -> None:
+        (self._mapped, facts), self._payload = opened, payload
+        self._file = facts.st_dev, facts.st_ino
+        self._headers = np.frombuffer(self._mapped, HEADER, self.cells, MAGIC_BYTES + LAYOUT_BYTES)
 
     @property
     def cells(self) -> int:
@@ -156,7 +154,7 @@ class KVPool:
             "width": config.width,
             "slot_tokens": model.ranker.addressed,
             "sequence": model.ranker.sequence,
-            "horizons": model.config.tokens.horizons,
+            "horizons": config.tokens.horizons,
             "seeds": seeds,
             "recent": recent,
             "half": half,
@@ -184,17 +182,13 @@ class KVPool:
         Raises:
             PoolError: no pool there, one of another version or another user, or one that was cut short.
         """
-        path = Path(path)
-        layout, opened, payload = _attach(path)
-        return KVPool(path, layout, opened, payload, writer=False)
+        return KVPool(Path(path), *_attach(Path(path)), writer=False)
 
     def close(self, unlink: bool | None = None) -> None:
         """Let go of the memory; the writer also removes the file (``unlink`` overrides), if it is still its own."""
         del self._headers, self._payload
-        try:
+        with suppress(BufferError):  # a view is still held somewhere; the mapping goes with it
             self._mapped.close()
-        except BufferError:
-            pass  # a view is still held somewhere; the mapping goes with it
         if (self.writer if unlink is None else unlink) and pool_files.identity(self.path) == self._file:
             self.path.unlink(missing_ok=True)
             self.path.with_name(self.path.name + ".cuda").unlink(missing_ok=True)
@@ -214,10 +208,7 @@ class KVPool:
                 f"{self.path}: expected the shapes {self.layout}, found a pool made anew with {layout}; attach again "
                 f"with the model that makes its contexts"
             )
-        fresh = KVPool(self.path, layout, opened, payload, writer=False)
-        self._mapped, self._headers, self._payload, self._file = (
-            fresh._mapped, fresh._headers, fresh._payload, fresh._file,
-        )  # fmt: skip
+        self._hold(opened, payload)
         self.counts["reattached"] += 1
         return True
 
@@ -250,11 +241,11 @@ class KVPool:
         tensors = ctx.tensors()
         expected = shapes_of(self.layout, ctx.length, recent)
         for name, x in tensors.items():
-            shape = x[:, 0].shape if name in LAYERED else x[0].shape
-            if tuple(shape) != expected[name]:
+            shape = tuple((x[:, 0] if name in LAYERED else x[0]).shape)
+            if shape != expected[name]:
                 raise DataError(
-                    f"{self.path}, {name}: expected {expected[name]} per user, found {tuple(shape)}; create "
-                    "the pool with the model that makes the contexts"
+                    f"{self.path}, {name}: expected {expected[name]} per user, found {shape}; create the pool with the "
+                    f"model that makes the contexts"
                 )
         dtypes = dtypes_of(self.layout)
         stored = {name: x.detach().to(dtypes[name]) for name, x in tensors.items()}
@@ -263,23 +254,15 @@ class KVPool:
                 f"{self.path}: expected keys and values of at most {torch.finfo(torch.float16).max:g}, as float16 has "
                 f"them, found larger ones; create the pool with dtype=torch.bfloat16 or torch.float32"
             )
-        names = [_name(ctx.generation, NAME_BYTES), _name(ctx.fingerprint, NAME_BYTES)]
         with self._lock:
-            return [self._put_one(ctx, stored, sizes, names, u) for u in range(ctx.users)]
+            return [self._put_one(ctx, stored, sizes, u) for u in range(ctx.users)]
 
-    def _put_one(
-        self,
-        ctx: ContextKV,
-        tensors: dict[str, Tensor],
-        sizes: dict[str, int],
-        names: list[bytes | None],
-        u: int,
-    ) -> Ticket:
+    def _put_one(self, ctx: ContextKV, tensors: dict[str, Tensor], sizes: dict[str, int], u: int) -> Ticket:
         assert ctx.owner is not None
         cell, number = self._written % self.cells, self._first + self._written
         self._written += 1
         header, place = self._headers[cell], self._payload[cell]
-        owner = _owner(ctx.owner[u])
+        names = _owner(ctx.owner[u]), _name(ctx.generation, NAME_BYTES), _name(ctx.fingerprint, NAME_BYTES)
         header["sequence"] += np.uint64(1 if header["sequence"] % 2 == 0 else 2)  # odd, also after a crash
         at = 0
         for name in TENSORS:
@@ -291,7 +274,7 @@ class KVPool:
         header["number"], header["used"] = number, at
         header["sum"] = int(place[:at].view(torch.int64).sum())  # waits for the device, where there is one
         header["length"], header["recent"] = ctx.length, ctx.recent_item.shape[1]
-        for field, text in zip(("owner", "generation", "fingerprint"), (owner, *names), strict=True):
+        for field, text in zip(("owner", "generation", "fingerprint"), names, strict=True):
             header[field + "_bytes"] = -1 if text is None else len(text)
             if text:
                 header[field][: len(text)] = np.frombuffer(text, np.uint8)
@@ -301,12 +284,7 @@ class KVPool:
     # --- read ------------------------------------------------------------------------------------------
 
     def get(
-        self,
-        ticket: Ticket,
-        owner: int | str,
-        *,
-        generation: str | None = None,
-        fingerprint: str | None = None,
+        self, ticket: Ticket, owner: Owner, *, generation: str | None = None, fingerprint: str | None = None
     ) -> ContextKV | None:
         """A copy of the context that ``ticket`` names, or None (and ``counts`` says why).
 
@@ -321,7 +299,7 @@ class KVPool:
         return ctx
 
     def _read(
-        self, ticket: Ticket, owner: int | str, generation: str | None, fingerprint: str | None
+        self, ticket: Ticket, owner: Owner, generation: str | None, fingerprint: str | None
     ) -> tuple[ContextKV | None, str]:
         cell, number = ticket
         if not 0 <= cell < self.cells:
@@ -389,11 +367,9 @@ class KVPool:
         """
         if isinstance(owners, (str, bytes)):
             raise DataError(f"owners: expected a list or an array of ids, found one {type(owners).__name__}")
+        of: Any = {"generation": generation, "fingerprint": fingerprint}
         found = [
-            None
-            if ticket is None
-            else self.get(ticket, owner, generation=generation, fingerprint=fingerprint)
-            for ticket, owner in zip(tickets, owners, strict=True)
+            None if t is None else self.get(t, owner, **of) for t, owner in zip(tickets, owners, strict=True)
         ]
         missed = np.array([u for u, ctx in enumerate(found) if ctx is None], np.int64)
         parts = [ctx for ctx in found if ctx is not None]
@@ -412,7 +388,7 @@ class KVPool:
         return joined if (np.diff(order) > 0).all() else joined.select(np.argsort(order))
 
 
-def _owner(user: int | str) -> bytes:
+def _owner(user: Owner) -> bytes:
     text = f"s{user}" if isinstance(user, str) else f"i{int(user)}"
     return _name(text, OWNER_BYTES) or b""
 
@@ -431,13 +407,11 @@ def _text(header: np.void, name: str) -> bytes | None:
     return None if size < 0 else header[name][:size].tobytes()
 
 
-def _attach(path: Path) -> tuple[dict, tuple[mmap.mmap, os.stat_result], Tensor]:
+def _attach(path: Path) -> tuple[dict, Opened, Tensor]:
     opened = pool_files.map_own(path)
     mapped = opened[0]
     if len(mapped) < MAGIC_BYTES + LAYOUT_BYTES:
-        raise PoolError(
-            f"{path}, magic: expected a pool, found {len(mapped)} bytes, so it was cut short; {AGAIN}"
-        )
+        raise damaged(f"{path}, magic", "a pool", f"{len(mapped)} bytes, so it was cut short")
     found = bytes(mapped[:MAGIC_BYTES]).rstrip(b"\0")
     if found != MAGIC:
         raise PoolError(
@@ -446,13 +420,12 @@ def _attach(path: Path) -> tuple[dict, tuple[mmap.mmap, os.stat_result], Tensor]
     try:
         layout = json.loads(bytes(mapped[MAGIC_BYTES : MAGIC_BYTES + LAYOUT_BYTES]).rstrip(b"\0"))
     except (ValueError, RecursionError) as error:
-        raise PoolError(f"{path}, layout: expected JSON, found {error}; {AGAIN}") from error
+        raise damaged(f"{path}, layout", "JSON", error) from error
     layout = check_layout(layout, path)
     on_cpu = torch.device(layout["device"]).type == "cpu"
     if len(mapped) != file_size(layout, on_cpu):
-        raise PoolError(
-            f"{path}: expected {file_size(layout, on_cpu)} bytes, found {len(mapped)}, so it was cut short; {AGAIN}"
-        )
+        size = f"{len(mapped)}, so it was cut short"
+        raise damaged(f"{path}", f"{file_size(layout, on_cpu)} bytes", size)
     if on_cpu:
         return layout, opened, view_of(mapped, layout)
     return layout, opened, open_handle(path.with_name(path.name + ".cuda"), layout)

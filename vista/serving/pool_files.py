@@ -16,6 +16,8 @@ from pathlib import Path
 
 from vista.errors import VistaError
 
+Opened = tuple[mmap.mmap, os.stat_result]
+
 
 class PoolError(VistaError):
     """A pool file is missing, of another version or another user, has no room, or is for another model's shapes."""
@@ -65,14 +67,13 @@ def _give_back(path: Path) -> None:
         with suppress(OSError, PoolError):
             fd, facts = _open_own(left, os.O_RDONLY)
             with open(fd, "rb", buffering=0):
-                if (
-                    facts.st_size or time.time() - facts.st_mtime > 60
-                ):  # who has just opened his has not locked it yet
+                # who has just opened his has not locked it yet
+                if facts.st_size or time.time() - facts.st_mtime > 60:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     left.unlink()
 
 
-def map_own(path: Path) -> tuple[mmap.mmap, os.stat_result]:
+def map_own(path: Path) -> Opened:
     """A file of one's own user, mapped to be read and written, and what it is.
 
     Raises:

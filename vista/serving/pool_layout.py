@@ -39,6 +39,12 @@ HEADER = np.dtype(
 )
 """What is known of a cell; names are UTF-8 with their length beside them, -1 for none."""
 
+
+def damaged(where: str, expected: str, found: object) -> PoolError:
+    """What to raise of a pool's file that is not as its process left it."""
+    return PoolError(f"{where}: expected {expected}, found {found}; {AGAIN}")
+
+
 DTYPES = {name: field.dtype for name, field in FIELDS.items()}
 STORED: dict[bool | str, torch.dtype] = {
     False: torch.float32,
@@ -82,18 +88,7 @@ def file_size(layout: dict, on_cpu: bool) -> int:
     return MAGIC_BYTES + LAYOUT_BYTES + layout["slots"] * (HEADER.itemsize + each)
 
 
-_NUMBERS = (
-    "layers",
-    "heads",
-    "head_width",
-    "queries",
-    "width",
-    "slot_tokens",
-    "sequence",
-    "horizons",
-    "seeds",
-    "recent",
-)
+_NUMBERS = "layers heads head_width queries width slot_tokens sequence horizons seeds recent".split()
 _MOST = {"slots": 1 << 40, "slot_bytes": 1 << 40} | dict.fromkeys(_NUMBERS, 1 << 24)
 _DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
 
@@ -106,22 +101,17 @@ def check_layout(layout: object, path: Path) -> dict:
     """
     wanted = {*_MOST, "device", "half"}
     if not isinstance(layout, dict) or set(layout) != wanted:
-        raise PoolError(f"{path}, layout: expected {sorted(wanted)}, found {str(layout)[:200]}; {AGAIN}")
+        raise damaged(f"{path}, layout", f"{sorted(wanted)}", str(layout)[:200])
     for name, most in _MOST.items():
         if type(layout[name]) is not int or not 0 <= layout[name] <= most:
-            found = repr(layout[name])[:60]
-            raise PoolError(
-                f"{path}, layout, {name}: expected an integer from 0 to {most}, found {found}; {AGAIN}"
-            )
+            expected = f"an integer from 0 to {most}"
+            raise damaged(f"{path}, layout, {name}", expected, repr(layout[name])[:60])
     half = type(layout["half"]) is bool or layout["half"] == "bfloat16"
     if not half or not _DEVICE.fullmatch(str(layout["device"])):
-        raise PoolError(f"{path}, layout: expected device and half, found {str(layout)[:200]}; {AGAIN}")
-    expected = sum(sizes_of(layout, layout["seeds"] + layout["recent"] + 1, layout["recent"]).values())
-    if layout["slots"] < 1 or layout["slot_bytes"] != expected:
-        raise PoolError(
-            f"{path}, layout, slot_bytes: expected {expected}, as its shapes give, found {layout['slot_bytes']}; "
-            f"{AGAIN}"
-        )
+        raise damaged(f"{path}, layout", "device and half", str(layout)[:200])
+    fits = sum(sizes_of(layout, layout["seeds"] + layout["recent"] + 1, layout["recent"]).values())
+    if layout["slots"] < 1 or layout["slot_bytes"] != fits:
+        raise damaged(f"{path}, layout, slot_bytes", f"{fits}, as its shapes give", layout["slot_bytes"])
     return layout
 
 
@@ -166,6 +156,4 @@ def open_handle(path: Path, layout: dict) -> Tensor:
             raw["event"], facts["sync"],
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, RecursionError, RuntimeError, AssertionError) as error:
-        raise PoolError(
-            f"{path}: expected a handle of device memory, found {str(error)[:200]}; {AGAIN}"
-        ) from error
+        raise damaged(f"{path}", "a handle of device memory", str(error)[:200]) from error

@@ -271,13 +271,12 @@ class Recommender:
         recent = _known_at(recent, now_ms)
         more = 0
         if exclude_seen:
-            more = int(max((len(np.unique(recent.user(u).item)) for u in range(len(users))), default=0))
-            more = min(more, max(len(self.index) - candidates, 0))
+            seen = max((len(np.unique(recent.user(u).item)) for u in range(len(users))), default=0)
+            more = min(seen, max(len(self.index) - candidates, 0))
         if candidates < 0:
             raise DataError(f"candidates: expected 0 or more per user, found {candidates}")
-        found = self.index.search(
-            self.model.ranker.query(ctx), candidates + more, fingerprint=self.fingerprint
-        )
+        query = self.model.ranker.query(ctx)
+        found = self.index.search(query, candidates + more, fingerprint=self.fingerprint)
         keep = np.arange(found.ids.shape[1]) < found.counts[:, None]
         if exclude_seen:
             for u in range(len(users)):
@@ -302,13 +301,8 @@ class Recommender:
         if len(users) != found.ctx.users:
             raise DataError(f"users: expected the {found.ctx.users} of the context, found {len(users)}")
         if self.step is None:
-            logits = self.model.ranker.rank(
-                found.ctx,
-                found.item,
-                found.offsets,
-                vectors=torch.from_numpy(found.vectors),
-                cross=self._cross,
-            )
+            vectors = torch.from_numpy(found.vectors)
+            logits = self.model.ranker.rank(found.ctx, found.item, found.offsets, vectors, self._cross)
         else:
             logits = self._by_graph(found, self.step)
         probability = torch.sigmoid(logits.float()).cpu().numpy()

@@ -55,6 +55,10 @@ def npz(path: Path) -> tuple[Path, dict[str, str]]:
     return path / "a.npz", {}
 
 
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
 def npy(path: Path) -> tuple[Path, dict[str, str]]:
     np.save(path / "a.npy", VECTORS)
     np.save(path / "b.npy", np.arange(5))
@@ -116,6 +120,7 @@ def test_rows_with_a_bad_vector_are_letters_and_repeated_items_are_counted(tmp_p
          r"b\.npz: expected one array of ids \[M\], found one int64 \[5\].*--item-column item_id=one"),
         (lambda p: np.savez(p / "b.npz", ids=np.arange(5), v=np.array([{}], object)), UnreadableFile, r"b\.npz"),
         (lambda p: (p / "b.npy").write_bytes(b"no array"), UnreadableFile, r"b\.npy"),
+        (lambda p: cut(npz(p)[0].rename(p / "b.npz")), UnreadableFile, r"b\.npz: expected arrays of numbers as numpy"),
         (lambda p: pq.write_table(pa.table({"item_id": [1], "vector": [[1.0, 2.0]]}), p / "b.parquet"), WrongType,
          r"b\.parquet: column 'vector' .*expected vectors of 4 numbers as in the tables, found 2 in row 0"),
         (lambda p: pq.write_table(pa.table({"item_id": [1], "vector": ["red"]}), p / "b.parquet"), WrongType,
@@ -123,7 +128,7 @@ def test_rows_with_a_bad_vector_are_letters_and_repeated_items_are_counted(tmp_p
         (lambda p: pq.write_table(pa.table({"sku": [1], "name": ["red"]}), p / "b.parquet"), Exception,
          r"b\.parquet: expected one column 'item_id'.*--item-column item_id=sku"),
     ],
-    ids=["no-ids", "fewer-ids", "likely-name", "two-arrays", "object", "no-array", "width", "text", "no-item"],
+    ids=["no-ids", "fewer-ids", "likely-name", "two-arrays", "object", "no-array", "cut", "width", "text", "no-item"],
 )  # fmt: skip
 def test_a_file_of_vectors_that_cannot_be_meant_is_refused_with_its_name_and_an_example(
     tmp_path, make, error, says

@@ -18,6 +18,7 @@ from beam_jobs.generation import refresh, summarize
 from beam_jobs.run.runner import local_args
 from beam_jobs.tables import compact as compact_tables
 from cache_store.format.keys import bucket_of
+from vista.data.arrow import write_table
 from vista.data.events import Events
 from vista.data.tables import content
 from vista.data.tables.appending import append
@@ -169,7 +170,7 @@ def test_what_items_are_about_is_the_same_in_one_file_and_no_run_can_be_taken_ou
         )
         number = small_world.tables.commit_number + 1
         folder = posixpath.join(tables.table("content").location(), "data")
-        uri = content.write(rows.cast(content.ARROW_SCHEMA), f"{folder}/{number:08d}-run{n}-00000.parquet")
+        uri = write_table(rows.cast(content.ARROW_SCHEMA), f"{folder}/{number:08d}-run{n}-00000.parquet")
         told = LedgerRow(f"{n}.csv", 1, f"{n:032x}", 4, "items")
         commit(small_world.tables, Addition(f"run{n}", content=[uri], sources=[told]))
 

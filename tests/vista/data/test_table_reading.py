@@ -18,6 +18,7 @@ from vista.data.tables.reading import read_bucket
 from vista.data.tables.rows import DTYPES, HISTORY, IMPRESSIONS, ROW_GROUP, Rows, SortedWriter
 from vista.data.tables.warehouse import TableExists, TableMissing, Warehouse
 from vista.errors import DataError
+from vista.jagged import lengths_between, starts_of
 
 
 def random_events(rng: np.random.Generator, n: int, span: int) -> dict[str, np.ndarray]:
@@ -39,11 +40,17 @@ def flat(batches) -> list[tuple]:
     return rows
 
 
+def of_sorted(user: np.ndarray, columns: dict[str, np.ndarray]) -> Rows:
+    """From one user per row, rows of a user together."""
+    starts = starts_of(user)
+    return Rows(user[starts], lengths_between(starts, len(user)), dict(columns))
+
+
 def write_sorted(
     path, user: np.ndarray, columns: dict[str, np.ndarray], by: tuple[str, ...], kind: str
 ) -> str:
     index = np.array(sorted(range(len(user)), key=lambda i: (user[i], *(columns[n][i] for n in by))), int)
-    rows = Rows.of_sorted(user[index], {n: c[index] for n, c in columns.items()})
+    rows = of_sorted(user[index], {n: c[index] for n, c in columns.items()})
     with SortedWriter(str(path), HISTORY, kind, 0) as writer:
         writer.write(rows)
     return str(path)
@@ -151,7 +158,7 @@ def test_memory_follows_the_knob_and_not_the_user_or_the_bucket(tmp_path, users,
             columns = {**columns, "time": time[order], "item": rng.integers(0, 2**40, n)}
             path = str(tmp_path / f"{rows}-{i}.parquet")
             with SortedWriter(path, HISTORY, "int64", 0) as writer:
-                writer.write(Rows.of_sorted(user, columns))
+                writer.write(of_sorted(user, columns))
             paths.append(path)
         pool, old = pa.proxy_memory_pool(pa.system_memory_pool()), pa.default_memory_pool()
         pa.set_memory_pool(pool)

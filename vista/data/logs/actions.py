@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vista.data.arrow import decoded, list_lengths, true, valid
 from vista.data.logs.reading import ActionColumn
+from vista.jagged import owners_of
 
 MAX_ACTION = 30
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {
@@ -40,38 +43,31 @@ def told(column: pa.Array, action: ActionColumn, item: pa.Array) -> tuple[np.nda
     if pa.types.is_string(column.type):
         if action.operator in ("==", "!=") and not _is_number(value):
             has = compare(np.array(column.to_pylist(), dtype=object), value)
-            return np.asarray(has, bool) & _valid(column), np.zeros(n, bool)
+            return np.asarray(has, bool) & valid(column), np.zeros(n, bool)
         column, wrong = _numbers(column)
+    elif not _is_number(value):
+        return np.zeros(n, bool), valid(column)
     else:
         wrong = np.zeros(n, bool)
-        if not _is_number(value):
-            return np.zeros(n, bool), _valid(column)
     value = float(value)
     value = int(value) if value.is_integer() else value
-    valid = _valid(column)
     values = pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
-    return compare(values, value) & valid, wrong
+    return compare(values, value) & valid(column), wrong
 
 
 def _listed(column: pa.Array, item: pa.Array) -> np.ndarray:
     """bool [N]: the row's item is in its list."""
-    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-    row = np.repeat(np.arange(len(column)), lengths)
-    flat = column.flatten()
-    if pa.types.is_dictionary(item.type):
-        item = item.cast(item.type.value_type)
-    same = pc.equal(_as_items(flat, item.type), item.take(pa.array(row)))
+    row, item = owners_of(list_lengths(column)), decoded(item)
+    same = pc.equal(_as_items(column.flatten(), item.type), item.take(pa.array(row)))
     has = np.zeros(len(column), bool)
-    has[row[pc.fill_null(same, False).to_numpy(zero_copy_only=False)]] = True
+    has[row[true(same)]] = True
     return has
 
 
 def _as_items(flat: pa.Array, type_: pa.DataType) -> pa.Array:
     """Values as ids of items; what cannot be one is null."""
-    try:
+    with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return flat.cast(type_)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        pass
     found = []
     for value in flat:
         try:
@@ -86,16 +82,13 @@ _WORDS = {"true": 1.0, "t": 1.0, "yes": 1.0, "y": 1.0, "false": 0.0, "f": 0.0, "
 
 def _numbers(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """Text of numbers or truth values as float64, and bool [N]: which is neither."""
-    try:
+    with suppress(pa.ArrowInvalid):
         return column.cast(pa.float64()), np.zeros(len(column), bool)
-    except pa.ArrowInvalid:
-        pass
     encoded = column.dictionary_encode()
     values = [_WORDS.get(v.lower(), v) for v in encoded.dictionary.to_pylist()]
     found = [float(v) if isinstance(v, float) or _is_number(v) else None for v in values]
-    codes = pc.fill_null(encoded.indices, len(found)).to_numpy(zero_copy_only=False)
-    numbers = pa.array([*found, None], pa.float64()).take(pa.array(codes))
-    return numbers, numbers.is_null().to_numpy(zero_copy_only=False) & _valid(column)
+    numbers = pa.array(found, pa.float64()).take(encoded.indices)
+    return numbers, ~valid(numbers) & valid(column)
 
 
 def _is_number(text: str) -> bool:
@@ -104,10 +97,6 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _valid(column: pa.Array) -> np.ndarray:
-    return column.is_valid().to_numpy(zero_copy_only=False)
 
 
 def bits(names: Sequence[str], vocabulary: Sequence[str]) -> dict[str, np.int32]:

@@ -12,17 +12,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vista.data import paths
 from vista.data.logs.reading import Reading
-from vista.data.logs.schema import BROKEN, LINE, UnreadableFile
+from vista.data.logs.schema import BROKEN, LINE, UnreadableFile, said, write_rows
 
 ROWS = 65_536
-IDS, VECTORS = (
-    ("item_id", "ids", "item_ids", "id", "items"),
-    ("vector", "vectors", "embedding", "embeddings", "embed"),
-)
+IDS = ("item_id", "ids", "item_ids", "id", "items")
+VECTORS = ("vector", "vectors", "embedding", "embeddings", "embed")
 
 
 def ids_file(path: str, reading: Reading) -> str:
@@ -42,12 +39,10 @@ def as_rows(path: str, target: str, reading: Reading, most: int | None = None) -
     """
     try:
         ids, vectors = _pair(path, reading)
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        if isinstance(error, UnreadableFile):
-            raise
+    except (*paths.UNREADABLE, KeyError, MemoryError) as error:
         raise UnreadableFile(
-            f"{path}: expected arrays of numbers as numpy.save writes them, found: {str(error).splitlines()[0]}; write "
-            f"them again, or leave the file out of vista ingest --items"
+            f"{path}: expected arrays of numbers as numpy.save writes them, found: {said(error)}; write them "
+            f" again, or leave the file out of vista ingest --items"
         ) from error
     if vectors.ndim != 2 or vectors.dtype.kind not in "fiu" or ids.ndim != 1 or ids.dtype.kind not in "iuUS":
         raise UnreadableFile(
@@ -61,16 +56,9 @@ def as_rows(path: str, target: str, reading: Reading, most: int | None = None) -
             f"run vista ingest again"
         )
     names = [reading.columns.get(m, m) for m in ("item_id", "vector")]
-    temporary, writer = f"{target}.tmp", None
-    count = len(ids) if most is None else min(most, len(ids))
-    for start in range(0, max(count, 1), ROWS):
-        stop = min(start + ROWS, count)
-        batch = _batch(ids[start:stop], vectors[start:stop], start, names)
-        writer = writer or pq.ParquetWriter(temporary, batch.schema, compression="lz4")
-        writer.write_batch(batch)
-    if writer is not None:
-        writer.close()
-    os.replace(temporary, target)
+    ids, vectors = ids[:most], vectors[:most]
+    starts = range(0, max(len(ids), 1), ROWS)
+    write_rows(target, (_batch(ids[a : a + ROWS], vectors[a : a + ROWS], a, names) for a in starts))
 
 
 def _batch(ids: np.ndarray, vectors: np.ndarray, start: int, names: list[str]) -> pa.RecordBatch:
@@ -94,9 +82,8 @@ def _pair(path: str, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
     if path.lower().endswith(".npz"):
         with paths.open_input(path) as file, np.load(file, allow_pickle=False) as found:
             arrays = {name: found[name] for name in found.files}
-        return _named(path, arrays, "item_id", 1, IDS, reading), _named(
-            path, arrays, "vector", 2, VECTORS, reading
-        )
+        ids = _named(path, arrays, "item_id", 1, IDS, reading)
+        return ids, _named(path, arrays, "vector", 2, VECTORS, reading)
     named = ids_file(path, reading)
     if not paths.exists(named):
         raise UnreadableFile(

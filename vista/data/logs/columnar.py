@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,13 +10,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 import pyarrow.orc as orc
-import pyarrow.parquet as pq
 
 from vista.data import paths
+from vista.data.arrow import decoded
 from vista.data.logs import arrays
 from vista.data.logs.exploding import explode_parts
 from vista.data.logs.reading import Reading, exploded
-from vista.data.logs.schema import BROKEN, LINE, Column, UnreadableFile, kind_of, open_source, wanted_names
+from vista.data.logs.schema import (
+    BROKEN,
+    LINE,
+    Column,
+    UnreadableFile,
+    kind_of,
+    open_source,
+    said,
+    wanted_names,
+    write_rows,
+)
 
 ROWS = 65_536
 
@@ -46,40 +55,30 @@ def as_rows(path: str, target: str, columns: Sequence[Column], reading: Reading,
                 f"by vista ingest --items {path}"
             )
         return arrays.as_rows(path, target, reading)
-    wanted = wanted_names(columns, reading) | {exploded(spec)[0] for spec in reading.explode}
-    temporary = f"{target}.tmp"
+    lists = {exploded(spec)[0] for spec in reading.explode}
+    wanted = wanted_names(columns, reading) | lists
     try:
         with paths.open_input(path) as file:
             schema, batches = _open(file, path)
-            lists = {exploded(spec)[0] for spec in reading.explode}
             if absent := sorted(lists - set(schema.names)):
                 raise ValueError(
                     f"--explode {absent[0]}: expected a column of that name, found {schema.names[:40]}; for example "
                     f"--explode {schema.names[-1]}"
                 )
-            inner = {
-                n: n.split(".") for n in wanted if n not in schema.names and n.split(".")[0] in schema.names
-            }
+            nested = {n: n.split(".") for n in wanted if n not in schema.names}
+            inner = {n: parts for n, parts in nested.items() if parts[0] in schema.names}
             wanted |= {parts[0] for parts in inner.values()}
             there = [n for n in dict.fromkeys(schema.names) if every or n in wanted] or schema.names[:1]
-            writer = None
-            for batch in _numbered(batches, schema, there):
-                for part in explode_parts(batch, reading) if reading.explode else (batch,):
-                    part = _writable(_with_fields(part, inner))
-                    if writer is None:
-                        writer = pq.ParquetWriter(temporary, part.schema, compression="lz4")
-                    writer.write_batch(part)
-            if writer is not None:
-                writer.close()
+            rows = _numbered(batches, schema, there)
+            parts = (p for b in rows for p in (explode_parts(b, reading) if reading.explode else (b,)))
+            write_rows(target, (_writable(_with_fields(part, inner)) for part in parts))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        if paths.is_full(error) or isinstance(error, UnreadableFile):
+        if paths.is_full(error):
             raise
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnreadableFile(
-            f"{path}: expected a readable {paths.table_ending(path) or '.parquet'} file, found: {why}; replace or "
-            f"leave out the file, or run vista ingest --skip-bad-files"
+            f"{path}: expected a readable {paths.table_ending(path) or '.parquet'} file, found: {said(error)}; replace "
+            f"or leave out the file, or run vista ingest --skip-bad-files"
         ) from error
-    os.replace(temporary, target)
 
 
 def _open(file: Any, path: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -107,14 +106,12 @@ def _numbered(
     if twice:
         raise ValueError(f"column {twice[0]!r} twice")
     row = 0
-    empty = True
     for whole in batches:
         for start in range(0, whole.num_rows, ROWS):
             batch = whole.slice(start, ROWS).select(list(there))
             yield _with_lines(batch, row)
             row += batch.num_rows
-            empty = False
-    if empty:
+    if not row:
         nothing = {n: pa.array([], schema.field(n).type) for n in there}
         yield _with_lines(pa.record_batch(nothing), 0)
 
@@ -131,21 +128,16 @@ def _with_fields(batch: pa.RecordBatch, inner: Mapping[str, Sequence[str]]) -> p
         column = batch.column(path[0])
         for field in path[1:]:
             known = pa.types.is_struct(column.type) and column.type.get_field_index(field) >= 0
-            column = pc.struct_field(column, [field]) if known else None
-            if column is None:
+            if not known:
                 break
-        if column is not None:
+            column = pc.struct_field(column, [field])
+        else:
             batch = batch.append_column(name, column)
     return batch
 
 
 def _writable(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Dictionaries decoded, and what no meaning can have left out."""
-    columns = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        if kind_of(column.type) is None and not pa.types.is_time(column.type):
-            continue
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        columns[name] = column
-    return pa.record_batch(columns)
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    told = {n: c for n, c in columns.items() if kind_of(c.type) is not None or pa.types.is_time(c.type)}
+    return pa.record_batch({n: decoded(c) for n, c in told.items()})

@@ -42,17 +42,12 @@ class QuotesAreText(Exception):
 
 
 def csv_rows(
-    stream: Any,
-    ending: str,
-    wanted: Container[str],
-    found_names: list[str],
-    reading: Reading,
-    quotes: bool | None,
+    stream: Any, ending: str, wanted: Container[str], found: list[str], reading: Reading, quotes: bool | None
 ) -> Iterator[pa.RecordBatch]:
     """Batches of the wanted columns as text, with ``LINE`` and ``BROKEN``.
 
     Args:
-        found_names: takes the names of all columns.
+        found: takes the names of all columns.
         quotes: whether quotes enclose fields; None looks.
 
     Raises:
@@ -64,11 +59,13 @@ def csv_rows(
     while len(head) < HEAD and (more := stream.read(HEAD - len(head))):
         head += more
     names, separator, head = _header(head, ending, reading)
-    found_names[:] = names
+    found[:] = names
     tabs = separator == "\t"
     guessed = quotes is None and tabs
     if quotes is None:
         quotes = ending != ".inter" and not (tabs and _quotes_are_text(head))
+    guessed = guessed and quotes
+    one_line = guessed and not re.search(rb'(^|[\t\n])"([^"\t\n]|"")*\n', head)  # no quotes enclose line ends
     called, chosen = _called(names, wanted, reading)
     schema = pa.schema(
         [*((n, pa.string()) for n in chosen.values()), (LINE, pa.int64()), (BROKEN, pa.string())]
@@ -79,16 +76,13 @@ def csv_rows(
         whole, separator, quotes = _Narrowed(whole, separator.encode()), NARROW.decode(), False
     reader = _reader(whole, separator, quotes, called, list(chosen), lines) if head else ()
     done = 0
-    for batch in _whole_records(reader, guessed and quotes):
-        if lines.open_quotes:  # the lines behind it are no record's: which they were, nobody can tell
-            if guessed and quotes:
-                raise QuotesAreText
-            raise ValueError(lines.open_quotes[0])
-        if guessed and quotes and _has_newline(batch) and not _spans(head):
+    for batch in _whole_records(reader, guessed):
+        lines.expect_closed_quotes(guessed)
+        if one_line and any(pc.any(pc.match_substring(c, b"\n")).as_py() for c in batch.columns):
             raise QuotesAreText
-        n = batch.num_rows
-        number = np.arange(done + 1, done + 1 + n + len(lines.other))
-        number = number[~np.isin(number, lines.numbers())][:n]
+        n, others = batch.num_rows, [*lines.broken, *lines.starts]
+        number = np.arange(done + 1, done + 1 + n + len(others))
+        number = number[~np.isin(number, np.array(others, np.int64))][:n]
         done = int(number[-1]) if n else done
         columns = [stream.restored(column) for column in batch.columns]
         if reading.sections:
@@ -96,10 +90,7 @@ def csv_rows(
         yield pa.record_batch(
             [*columns, pa.array(number), _again(columns, list(chosen), names)], schema=schema
         )
-    if lines.open_quotes:
-        if guessed and quotes:
-            raise QuotesAreText
-        raise ValueError(lines.open_quotes[0])
+    lines.expect_closed_quotes(guessed)
     broken = {number: stream.shown(why) for number, why in lines.broken.items()}
     nothing = [pa.nulls(len(broken), pa.string()) for _ in chosen]
     yield pa.record_batch([*nothing, pa.array(list(broken), pa.int64()), pa.array(list(broken.values()), pa.string())],
@@ -114,14 +105,12 @@ class _Lines:
         self.broken: dict[int, str] = {}
         self.starts: list[int] = []
         self.values: list[str] = []
-        self.open_quotes: list[str] = []
+        self._open_quotes = ""
 
-    @property
-    def other(self) -> Sequence[int]:
-        return [*self.broken, *self.starts]
-
-    def numbers(self) -> np.ndarray:
-        return np.array(self.other, np.int64)
+    def expect_closed_quotes(self, guessed: bool) -> None:
+        """The lines behind an open quote are no record's: which they were, nobody can tell."""
+        if self._open_quotes:
+            raise QuotesAreText if guessed else ValueError(self._open_quotes)
 
     def take(self, row: csv.InvalidRow) -> str:
         if self.sections and row.actual_columns == 1 and row.text.rstrip().endswith(":"):
@@ -129,7 +118,7 @@ class _Lines:
             self.values.append(row.text.rstrip()[:-1])
             return "skip"
         if "\n" in row.text and row.text.count('"') % 2:
-            self.open_quotes.append(
+            self._open_quotes = self._open_quotes or (
                 f"a quote without its end in record {row.number}: {row.text[:80]!r} (where quotes enclose nothing, say "
                 f"--no-quotes)"
             )
@@ -147,9 +136,7 @@ def _called(
     names: Sequence[str], wanted: Container[str], reading: Reading
 ) -> tuple[list[str], dict[str, str]]:
     """(a name of its own for each column, those that are wanted: to the name they have)."""
-    twice = sorted({name for name in names if names.count(name) > 1 and name in wanted}) if len(
-        set(names)) < len(names) else []  # fmt: skip
-    if twice:
+    if twice := sorted(name for name, times in Counter(names).items() if times > 1 and name in wanted):
         raise ValueError(f"column {twice[0]!r} twice in the header {names[:40]}")
     # others of one name (spreadsheets write columns without any) are told apart by their place
     seen = set()
@@ -163,9 +150,7 @@ def _called(
             f"--explode {absent[0]}: expected a column of that name, found {called[:40]}; for example --explode "
             f"{called[-1]}"
         )
-    chosen = {c: c for c in called if c in wanted or c in lists}
-    if not chosen:
-        chosen = {called[0]: called[0]}
+    chosen = {c: c for c in called if c in wanted or c in lists} or {called[0]: called[0]}
     if reading.sections:
         chosen[reading.sections] = reading.sections
     return called, chosen
@@ -218,9 +203,7 @@ def _again(columns: Sequence[pa.Array], chosen: Sequence[str], names: Sequence[s
 def _header(head: bytes, ending: str, reading: Reading) -> tuple[list[str], str, bytes]:
     """(names of the columns, what separates them, the head behind the line with the names)."""
     head = head.removeprefix(b"\xef\xbb\xbf")
-    separators: Sequence[str] = (
-        [reading.separator] if reading.separator else [*SEPARATORS.get(ending, ANY_SEPARATOR)]
-    )
+    separators = [reading.separator] if reading.separator else [*SEPARATORS.get(ending, ANY_SEPARATOR)]
     while True:
         line = re.match(rb"[^\r\n]*(\r\n|\r|\n|$)", head)
         first = line.group() if line else b""
@@ -263,11 +246,8 @@ def _names(first: bytes, separator: str, ending: str) -> list[str]:
     block = csv.ReadOptions(block_size=max(len(first), 64))
     header = first.rstrip(b"\r\n") + b"\n"
     if len(separator) > 1:
-        header = header.replace(separator.encode(), NARROW)
-    options = csv.ParseOptions(
-        delimiter=separator if len(separator) == 1 else NARROW.decode(),
-        quote_char=False if ending == ".inter" else '"',
-    )
+        header, separator = header.replace(separator.encode(), NARROW), NARROW.decode()
+    options = csv.ParseOptions(delimiter=separator, quote_char=False if ending == ".inter" else '"')
     names = csv.read_csv(pa.BufferReader(header), block, options).column_names
     if ending == ".inter":
         names = [name.split(":")[0] for name in names]
@@ -310,33 +290,20 @@ def _quotes_are_text(head: bytes) -> bool:
     return any(not re.fullmatch(rb'"([^"]|"")*"\r?', f) for f in fields)
 
 
-def _spans(head: bytes) -> bool:
-    """Whether quotes of the head enclose line ends."""
-    return re.search(rb'(^|[\t\n])"([^"\t\n]|"")*\n', head) is not None
-
-
-def _has_newline(batch: pa.RecordBatch) -> bool:
-    return any(pc.any(pc.match_substring(c.view(pa.string()), "\n")).as_py() for c in batch.columns)
-
-
 def _whole_records(reader: Any, guessed: bool) -> Iterator[pa.RecordBatch]:
     rows = 0
-    batches = iter(reader)
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except pa.ArrowInvalid as error:
-            if "straddling" not in str(error):
-                raise
-            if guessed:
-                raise QuotesAreText from error
-            raise ValueError(
-                f"a record of more than 1 MB behind {rows} others; a quote without its end?"
-            ) from error
-        rows += batch.num_rows
-        yield batch
+    try:
+        for batch in reader:
+            rows += batch.num_rows
+            yield batch
+    except pa.ArrowInvalid as error:
+        if "straddling" not in str(error):
+            raise
+        if guessed:
+            raise QuotesAreText from error
+        raise ValueError(
+            f"a record of more than 1 MB behind {rows} others; a quote without its end?"
+        ) from error
 
 
 class _Utf8:
@@ -390,10 +357,8 @@ class _Utf8:
         return self._back(text.encode()).decode(errors="replace") if self._strays else text
 
 
-class _Narrowed:
+class _Narrowed(paths.Stream):
     """A stream with one character for every separator of several."""
-
-    closed = False
 
     def __init__(self, rest: Any, separator: bytes):
         self._rest, self._separator, self._held = rest, separator, b""
@@ -406,6 +371,3 @@ class _Narrowed:
             data, self._held = (data[:-keep], data[-keep:]) if keep else (data, b"")
             if data or not more:
                 return data.replace(self._separator, NARROW)
-
-    def close(self) -> None:
-        self.closed = True

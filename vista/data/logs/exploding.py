@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vista.data.arrow import decoded, list_lengths, valid
 from vista.data.logs.reading import Reading, exploded
 from vista.data.logs.schema import BROKEN, LINE
+from vista.jagged import owners_of, places_of
 
 POSITION = "position"
 """Column of an element's place in its list, unless the log has one."""
@@ -34,18 +36,16 @@ def explode_all(batches: Iterator[pa.RecordBatch], reading: Reading) -> Iterator
 def explode_parts(batch: pa.RecordBatch, reading: Reading) -> Iterator[pa.RecordBatch]:
     """A batch exploded in parts."""
     first = exploded(reading.explode[0])[0]
-    if first not in batch.schema.names:
+    if first not in batch.schema.names or not batch.num_rows:
         yield explode(batch, reading)
         return
-    ends = np.cumsum(_lengths(_as_list(batch.column(first))))
+    ends = np.cumsum(list_lengths(_as_list(batch.column(first))))
     start = 0
     while start < batch.num_rows:
         before = ends[start - 1] if start else 0
         stop = max(start + 1, int(np.searchsorted(ends, before + AT_ONCE, "right")))
         yield explode(batch.slice(start, stop - start), reading)
         start = stop
-    if not batch.num_rows:
-        yield explode(batch, reading)
 
 
 def explode(batch: pa.RecordBatch, reading: Reading) -> pa.RecordBatch:
@@ -59,14 +59,13 @@ def explode(batch: pa.RecordBatch, reading: Reading) -> pa.RecordBatch:
             lists[name] = (_as_list(columns.pop(name)), fields, between)
     if not lists:
         return batch.append_column(POSITION, pa.array(np.zeros(batch.num_rows, np.int64)))
-    lengths = np.stack([_lengths(c) for c, _, _ in lists.values()])
-    broken = _valid(columns[BROKEN])
+    lengths = np.stack([list_lengths(c) for c, _, _ in lists.values()])
+    broken = valid(columns[BROKEN])
     uneven = (lengths != lengths[0]).any(0) & ~broken
     long = (lengths[0] > MAX_ELEMENTS) & ~broken
     alone = broken | uneven | long
     count = np.where(alone, 1, lengths[0])
-    row = np.repeat(np.arange(len(count)), count)
-    inside = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+    row, inside = owners_of(count), places_of(count)
     found = {name: c.take(pa.array(row)) for name, c in columns.items()}
     if uneven.any() or long.any():
         why = found[BROKEN].to_pylist()
@@ -115,14 +114,13 @@ def explode_object(row: Mapping[str, Any], reading: Reading) -> Iterator[Mapping
     lists: dict[str, list[Any]] = {}
     for spec in reading.explode:
         name, fields, between = exploded(spec)
-        found = row.get(name)
+        if name not in row:
+            raise ValueError(f"{name}: expected a list, found none")
+        found = [] if row[name] is None else row[name]
         if isinstance(found, str):
             found = found.split()
-        if found is None and name not in row:
-            raise ValueError(f"{name}: expected a list, found none")
-        if not isinstance(found, list) and found is not None:
+        if not isinstance(found, list):
             raise ValueError(f"{name}: expected a list, found {str(found)[:200]!r}")
-        found = found or []
         if fields:
             found = [dict(zip(fields, str(v).rsplit(between, 1), strict=False)) for v in found]
         lists[name] = found
@@ -134,17 +132,13 @@ def explode_object(row: Mapping[str, Any], reading: Reading) -> Iterator[Mapping
     for position, elements in enumerate(zip(*lists.values(), strict=True)):
         found = {POSITION: position, **outer}
         for name, element in zip(lists, elements, strict=True):
-            if isinstance(element, dict):
-                found.update(element)
-            else:
-                found[name] = element
+            found |= element if isinstance(element, dict) else {name: element}
         yield found
 
 
 def _as_list(column: pa.Array) -> pa.ListArray:
     """A column of lists; of text that is a JSON list, or values with spaces between."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+    column = decoded(column)
     if pa.types.is_fixed_size_list(column.type) or pa.types.is_large_list(column.type):
         return column.cast(pa.list_(column.type.value_type))
     if pa.types.is_list(column.type):
@@ -154,9 +148,7 @@ def _as_list(column: pa.Array) -> pa.ListArray:
     text = pc.utf8_trim_whitespace(column.cast(pa.string()))
     if pc.any(pc.starts_with(text, "[")).as_py():
         return pa.array([_listed(v) for v in text.to_pylist()], pa.list_(pa.string()))
-    empty = pc.equal(text, "")
-    parts = pc.utf8_split_whitespace(pc.if_else(empty, pa.scalar(None, pa.string()), text))
-    return parts
+    return pc.utf8_split_whitespace(pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text))
 
 
 def _listed(text: str | None) -> Sequence[str | None] | None:
@@ -169,11 +161,3 @@ def _listed(text: str | None) -> Sequence[str | None] | None:
     except (ValueError, RecursionError):
         return text.strip("[]").replace(",", " ").split()
     return [v if v is None or isinstance(v, str) else json.dumps(v) for v in found]
-
-
-def _lengths(column: pa.ListArray) -> np.ndarray:
-    return pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-
-
-def _valid(column: pa.Array) -> np.ndarray:
-    return column.is_valid().to_numpy(zero_copy_only=False)

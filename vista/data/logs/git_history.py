@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,44 +31,30 @@ def write(folders: Sequence[str], target: Path) -> int:
     Raises:
         WrongOption: a folder is no repository, or git is not there.
     """
+    rows, total = itertools.chain.from_iterable(map(_rows, folders)), 0
     with pq.ParquetWriter(target, SCHEMA) as writer:
-        rows: list[tuple[str, str, str, int, str]] = []
-        total = 0
-        for folder in folders:
-            for row in _rows(folder):
-                rows.append(row)
-                total += 1
-                if len(rows) == ROWS:
-                    writer.write_batch(_batch(rows))
-                    rows.clear()
-        writer.write_batch(_batch(rows))
-    return total
+        while True:
+            some = list(itertools.islice(rows, ROWS))
+            writer.write_batch(_batch(some))
+            total += len(some)
+            if len(some) < ROWS:
+                return total
 
 
 def _batch(rows: Sequence[tuple[str, str, str, int, str]]) -> pa.RecordBatch:
     columns = list(zip(*rows, strict=True)) or [()] * len(SCHEMA)
-    return pa.record_batch(
-        [pa.array(c, t) for c, t in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA
-    )
+    arrays = [pa.array(c, t) for c, t in zip(columns, SCHEMA.types, strict=True)]
+    return pa.record_batch(arrays, schema=SCHEMA)
 
 
 def _rows(folder: str) -> Iterator[tuple[str, str, str, int, str]]:
-    command = [
-        "git",
-        "-C",
-        folder,
-        "log",
-        "--no-merges",
-        "--name-status",
-        "-z",
-        "--format=%x01%H%x02%aE%x02%at",
-    ]
+    says = "--format=%x01%H%x02%aE%x02%at"
+    command = ["git", "-C", folder, "log", "--no-merges", "--name-status", "-z", says]
     try:
         done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except OSError as error:
-        raise WrongOption(
-            f"vista ingest git {folder}: expected the program git, found none ({error})"
-        ) from None
+        said = f"expected the program git, found none ({error})"
+        raise WrongOption(f"vista ingest git {folder}: {said}") from None
     assert done.stdout is not None and done.stderr is not None
     user, at, commit, status = "", 0, "", ""
     for word in _words(done.stdout):

@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from vista.data.logs import times
 from vista.data.logs.inspecting import are_impressions, guessed
 from vista.data.logs.reading import TIME_UNITS, ActionColumn, Reading
@@ -100,9 +102,8 @@ def _named_id(columns: Mapping[str, Sequence[Any]], taken: Collection[str], of_u
     if of_user:
         return next((n for n in ids if PERSON.search(n)), "")
     things = [n for n in ids if not NO_ITEM.search(n) and (taken or not PERSON.search(n))]
-    things = [
-        n for n in things if n.lower() not in ("id", "_id") or len(set(columns[n])) < len(columns[n])
-    ]  # of rows
+    of_rows = {n for n in things if n.lower() in ("id", "_id") and len(set(columns[n])) == len(columns[n])}
+    things = [n for n in things if n not in of_rows]
     return min(things, key=lambda n: bool(PERSON.search(n)), default="")
 
 
@@ -141,13 +142,11 @@ def _exploded(
 
 def headless(names: Sequence[str]) -> bool:
     """Whether the first line of a CSV is a row: one of its fields is a number or a time, as no name of a column is."""
-    return any(
-        re.fullmatch(times.NUMBER, n) or times.suggested([n]) or re.match(r"\d{4}-\d\d-\d\d", n)
-        for n in names
-    )
+    row = re.compile(rf"{times.NUMBER}|^\d{{4}}-\d\d-\d\d")
+    return any(row.match(n) or times.suggested([n]) for n in names)
 
 
-def guess_unnamed(columns: Sequence[Sequence[Any]], separator: str = "") -> Guess:
+def guess_unnamed(columns: Sequence[Sequence[Any]]) -> Guess:
     """Of a CSV without a header, by what its fields hold: a time, a rating or a few names of actions, then user and
     item as the first two of the others that are no measurements.
 
@@ -156,7 +155,7 @@ def guess_unnamed(columns: Sequence[Sequence[Any]], separator: str = "") -> Gues
     """
     names = ["-"] * len(columns)
     why: dict[str, str] = {"header": "none: the first line is a row; fields are told by what they hold"}
-    settings: dict[str, Any] = {"separator": separator} if separator else {}
+    settings: dict[str, Any] = {}
     actions: list[ActionColumn] = []
     texts = [[str(v) for v in c if v not in (None, "")] for c in columns]
     numbers = [
@@ -172,17 +171,13 @@ def guess_unnamed(columns: Sequence[Sequence[Any]], separator: str = "") -> Gues
             continue
         if len(some) == len(values) and 1 < max(some) <= 10 and min(some) >= 0 and "rating" not in names:
             names[i] = "rating"
-            _, high, low = next(scale for scale in SCALES if max(some) <= scale[0])
-            actions = [
-                ActionColumn("liked", "rating", ">=", f"{high}"),
-                ActionColumn("disliked", "rating", "<=", f"{low}"),
-            ]
+            actions = _liked("rating", max(some))
             why["actions"] = f"field {i + 1} is a rating up to {max(some):g}"
         elif (
             not some
-            and all(re.fullmatch(r"[a-z][a-z_ -]{1,20}", v, re.I) for v in values)
             and "action" not in names
             and len(set(values)) <= NAMES
+            and all(re.fullmatch(r"[a-z][a-z_ -]{1,20}", v, re.I) for v in values)
         ):
             names[i] = "action"
             why["action"] = f"field {i + 1}: {', '.join(sorted(set(values))[:5])}"
@@ -196,12 +191,8 @@ def guess_unnamed(columns: Sequence[Sequence[Any]], separator: str = "") -> Gues
     if not actions and "action" not in names:
         settings["action_is"] = "view"
         why["action"] = "no field tells one: every row is a view; say what it is by action_is"
-    weights = guessed_weights(
-        [a.name for a in actions] or ([settings["action_is"]] if "action_is" in settings else [])
-    )
-    reading = Reading(
-        header=tuple(names), actions=tuple(actions), weights=weights if actions else {}, **settings
-    )
+    weights = guessed_weights([a.name for a in actions]) if actions else {}
+    reading = Reading(header=tuple(names), actions=tuple(actions), weights=weights, **settings)
     return Guess(reading, why, tuple(m for m in ("user_id", "item_id", "timestamp_ms") if m not in names))
 
 
@@ -210,12 +201,8 @@ def _is_time(values: Sequence[str], numbers: Sequence[float]) -> bool:
     if not values:
         return False
     if len(numbers) == len(values):
-        return any(
-            all(TIMES_MS[0] * 1.3 <= n * factor <= TIMES_MS[1] for n in numbers)
-            for factor in TIME_UNITS.values()
-        )
-    import pyarrow as pa
-
+        low, high = TIMES_MS[0] * 1.3, TIMES_MS[1]
+        return any(all(low <= n * factor <= high for n in numbers) for factor in TIME_UNITS.values())
     _, wrong = times.parsed(pa.array(values, pa.string()))
     form = times.suggested(list(values)) if wrong.any() else ""
     return not (times.parsed(pa.array(values, pa.string()), form)[1] if form else wrong).any()
@@ -240,13 +227,8 @@ def _actions(
     if numbers and len(numbers) == len(values) and not rating and not 0 <= min(numbers) <= max(numbers) <= 30:
         return [], {}  # ids of events, say
     if values and len(numbers) == len(values) and max(numbers) > 1 and rating:
-        most = max(numbers)
-        high, low = next(((h, w) for top, h, w in SCALES if most <= top), (most * 0.7, most * 0.3))
-        why["actions"] = f"{name} is a rating up to {most:g}"
-        return [
-            ActionColumn("liked", name, ">=", f"{high:g}"),
-            ActionColumn("disliked", name, "<=", f"{low:g}"),
-        ], {}
+        why["actions"] = f"{name} is a rating up to {max(numbers):g}"
+        return _liked(name, max(numbers)), {}
     found["action"] = name
     why["action"] = f"named {name}"
     return [], {}
@@ -269,6 +251,12 @@ def _time_by_values(
         why["timestamp_ms"] = f"{found['timestamp_ms']} holds times"
 
 
+def _liked(name: str, most: float) -> list[ActionColumn]:
+    """What a column of ratings up to ``most`` tells."""
+    high, low = next(((h, w) for top, h, w in SCALES if most <= top), (most * 0.7, most * 0.3))
+    return [ActionColumn("liked", name, ">=", f"{high:g}"), ActionColumn("disliked", name, "<=", f"{low:g}")]
+
+
 def _is_flag(values: Sequence[Any]) -> bool:
     return {str(v).lower() for v in values if v is not None} <= {"0", "1", "0.0", "1.0", "true", "false", ""}
 
@@ -287,8 +275,6 @@ def _time(values: Sequence[Any], why: dict[str, str]) -> dict[str, str]:
         why["time"] = "numbers that count from a start of their own; in which unit is a guess"
         return {"time_unit": "s", "time_from": "2000-01-01"}
     form = times.suggested(texts)
-    import pyarrow as pa
-
     _, wrong = times.parsed(pa.array(texts, pa.string()))
     if wrong.any() and form:
         why["time"] = f"text as {form}"

@@ -14,24 +14,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vista.data.arrow import list_lengths, lists, valid
 from vista.data.logs.letters import Letter, letters
 from vista.data.logs.schema import BROKEN, LINE, SECOND, LogFile, kind_of
 from vista.data.logs.values import (
     MAX_TEXT_BYTES,
     BadRows,
+    Columns,
     Rules,
     _ints,
-    as_text,
-    codes_empty,
     ids_of,
     masks_of,
     plain,
     small_ints,
     surfaces_of,
+    text_of,
     texts_of,
     times_of,
     user_text,
-    zeros,
 )
 from vista.jagged import owners_of
 
@@ -71,35 +71,30 @@ def check(batch: pa.RecordBatch | pa.Table, source: LogFile, rules: Rules, first
     reading = rules.reading
     user, time = _checked_rows(columns, source, rules, first_row, bad)
     item, names, item_text = ids_of(columns["item_id"], source.kinds["item_id"], "item", bad)
-    out = {"item": item, "time": time}
-    out["request"] = (
-        ids_of(columns["request_id"], source.kinds["request_id"], "request", bad)[0]
-        if "request_id" in columns
-        else zeros(len(user))
-    )
-    shown_file = source.shows
-    mask = masks_of(columns, source, rules, bad, item_text, null_is_none=shown_file)
+    out = {"item": item, "time": time, "request": np.zeros(len(user), np.int64)}
+    if "request_id" in columns:
+        out["request"] = ids_of(columns["request_id"], source.kinds["request_id"], "request", bad)[0]
+    mask = masks_of(columns, source, rules, bad, item_text, null_is_none=source.shows)
     out["action"] = mask
-    if shown_file:
+    if source.shows:
         bad.where(columns["request_id"].is_null(), "null_request")
         out["position"] = small_ints(columns["position"], 2**31 - 1, "position", bad)
     else:
         out["surface"] = surfaces_of(columns, source, rules, bad)
-    as_shown = reading.unengaged == "impressions" and not shown_file
+    as_shown = reading.unengaged == "impressions" and not source.shows
     if as_shown:
+        out["position"] = np.zeros(len(user), np.int32)
         if "position" in columns:
             out["position"] = small_ints(columns["position"], 2**31 - 1, "position", bad)
-        else:
-            out["position"] = np.zeros(len(user), np.int32)
         if "request_id" not in columns:
             out["request"] = np.where(time == 0, 1, time)  # what a user was shown at one time is one request
-    elif reading.unengaged == "refused" and not shown_file:
+    elif reading.unengaged == "refused" and not source.shows:
         bad.where(mask == 0, "no_action")
     keep = ~bad.mask
     engaged = (mask != 0)[keep] if as_shown else None
     if keep.all():
         return Checked(user, out, names, [], engaged)
-    found = letters(batch, source, np.flatnonzero(bad.mask), line, bad.reason)
+    found = letters(batch, source, line, bad)
     kept = user.filter(pa.array(keep))
     out = {name: c[keep] for name, c in out.items()}
     if len(names[0]):
@@ -109,7 +104,7 @@ def check(batch: pa.RecordBatch | pa.Table, source: LogFile, rules: Rules, first
 
 
 def _checked_rows(
-    columns: dict[str, pa.Array], source: LogFile, rules: Rules, first_row: int, bad: BadRows
+    columns: Columns, source: LogFile, rules: Rules, first_row: int, bad: BadRows
 ) -> tuple[pa.Array, np.ndarray]:
     """(user, time int64 [N]) of the rows; those without user, item or a time within the bounds are bad."""
     user = columns["user_id"]
@@ -180,7 +175,7 @@ def check_items(batch: pa.RecordBatch, source: LogFile, first_row: int, width: i
     bad.where(item.is_null(), "null_item")
     bad.where(name.is_null(), "null_name")
     ids, _, _ = ids_of(item, source.kinds["item_id"], "item", bad)
-    codes, values, _ = texts_of(as_text(name), "name", MAX_TEXT_BYTES, bad)
+    codes, values, _ = texts_of(name, "name", MAX_TEXT_BYTES, bad)
     content: dict[str, pa.Array] = {}
     for meaning in ("category", "text"):
         if meaning in columns:
@@ -188,7 +183,7 @@ def check_items(batch: pa.RecordBatch, source: LogFile, first_row: int, width: i
     if "vector" in columns and not pa.types.is_null(columns["vector"].type):
         content["vector"] = _vectors(columns["vector"], width, bad)
     keep = pa.array(~bad.mask)
-    found = letters(batch, source, np.flatnonzero(bad.mask), line, bad.reason)
+    found = letters(batch, source, line, bad)
     names = values.take(pa.array(codes[~bad.mask]))
     return CheckedItems(ids[~bad.mask], names, {n: c.filter(keep) for n, c in content.items()}, found)
 
@@ -199,49 +194,39 @@ def _words(column: pa.Array, name: str, bad: BadRows) -> pa.Array:
         return pa.nulls(len(column), pa.string())
     if (kind_of(column.type) or "").startswith("list"):
         inside = plain(column.flatten()).cast(pa.string())
-        flat = pa.ListArray.from_arrays(_offsets(column), pc.fill_null(inside, ""))
+        flat = lists(list_lengths(column), pc.fill_null(inside, ""))
         column = pc.if_else(column.is_null(), pa.scalar(None, pa.string()), pc.binary_join(flat, "|"))
-    codes, values, null = texts_of(as_text(column), name, MAX_TEXT_BYTES, bad)
-    text = values.take(pa.array(codes))
-    return pc.if_else(pa.array(null | codes_empty(values)[codes]), pa.scalar(None, pa.string()), text)
-
-
-def _offsets(column: pa.Array) -> pa.Array:
-    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-    return pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    return text_of(column, name, MAX_TEXT_BYTES, bad, empty_is_null=True)
 
 
 def _vectors(column: pa.Array, width: int, bad: BadRows) -> pa.Array:
     """Lists of float32, null where there is none or all of it is 0; those of another width or not finite are bad."""
-    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-    there = column.is_valid().to_numpy(zero_copy_only=False)
-    bad.where(there & (lengths != width) & (lengths > 0), "vector_width")
+    lengths = list_lengths(column)
+    bad.where(valid(column) & (lengths != width) & (lengths > 0), "vector_width")
     row = owners_of(lengths)
-    flat = pc.fill_null(column.flatten().cast(pa.float64(), safe=False), np.nan).to_numpy(
-        zero_copy_only=False
-    )
+    told = pc.fill_null(column.flatten().cast(pa.float64(), safe=False), np.nan)
     with np.errstate(over="ignore"):
-        flat = flat.astype(np.float32)
+        flat = told.to_numpy(zero_copy_only=False).astype(np.float32)
     wrong = np.zeros(len(column), bool)
     wrong[row[~np.isfinite(flat)]] = True
     bad.where(wrong, "vector_not_finite")
     some = np.zeros(len(column), bool)
     some[row[flat != 0]] = True
-    return pa.ListArray.from_arrays(_offsets(column), pa.array(flat), mask=pa.array(~some))
+    return lists(lengths, flat, ~some)
 
 
 def _columns(
     batch: pa.RecordBatch | pa.Table, source: LogFile, first_row: int
-) -> tuple[dict[str, pa.Array], np.ndarray, BadRows]:
+) -> tuple[Columns, np.ndarray, BadRows]:
     """Columns by meaning, the line or row of the file that each row is of, and the rows that are broken already."""
     n = batch.num_rows
     bad = BadRows(n)
     columns = {meaning: plain(batch.column(name)) for meaning, name in source.names.items()}
     for meaning, value in source.constants.items():
         if meaning not in columns:
-            as_int = source.kinds.get(meaning) == "int" and value is not None
-            type_ = pa.int64() if source.kinds.get(meaning) == "int" else pa.string()
-            columns[meaning] = pa.repeat(pa.scalar(int(value or 0) if as_int else value, type_), n)
+            number = source.kinds.get(meaning) == "int"
+            found = int(value or 0) if number and value is not None else value
+            columns[meaning] = pa.repeat(pa.scalar(found, pa.int64() if number else pa.string()), n)
     line = columns.pop(LINE).to_numpy() if LINE in columns else np.arange(first_row, first_row + n)
     if BROKEN in columns:
         bad.where(columns.pop(BROKEN).is_valid(), "broken_line")

@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vista.data import paths
+from vista.data.arrow import decoded
 from vista.data.logs import actions, times
-from vista.data.logs.reading import TIME_UNITS, ActionColumn, Reading, with_year
+from vista.data.logs.reading import TIME_UNITS, ActionColumn, Bounds, Reading, with_year
 from vista.data.logs.schema import (
     BROKEN,
     IMPRESSIONS,
@@ -48,7 +49,7 @@ def inspect(
     path: str,
     columns: tuple[Column, ...],
     reading: Reading | None = None,
-    time_bounds: tuple[int, int] | None = None,
+    time_bounds: Bounds = None,
     rows_at: str = "",
     found_names: Sequence[str] = (),
 ) -> LogFile:
@@ -71,34 +72,18 @@ def inspect(
         size, digest = identity(path)
         names = {name: name for name in (LINE, BROKEN) if name in schema.names}
         constants: dict[str, str | None] = dict(reading.constants)
-        if not (
-            shown or reading.tells_actions or "actions" in reading.columns or "action" in reading.columns
-        ):
+        if not (shown or reading.tells_actions or {"action", "actions"} & reading.columns.keys()):
             _refuse_impressions(path, file)
         _find(path, columns, reading, schema.names, names, constants, found_names)
-        kinds = {
-            m: _kind(path, file, m, name, columns, reading)
-            for m, name in names.items()
-            if m not in (LINE, BROKEN)
-        }
-        kinds |= {
-            m: "int" if _is_int(value or "") else "string" for m, value in constants.items() if m not in kinds
-        }
-        if "timestamp_ms" in names and file.metadata.num_rows:
+        told = {m: name for m, name in names.items() if m not in (LINE, BROKEN)}
+        kinds = {m: _kind(path, file, m, name, columns, reading) for m, name in told.items()}
+        for meaning, value in constants.items():
+            kinds.setdefault(meaning, "int" if _is_int(value or "") else "string")
+        rows = file.metadata.num_rows
+        if "timestamp_ms" in names and rows:
             _check_times(path, file, names, kinds, reading, time_bounds)
         groups = tuple(file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups))
-        return LogFile(
-            str(path),
-            size,
-            digest,
-            file.metadata.num_rows,
-            groups,
-            names,
-            kinds,
-            rows_at,
-            constants,
-            shows=shown,
-        )
+        return LogFile(str(path), size, digest, rows, groups, names, kinds, rows_at, constants, shows=shown)
 
 
 def _is_int(value: str) -> bool:
@@ -243,35 +228,22 @@ def _kind(
         WrongType: they do not fit the meaning.
     """
     type_ = file.schema_arrow.field(name).type
-    kind = kind_of(type_)
+    kind, told = kind_of(type_), meaning.startswith(TOLD)
     if pa.types.is_time(type_) and meaning == SECOND:
         return "time"
     column = next((c for c in columns if c.name == meaning), None)
-    fits = (
-        TOLD_KINDS
-        if meaning.startswith(TOLD)
-        else ("int", "string", "null")
-        if column is None
-        else column.kinds
-    )
-    if meaning.startswith(TOLD) and kind == "string":
+    fits = TOLD_KINDS if told else column.kinds if column else ("int", "string", "null")
+    if told and kind == "string":
         _check_told(path, file, name, next(a for a in reading.actions if TOLD + a.name == meaning))
     if kind not in fits:
         says = "a number, a truth value or a list" if column is None else column.says
-        listed = (
-            " (lists: one row for each element with --explode)"
-            if str(kind or type_).startswith(("list", "vector", "large_list"))
-            else ""
-        )
+        listed = str(kind or type_).startswith(("list", "vector", "large_list"))
         raise WrongType(
-            f"{path}: column {name!r}: expected {says}, found {type_}{listed}; cast the "
-            f"column, or name another with vista ingest {option_of(columns)} {meaning.removeprefix(TOLD)}=NAME"
+            f"{path}: column {name!r}: expected {says}, found {type_}"
+            f"{' (lists: one row for each element with --explode)' if listed else ''}; cast the column, or name "
+            f"another with vista ingest {option_of(columns)} {meaning.removeprefix(TOLD)}=NAME"
         )
-    if (
-        meaning == "timestamp_ms"
-        or meaning.startswith(TOLD)
-        or kind not in ("float", "uint", "decimal", "bool")
-    ):
+    if told or meaning == "timestamp_ms" or kind not in ("float", "uint", "decimal", "bool"):
         return kind
     if kind == "bool":
         return "int"
@@ -287,11 +259,8 @@ def _first_texts(file: pq.ParquetFile, name: str) -> pa.Array | None:
     batch = next(file.iter_batches(SAMPLE, columns=[name]), None)
     if batch is None:
         return None
-    column = batch.column(0)
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
     try:
-        return column.drop_null().cast(pa.string())
+        return decoded(batch.column(0)).drop_null().cast(pa.string())
     except pa.ArrowInvalid:
         return None
 
@@ -341,7 +310,7 @@ def _check_times(
     names: Mapping[str, str],
     kinds: Mapping[str, str],
     reading: Reading,
-    bounds: tuple[int, int] | None,
+    bounds: Bounds,
 ) -> None:
     """Refuse a file whose times cannot be what they are said to be.
 

@@ -31,12 +31,7 @@ _loads = json.JSONDecoder().decode
 
 
 def json_rows(
-    stream: Any,
-    names: list[str],
-    facts: Facts,
-    reading: Reading,
-    ids: Collection[str] = (),
-    document: bool = False,
+    stream: Any, names: list[str], facts: Facts, reading: Reading, ids: Collection[str], document: bool
 ) -> Iterator[pa.RecordBatch]:
     """Batches of the columns ``names`` as text, with ``LINE`` and ``BROKEN``; of ``ids`` a list or object is broken.
 
@@ -152,12 +147,9 @@ def flattened(row: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """An object's fields with those of objects in it, as ``user.id``."""
     found: dict[str, Any] = {}
     for name, value in row.items():
-        inner = (
-            flattened(value, f"{before}{name}.")
-            if isinstance(value, dict) and before.count(".") < 8
-            else None
-        )
-        found |= inner if inner else {before + name: value}
+        nested = isinstance(value, dict) and before.count(".") < 8
+        inner = flattened(value, f"{before}{name}.") if nested else None
+        found |= inner or {before + name: value}
     return found
 
 

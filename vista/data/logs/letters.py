@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vista.data.logs.schema import BROKEN, LINE, LogFile, kind_of
+from vista.data.logs.values import BadRows
 
 KEPT = 500
 """Characters of a value that are kept."""
@@ -32,14 +32,11 @@ class Letter:
 
 
 def letters(
-    batch: pa.RecordBatch | pa.Table,
-    source: LogFile,
-    rows: np.ndarray,
-    line: np.ndarray,
-    reason: Callable[[int], str],
+    batch: pa.RecordBatch | pa.Table, source: LogFile, line: np.ndarray, bad: BadRows
 ) -> list[Letter]:
-    """The rows (int64 [M]) of a batch as letters. ``line``: number of each row of the batch in its file."""
+    """The bad rows of a batch as letters. ``line``: number of each row of the batch in its file."""
     found: list[Letter] = []
+    rows = np.flatnonzero(bad.mask)
     for start in range(0, len(rows), AT_ONCE):
         some = rows[start : start + AT_ONCE]
         columns = {m: shown(batch.column(name), some) for m, name in source.names.items() if m != LINE}
@@ -50,7 +47,7 @@ def letters(
             values |= {meaning: column[i] for meaning, column in columns.items()}
             user = values.get("user_id")
             text = json.dumps(values, default=str, ensure_ascii=False)
-            found.append(Letter(int(line[row]), reason(row), "" if user is None else str(user), text))
+            found.append(Letter(int(line[row]), bad.reason(row), "" if user is None else str(user), text))
     return found
 
 
@@ -83,18 +80,11 @@ def shown(column: pa.Array | pa.ChunkedArray, rows: np.ndarray) -> list[Any]:
         return found
     picked = column.take(pa.array(rows))
     if kind in ("timestamp", "duration"):  # those beyond the year 9999 are no Python value
-        return (
-            picked.cast(pa.string()).to_pylist() if _castable(picked) else picked.cast(pa.int64()).to_pylist()
-        )
+        try:
+            return picked.cast(pa.string()).to_pylist()
+        except (pa.ArrowException, ValueError):
+            return picked.cast(pa.int64()).to_pylist()
     return picked.to_pylist()
-
-
-def _castable(column: pa.Array) -> bool:
-    try:
-        column.cast(pa.string())
-    except (pa.ArrowException, ValueError):
-        return False
-    return True
 
 
 def _text(value: bytes) -> str:

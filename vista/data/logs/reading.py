@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import re
 import tomllib
@@ -23,32 +24,27 @@ from typing import Any
 
 from vista.errors import DataError
 
+Bounds = tuple[int, int] | None
+"""Least and largest time of rows that will be taken, in milliseconds; None where any may be."""
+
 TIME_UNITS: dict[str, float] = {"s": 1e3, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 """Milliseconds in a unit of time."""
 
 MEANINGS = (
-    "user_id",
-    "item_id",
-    "action",
-    "actions",
-    "surface",
-    "timestamp_ms",
-    "timestamp",
-    "request_id",
-    "position",
-    "name",
-    "category",
-    "text",
-    "vector",
-)
+    "user_id", "item_id", "action", "actions", "surface", "timestamp_ms", "timestamp", "request_id", "position",
+    "name", "category", "text", "vector",
+)  # fmt: skip
 UNENGAGED = ("events", "impressions", "refused")
-OPERATORS = (">=", "<=", "==", "!=", ">", "<")
 LAYOUTS = Path(__file__).parent / "layouts"
 _ACTION = re.compile(r"^\s*([^<>=!]+?)\s*(?:(>=|<=|==|!=|>|<)\s*(.+?))?\s*$")
 
 
 class WrongOption(DataError):
     """A value of an option, a layout or ``vista.toml`` that cannot be."""
+
+
+def _wrong(where: str, expected: str, found: str, example: str) -> WrongOption:
+    return WrongOption(f"{where}: expected {expected}, found {found}; for example {example}")
 
 
 @dataclass(frozen=True)
@@ -66,16 +62,12 @@ class ActionColumn:
         """Raises WrongOption."""
         match = _ACTION.match(says) if isinstance(says, str) else None
         if match is None or not name.strip():
-            raise WrongOption(
-                f"{where}: expected NAME=COLUMN or NAME=COLUMN>=NUMBER, found {f'{name}={says}'!r}; for example "
-                f"--action-column like=is_like --action-column 'long_view=play_time_ms>=18000'"
-            )
+            example = "--action-column like=is_like --action-column 'long_view=play_time_ms>=18000'"
+            raise _wrong(where, "NAME=COLUMN or NAME=COLUMN>=NUMBER", f"{f'{name}={says}'!r}", example)
         column, operator, value = (part or "" for part in match.groups())
         if operator in (">=", "<=", ">", "<") and _number(value) is None:
-            raise WrongOption(
-                f"{where}: action {name!r}: expected a number behind {operator}, found {value!r}; for example "
-                f"--action-column '{name}={column}{operator}4'"
-            )
+            example = f"--action-column '{name}={column}{operator}4'"
+            raise _wrong(f"{where}: action {name!r}", f"a number behind {operator}", repr(value), example)
         return ActionColumn(name.strip(), column, operator, value.strip("'\""))
 
     def __str__(self) -> str:
@@ -131,13 +123,10 @@ class Reading:
         _one_of("--time-unit", self.time_unit, TIME_UNITS)
         _one_of("--unengaged", self.unengaged, UNENGAGED)
         for option, names in (("--column", self.columns), ("--constant", self.constants)):
-            unknown = sorted(set(names) - set(MEANINGS))
-            if unknown:
+            if unknown := sorted(set(names) - set(MEANINGS)):
                 example = "timestamp_ms=event_time" if option == "--column" else "surface=web"
-                raise WrongOption(
-                    f"{option}: expected names among {', '.join(MEANINGS)}, found {', '.join(unknown)}; for example "
-                    f"{option} {example}"
-                )
+                among = f"names among {', '.join(MEANINGS)}"
+                raise _wrong(option, among, ", ".join(unknown), f"{option} {example}")
         if self.sections and self.sections not in MEANINGS:
             raise WrongOption(f"sections: expected one of {', '.join(MEANINGS)}, found {self.sections!r}")
         self._check_actions()
@@ -149,37 +138,29 @@ class Reading:
         names = [a.name for a in self.actions]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
-            raise WrongOption(
-                f"--action-column: expected each action once, found {twice[0]!r} twice; for example "
-                f"--action-column like=is_like --action-column share=is_share"
-            )
+            example = "--action-column like=is_like --action-column share=is_share"
+            raise _wrong("--action-column", "each action once", f"{twice[0]!r} twice", example)
         if self.unengaged != "events" and not self.actions:
-            raise WrongOption(
-                f"--unengaged {self.unengaged}: expected columns that tell the actions beside it, found none; for "
-                f"example --action-column like=is_like --unengaged {self.unengaged}"
-            )
+            option = f"--unengaged {self.unengaged}"
+            example = f"--action-column like=is_like {option}"
+            raise _wrong(option, "columns that tell the actions beside it", "none", example)
         for name, weight in self.weights.items():
             if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
-                raise WrongOption(
-                    f"--weight: action {name!r}: expected a number, found {weight!r}; for example --weight {name}=1"
-                )
+                raise _wrong(f"--weight: action {name!r}", "a number", repr(weight), f"--weight {name}=1")
 
     def _check_times(self) -> None:
         if self.time_from not in ("", "order"):
             self.start_ms  # noqa: B018 raises
         if self.time_format:
             try:
-                datetime.strptime(
-                    datetime(2001, 2, 3, tzinfo=UTC).strftime(self.time_format), self.time_format
-                )
+                some = datetime(2001, 2, 3, tzinfo=UTC).strftime(self.time_format)
+                datetime.strptime(some, self.time_format)
                 fits = "%" in self.time_format
             except (ValueError, re.error):
                 fits = False
             if not fits:
-                raise WrongOption(
-                    f"--time-format: expected a format of strptime, found {self.time_format!r}; for example "
-                    f"--time-format '%m/%d/%Y %I:%M:%S %p'"
-                )
+                example = "--time-format '%m/%d/%Y %I:%M:%S %p'"
+                raise _wrong("--time-format", "a format of strptime", repr(self.time_format), example)
             if not re.search(r"%[YyGcxD]", self.time_format):
                 raise WrongOption(
                     f"--time-format: expected a format with a year, found {self.time_format!r}, whose times would all "
@@ -195,34 +176,30 @@ class Reading:
             try:
                 if name == "position":
                     raise ValueError(value)
-                datetime.strptime(value, self.time_format) if self.time_format else datetime.fromisoformat(
-                    value
-                )
+                if self.time_format:
+                    datetime.strptime(value, self.time_format)
+                else:
+                    datetime.fromisoformat(value)
             except ValueError:
                 wanted = "a number" if name == "position" else "a number or a time"
                 example = "0" if name == "position" else "2024-01-31T12:00:00"
-                raise WrongOption(
-                    f"--constant: {name}: expected {wanted}, found {value!r}; for example --constant {name}={example}"
-                ) from None
+                example = f"--constant {name}={example}"
+                raise _wrong(f"--constant: {name}", wanted, repr(value), example) from None
 
     def _check_text(self) -> None:
         twice = sorted({n for n in self.header if n != "-" and self.header.count(n) > 1})
         if twice or any(not n for n in self.header):
-            raise WrongOption(
-                f"--header: expected each name once, found {twice[0] if twice else ''!r} "
-                f"{'twice' if twice else 'empty'}; for example --header user_id,item_id,-,action,timestamp_ms"
+            found = f"{twice[0]!r} twice" if twice else "'' empty"
+            raise _wrong(
+                "--header", "each name once", found, "--header user_id,item_id,-,action,timestamp_ms"
             )
         if self.separator and len(self.separator.encode()) > 3:
-            raise WrongOption(
-                f"separator: expected one to three characters, found {self.separator!r}; for example '\\t' or '::'"
-            )
+            raise _wrong("separator", "one to three characters", repr(self.separator), "'\\t' or '::'")
         try:
             "".encode(self.encoding or "utf-8")
         except LookupError:
-            raise WrongOption(
-                f"--encoding: expected the name of a text encoding, found {self.encoding!r}; for example "
-                f"--encoding latin-1"
-            ) from None
+            found, example = repr(self.encoding), "--encoding latin-1"
+            raise _wrong("--encoding", "the name of a text encoding", found, example) from None
         for spec in self.explode:
             exploded(spec)
 
@@ -234,10 +211,8 @@ class Reading:
         try:
             found = datetime.fromisoformat(self.time_from)
         except ValueError:
-            raise WrongOption(
-                f"--time-from: expected order, or the date that times count from, found {self.time_from!r}; for "
-                f"example --time-from 2020-01-01"
-            ) from None
+            expected, example = "order, or the date that times count from", "--time-from 2020-01-01"
+            raise _wrong("--time-from", expected, repr(self.time_from), example) from None
         return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1000)
 
     @property
@@ -342,10 +317,9 @@ def exploded(spec: str) -> tuple[str, tuple[str, ...], str]:
     fields = re.split(r"[^\w]", pattern) if colon else []
     between = re.findall(r"[^\w]", pattern)
     if not column or (colon and (len(fields) != 2 or not all(fields))):
-        raise WrongOption(
-            f"--explode: expected COLUMN, or COLUMN:FIELD-FIELD for elements to take apart, found {spec!r}; for "
-            f"example --explode events, or --explode impressions:item_id-clicked"
-        )
+        expected = "COLUMN, or COLUMN:FIELD-FIELD for elements to take apart"
+        example = "--explode events, or --explode impressions:item_id-clicked"
+        raise _wrong("--explode", expected, repr(spec), example)
     return column, tuple(fields), between[0] if between else ""
 
 
@@ -366,18 +340,13 @@ def load(name: str) -> Reading:
         return Reading.of(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
     except (OSError, ValueError) as error:
         near = difflib.get_close_matches(name, known, 1, 0.4) or ["movielens"]
-        raise WrongOption(
-            f"--layout: expected one of the {len(known)} that vista layouts lists, or a file in TOML, found {name!r} "
-            f"({error}); for example --layout {near[0]}"
-        ) from None
+        expected = f"one of the {len(known)} that vista layouts lists, or a file in TOML"
+        raise _wrong("--layout", expected, f"{name!r} ({error})", f"--layout {near[0]}") from None
 
 
 def _one_of(option: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
     if value not in known:
-        first = next(iter(known))
-        raise WrongOption(
-            f"{option}: expected one of {', '.join(known)}, found {value!r}; for example {option} {first}"
-        )
+        raise _wrong(option, f"one of {', '.join(known)}", repr(value), f"{option} {next(iter(known))}")
 
 
 def _number(text: str) -> float | None:
@@ -389,8 +358,6 @@ def _number(text: str) -> float | None:
 
 
 def _toml(value: Any) -> str:
-    import json
-
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (list, tuple)):

@@ -7,9 +7,10 @@ checked on reading (vista/data/logs/importer.py).
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -103,22 +104,16 @@ IMPRESSIONS: tuple[Column, ...] = (
     Column("timestamp_ms", TIMES, False, _TIME.says, _TIME.likely),
 )
 WORDS = ("string", "int", "bool", "list of string", "list of int", "null")
+TEXTS = ("string", "list of string", "null")
+VECTORS = ("vector", "list of int", "null")
 ITEMS: tuple[Column, ...] = (
     Column("item_id", IDS, True, "int64 or string", _ITEM.likely),
     Column("name", ("string", "null"), False, "string", ("title",)),
     Column(
         "category", WORDS, False, "a string, or a list of them", ("categories", "genres", "genre", "tags")
     ),
-    Column(
-        "text",
-        ("string", "list of string", "null"),
-        False,
-        "a string",
-        ("description", "abstract", "features"),
-    ),
-    Column(
-        "vector", ("vector", "list of int", "null"), False, "a list of numbers", ("embed", "embedding", "vec")
-    ),
+    Column("text", TEXTS, False, "a string", ("description", "abstract", "features")),
+    Column("vector", VECTORS, False, "a list of numbers", ("embed", "embedding", "vec")),
 )
 ALIASES = {"action": "actions", "actions": "action", "timestamp_ms": "timestamp"}
 """A column that is not mapped and not there under its name may be there under this one."""
@@ -128,6 +123,13 @@ SECOND = "time_of_day"
 
 TOLD = "action:"
 """Begins the meaning of a column that tells one action."""
+
+
+_LISTS = {
+    "list of int": ("int", "uint", "null"),
+    "list of string": ("string",),
+    "vector": ("float", "decimal"),
+}
 
 
 def kind_of(type_: pa.DataType) -> str | None:
@@ -141,14 +143,7 @@ def kind_of(type_: pa.DataType) -> str | None:
         return kind_of(type_.value_type)
     if t.is_list(type_) or t.is_large_list(type_) or t.is_fixed_size_list(type_):
         inner = kind_of(type_.value_type)
-        if inner in ("float", "decimal"):
-            return "vector"
-        return {
-            "int": "list of int",
-            "uint": "list of int",
-            "null": "list of int",
-            "string": "list of string",
-        }.get(inner or "")
+        return next((kind for kind, of in _LISTS.items() if inner in of), None)
     for kind, tests in (
         ("uint", (t.is_uint64,)),
         ("int", (t.is_integer,)),
@@ -226,9 +221,7 @@ def needed(columns: Sequence[Column], reading: Reading) -> tuple[Column, ...]:
         without |= {"timestamp_ms"}
     if reading.unengaged != "impressions" and not shows(columns):
         columns = [c for c in columns if c.name != "position"]
-    return tuple(
-        Column(c.name, c.kinds, c.required and c.name not in without, c.says, c.likely) for c in columns
-    )
+    return tuple(replace(c, required=c.required and c.name not in without) for c in columns)
 
 
 def shows(columns: Sequence[Column]) -> bool:
@@ -248,6 +241,11 @@ def parts_of(name: str) -> list[str]:
     return name.split("+") if "+" in name else [name]
 
 
+def said(error: Exception) -> str:
+    """The first line of an error's text, or its name."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 OTHERS = {
     r"\.(zip|tar|tgz|7z|rar)$|\.tar\.\w+$": "an archive; unpack it",
     r"\.(xlsx?|ods)$": "a spreadsheet; save it as CSV",
@@ -260,7 +258,7 @@ def open_source(path: str, dictionary: Sequence[str] = ()) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(paths.open_input(path), read_dictionary=list(dictionary) or None)
     except (OSError, ValueError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = said(error)
         for ending, hint in OTHERS.items():
             if re.search(ending, path.lower()):
                 reason = hint
@@ -287,6 +285,17 @@ def batches(
         yield batch
     if left:
         raise pa.ArrowInvalid(f"{left} rows fewer than its footer states: a column has no values for them")
+
+
+def write_rows(path: str, batches: Iterator[pa.RecordBatch]) -> None:
+    """The batches as one Parquet file, whole or not at all; the first batch may be empty."""
+    temporary = f"{path}.tmp"
+    first = next(batches)
+    with pq.ParquetWriter(temporary, first.schema, compression="lz4") as writer:
+        writer.write_batch(first)
+        for batch in batches:
+            writer.write_batch(batch)
+    os.replace(temporary, path)
 
 
 def identity(path: str) -> tuple[int, str]:

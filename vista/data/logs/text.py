@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,12 +23,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vista.data import paths
+from vista.data.arrow import valid
 from vista.data.logs import times
 from vista.data.logs.csv_rows import QuotesAreText, csv_rows
 from vista.data.logs.exploding import explode_all
 from vista.data.logs.facts import Facts
 from vista.data.logs.json_rows import json_rows
-from vista.data.logs.reading import TIME_UNITS, Reading
+from vista.data.logs.reading import TIME_UNITS, Bounds, Reading
 from vista.data.logs.schema import (
     BROKEN,
     LINE,
@@ -38,7 +38,9 @@ from vista.data.logs.schema import (
     column_name,
     needed,
     parts_of,
+    said,
     wanted_names,
+    write_rows,
 )
 
 BATCH_ROWS = 65_536
@@ -54,11 +56,7 @@ NUMBER = times.NUMBER
 
 
 def draft(
-    path: str,
-    target: str,
-    columns: Sequence[Column],
-    reading: Reading | None = None,
-    bounds: tuple[int, int] | None = None,
+    path: str, target: str, columns: Sequence[Column], reading: Reading, bounds: Bounds = None
 ) -> Facts:
     """Write a text log as Parquet with every column that may be needed as text (which need not be UTF-8), ``LINE`` and
     ``BROKEN``.
@@ -70,7 +68,6 @@ def draft(
     Raises:
         UnreadableFile: it cannot be opened or decompressed, or has no header.
     """
-    reading = reading or Reading()
     facts = Facts()
     ending = paths.text_ending(path)
     wanted = wanted_names(columns, reading)
@@ -80,13 +77,10 @@ def draft(
             raise ValueError("nothing, not even a header")
         if ending in paths.JSON_ENDINGS:
             with paths.open_text(path, reading.encoding) as stream:
-                ids = [
-                    column_name(c, reading.columns, ())[0]
-                    for c in columns
-                    if c.name in ("user_id", "item_id")
-                ]
+                named = {c.name: column_name(c, reading.columns, ())[0] for c in columns}
+                ids = [named[name] for name in ("user_id", "item_id") if name in named]
                 rows = json_rows(stream, sorted(wanted), facts, reading, ids, ending == ".json")
-                _write(target, map(count, rows))
+                write_rows(target, map(count, rows))
             facts.values = {n: v for n, v in facts.values.items() if n in facts.names}
         else:
             quotes = reading.quotes
@@ -95,63 +89,46 @@ def draft(
                 with paths.open_text(path, reading.encoding) as stream:
                     rows = csv_rows(stream, ending, wanted, facts.names, reading, attempt)
                     try:
-                        _write(target, map(count, explode_all(rows, reading)))
+                        write_rows(target, map(count, explode_all(rows, reading)))
                         break
                     except QuotesAreText:
                         continue
     except (*paths.UNREADABLE, pa.ArrowException) as error:
         if paths.is_full(error):
             raise
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnreadableFile(
-            f"{path}: expected a readable text log, as its name ends, found: {why}; replace or leave out the file, or "
-            f"run vista ingest --skip-bad-files"
+            f"{path}: expected a readable text log, as its name ends, found: {said(error)}; replace or leave out "
+            f"the file, or run vista ingest --skip-bad-files"
         ) from error
     return facts
 
 
-def typed(source: str, target: str, kinds: Mapping[str, str], reading: Reading | None = None) -> None:
+def typed(source: str, target: str, kinds: Mapping[str, str], reading: Reading) -> None:
     """Write a draft with its columns in their kinds; a value that does not fit breaks its line.
 
     Args:
         kinds: by column of the draft that is to stay: ``int``, ``float``, ``time``, ``list of int``, ``list of
             string``, ``vector`` or ``string``.
     """
-    reading = reading or Reading()
     with pq.ParquetFile(source) as file:
         names = [*kinds, LINE, BROKEN]
         empty = pa.RecordBatch.from_pylist([], file.schema_arrow).select(names)
         batches = (_cast(batch, kinds, reading) for batch in file.iter_batches(BATCH_ROWS, columns=names))
-        _write(target, itertools.chain([_cast(empty, kinds, reading)], batches))
-
-
-def _write(path: str, batches: Iterator[pa.RecordBatch]) -> None:
-    """The batches as one Parquet file, whole or not at all; the first batch may be empty."""
-    temporary = f"{path}.tmp"
-    first = next(batches)
-    with pq.ParquetWriter(temporary, first.schema, compression="lz4") as writer:
-        writer.write_batch(first)
-        for batch in batches:
-            writer.write_batch(batch)
-    os.replace(temporary, path)
+        write_rows(target, itertools.chain([_cast(empty, kinds, reading)], batches))
 
 
 # What values are -------------------------------------------------------------------------------------------------
 
 
 def _count(
-    facts: Facts,
-    columns: Sequence[Column],
-    reading: Reading,
-    bounds: tuple[int, int] | None,
-    batch: pa.RecordBatch,
+    facts: Facts, columns: Sequence[Column], reading: Reading, bounds: Bounds, batch: pa.RecordBatch
 ) -> pa.RecordBatch:
     """Add a batch of text to the facts."""
     present = [n for n in batch.schema.names if n not in (LINE, BROKEN)]
     there = facts.names or present
     names = {c.name: column_name(c, reading.columns, there)[0] for c in columns}
     before = list(facts.times)
-    taken = _taken(facts, batch, names, present, reading, bounds)
+    taken = _taken(facts, batch, names, reading, bounds)
     time = names.get("timestamp_ms", "")
     counted = [now - then for now, then in zip(facts.times, before, strict=True)]
     whole = bool(taken.all())
@@ -183,18 +160,13 @@ def _within_int64(column: pa.Array) -> int:
 
 
 def _taken(
-    facts: Facts,
-    batch: pa.RecordBatch,
-    names: Mapping[str, str],
-    present: Collection[str],
-    reading: Reading,
-    bounds: tuple[int, int] | None,
+    facts: Facts, batch: pa.RecordBatch, names: Mapping[str, str], reading: Reading, bounds: Bounds
 ) -> np.ndarray:
     """bool [N]: rows with a user, an item and a time that can be meant."""
-    taken = batch.column(BROKEN).is_null().to_numpy(zero_copy_only=False)
+    taken, present = ~valid(batch.column(BROKEN)), batch.schema.names
     for meaning in ("user_id", "item_id"):
         if (name := names.get(meaning)) in present and batch.column(name).null_count:
-            taken = taken & batch.column(name).is_valid().to_numpy(zero_copy_only=False)
+            taken = taken & valid(batch.column(name))
     parts = [] if reading.by_order else parts_of(names.get("timestamp_ms", ""))
     if not parts or any(p not in present for p in parts):
         return taken
@@ -205,7 +177,7 @@ def _taken(
     integers = matching(column, INTEGER) if values and not reading.time_format else 0
     numbers = matching(column, NUMBER) if integers < values and not reading.time_format else integers
     read = numbers
-    valid = column.is_valid().to_numpy(zero_copy_only=False)
+    there = valid(column)
     if numbers == values and len(parts) == 1 and values:
         try:
             exact = integers == values and not pc.any(pc.ends_with(column, ".0")).as_py()
@@ -217,16 +189,16 @@ def _taken(
     else:
         second = _text(batch.column(parts[1])) if len(parts) > 1 else None
         ms, _, unread = times.milliseconds(_text(column), reading, second)
-        valid &= ~unread
-        read = int(valid.sum())
+        there &= ~unread
+        read = int(there.sum())
         if unread.any() and len(facts.samples) < SAMPLES:
             some = batch.column(parts[0]).filter(pa.array(unread)).slice(0, SAMPLES)
             facts.samples += [v[:KEPT] for v in _text(some).to_pylist() if v]
     for i, n in enumerate((values, integers, numbers, read)):
         facts.times[i] += n
     if bounds is not None:
-        valid = valid & (ms >= bounds[0]) & (ms <= bounds[1])
-    return taken & valid
+        there = there & (ms >= bounds[0]) & (ms <= bounds[1])
+    return taken & there
 
 
 def _text(column: pa.Array) -> pa.Array:

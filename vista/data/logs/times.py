@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vista.data.arrow import valid
 from vista.data.logs.reading import TIME_UNITS, Reading, with_year
 
 FAR = 2**62
@@ -47,12 +48,10 @@ def milliseconds(
     type_ = column.type
     missing = column.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
     unread = np.zeros(len(column), bool)
-    if pa.types.is_string(type_):
-        column, unread = parsed(column, reading.time_format, reading.time_unit)
-        return _numbers(column, "ms", 0, missing | unread), missing, unread
     if pa.types.is_integer(type_) and reading.time_format:
-        text = _padded(column, reading.time_format)
-        column, unread = parsed(text, reading.time_format)
+        column = _padded(column, reading.time_format)
+    if pa.types.is_string(column.type):
+        column, unread = parsed(column, reading.time_format, reading.time_unit)
         return _numbers(column, "ms", 0, missing | unread), missing, unread
     start = reading.start_ms
     if pa.types.is_timestamp(type_) or pa.types.is_duration(type_):
@@ -72,10 +71,8 @@ def _numbers(column: pa.Array, unit: str, start: int, missing: np.ndarray) -> np
     if pa.types.is_decimal(column.type):
         column = column.cast(pa.float64())
     if missing.any():
-        values = pc.if_else(pa.array(missing), pa.scalar(0, column.type), column)
-    else:
-        values = column
-    found = values.to_numpy(zero_copy_only=False)
+        column = pc.if_else(pa.array(missing), pa.scalar(0, column.type), column)
+    found = column.to_numpy(zero_copy_only=False)
     if found.dtype.kind == "f" or factor > 1 or found.dtype == np.uint64:
         # Exact below 2^53; what is beyond lies outside any bounds, also once it is cut.
         with np.errstate(over="ignore", invalid="ignore"):
@@ -87,11 +84,11 @@ def _numbers(column: pa.Array, unit: str, start: int, missing: np.ndarray) -> np
 
 def parsed(column: pa.Array, time_format: str = "", unit: str = "ms") -> tuple[pa.Array, np.ndarray]:
     """(timestamp ms [N], bool [N]: not null, and no time) of text: in a format, else ISO 8601 or numbers of a unit."""
-    nulls = column.is_null().to_numpy(zero_copy_only=False)
+    there = valid(column)
     target = pa.timestamp("ms")
     if time_format and not re.search(r"%[zZfjcxX]", time_format):
         found = pc.strptime(pc.utf8_trim_whitespace(column), time_format, "ms", error_is_null=True)
-        return found.cast(target), found.is_null().to_numpy(zero_copy_only=False) & ~nulls
+        return found.cast(target), there & ~valid(found)
     if not time_format:
         for type_ in (pa.timestamp("ms", "UTC"), target):
             try:
@@ -99,11 +96,9 @@ def parsed(column: pa.Array, time_format: str = "", unit: str = "ms") -> tuple[p
             except pa.ArrowInvalid:
                 continue
     encoded = column.dictionary_encode()
-    values = [_moment(v, time_format, unit) for v in encoded.dictionary.to_pylist()]
-    codes = pc.fill_null(encoded.indices, len(values)).to_numpy(zero_copy_only=False)
-    moments = pa.array([*values, None], target)
-    found = moments.take(pa.array(codes))
-    return found, found.is_null().to_numpy(zero_copy_only=False) & ~nulls
+    moments = [_moment(v, time_format, unit) for v in encoded.dictionary.to_pylist()]
+    found = pa.array(moments, target).take(encoded.indices)
+    return found, there & ~valid(found)
 
 
 def _moment(text: str, time_format: str, unit: str) -> datetime | int | None:
@@ -114,9 +109,8 @@ def _moment(text: str, time_format: str, unit: str) -> datetime | int | None:
             value = float(text) * TIME_UNITS[unit]
             return None if re.match(CUT, text) or not abs(value) < FAR else round(value)
         # "2024-01-31 12:00:00 UTC" is how BigQuery writes it
-        return _utc(
-            datetime.fromisoformat(text[:-4] + "Z" if text.endswith((" UTC", " GMT")) else text.strip())
-        )
+        text = text[:-4] + "Z" if text.endswith((" UTC", " GMT")) else text.strip()
+        return _utc(datetime.fromisoformat(text))
     except (ValueError, OverflowError):
         return None
 
@@ -143,7 +137,7 @@ def _together(date: pa.Array, time: pa.Array, reading: Reading) -> pa.Array:
         unit = time.type.unit
         whole = time.view(pa.int32() if unit in ("s", "ms") else pa.int64()).cast(pa.int64())
         day, _, _ = milliseconds(date, reading)
-        ms = _numbers(whole, unit, 0, whole.is_null().to_numpy(zero_copy_only=False))
+        ms = _numbers(whole, unit, 0, ~valid(whole))
         absent = pc.or_(date.is_null(), time.is_null())
         return pc.if_else(absent, pa.scalar(None, pa.timestamp("ms")), pa.array(day + ms, pa.timestamp("ms")))
     parts = reading.time_format.split(" ", 1) if " " in reading.time_format else ["", ""]

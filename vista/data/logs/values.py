@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,14 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from vista.data.arrow import decoded, list_lengths, true
 from vista.data.logs import actions, times
 from vista.data.logs.reading import Reading
 from vista.data.logs.schema import TOLD, LogFile, kind_of
 from vista.jagged import owners_of
 
 MAX_USER_BYTES = 511
-
-
 MAX_TEXT_BYTES = 65_535
 """Of an item, request, action or surface, and of an item's name."""
 
@@ -41,6 +41,9 @@ class Rules:
     reading: Reading = field(default_factory=Reading)
     first_time_ms: int = 0
 
+
+Columns = dict[str, pa.Array]
+"""By meaning."""
 
 NO_NAMES = (np.zeros(0, np.int64), pa.array([], pa.string()))
 
@@ -67,7 +70,7 @@ class BadRows:
 
     def where(self, rows: pa.Array | np.ndarray, reason: str) -> None:
         if not isinstance(rows, np.ndarray):
-            rows = pc.fill_null(rows, False).to_numpy(zero_copy_only=False)
+            rows = true(rows)
         if rows.any():
             self._reasons.append(reason)
             self._code[rows & (self._code == 0)] = len(self._reasons) - 1
@@ -83,21 +86,14 @@ class BadRows:
         return self._code == self._reasons.index(reason)
 
 
-def zeros(n: int) -> np.ndarray:
-    return np.zeros(n, np.int64)
-
-
 def plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """One array; of dictionaries those of text stay, text is string, and a column without a type is of nulls."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
         if isinstance(column, pa.ChunkedArray):
             column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
-    if pa.types.is_run_end_encoded(column.type):
-        column = pc.run_end_decode(column)
-    if pa.types.is_dictionary(column.type) and kind_of(column.type) != "string":
-        column = column.cast(column.type.value_type)
-    return column
+    words = pa.types.is_dictionary(column.type) and kind_of(column.type) == "string"
+    return column if words else decoded(column)
 
 
 def as_text(column: pa.Array) -> pa.Array:
@@ -120,7 +116,7 @@ def texts_of(column: pa.Array, name: str, most: int, bad: BadRows) -> tuple[np.n
         values = values.filter(pa.array(used))
         place = np.append(np.cumsum(used) - 1, len(values))[place]
     raw = values.cast(pa.large_binary())
-    flawed = pc.fill_null(pc.greater(pc.binary_length(raw), most), False).to_numpy(zero_copy_only=False)
+    flawed = true(pc.greater(pc.binary_length(raw), most))
     empty = pa.scalar(b"", pa.large_binary())
     if flawed.any():
         bad.where(np.append(flawed, False)[place], f"{name}_length")
@@ -145,37 +141,45 @@ def _is_utf8(value: bytes) -> bool:
     return True
 
 
+def text_of(column: pa.Array, name: str, most: int, bad: BadRows, empty_is_null: bool = False) -> pa.Array:
+    """The texts that :func:`texts_of` finds, row by row."""
+    codes, values, null = texts_of(column, name, most, bad)
+    if empty_is_null:
+        null = null | _empty(values)[codes]
+    return pc.if_else(pa.array(null), pa.scalar(None, pa.string()), values.take(pa.array(codes)))
+
+
+def _empty(values: pa.Array) -> np.ndarray:
+    return pc.equal(pc.binary_length(values), 0).to_numpy(zero_copy_only=False)
+
+
 def _refuse_rounded(column: pa.Array, name: str, bad: BadRows) -> None:
     """Floats beyond what their type counts in ones: digits were lost before they came here, and several ids are one."""
     if pa.types.is_floating(column.type):
         values = np.abs(pc.fill_null(column, 0).to_numpy(zero_copy_only=False))
-        bad.where(
-            (values > 2.0 ** (np.finfo(values.dtype).nmant + 1)) & np.isfinite(values), f"{name}_digits_lost"
-        )
+        lost = values > 2.0 ** (np.finfo(values.dtype).nmant + 1)
+        bad.where(lost & np.isfinite(values), f"{name}_digits_lost")
 
 
 def user_text(column: pa.Array, bad: BadRows) -> pa.Array:
     _refuse_rounded(column, "user", bad)
-    codes, values, null = texts_of(as_text(column), "user", MAX_USER_BYTES, bad)
-    empty = pc.equal(pc.binary_length(values), 0).to_numpy(zero_copy_only=False)
-    bad.where(empty[codes] & ~null, "user_length")
+    codes, values, null = texts_of(column, "user", MAX_USER_BYTES, bad)
+    bad.where(_empty(values)[codes] & ~null, "user_length")
     return values.take(pa.array(codes))
 
 
 def _ints(column: pa.Array, name: str, bad: BadRows) -> np.ndarray:
     """int64 [N], nulls as 0; rows whose number is not whole or does not fit are bad."""
     if pa.types.is_null(column.type):
-        return zeros(len(column))
+        return np.zeros(len(column), np.int64)
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
     if kind_of(column.type) == "string":  # constants of a path
         column = pc.if_else(column.is_null(), "0", as_text(column))
     filled = pc.fill_null(column, 0) if column.null_count else column
     _refuse_rounded(filled, name, bad)
-    try:
+    with suppress(pa.ArrowInvalid):
         return filled.cast(pa.int64()).to_numpy(zero_copy_only=False)
-    except pa.ArrowInvalid:
-        pass
     if pa.types.is_floating(filled.type):
         values = filled.to_numpy(zero_copy_only=False).astype(np.float64)
         nothing = np.isnan(values)
@@ -205,7 +209,7 @@ def ids_of(
         values = _ints(column, name, bad)
         return values, NO_NAMES, pa.array(values)
     _refuse_rounded(column, name, bad)
-    codes, values, null = texts_of(as_text(column), name, MAX_TEXT_BYTES, bad)
+    codes, values, null = texts_of(column, name, MAX_TEXT_BYTES, bad)
     ids = hash_strings(values)
     used = pa.array(ids), values
     if null.any():
@@ -217,15 +221,12 @@ def ids_of(
 def times_of(column: pa.Array, second: pa.Array | None, rules: Rules, bad: BadRows) -> np.ndarray:
     """int64 [N], milliseconds."""
     if kind_of(column.type) == "string":
-        codes, values, null = texts_of(column, "time", 1_000, bad)
-        text = values.take(pa.array(codes))
-        column = pc.if_else(pa.array(null | (codes_empty(values)[codes])), pa.scalar(None, pa.string()), text)
+        column = text_of(column, "time", 1_000, bad, empty_is_null=True)
     if second is not None and kind_of(second.type) == "string":
-        codes, values, null = texts_of(second, "time", 1_000, bad)
-        second = pc.if_else(pa.array(null), pa.scalar(None, pa.string()), values.take(pa.array(codes)))
+        second = text_of(second, "time", 1_000, bad)
     if pa.types.is_null(column.type):
         bad.where(np.ones(len(column), bool), "null_time")
-        return zeros(len(column))
+        return np.zeros(len(column), np.int64)
     time, missing, unread = times.milliseconds(column, rules.reading, second)
     bad.where(missing, "null_time")
     bad.where(unread, "no_time_format" if rules.reading.time_format else "unreadable_time")
@@ -235,19 +236,15 @@ def times_of(column: pa.Array, second: pa.Array | None, rules: Rules, bad: BadRo
     return time
 
 
-def codes_empty(values: pa.Array) -> np.ndarray:
-    """bool: which texts are empty."""
-    return pc.equal(pc.binary_length(values), 0).to_numpy(zero_copy_only=False)
-
-
 def small_ints(column: pa.Array, largest: int, name: str, bad: BadRows) -> np.ndarray:
     bad.where(column.is_null(), f"null_{name}")
     values = _ints(column, name, bad)
-    bad.where((values < 0) | (values > largest), f"{name}_out_of_range")
-    return np.where((values < 0) | (values > largest), 0, values).astype(np.int32)
+    outside = (values < 0) | (values > largest)
+    bad.where(outside, f"{name}_out_of_range")
+    return np.where(outside, 0, values).astype(np.int32)
 
 
-def surfaces_of(columns: dict[str, pa.Array], source: LogFile, rules: Rules, bad: BadRows) -> np.ndarray:
+def surfaces_of(columns: Columns, source: LogFile, rules: Rules, bad: BadRows) -> np.ndarray:
     kind = source.kinds.get("surface", "null") if "surface" in columns else "null"
     if kind == "null":
         return np.zeros(len(columns["user_id"]), np.int32)
@@ -264,22 +261,14 @@ def _named(
     column: pa.Array, vocabulary: tuple[str, ...], name: str, bad: BadRows
 ) -> tuple[np.ndarray, np.ndarray]:
     """(place in the vocabulary int64 [N], 0 where there is none; bool [N]: not null and not in it)."""
-    codes, values, null = texts_of(as_text(column), name, MAX_TEXT_BYTES, bad)
+    codes, values, null = texts_of(column, name, MAX_TEXT_BYTES, bad)
     place = {text: i for i, text in enumerate(vocabulary)}
-    known = np.array([place.get(v, -1) for v in values.to_pylist()], np.int64)
-    if not len(known):
-        return np.zeros(len(column), np.int64), np.zeros(len(column), bool)
-    known = known[codes]
+    known = np.array([place.get(v, -1) for v in values.to_pylist()], np.int64)[codes]
     return np.maximum(known, 0), (known == -1) & ~null
 
 
 def masks_of(
-    columns: dict[str, pa.Array],
-    source: LogFile,
-    rules: Rules,
-    bad: BadRows,
-    item: pa.Array,
-    null_is_none: bool,
+    columns: Columns, source: LogFile, rules: Rules, bad: BadRows, item: pa.Array, null_is_none: bool
 ) -> np.ndarray:
     """int32 [N]: the bits of a row's actions, from every column that tells some."""
     n = len(item)
@@ -289,14 +278,13 @@ def masks_of(
     if key in columns:
         none = null_is_none or bool(reading.actions)
         mask = _actions(columns[key], source.kinds[key], rules, bad, null_is_none=none)
-    bits = actions.bits(rules.reading.named_actions(), rules.actions)
+    bits = actions.bits(reading.named_actions(), rules.actions)
     for action in reading.actions:
         if TOLD + action.name not in columns:
             continue
         column = columns[TOLD + action.name]
         if kind_of(column.type) == "string":
-            codes, values, null = texts_of(column, "action", MAX_TEXT_BYTES, bad)
-            column = pc.if_else(pa.array(null), pa.scalar(None, pa.string()), values.take(pa.array(codes)))
+            column = text_of(column, "action", MAX_TEXT_BYTES, bad)
         has, wrong = actions.told(column, action, item)
         bad.where(wrong, "unreadable_action")
         if action.name in bits:
@@ -322,9 +310,7 @@ def _actions(column: pa.Array, kind: str, rules: Rules, bad: BadRows, null_is_no
     if not null_is_none:
         bad.where(nulls, "null_action")
     if kind.startswith("list"):
-        flat = plain(column.flatten())
-        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-        row = owners_of(lengths)
+        flat, row = plain(column.flatten()), owners_of(list_lengths(column))
     else:
         flat, row = column.drop_null(), np.flatnonzero(~nulls)
     inner = BadRows(len(flat))

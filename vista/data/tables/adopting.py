@@ -20,7 +20,7 @@ from vista.data.tables.schemas import check_vocabulary
 from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
 
-COLUMNS = ("bucket", "user_id", "time", "request", "item", "action", "surface")
+COLUMNS = ("bucket", "user_id", *HISTORY.columns)
 
 
 def adopt(
@@ -33,32 +33,33 @@ def adopt(
 ) -> Warehouse:
     """Take over a history table that another engine keeps.
 
-    Raises:
-        DataError: columns, partition, buckets or order are not as docs/data.md says.
-    """
-    facts = checked(warehouse, num_buckets, bucket_of, actions, surfaces)
-    warehouse.create_others(facts["user-kind"])
-    with warehouse.history.transaction() as tx:
-        tx.set_properties({PREFIX + k: v for k, v in facts.items()})
-    count_items(warehouse.refresh().open())
-    return warehouse
-
-
-def checked(
-    warehouse: Warehouse,
-    num_buckets: int,
-    bucket_of: Callable[[np.ndarray, int], np.ndarray],
-    actions: Sequence[str],
-    surfaces: Sequence[str],
-) -> dict[str, str]:
-    """The properties of a table that can be taken over; the first users of every file are looked at.
-
     Args:
         bucket_of: ``cache_store.format.keys.bucket_of``.
 
     Raises:
         DataError: columns, partition, buckets or order are not as docs/data.md says.
     """
+    facts = _checked(warehouse, num_buckets, bucket_of, actions, surfaces)
+    warehouse.create_others(facts["user-kind"])
+    with warehouse.history.transaction() as tx:
+        tx.set_properties({PREFIX + k: v for k, v in facts.items()})
+    # training and retrieval take their items from the items table
+    files = warehouse.refresh().open().bucket_files().values()
+    tally = ItemTally.of(f.path for some in files for f in some)
+    if tally.rows:
+        uri = tally.table().write(warehouse.item_uri(1, "adopt", 0))
+        commit(warehouse, Addition("adopt", items=[uri]))
+    return warehouse
+
+
+def _checked(
+    warehouse: Warehouse,
+    num_buckets: int,
+    bucket_of: Callable[[np.ndarray, int], np.ndarray],
+    actions: Sequence[str],
+    surfaces: Sequence[str],
+) -> dict[str, str]:
+    """The properties of a table that can be taken over; the first users of every file are looked at."""
     columns = {f.name: f.field_type for f in warehouse.history.schema().fields}
     missing = [name for name in COLUMNS if name not in columns]
     user_kind = {LongType(): "int64", StringType(): "string"}.get(columns.get("user_id"))
@@ -83,11 +84,3 @@ def checked(
         "surfaces": json.dumps(list(surfaces)),
         "commit": "0",
     }
-
-
-def count_items(warehouse: Warehouse) -> None:
-    """Fill the items table from the history, which training and retrieval take their items from."""
-    tally = ItemTally.of(f.path for files in warehouse.bucket_files().values() for f in files)
-    if tally.rows:
-        uri = tally.table().write(warehouse.item_uri(1, "adopt", 0))
-        commit(warehouse, Addition("adopt", items=[uri]))

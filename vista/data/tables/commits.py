@@ -73,13 +73,9 @@ def recover(warehouse: Warehouse) -> list[str]:
     The files of the interrupted commit stay as orphans until ``forget`` or ``sweep`` deletes them.
     """
     with alone(warehouse):
-        return _recover(warehouse)
-
-
-def _recover(warehouse: Warehouse) -> list[str]:
-    warehouse.refresh()
-    with sound(warehouse.name):
-        return _rolled_back(warehouse)
+        warehouse.refresh()
+        with sound(warehouse.name):
+            return _rolled_back(warehouse)
 
 
 def _rolled_back(warehouse: Warehouse) -> list[str]:
@@ -92,9 +88,8 @@ def _rolled_back(warehouse: Warehouse) -> list[str]:
         current = table.current_snapshot()
         target = current
         while target is not None and int(summary_of(target).get(PREFIX + "commit", 0)) > whole:
-            target = (
-                None if target.parent_snapshot_id is None else table.snapshot_by_id(target.parent_snapshot_id)
-            )
+            before = target.parent_snapshot_id
+            target = None if before is None else table.snapshot_by_id(before)
         if target is current:
             continue
         undone.append(name)
@@ -121,70 +116,62 @@ def commit(warehouse: Warehouse, addition: Addition) -> int | None:
         DataError: vocabularies that do not extend the present ones, or a file that does not fit the table.
     """
     with alone(warehouse):
-        return _commit(warehouse, addition)
+        if addition.basis is not None and warehouse.refresh().basis() != addition.basis:
+            raise TableChanged(
+                f"{warehouse.name}: another commit, or vista forget, came in between; nothing was added. Run the "
+                f"same vista ingest with the same --run-dir again"
+            )
+        vocabularies = _vocabularies(warehouse, addition)
+        try:
+            with sound(warehouse.name):
+                _add_all(warehouse, addition, vocabularies)
+        except CommitFailedException as error:
+            raise TableChanged(
+                f"{warehouse.name}: another writer committed at the same time; nothing was added. Run vista ingest "
+                f"again"
+            ) from error
+        return warehouse.refresh().snapshot()
 
 
-def _commit(warehouse: Warehouse, addition: Addition) -> int | None:
-    if addition.basis is not None and warehouse.refresh().basis() != addition.basis:
-        raise TableChanged(
-            f"{warehouse.name}: another commit, or vista forget, came in between; nothing was added. Run the "
-            f"same vista ingest with the same --run-dir again"
-        )
-    actions = warehouse.actions if addition.actions is None else tuple(addition.actions)
-    surfaces = warehouse.surfaces if addition.surfaces is None else tuple(addition.surfaces)
-    check_vocabulary(actions, surfaces)
-    for name, old, new in (
-        ("actions", warehouse.actions, actions),
-        ("surfaces", warehouse.surfaces, surfaces),
-    ):
-        if new[: len(old)] != old:
+def _vocabularies(warehouse: Warehouse, addition: Addition) -> dict[str, tuple[str, ...]]:
+    """By name, as they are after an addition."""
+    before = {"actions": warehouse.actions, "surfaces": warehouse.surfaces}
+    given = {"actions": addition.actions, "surfaces": addition.surfaces}
+    after = {name: before[name] if new is None else tuple(new) for name, new in given.items()}
+    check_vocabulary(**after)
+    for name, old in before.items():
+        if after[name][: len(old)] != old:
             raise DataError(
                 f"{warehouse.name}: {name} only grow at the end; expected a continuation of {list(old)}, found "
-                f"{list(new)}; repeat vista ingest without naming them"
+                f"{list(after[name])}; repeat vista ingest without naming them"
             )
+    return after
+
+
+def _add_all(warehouse: Warehouse, addition: Addition, vocabularies: Mapping[str, Sequence[str]]) -> None:
+    """History last."""
     number = warehouse.commit_number + 1
     summary = {PREFIX + "commit": str(number), PREFIX + "run": addition.run}
-    try:
-        with sound(warehouse.name):
-            _add_all(warehouse, addition, number, summary, {"actions": actions, "surfaces": surfaces})
-    except CommitFailedException as error:
-        raise TableChanged(
-            f"{warehouse.name}: another writer committed at the same time; nothing was added. Run vista ingest again"
-        ) from error
-    warehouse.refresh()
-    return warehouse.snapshot()
-
-
-def _add_all(
-    warehouse: Warehouse,
-    addition: Addition,
-    number: int,
-    summary: dict[str, str],
-    vocabularies: Mapping[str, Sequence[str]],
-) -> None:
-    """History last."""
     if addition.sources:
         ledger.settle(warehouse.sources)
+        lines = [(addition.run, replace(row, commit=number)) for row in addition.sources]
         with warehouse.sources.transaction() as tx:
-            tx.append(
-                ledger.as_arrow([(addition.run, replace(row, commit=number)) for row in addition.sources]),
-                snapshot_properties=summary,
-            )
+            tx.append(ledger.as_arrow(lines), snapshot_properties=summary)
     for name in ("items", "content", "impressions"):
         if files := getattr(addition, name):
-            with warehouse.table(name).transaction() as tx:
-                _add(tx, files, summary)
+            add_files(warehouse.table(name), files, summary)
     with warehouse.history.transaction() as tx:
-        tx.set_properties(
-            {
-                PREFIX + "commit": str(number),
-                PREFIX + "run": addition.run,
-                **{PREFIX + name: json.dumps(list(names)) for name, names in vocabularies.items()},
-                **{PREFIX + k: v for k, v in addition.properties.items()},
-            }
-        )
+        facts = {name: json.dumps(list(names)) for name, names in vocabularies.items()}
+        facts |= addition.properties
+        tx.set_properties({**summary, **{PREFIX + key: value for key, value in facts.items()}})
         if addition.history:
             _add(tx, addition.history, summary)
+
+
+def add_files(table: Table, files: Sequence[str], summary: dict[str, str]) -> None:
+    """Files (URIs, already written) into a table, in one snapshot."""
+    with table.transaction() as tx:
+        _add(tx, files, summary)
 
 
 def replace_files(

@@ -1,8 +1,6 @@
 """Many small sorted files of a bucket into few: same rows, same order, fewer files to open for every reader.
 
-Every ingest adds a file per bucket, so after hundreds of them a bucket is hundreds of files. Files are merged newest
-back while the next older one is at most :data:`RATIO` times what is taken already: sizes then rise in steps, and a row
-is rewritten about once per step instead of at every merge.
+Which files, and why: docs/data.md.
 
     00000001-..., 00000002-..., ..., 00000009-...   ──▶   00000009-RUN-00003-from-00000001.parquet
 
@@ -20,9 +18,8 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import pyarrow.parquet as pq
-
 from vista.data import paths
+from vista.data.arrow import write_table
 from vista.data.tables import content
 from vista.data.tables.commits import alone, recover, replace_files
 from vista.data.tables.items import ItemCounts
@@ -112,8 +109,7 @@ def merges(
     found = []
     for name, kind in KINDS.items():
         for bucket, files in warehouse.bucket_files(kind=kind).items():
-            chosen = mergeable(files, until, most, everything)
-            if chosen:
+            if chosen := mergeable(files, until, most, everything):
                 part = f"{MERGED}{min(f.first_commit for f in chosen):08d}"
                 target = warehouse.data_uri(kind, chosen[-1].commit, run, bucket, part)
                 found.append(Merge(name, bucket, tuple(chosen), target, warehouse.user_kind))
@@ -168,66 +164,38 @@ def publish_merges(warehouse: Warehouse, done: Sequence[Merge], run: str) -> lis
     return published
 
 
-def merge_items(warehouse: Warehouse, run: str, most: int = MAX_FILES) -> int:
-    """Add the files of the items table up to one, where they are more than ``most``; how many there were, or 0."""
+def merge_small(warehouse: Warehouse, run: str, most: int) -> dict[str, int]:
+    """Write every table without buckets as one file where it has more than ``most``: each ingest, and each forgetting,
+    adds some. Items are added up; of what they are about the newest word on each field stays.
+
+    Returns:
+        By table, how many files there were; 0 where they were left.
+    """
+    names = ("items", "sources", "forgotten", "content")
+    return {name: _as_one(warehouse, name, run, most) for name in names}
+
+
+def _as_one(warehouse: Warehouse, name: str, run: str, most: int) -> int:
     recover(warehouse)
     with alone(warehouse):
-        warehouse.refresh()
-        files = [f.path for f in files_of(warehouse.items)]
+        if not warehouse.refresh().has_table(name):
+            return 0
+        table, whole = warehouse.table(name), warehouse.commit_number
+        files = files_of(table)
         if len(files) <= most:
             return 0
-        whole = warehouse.commit_number
-        with sound(f"{warehouse.name}, table items"):
-            target = ItemCounts.read(files).write(warehouse.item_uri(whole, run, 0))
-        summary = {PREFIX + "commit": str(whole), PREFIX + "run": run}
-        replace_files(warehouse.items, set(files), [target], summary)
-        warehouse.refresh()
-    return len(files)
-
-
-def merge_lists(warehouse: Warehouse, run: str, most: int = MAX_FILES) -> int:
-    """Write the ledger, and the list of who was forgotten, as one file each where they are more than ``most``: every
-    ingest and every forgetting adds one. How many there were, or 0."""
-    recover(warehouse)
-    merged = 0
-    with alone(warehouse):
-        for name in ("sources", "forgotten"):
-            if not warehouse.refresh().has_table(name):
-                continue
-            table, whole = warehouse.table(name), warehouse.commit_number
-            files = [f.path for f in files_of(table)]
-            if len(files) <= most:
-                continue
-            target = posixpath.join(
-                table.location(), "data", f"{whole:08d}-{run}-{uuid.uuid4().hex[:8]}.parquet"
-            )
-            with paths.open_output(target) as file:
-                pq.write_table(warehouse.read_rows(name), file, compression="zstd", store_schema=False)
-            replace_files(table, set(files), [target], {PREFIX + "commit": str(whole), PREFIX + "run": run})
-            merged += len(files)
-        warehouse.refresh()
-    return merged
-
-
-def merge_content(warehouse: Warehouse, run: str, most: int = MAX_FILES) -> int:
-    """Write what items are about as one file, where there are more than ``most``: of each field of an item the newest
-    that was told. How many there were, or 0."""
-    recover(warehouse)
-    with alone(warehouse):
-        if not warehouse.refresh().has_table("content"):
-            return 0
-        table, whole = warehouse.table("content"), warehouse.commit_number
-        current = table.current_snapshot()
-        files = [] if current is None else files_of(table, current.snapshot_id)
-        if len(files) <= most:
-            return 0
-        first = min(f.first_commit for f in files)
-        name = f"{whole:08d}-{run}-00000{MERGED}{first:08d}.parquet"
-        with sound(f"{warehouse.name}, table content"):
-            rows = content.merged(content.rows_of([f.path for f in files]))
-            target = content.write(rows, posixpath.join(table.location(), "data", name))
-        summary = {PREFIX + "commit": str(whole), PREFIX + "run": run}
-        replace_files(table, {f.path for f in files}, [target], summary)
+        uris, part = [f.path for f in files], uuid.uuid4().hex[:8]
+        with sound(f"{warehouse.name}, table {name}"):
+            if name == "items":
+                rows, part = ItemCounts.read(uris).to_arrow(), "00000"
+            elif name == "content":
+                rows = content.merged(content.rows_of(uris))
+                part = f"00000{MERGED}{min(f.first_commit for f in files):08d}"
+            else:
+                rows = warehouse.read_rows(name)
+            uri = posixpath.join(table.location(), "data", f"{whole:08d}-{run}-{part}.parquet")
+            write_table(rows, uri)
+        replace_files(table, set(uris), [uri], {PREFIX + "commit": str(whole), PREFIX + "run": run})
         warehouse.refresh()
     return len(files)
 

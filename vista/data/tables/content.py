@@ -8,14 +8,14 @@ item file that has something to put in.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from vista.data import paths
+from vista.data.arrow import lists, read_tables
 
 ARROW_SCHEMA = pa.schema(
     [
@@ -72,9 +72,8 @@ class ItemContent:
         for name in ("category", "text"):
             column = np.full(len(item), None, object)
             rows = _newest(ids, table[name].is_valid().to_numpy())
-            column[np.searchsorted(item, ids[rows])] = np.array(
-                table[name].take(pa.array(rows)).to_pylist(), object
-            )
+            found = table[name].take(pa.array(rows)).to_pylist()
+            column[np.searchsorted(item, ids[rows])] = np.array(found, object)
             columns[name] = column
         rows = _newest(ids, table["vector"].is_valid().to_numpy())
         picked = table["vector"].take(pa.array(rows)).combine_chunks()
@@ -91,11 +90,7 @@ class ItemContent:
 
 def rows_of(uris: Sequence[str]) -> pa.Table:
     """Rows of files of the table, in order of their commits."""
-    tables = [ARROW_SCHEMA.empty_table()]
-    for uri in sorted(uris, key=lambda u: u.rsplit("/", 1)[-1]):
-        with paths.open_input(uri) as file:
-            tables.append(pq.read_table(file).select(ARROW_SCHEMA.names).cast(ARROW_SCHEMA))
-    return pa.concat_tables(tables)
+    return read_tables(sorted(uris, key=posixpath.basename), ARROW_SCHEMA)
 
 
 def _newest(ids: np.ndarray, valid: np.ndarray) -> np.ndarray:
@@ -109,17 +104,7 @@ def merged(table: pa.Table) -> pa.Table:
     found = ItemContent.of(table)
     lengths = np.zeros(len(found), np.int64)
     lengths[found.vector_of] = found.width
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    vectors = pa.ListArray.from_arrays(
-        pa.array(offsets), pa.array(found.vector.ravel()), mask=pa.array(lengths == 0)
-    )
     columns = {"item_id": pa.array(found.item), "category": pa.array(found.category, pa.string())}
-    columns |= {"text": pa.array(found.text, pa.string()), "vector": vectors}
+    columns["text"] = pa.array(found.text, pa.string())
+    columns["vector"] = lists(lengths, found.vector.ravel(), lengths == 0)
     return pa.table(columns).cast(ARROW_SCHEMA)
-
-
-def write(table: pa.Table, uri: str) -> str:
-    """Write rows as one file of the table; returns ``uri``."""
-    with paths.open_output(uri) as file:
-        pq.write_table(table, file, compression="zstd", store_schema=False)
-    return uri

@@ -11,11 +11,14 @@ import os
 import re
 import sqlite3
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from vista.data import paths
 from vista.errors import DataError
+
+if TYPE_CHECKING:
+    from pyiceberg.table import Table
 
 
 class WarehouseMoved(DataError):
@@ -78,6 +81,19 @@ def check_not_lost(root: Path, namespace: str) -> Literal[False]:
             f"another --home"
         )
     return False
+
+
+def placed(table: Table) -> Table:
+    """The table, unless it would write below whatever folder a process works in.
+
+    Raises:
+        ValueError: one of its places is no URI and no absolute path.
+    """
+    told = [table.properties.get(key) for key in ("write.data.path", "write.metadata.path")]
+    for place in (table.location(), *filter(None, told)):
+        if "://" not in place and not place.startswith("/"):
+            raise ValueError(f"location {place!r}: expected an absolute path")
+    return table
 
 
 def check_at_home(root: str | Path) -> None:

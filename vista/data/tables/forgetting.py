@@ -28,20 +28,12 @@ from vista.data.tables.pruning import sweep, sweep_metadata
 from vista.data.tables.reading import DataFile, sorted_users
 from vista.data.tables.remembering import NAME as FORGOTTEN_TABLE
 from vista.data.tables.remembering import remember
-from vista.data.tables.rows import (
-    HISTORY,
-    IMPRESSIONS,
-    Kind,
-    SortedWriter,
-    batches_of,
-    member,
-    open_sorted,
-    wanted_groups,
-)
+from vista.data.tables.rows import HISTORY, IMPRESSIONS, Kind, SortedWriter, batches_of, member
 from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
 
 BATCH_ROWS = 262_144
+Users = Sequence[Any] | np.ndarray
 Spread = Callable[[str, Sequence[Any], Callable[[Any], Any]], Sequence[Any]]
 """Does a function with each of some plain values, here or on other machines, and hands the answers (JSON) back in
 order; the first argument names the step."""
@@ -63,7 +55,7 @@ class RowsForgotten:
 
 def forget_users(
     warehouse: Warehouse,
-    users: Sequence[Any] | np.ndarray,
+    users: Users,
     buckets: Sequence[int] | np.ndarray | None = None,
     *,
     now_ms: int | None = None,
@@ -116,19 +108,14 @@ class _Holding:
 
 
 def files_with(
-    warehouse: Warehouse,
-    kind: Kind,
-    users: Sequence[Any] | np.ndarray,
-    buckets: Iterable[int] | None,
-    spread: Spread = in_turn,
+    warehouse: Warehouse, kind: Kind, users: Users, buckets: Iterable[int] | None, spread: Spread = in_turn
 ) -> list[_Holding]:
     """Files of a table that have rows of these users.
 
     Raises:
         DataError: tags or branches keep old snapshots.
     """
-    table, wanted = warehouse.table(kind.name), sorted_users(users)
-    assert wanted is not None
+    table = warehouse.table(kind.name)
     held = [name for name in table.metadata.refs if name != "main"]
     if held:
         raise DataError(
@@ -137,28 +124,23 @@ def files_with(
         )
     within = None if buckets is None else {int(b) for b in buckets}
     files = [file for file in files_of(table) if within is None or file.bucket in within]
-    looked = spread(f"look-{kind.name}", files, partial(_rows_of, kind=kind, users=wanted))
+    looked = spread(f"look-{kind.name}", files, partial(_rows_of, kind=kind, users=sorted_users(users)))
     return [_Holding(file, *found) for file, found in zip(files, looked, strict=True) if found[0]]
 
 
 def _forget_in(
-    warehouse: Warehouse,
-    kind: Kind,
-    users: Sequence[Any] | np.ndarray,
-    found: Sequence[_Holding],
-    spread: Spread,
+    warehouse: Warehouse, kind: Kind, users: Users, found: Sequence[_Holding], spread: Spread
 ) -> RowsForgotten:
-    table, wanted, whole = warehouse.table(kind.name), sorted_users(users), warehouse.commit_number
-    assert wanted is not None
+    table, whole = warehouse.table(kind.name), warehouse.commit_number
     current = table.current_snapshot()
     if current is None:
         return RowsForgotten(kind.name, 0, 0, 0)
     replaced = {f.file.path: _without(f.file.path) for f in found}
     left = {f.file.path: replaced[f.file.path] for f in found if f.rows < f.file.rows}
-    do = partial(_rewrite, names=left, kind=kind, user_kind=warehouse.user_kind, users=wanted)
+    do = partial(_rewrite, names=left, kind=kind, user_kind=warehouse.user_kind, users=sorted_users(users))
     spread(f"rewrite-{kind.name}", [f.file for f in found if f.file.path in left], do)
-    added = list(left.values())
-    replace_files(table, replaced, added, {PREFIX + "commit": str(whole), PREFIX + "run": "forget"})
+    summary = {PREFIX + "commit": str(whole), PREFIX + "run": "forget"}
+    replace_files(table, replaced, list(left.values()), summary)
     newest = table.current_snapshot().snapshot_id
     older = [s.snapshot_id for s in table.snapshots() if s.snapshot_id != newest]
     # Under the lock of a folder, what a run under way has written is for a commit that is refused from now on.
@@ -174,9 +156,6 @@ def _without(path: str) -> str:
 
 
 def _rows_of(file: DataFile, kind: Kind, users: np.ndarray) -> tuple[int, int]:
-    with open_sorted(file.path) as parquet:
-        if not wanted_groups(parquet, users):
-            return 0, 0
     times = [rows.columns["time"] for rows in batches_of(file.path, kind, BATCH_ROWS, users, ("time",))]
     return sum(map(len, times)), max((int(t.max()) for t in times if len(t)), default=0)
 

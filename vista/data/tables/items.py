@@ -8,6 +8,7 @@ only the id again.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,8 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from vista.data import paths
-from vista.data.tables.rows import HISTORY, batches_of
+from vista.data.arrow import read_tables, write_table
+from vista.data.paths import open_input
+from vista.data.tables.rows import HISTORY, batches_of, member
 from vista.jagged import lengths_between, owners_of, starts_of
 
 ARROW_SCHEMA = pa.schema(
@@ -29,8 +31,6 @@ ARROW_SCHEMA = pa.schema(
         pa.field("events", pa.int64(), False),
     ]
 )
-
-
 FEW_SURFACES = 256
 
 
@@ -65,13 +65,6 @@ def added_up(
             total = np.add.reduceat(events[mine][index], starts)
         parts.append((ordered[starts], np.full(len(starts), s, np.int32), total))
     return tuple(np.concatenate(c) for c in zip(*parts, strict=True))  # type: ignore[return-value]
-
-
-def _among(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
-    """bool: which values are in the ascending array ``ordered``."""
-    if not len(ordered):
-        return np.zeros(len(values), bool)
-    return ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values
 
 
 @dataclass(frozen=True)
@@ -117,7 +110,7 @@ class ItemCounts:
         if named is not None and len(named[0]):
             known, at = np.unique(named[0], return_index=True)
             named = (known, named[1][at])
-            without = known[~_among(known, np.sort(row_item))]
+            without = known[~member(known, np.sort(row_item))]
             row_item = np.concatenate([row_item, without])
             row_surface = np.concatenate([row_surface, np.zeros(len(without), np.int32)])
             total = np.concatenate([total, np.zeros(len(without), np.int64)])
@@ -142,11 +135,8 @@ class ItemCounts:
     @staticmethod
     def read(uris: Sequence[str]) -> ItemCounts:
         """Add up the files of the table."""
-        tables = []
-        for uri in sorted(uris, key=lambda u: u.rsplit("/", 1)[-1], reverse=True):  # the newest commit first
-            with paths.open_input(uri) as file:
-                tables.append(pq.read_table(file).select(ARROW_SCHEMA.names).cast(ARROW_SCHEMA))
-        table = pa.concat_tables(tables) if tables else ARROW_SCHEMA.empty_table()
+        newest_first = sorted(uris, key=posixpath.basename, reverse=True)
+        table = read_tables(newest_first, ARROW_SCHEMA)
         named = table.filter(table["name"].is_valid())
         return ItemCounts.of(
             table["item_id"].to_numpy(),
@@ -164,16 +154,14 @@ class ItemCounts:
 
     def write(self, uri: str) -> str:
         """Write as one file of the table; returns ``uri``."""
-        with paths.open_output(uri) as file:
-            pq.write_table(self.to_arrow(), file, compression="zstd", store_schema=False)
-        return uri
+        return write_table(self.to_arrow(), uri)
 
 
 def count_items(uris: Sequence[str]) -> int:
     """How many items the files of the table have, by their ids alone."""
     parts = []
     for uri in uris:
-        with paths.open_input(uri) as file:
+        with open_input(uri) as file:
             parts += pq.read_table(file, columns=["item_id"])["item_id"].chunks
     return int(pc.count_distinct(pa.chunked_array(parts, pa.int64())).as_py())
 

@@ -3,8 +3,7 @@
     path | bytes | digest (XXH3-128 of size and content) | rows | run | kind | reading | set_aside | in_table | commit
 
 A file is known when the same bytes were ingested before as the same *kind* (``events``, ``impressions``, ``items``)
-under the same *reading* (columns, units, bounds and vocabularies that were asked for), and a row of it was taken. What
-was read another way, or refused whole, is read again; rows that are in the tables already are dropped one by one.
+under the same *reading* (columns, units, bounds and vocabularies asked for), and a row of it was taken (docs/data.md).
 """
 
 from __future__ import annotations

@@ -86,19 +86,6 @@ _UNSOUND = (
 )  # fmt: skip
 
 
-def placed(table: Table) -> Table:
-    """The table, unless it would write below whatever folder a process works in.
-
-    Raises:
-        ValueError: one of its places is no URI and no absolute path.
-    """
-    told = [table.properties.get(key) for key in ("write.data.path", "write.metadata.path")]
-    for place in (table.location(), *filter(None, told)):
-        if "://" not in place and not place.startswith("/"):
-            raise ValueError(f"location {place!r}: expected an absolute path")
-    return table
-
-
 def entries(table: Table, snapshot_id: int) -> Iterator[Any]:
     snapshot = table.snapshot_by_id(snapshot_id)
     if snapshot is None:

@@ -59,14 +59,9 @@ def prune(warehouse: Warehouse, keep: Collection[int], before_ms: int, dry_run: 
             gone.snapshots.extend(expired)
             # PyIceberg names the files of the small tables, and nobody writes one without the lock.
             named, whole = name not in ("sources", "forgotten"), warehouse.commit_number
-            gone.files.extend(
-                sweep(
-                    table, whole, named=named, expire=expired, untouched_since_ms=before_ms, dry_run=dry_run
-                )
-            )
-            gone.metadata.extend(
-                sweep_metadata(table, without=expired, untouched_since_ms=before_ms, dry_run=dry_run)
-            )
+            how: Any = {"before_ms": before_ms, "dry_run": dry_run}
+            gone.files.extend(sweep(table, whole, named=named, expire=expired, **how))
+            gone.metadata.extend(sweep_metadata(table, without=expired, **how))
         warehouse.refresh()
     return gone
 
@@ -75,9 +70,8 @@ def old_snapshots(table: Table, keep: Collection[int], before_ms: int) -> list[i
     """Ids of snapshots made before ``before_ms``, without the current one and those in ``keep``."""
     current = table.current_snapshot()
     keep = {*keep, *(() if current is None else (current.snapshot_id,))}
-    return [
-        s.snapshot_id for s in table.snapshots() if s.snapshot_id not in keep and s.timestamp_ms < before_ms
-    ]
+    old = [s.snapshot_id for s in table.snapshots() if s.timestamp_ms < before_ms]
+    return [snapshot_id for snapshot_id in old if snapshot_id not in keep]
 
 
 def sweep(
@@ -86,7 +80,7 @@ def sweep(
     *,
     named: bool = True,
     expire: Collection[int] = (),
-    untouched_since_ms: int | None = None,
+    before_ms: int | None = None,
     dry_run: bool = False,
 ) -> list[str]:
     """Delete data files that no snapshot needs: those of forgotten or merged rows, and of runs that never committed.
@@ -96,7 +90,7 @@ def sweep(
             takes those too.
         named: files say their commit; others are not ours and are left.
         expire: snapshots to expire first; the commit number of each is remembered. The current one always stays.
-        untouched_since_ms: leave files that were written later than this.
+        before_ms: leave files that were written later than this.
         dry_run: change nothing.
 
     Returns:
@@ -125,7 +119,7 @@ def sweep(
         head = name.split("-", 1)[0]
         return not named or len(head) == 8 and head.isdigit() and (whole is None or int(head) <= whole)
 
-    return _delete(posixpath.join(table.location(), "data"), ours, needed, untouched_since_ms, dry_run)
+    return _delete(posixpath.join(table.location(), "data"), ours, needed, before_ms, dry_run)
 
 
 def _delete(
@@ -161,23 +155,14 @@ def _remember(table: Table, expired: Sequence[Any]) -> None:
 
 
 def sweep_metadata(
-    table: Table,
-    *,
-    without: Collection[int] = (),
-    untouched_since_ms: int | None = None,
-    dry_run: bool = False,
+    table: Table, *, without: Collection[int] = (), before_ms: int | None = None, dry_run: bool = False
 ) -> list[str]:
     """Delete files of metadata that no snapshot needs: manifests and lists of expired ones, and what crashes left.
 
     Hold ``commits.alone``: what a writer under way has written looks the same.
 
     Args:
-        without: snapshots that are about to be expired (``dry_run``).
-        untouched_since_ms: leave files that were written later than this.
-        dry_run: change nothing.
-
-    Returns:
-        URIs of the files deleted.
+        without: snapshots that are about to be expired (``dry_run``); the others are as of :func:`sweep`.
     """
     metadata = table.metadata
     needed = {table.metadata_location, *(entry.metadata_file for entry in metadata.metadata_log)}
@@ -187,7 +172,8 @@ def sweep_metadata(
             if snapshot.snapshot_id not in without:
                 needed |= {snapshot.manifest_list, *(m.manifest_path for m in snapshot.manifests(table.io))}
     kept = {paths.as_uri(uri) for uri in needed if uri is not None}
-    folder = posixpath.join(table.location(), "metadata")
-    return _delete(
-        folder, lambda n: n.endswith((".avro", ".metadata.json")), kept, untouched_since_ms, dry_run
-    )
+
+    def ours(name: str) -> bool:
+        return name.endswith((".avro", ".metadata.json"))
+
+    return _delete(posixpath.join(table.location(), "metadata"), ours, kept, before_ms, dry_run)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from vista.data.events import Events, UserBatch
 from vista.data.tables.merge import read_sorted
-from vista.data.tables.rows import HISTORY, IMPRESSIONS, open_sorted, read_users, read_whole
+from vista.data.tables.rows import HISTORY, IMPRESSIONS, Kind, Rows, open_sorted, read_users, read_whole
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def read_bucket(
     Raises:
         DataError: a file that is missing, lacks a column, or is not sorted.
     """
-    for rows, continues in read_sorted(_uris(files), HISTORY, max_rows=max_rows, users=sorted_users(users)):
+    for rows, continues in _read(files, HISTORY, max_rows, users):
         yield UserBatch(rows.users, Events(rows.offsets, **rows.columns), continues)
 
 
@@ -82,9 +83,7 @@ def read_impressions(
     files: Sequence[DataFile | str], *, max_rows: int, users: np.ndarray | Sequence[str] | None = None
 ) -> Iterator[ImpressionBatch]:
     """As :func:`read_bucket`, for files of the impressions table (``bucket_files(kind=IMPRESSIONS)``)."""
-    for rows, continues in read_sorted(
-        _uris(files), IMPRESSIONS, max_rows=max_rows, users=sorted_users(users)
-    ):
+    for rows, continues in _read(files, IMPRESSIONS, max_rows, users):
         yield ImpressionBatch(rows.users, rows.offsets, **rows.columns, continues=continues)
 
 
@@ -124,13 +123,16 @@ def count_users(
     return users, counted, silent
 
 
-def _uris(files: Sequence[DataFile | str]) -> list[str]:
-    return [f.path if isinstance(f, DataFile) else f for f in files]
+def _read(
+    files: Sequence[DataFile | str], kind: Kind, max_rows: int, users: np.ndarray | Sequence[str] | None
+) -> Iterator[tuple[Rows, bool]]:
+    uris = [f.path if isinstance(f, DataFile) else f for f in files]
+    wanted = None if users is None else sorted_users(users)
+    return read_sorted(uris, kind, max_rows=max_rows, users=wanted)
 
 
-def sorted_users(users: np.ndarray | Sequence[str] | None) -> np.ndarray | None:
-    if users is None:
-        return None
+def sorted_users(users: np.ndarray | Sequence[Any]) -> np.ndarray:
+    """Distinct ids in key order: int64 [U], or object [U] of str."""
     array = np.asarray(users, dtype=None if isinstance(users, np.ndarray) else object)
     if array.dtype != object and array.dtype.kind in "US":
         array = array.astype(object)

@@ -12,11 +12,10 @@ import contextlib
 import json
 import os
 import sqlite3
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import fastavro
 
@@ -25,6 +24,7 @@ from vista.data.tables.commits import alone
 from vista.data.tables.folder import folder_properties, metadata_locations
 from vista.data.tables.warehouse import Warehouse
 from vista.errors import DataError
+from vista.small_text import replacing
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,8 @@ def relocate(folder: str | Path, dry_run: bool = False) -> Relocated:
     with alone(Warehouse(root)):
         files = _rewrite(root, {root / place for place in places.values()}, old, new) if old != new else 0
     found = Warehouse(root).open()
-    lost = [
-        f.path
-        for some in found.bucket_files().values()
-        for f in some
-        if not os.path.exists(paths.local_path(f.path))
-    ]
-    if lost:
+    named = [f.path for some in found.bucket_files().values() for f in some]
+    if lost := [path for path in named if not os.path.exists(paths.local_path(path))]:
         raise DataError(
             f"{root}: expected the files that its tables name, found {len(lost)} missing, such as {lost[0]}; copy the "
             f"home again, whole, and run vista relocate"
@@ -129,7 +124,7 @@ def _rewrite(root: Path, current: set[Path], old: str, new: str) -> int:
     texts = sorted(path for folder in folders for path in folder.glob("*.metadata.json"))
     for path in texts:
         values = json.loads(path.read_text())
-        with _replacing(path) as file:
+        with replacing(path) as file:
             file.write(json.dumps(deep(values)).encode())
     _rewrite_catalog(root / "catalog.db", moved)
     return len(avro) + len(texts)
@@ -145,37 +140,18 @@ def _rewrite_avro(path: Path, change: Callable[[Any], dict[str, Any]]) -> None:
         reader = fastavro.reader(file)
         records, metadata = list(reader), dict(reader.metadata)
     schema, codec = json.loads(metadata.pop("avro.schema")), metadata.pop("avro.codec", "null")
-    with _replacing(path) as file:
+    with replacing(path) as file:
         fastavro.writer(file, schema, map(change, records), codec=codec, metadata=metadata)
 
 
 def _rewrite_catalog(path: Path, moved: Callable[[str], str]) -> None:
-    with _replacing(path) as file:
-        with (
-            contextlib.closing(sqlite3.connect(path)) as old,
-            contextlib.closing(sqlite3.connect(file.name)) as db,
-        ):
-            old.backup(db)
-            for column in ("metadata_location", "previous_metadata_location"):
-                for (value,) in db.execute(f"select distinct {column} from iceberg_tables").fetchall():  # noqa: S608
-                    if value is not None:
-                        db.execute(
-                            f"update iceberg_tables set {column} = ? where {column} = ?",
-                            (moved(value), value),
-                        )  # noqa: S608
-            db.commit()
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Any:
-    """A file that takes the place of another when the body is done."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        file: BinaryIO
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        replacing(path) as file,
+        contextlib.closing(sqlite3.connect(path)) as old,
+        contextlib.closing(sqlite3.connect(file.name)) as db,
+    ):
+        old.backup(db)
+        db.create_function("moved", 1, lambda value: None if value is None else moved(value))
+        for column in ("metadata_location", "previous_metadata_location"):
+            db.execute(f"update iceberg_tables set {column} = moved({column})")  # noqa: S608
+        db.commit()

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyiceberg.io.pyarrow import schema_to_pyarrow
 
 from vista.data.tables.forgotten import NEVER, ForgottenUsers, hashed
 from vista.data.tables.manifests import PREFIX
-from vista.data.tables.schemas import FORGOTTEN, TABLE_PROPERTIES
+from vista.data.tables.schemas import TABLE_PROPERTIES
 from vista.data.tables.warehouse import Warehouse
 
 NAME = "forgotten"
+ARROW_SCHEMA = pa.schema([pa.field("user_hash", pa.string(), False), pa.field("time", pa.int64(), False)])
 
 
 def forgotten_users(warehouse: Warehouse) -> ForgottenUsers:
@@ -34,7 +34,7 @@ def remember(warehouse: Warehouse, users: Sequence[Any] | np.ndarray, time_ms: i
     """Note users as forgotten at a time; those that are noted for it, or later, are left. Hold ``commits.alone``."""
     table = warehouse.catalog.create_table_if_not_exists(
         (warehouse.namespace, NAME),
-        FORGOTTEN,
+        ARROW_SCHEMA,
         properties={**TABLE_PROPERTIES, PREFIX + "salt": secrets.token_hex(16)},
     )
     warehouse.refresh()
@@ -42,8 +42,5 @@ def remember(warehouse: Warehouse, users: Sequence[Any] | np.ndarray, time_ms: i
     salt = known.salt or table.properties[PREFIX + "salt"]
     new = sorted(h for h in {hashed(u, salt) for u in users} if known.times.get(h, NEVER) < time_ms)
     if new:
-        schema = schema_to_pyarrow(FORGOTTEN, include_field_ids=False)
-        warehouse.table(NAME).append(
-            pa.table([pa.array(new), pa.array([time_ms] * len(new), pa.int64())], schema=schema)
-        )
+        warehouse.table(NAME).append(pa.table([new, [time_ms] * len(new)], schema=ARROW_SCHEMA))
         warehouse.refresh()

@@ -8,7 +8,7 @@ string users cost one Python object per user and file, never one per row.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,11 +35,12 @@ class Kind:
     """What a table's rows hold beside the user; ``order`` is the sort key, time first."""
 
     name: str
+    columns: tuple[str, ...]
     order: tuple[str, ...]
 
 
-HISTORY = Kind("history", ORDER)
-IMPRESSIONS = Kind("impressions", IMPRESSION_ORDER)
+HISTORY = Kind("history", ORDER, ORDER)
+IMPRESSIONS = Kind("impressions", ("time", "request", "item", "position", "action"), IMPRESSION_ORDER)
 
 
 @dataclass(frozen=True)
@@ -78,17 +79,11 @@ class Rows:
 
     def take(self, keep: np.ndarray) -> Rows:
         """Rows where ``keep`` (bool [N]) is true, without the users left empty."""
-        counts = (
-            np.add.reduceat(keep.astype(np.int64), self.offsets[:-1]) if len(self.users) else self.lengths
-        )
+        counts = self.lengths
+        if len(counts):
+            counts = np.add.reduceat(keep.astype(np.int64), self.offsets[:-1])
         left = counts > 0
         return Rows(self.users[left], counts[left], {n: c[keep] for n, c in self.columns.items()})
-
-    @staticmethod
-    def of_sorted(user: np.ndarray, columns: Mapping[str, np.ndarray]) -> Rows:
-        """From one user per row (int64 [N] or object [N]), rows of a user together."""
-        starts = starts_of(user)
-        return Rows(user[starts], lengths_between(starts, len(user)), dict(columns))
 
 
 def ranks(parts: Sequence[Rows]) -> tuple[np.ndarray, np.ndarray]:
@@ -141,16 +136,9 @@ def to_arrow(rows: Rows, kind: Kind, bucket: int, schema: pa.Schema) -> pa.Table
 
 def file_schema(kind: Kind, user_kind: str) -> pa.Schema:
     """Arrow schema of the table's files; columns in the table's order, none nullable."""
-    names = ("time", "request", "item", "action", "surface")
-    if kind is IMPRESSIONS:
-        names = ("time", "request", "item", "position", "action")
-    user = pa.int64() if user_kind == "int64" else pa.string()
-    fields = [
-        ("bucket", pa.int32()),
-        ("user_id", user),
-        *((n, pa.from_numpy_dtype(DTYPES[n])) for n in names),
-    ]
-    return pa.schema([pa.field(name, type_, nullable=False) for name, type_ in fields])
+    types = {"bucket": pa.int32(), "user_id": pa.int64() if user_kind == "int64" else pa.string()}
+    types |= {name: pa.from_numpy_dtype(DTYPES[name]) for name in kind.columns}
+    return pa.schema([pa.field(name, type_, nullable=False) for name, type_ in types.items()])
 
 
 class SortedWriter:
@@ -268,13 +256,9 @@ def read_whole(uri: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Recor
 
 
 def batches_of(
-    uri: str,
-    kind: Kind,
-    batch_rows: int,
-    users: np.ndarray | None = None,
-    columns: Iterable[str] | None = None,
+    uri: str, kind: Kind, most: int, users: np.ndarray | None = None, columns: Iterable[str] | None = None
 ) -> Iterator[Rows]:
-    """The rows of one sorted file in order, in batches of at most ``batch_rows``.
+    """The rows of one sorted file in order, in batches of at most ``most``.
 
     Args:
         users: sorted; only their rows are yielded and row groups without them are not read.
@@ -295,11 +279,9 @@ def batches_of(
     last_time = 0
     with file:
         groups = wanted_groups(file, users)
-        batches = (
-            file.iter_batches(batch_rows, groups, ["user_id", *names], use_threads=False) if groups else ()
-        )
+        batches = file.iter_batches(most, groups, ["user_id", *names], use_threads=False) if groups else ()
         for batch in read_whole(uri, batches):
-            found, lengths = read_users(batch.column(batch.schema.get_field_index("user_id")))
+            found, lengths = read_users(batch.column("user_id"))
             if not len(found):
                 continue
             if (found[1:] < found[:-1]).any() or (last_user is not None and found[0] < last_user):
@@ -307,12 +289,8 @@ def batches_of(
                     f"{uri}: expected rows in order of user_id, found them out of order; sort the table by "
                     f"(user_id, time), or bring its rows in with vista ingest"
                 )
-            data = {
-                n: batch.column(batch.schema.get_field_index(n))
-                .to_numpy(zero_copy_only=False)
-                .astype(DTYPES[n], copy=False)
-                for n in names
-            }
+            data = {n: batch.column(n).to_numpy(zero_copy_only=False) for n in names}
+            data = {n: column.astype(DTYPES[n], copy=False) for n, column in data.items()}
             rows = Rows(found, lengths, data)
             if "time" in data:
                 before = last_time if found[0] == last_user else None

@@ -1,16 +1,20 @@
-"""Iceberg schemas, partitions and properties of the tables, and what a vocabulary may be."""
+"""Iceberg schemas, partitions and properties of the tables, and what a vocabulary may be.
+
+The tables of items, of content and of who was forgotten are made of the Arrow schema that stands beside their rows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table.sorting import SortDirection, SortField, SortOrder
 from pyiceberg.transforms import IdentityTransform
-from pyiceberg.types import FloatType, IntegerType, ListType, LongType, NestedField, StringType
+from pyiceberg.types import IntegerType, LongType, NestedField, StringType
 
-from vista.data.tables.rows import IMPRESSIONS, Kind
+from vista.data.tables.rows import Kind
 from vista.errors import DataError
 
 MAX_ACTIONS = 31
@@ -40,55 +44,26 @@ SOURCES = Schema(
 )
 """The ledger (``ledger``); what is not required is missing in tables of version 0.1."""
 
-FORGOTTEN = Schema(
-    NestedField(1, "user_hash", StringType(), required=True),
-    NestedField(2, "time", LongType(), required=True),
-)
-"""Who was forgotten when (``forgotten``)."""
-
-CONTENT = Schema(
-    NestedField(1, "item_id", LongType(), required=True),
-    NestedField(2, "category", StringType(), required=False),
-    NestedField(3, "text", StringType(), required=False),
-    NestedField(4, "vector", ListType(5, FloatType(), element_required=False), required=False),
-)
-"""What items are about (``content``)."""
-
-
-def item_schema() -> Schema:
-    """Of the items table."""
-    return Schema(
-        NestedField(1, "item_id", LongType(), required=True),
-        NestedField(2, "name", StringType(), required=False),
-        NestedField(3, "surface", IntegerType(), required=True),
-        NestedField(4, "events", LongType(), required=True),
-    )
-
 
 def table_schema(kind: Kind, user_kind: str) -> Schema:
-    user = LongType() if user_kind == "int64" else StringType()
-    types = {"action": IntegerType(), "surface": IntegerType(), "position": IntegerType()}
-    names = ["time", "request", "item", "action", "surface"]
-    if kind is IMPRESSIONS:
-        names = ["time", "request", "item", "position", "action"]
-    columns = [("bucket", IntegerType()), ("user_id", user), *((n, types.get(n, LongType())) for n in names)]
-    return Schema(*(NestedField(i + 1, n, t, required=True) for i, (n, t) in enumerate(columns)))
+    types: dict[str, Any] = dict.fromkeys(("bucket", "action", "surface", "position"), IntegerType())
+    types["user_id"] = LongType() if user_kind == "int64" else StringType()
+    names = enumerate(("bucket", "user_id", *kind.columns), 1)
+    return Schema(*(NestedField(i, n, types.get(n, LongType()), required=True) for i, n in names))
 
 
 def bucket_spec(schema: Schema) -> PartitionSpec:
-    if "bucket" not in schema.column_names:
-        return PartitionSpec()
-    return PartitionSpec(
-        PartitionField(schema.find_field("bucket").field_id, 1000, IdentityTransform(), "bucket")
-    )
+    bucket = schema.find_field("bucket").field_id
+    return PartitionSpec(PartitionField(bucket, 1000, IdentityTransform(), "bucket"))
 
 
-def sort_order(kind: Kind, schema: Schema) -> SortOrder:
-    """What the files promise, said in the table too, so that other engines write alike."""
-    names = ("user_id", *kind.order)
-    return SortOrder(
-        *(SortField(schema.find_field(n).field_id, IdentityTransform(), SortDirection.ASC) for n in names)
-    )
+def layout_of(kind: Kind, user_kind: str) -> dict[str, Any]:
+    """Schema, partitions and order of a table with buckets; the order is what its files promise, said in the table
+    too, so that other engines write alike."""
+    schema = table_schema(kind, user_kind)
+    ids = [schema.find_field(name).field_id for name in ("user_id", *kind.order)]
+    order = SortOrder(*(SortField(i, IdentityTransform(), SortDirection.ASC) for i in ids))
+    return {"schema": schema, "partition_spec": bucket_spec(schema), "sort_order": order}
 
 
 def check_vocabulary(actions: Sequence[str], surfaces: Sequence[str]) -> None:

@@ -1,20 +1,17 @@
 """An ingest taken back: its files out of history, impressions and items, its lines out of the ledger, in one commit.
 
 Rows that later ingests dropped because this one had brought them are not in their files: those ingests leave the
-ledger too, so that ingesting their logs again brings the rows. Names of actions and surfaces stay, for vocabularies
-only grow. Summaries that saw the rows are not changed: ``bucket_files(since=...)`` refuses to go on from before and
-says to summarise anew.
+ledger too. Summaries are not changed: ``bucket_files(since=...)`` refuses to go on from before. See docs/data.md.
 """
 
 from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from vista.data.tables import ledger
-from vista.data.tables.commits import alone, recover, replace_files
+from vista.data.tables.commits import add_files, alone, recover, replace_files
 from vista.data.tables.items import ItemCounts, ItemTally
 from vista.data.tables.manifests import PREFIX, UNDONE, files_of
 from vista.data.tables.warehouse import Warehouse
@@ -70,9 +67,8 @@ def undo(warehouse: Warehouse, run: str) -> Undone:
             return Undone(name, 0, 0, (), ())
         commits = {line.commit for r, line in lines if r == name and line.commit}
         told = {line.commit for r, line in lines if r == name and line.commit and line.kind in ("items", "")}
-        found = {
-            kind: _files(warehouse, kind, name, told if kind == "content" else commits) for kind in KINDS
-        }
+        since = {kind: told if kind == "content" else commits for kind in KINDS}
+        found = {kind: _files(warehouse, kind, name, since[kind]) for kind in KINDS}
         commits |= {int(posixpath.basename(uri).split("-", 1)[0]) for some in found.values() for uri in some}
         last = max(commits, default=number)
         sharing = {r for r, line in lines if line.commit > last and line.in_table}
@@ -84,10 +80,10 @@ def undo(warehouse: Warehouse, run: str) -> Undone:
             with warehouse.sources.transaction() as tx:
                 tx.overwrite(ledger.as_arrow(left), snapshot_properties=summary)
         if found["history"] and not found["items"]:  # added up with others: what it counted is taken off
-            uri = _less(warehouse, found["history"], number)
-            with warehouse.items.transaction() as tx:
-                tx.add_files([uri], snapshot_properties=summary, check_duplicate_files=False)
-        for kind in ("items", "content", "impressions"):
+            item, surface, events = ItemTally.of(found["history"]).total()
+            less = ItemCounts.of(item, surface, -events).write(warehouse.item_uri(number, "undo", 0))
+            add_files(warehouse.items, [less], summary)
+        for kind in KINDS[:-1]:  # history last
             if found[kind]:
                 replace_files(warehouse.table(kind), set(found[kind]), [], summary)
         facts = {"commit": str(number), UNDONE: json.dumps({**undone, name: [first, number]})}
@@ -114,11 +110,8 @@ def _files(warehouse: Warehouse, kind: str, run: str, commits: set[int]) -> dict
         return {}
     files = files_of(warehouse.table(kind))
     mine = {f.path: f.rows for f in files if f.first_commit == f.commit and run_of(f.path) == run}
-    mixed = [
-        f.path
-        for f in files
-        if any(f.first_commit <= c <= f.commit for c in commits) and f.first_commit < f.commit
-    ]
+    merged = [f for f in files if f.first_commit < f.commit]
+    mixed = [f.path for f in merged if any(f.first_commit <= c <= f.commit for c in commits)]
     if mixed:
         raise DataError(
             f"{warehouse.name}: expected the rows of {run} in files of their own, found them merged with others' by "
@@ -129,16 +122,9 @@ def _files(warehouse: Warehouse, kind: str, run: str, commits: set[int]) -> dict
 
 def _runs_of_files(warehouse: Warehouse) -> list[str]:
     """Runs that have files of their own, in order."""
-    found = []
-    for table in (warehouse.history, warehouse.impressions):
-        found += [(f.commit, run_of(f.path)) for f in files_of(table) if 0 < f.first_commit == f.commit]
-    return list(dict.fromkeys(name for _, name in sorted(found)))
-
-
-def _less(warehouse: Warehouse, history: Collection[str], number: int) -> str:
-    """A file of the items table that takes off what the rows of some history files count."""
-    item, surface, events = ItemTally.of(history).total()
-    return ItemCounts.of(item, surface, -events).write(warehouse.item_uri(number, "undo", 0))
+    files = [*files_of(warehouse.history), *files_of(warehouse.impressions)]
+    found = sorted((f.commit, run_of(f.path)) for f in files if 0 < f.first_commit == f.commit)
+    return list(dict.fromkeys(name for _, name in found))
 
 
 def run_of(path: str) -> str:

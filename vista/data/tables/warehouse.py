@@ -9,15 +9,14 @@ History and impressions are partitioned by the column ``bucket`` (identity), one
 commit (``rows``). A file's name begins with the number of the commit that added its rows; ``forget`` keeps
 that number when it rewrites a file, so "what was added since" survives it.
 
-A commit touches several tables and is whole once history has it (vista/data/tables/commits.py).
-
-Iceberg metadata holds absolute paths: a folder that was copied or moved is refused until ``vista relocate`` has
-rewritten them (``relocating``). Bounds of ``user_id`` are
-kept out of the metadata, so that no user id outlives the data files.
+A commit touches several tables and is whole once history has it (``commits``). A folder that was copied or moved is
+refused (``folder``). Bounds of ``user_id`` are kept out of the metadata, so that no user id outlives the data files.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import math
 import os
@@ -33,36 +32,17 @@ from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError, TableAlreadyExistsError
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.table import Table
-from pyiceberg.table.sorting import UNSORTED_SORT_ORDER
 from sqlalchemy.exc import OperationalError
 
 from vista.data import paths
+from vista.data.tables import content, items
 from vista.data.tables.content import ItemContent
-from vista.data.tables.folder import check_at_home, check_not_lost, folder_properties
+from vista.data.tables.folder import check_at_home, check_not_lost, folder_properties, placed
 from vista.data.tables.items import ItemCounts, count_items
-from vista.data.tables.manifests import (
-    PREFIX,
-    UNDONE,
-    TableDamaged,
-    commit_of,
-    files_of,
-    placed,
-    sound,
-    summary_of,
-)
+from vista.data.tables.manifests import PREFIX, UNDONE, TableDamaged, commit_of, files_of, sound, summary_of
 from vista.data.tables.reading import DataFile
 from vista.data.tables.rows import HISTORY, IMPRESSIONS, Kind
-from vista.data.tables.schemas import (
-    CONTENT,
-    MAX_ACTIONS,
-    SOURCES,
-    TABLE_PROPERTIES,
-    bucket_spec,
-    check_vocabulary,
-    item_schema,
-    sort_order,
-    table_schema,
-)
+from vista.data.tables.schemas import MAX_ACTIONS, SOURCES, TABLE_PROPERTIES, check_vocabulary, layout_of
 from vista.errors import DataError
 
 NAMESPACE = "vista"
@@ -140,9 +120,8 @@ class Warehouse:
                 check_at_home(paths.local_path(self.path))
             try:
                 self._catalog = self._connect()
-                weakref.finalize(
-                    self, self._catalog.close
-                )  # its connections lie in a cycle, and would stay open
+                # its connections lie in a cycle, and would stay open
+                weakref.finalize(self, self._catalog.close)
             except Exception as error:  # drivers and clients of catalogs raise what they like
                 raise CatalogAway(
                     f"{self.name}: expected a catalog that answers, found {type(error).__name__}: "
@@ -188,10 +167,8 @@ class Warehouse:
         check_vocabulary(actions, surfaces)
         if self.exists():
             raise TableExists(f"{self.name}: tables exist already; add to them with vista ingest")
-        try:
+        with contextlib.suppress(NamespaceAlreadyExistsError):
             self.catalog.create_namespace(self.namespace)
-        except NamespaceAlreadyExistsError:
-            pass
         facts = {
             "user-kind": user_kind,
             "buckets": str(num_buckets),
@@ -203,15 +180,10 @@ class Warehouse:
         }
         # History last: it is what says that the warehouse exists.
         self.create_others(user_kind)
-        schema = table_schema(HISTORY, user_kind)
+        told = {**TABLE_PROPERTIES, **{PREFIX + k: v for k, v in facts.items()}}
+        history = layout_of(HISTORY, user_kind)
         try:
-            self.catalog.create_table(
-                (self.namespace, "history"),
-                schema,
-                partition_spec=bucket_spec(schema),
-                sort_order=sort_order(HISTORY, schema),
-                properties={**TABLE_PROPERTIES, **{PREFIX + k: v for k, v in facts.items()}},
-            )
+            self.catalog.create_table((self.namespace, "history"), **history, properties=told)
         except TableAlreadyExistsError as error:
             raise TableExists(
                 f"{self.name}: tables were made meanwhile; add to them with vista ingest"
@@ -220,32 +192,22 @@ class Warehouse:
 
     def create_others(self, user_kind: str) -> None:
         """Make the tables beside history that are not there."""
-        schemas = {
-            "sources": SOURCES,
-            "items": item_schema(),
-            "impressions": table_schema(IMPRESSIONS, user_kind),
-        }
-        for name, schema in schemas.items():
-            self.catalog.create_table_if_not_exists(
-                (self.namespace, name),
-                schema,
-                partition_spec=bucket_spec(schema),
-                sort_order=sort_order(IMPRESSIONS, schema) if name == "impressions" else UNSORTED_SORT_ORDER,
-                properties=TABLE_PROPERTIES,
-            )
+        self._make("sources", schema=SOURCES)
+        self._make("items", schema=items.ARROW_SCHEMA)
+        self._make("impressions", **layout_of(IMPRESSIONS, user_kind))
 
     def create_content(self) -> None:
         """Make the table of what items are about, where it is not there: the tables of earlier versions have none."""
-        self.catalog.create_table_if_not_exists(
-            (self.namespace, "content"), CONTENT, properties=TABLE_PROPERTIES
-        )
+        self._make("content", schema=content.ARROW_SCHEMA)
+
+    def _make(self, name: str, **layout: Any) -> None:
+        self.catalog.create_table_if_not_exists((self.namespace, name), properties=TABLE_PROPERTIES, **layout)
 
     def exists(self) -> bool:
         folder = None if self.path is None else Path(paths.local_path(self.path))
-        if folder is not None and not (folder / "catalog.db").exists():
-            return check_not_lost(folder, self.namespace)
-        found = self.has_table("history")
-        return found or (folder is not None and check_not_lost(folder, self.namespace))
+        if (folder is None or (folder / "catalog.db").exists()) and self.has_table("history"):
+            return True
+        return folder is not None and check_not_lost(folder, self.namespace)
 
     def open(self) -> Warehouse:
         """Check that the tables are there.
@@ -330,12 +292,10 @@ class Warehouse:
             TableDamaged: it is not what it should be.
         """
         text = self.fact(key, default)
-        try:
+        with contextlib.suppress(ValueError, RecursionError):
             found = json.loads(text)
             if right(found):
                 return found
-        except (ValueError, RecursionError):
-            pass
         raise TableDamaged(
             f"{self.name}, table history, property {PREFIX}{key}: expected {what}, found {text[:80]!r}; restore the "
             f"folder from a copy, or ingest the logs into another (vista ingest --home)"
@@ -397,10 +357,8 @@ class Warehouse:
 
     def data_uri(self, kind: Kind, commit: int, run: str, bucket: int, part: str = "") -> str:
         """Where a commit's file of a bucket lies."""
-        root = self.table(kind.name).location()
-        return posixpath.join(
-            root, "data", f"bucket={bucket:05d}", f"{commit:08d}-{run}-{bucket:05d}{part}.parquet"
-        )
+        name = f"{commit:08d}-{run}-{bucket:05d}{part}.parquet"
+        return posixpath.join(self.table(kind.name).location(), "data", f"bucket={bucket:05d}", name)
 
     def item_uri(self, commit: int, run: str, shard: int) -> str:
         """Where a commit's file of an item shard lies."""
@@ -444,10 +402,8 @@ class Warehouse:
             # A file rewritten by forget has a new path, and the commit number of the rows it had before.
             files = [f for f in files if f.path not in known and not 0 < f.commit <= before]
             self._apart(files, before)
-        found: dict[int, list[DataFile]] = {}
-        for f in sorted(files, key=lambda f: f.path):
-            found.setdefault(f.bucket, []).append(f)
-        return dict(sorted(found.items()))
+        files.sort(key=lambda f: (f.bucket, f.path))
+        return {bucket: list(some) for bucket, some in itertools.groupby(files, key=lambda f: f.bucket)}
 
     def _taken_back(self, commit: int) -> None:
         """Raises DataError where rows that were there at a commit have been taken back since."""
