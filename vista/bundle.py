@@ -269,9 +269,8 @@ def save(path: str | Path, model: VistaModel, meta: Meta, items: pa.Table) -> Pa
         _fsync(building)
         os.rename(building, path)
         _fsync(path.parent)
-    except BaseException:
+    finally:
         shutil.rmtree(building, ignore_errors=True)
-        raise
     return path
 
 

@@ -350,13 +350,9 @@ def is_ours(path: str) -> bool:
 
 def _is_marked(folder: str) -> bool:
     for name, says in _MARKS.items():
-        try:
-            with open(os.path.join(folder, name), "rb") as file:
-                told = says in file.read(4096)
-        except OSError:
-            continue
-        if told and (name != "catalog.db" or os.path.isdir(os.path.join(folder, "vista", "history"))):
-            return True
+        with suppress(OSError), open(os.path.join(folder, name), "rb") as file:
+            if says in file.read(4096):
+                return name != "catalog.db" or os.path.isdir(os.path.join(folder, "vista", "history"))
     return False
 
 

@@ -330,14 +330,10 @@ class ItemIndex:
                 raise IndexDamaged(
                     f"{path}: index.faiss, items.npy or index.json is not what was sealed; {_AGAIN}"
                 )
-            result = ItemIndex(
-                faiss.read_index(str(path / "index.faiss")),
-                np.load(path / "items.npy", allow_pickle=False),
-                facts["kind"],
-                mark,
-                facts["search_effort"],
-                facts.get("catalogue", ""),
-            )
+            index = faiss.read_index(str(path / "index.faiss"))
+            items = np.load(path / "items.npy", allow_pickle=False)
+            told = facts["kind"], mark, facts["search_effort"], facts.get("catalogue", "")
+            result = ItemIndex(index, items, *told)
             expected, rows = (facts["count"], facts["width"]), (len(result.items), result._index.d)
         except (OSError, EOFError, ValueError, RuntimeError, MemoryError, TypeError) as error:
             raise IndexDamaged(f"{path}: expected {', '.join(FILES)}, found {error!r}; {_AGAIN}") from error
@@ -345,7 +341,6 @@ class ItemIndex:
             raise IndexDamaged(
                 f"{path}: expected an index of kind {result.kind}, found {type(result._index).__name__}; {_AGAIN}"
             )
-        items = result.items
         if items.dtype != np.int64 or items.ndim != 1 or len(np.unique(items)) != len(items):
             raise IndexDamaged(
                 f"{path}/items.npy: expected distinct int64 ids, found {items.dtype} {items.shape} with "

@@ -54,20 +54,15 @@ STORED: dict[bool | str, torch.dtype] = {
 """``half`` of a layout: how keys and values are stored. Pools of before bfloat16 have the first two."""
 
 
+_LETTERS = {
+    "L": "layers", "H": "heads", "E": "head_width", "Q": "queries", "D": "width", "A": "slot_tokens", "S": "sequence",
+    "M": "horizons",
+}  # fmt: skip
+
+
 def shapes_of(layout: dict, length: int, recent: int) -> dict[str, tuple[int, ...]]:
     """Shape per user of every tensor of a context with ``length`` tokens, ``recent`` of them events."""
-    letters = {
-        "L": layout["layers"],
-        "T": length,
-        "H": layout["heads"],
-        "E": layout["head_width"],
-        "Q": layout["queries"],
-        "D": layout["width"],
-        "A": layout["slot_tokens"],
-        "S": layout["sequence"],
-        "M": layout["horizons"],
-        "R": recent,
-    }
+    letters = {"T": length, "R": recent} | {letter: layout[name] for letter, name in _LETTERS.items()}
     return {name: tuple(letters[axis] for axis in field.axes) for name, field in FIELDS.items()}
 
 

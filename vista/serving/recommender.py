@@ -313,17 +313,9 @@ class Recommender:
         kept = np.minimum(counts, k)
         rank_in_user = places_of(counts)
         order = order[rank_in_user < np.repeat(kept, counts)]
-        return Recommendations(
-            users,
-            offsets_of(kept),
-            found.item[order],
-            score[order],
-            probability[order],
-            self.actions,
-            found.ctx.summarized.cpu().numpy(),
-            found.status,
-            found.ctx.generation,
-        )
+        rows = found.item[order], score[order], probability[order], self.actions
+        status = found.ctx.summarized.cpu().numpy(), found.status, found.ctx.generation
+        return Recommendations(users, offsets_of(kept), *rows, *status)
 
     def _by_graph(self, found: Retrieved, step: Captured[Tensor]) -> Tensor:
         """Logits [B, A] on the device: the items' vectors are there, so their ids are all that has to come."""

@@ -16,7 +16,7 @@ import pyarrow.csv as csv
 
 from vista.data import paths
 from vista.data.logs.reading import Reading
-from vista.data.logs.schema import BROKEN, LINE
+from vista.data.logs.schema import BROKEN, KEPT, LINE
 
 SEPARATORS = {".tsv": "\t", ".inter": "\t"}
 ANY_SEPARATOR = ",;\t|"
@@ -33,8 +33,6 @@ NULLS = (
 
 HEAD = 1 << 20
 MAX_COLUMNS = 10_000
-KEPT = 500
-"""Characters of a broken line that are kept."""
 
 
 class QuotesAreText(Exception):
@@ -174,7 +172,6 @@ def _reader(
                 column_types=dict.fromkeys(called, pa.binary()),
                 null_values=list(NULLS),
                 strings_can_be_null=True,
-                quoted_strings_can_be_null=True,
             ),
         )
     except pa.ArrowInvalid as error:

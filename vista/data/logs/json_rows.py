@@ -16,7 +16,7 @@ from vista.data.logs.csv_rows import NULLS
 from vista.data.logs.exploding import explode_object
 from vista.data.logs.facts import Facts
 from vista.data.logs.reading import Reading, exploded
-from vista.data.logs.schema import BROKEN, LINE
+from vista.data.logs.schema import BROKEN, KEPT, LINE
 
 MAX_LINE = 16 << 20
 """Bytes of a line that is read; a longer one is broken."""
@@ -24,7 +24,6 @@ MAX_LINE = 16 << 20
 BATCH_ROWS, BATCH_BYTES = 65_536, 32 << 20
 HEAD, MAX_DOCUMENT = 1 << 20, 1 << 30
 """Bytes of a JSON document that are looked at, and that are read."""
-KEPT = 500
 KEPT_KEYS = 100
 _NULLS = frozenset(NULLS)
 _loads = json.JSONDecoder().decode

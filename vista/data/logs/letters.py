@@ -10,11 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vista.data.logs.schema import BROKEN, LINE, LogFile, kind_of
+from vista.data.logs.schema import BROKEN, KEPT, LINE, LogFile, kind_of
 from vista.data.logs.values import BadRows
-
-KEPT = 500
-"""Characters of a value that are kept."""
 
 KEPT_ELEMENTS = 20
 AT_ONCE = 4_096

@@ -28,6 +28,9 @@ CLOCK_SKEW_MS = 86_400_000
 
 DIGEST_BYTES = 1 << 24
 
+KEPT = 500
+"""Characters of a broken line or value that are kept."""
+
 LINE, BROKEN = "__line", "__broken"
 """Columns of a text log's rows (vista/data/logs/text.py): its line, and what is wrong with it (null where nothing)."""
 

@@ -32,6 +32,7 @@ from vista.data.logs.json_rows import json_rows
 from vista.data.logs.reading import TIME_UNITS, Bounds, Reading
 from vista.data.logs.schema import (
     BROKEN,
+    KEPT,
     LINE,
     Column,
     UnreadableFile,
@@ -44,9 +45,6 @@ from vista.data.logs.schema import (
 )
 
 BATCH_ROWS = 65_536
-KEPT = 500
-"""Characters of a broken value that are kept."""
-
 SAMPLES = 100
 
 INTEGER = r"^(0|-?[1-9][0-9]{0,18})(\.0)?$"

@@ -35,8 +35,20 @@ class _Window:
         batch = next(self._batches, None)
         if batch is None:
             self.done = True
+            return
+        if self.rows is None or not len(self.rows):
+            self.rows = batch
+            return
+        old = self.rows
+        joined = {n: np.concatenate([old.columns[n], batch.columns[n]]) for n in old.columns}
+        if old.users[-1] == batch.users[0]:
+            lengths = np.concatenate([old.lengths, batch.lengths[1:]])
+            lengths[len(old.lengths) - 1] += batch.lengths[0]
+            users = np.concatenate([old.users, batch.users[1:]])
         else:
-            self.rows = _glued([self.rows, batch]) if self.rows is not None and len(self.rows) else batch
+            lengths = np.concatenate([old.lengths, batch.lengths])
+            users = np.concatenate([old.users, batch.users])
+        self.rows = Rows(users, lengths, joined)
 
     def __len__(self) -> int:
         return 0 if self.rows is None else len(self.rows)

@@ -163,7 +163,6 @@ class SortedWriter:
             use_dictionary=[n for n in self._schema.names if n not in (*deltas, "item")],
             column_encoding={**dict.fromkeys(deltas, "DELTA_BINARY_PACKED"), "item": "PLAIN"},
             store_schema=False,
-            write_statistics=True,
         )
         self._pending: list[pa.Table] = []
         self._pending_rows = 0

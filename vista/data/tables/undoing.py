@@ -91,13 +91,9 @@ def undo(warehouse: Warehouse, run: str) -> Undone:
         replace_files(warehouse.history, set(found["history"]), [], summary, properties)
         warehouse.refresh()
     rows = sum(found["history"].values()) + sum(found["impressions"].values())
-    return Undone(
-        name,
-        rows,
-        sum(map(len, found.values())),
-        tuple(line.path for r, line in lines if r == name),
-        tuple(dict.fromkeys(line.path for r, line in lines if r in sharing)),
-    )
+    logs = tuple(line.path for r, line in lines if r == name)
+    again = dict.fromkeys(line.path for r, line in lines if r in sharing)
+    return Undone(name, rows, sum(map(len, found.values())), logs, tuple(again))
 
 
 def _files(warehouse: Warehouse, kind: str, run: str, commits: set[int]) -> dict[str, int]:
