@@ -18,6 +18,7 @@ import signal
 import sys
 from pathlib import Path
 
+from beam_jobs.run.engines import HERE
 from cache_store.store import Store
 
 
@@ -35,7 +36,7 @@ def killed(job, options, at: int) -> bool:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(hook)
-        job.run(options)
+        job.run(options, (HERE,))
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
@@ -60,7 +61,7 @@ def main() -> None:
         alive = killed(job, mine, at)
         child = os.fork()  # the process that goes on has no threads yet, whatever was done before
         if child == 0:
-            record = job.run(mine)
+            record = job.run(mine, (HERE,))
             manifests = Store(mine.store).generations()
             staging = [p.name for p in Store(mine.store).layout.staging.iterdir()]
             out = {

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 from killing_ingest import killed
 
-from beam_jobs.run.files import file_digest
+from beam_jobs.run.engines import HERE
 from beam_jobs.tables import compact as compact_tables
 from cache_store.format.keys import bucket_of
+from cache_store.format.layout import digest_file
 from vista.data.events import Events
 from vista.data.tables.appending import append
 from vista.data.tables.pruning import prune
@@ -35,13 +36,13 @@ def tables(path: Path) -> Warehouse:
 
 
 def outcome(options: compact_tables.CompactOptions) -> dict:
-    record = compact_tables.run(options)
+    record = compact_tables.run(options, (HERE,))
     warehouse = Warehouse(options.warehouse).open()
     files = [f for fs in warehouse.bucket_files().values() for f in fs]
     return {
         "exit_code": record.exit_code,
         "counts": record.counts,
-        "digests": [file_digest(f.path.removeprefix("file://")) for f in files],
+        "digests": [digest_file(f.path.removeprefix("file://")) for f in files],
         "item_events": int(warehouse.read_items().events.sum()),
         "orphans": len(prune(warehouse, (), before_ms=2**62).files),
     }
@@ -54,7 +55,7 @@ def main() -> None:
         work = folder / f"killed-{at}"
         warehouse = tables(work / "tables")
         options = compact_tables.CompactOptions(str(warehouse.path), str(work / "run"), most=2)
-        alive = killed(lambda: compact_tables.run(options), at) if at else True  # noqa: B023
+        alive = killed(lambda: compact_tables.run(options, (HERE,)), at) if at else True  # noqa: B023
         child = os.fork()  # the process that goes on has no threads yet, whatever was done before
         if child == 0:
             print(json.dumps(outcome(options)), flush=True)

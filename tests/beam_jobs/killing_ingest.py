@@ -21,7 +21,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from beam_jobs.ingest import job as ingest
-from beam_jobs.run.files import file_digest
+from beam_jobs.run.engines import HERE
+from cache_store.format.layout import digest_file
 from vista.data.tables.warehouse import Warehouse
 
 
@@ -48,13 +49,13 @@ def killed(job: Callable[[], object], at: int) -> bool:
 
 
 def outcome(options: ingest.IngestOptions) -> dict:
-    record = ingest.run(options)
+    record = ingest.run(options, (HERE,))
     warehouse = Warehouse(options.warehouse).open()
     files = [f for fs in warehouse.bucket_files().values() for f in fs]
     return {
         "exit_code": record.exit_code,
         "counts": record.counts,
-        "digests": [file_digest(f.path.removeprefix("file://")) for f in files],
+        "digests": [digest_file(f.path.removeprefix("file://")) for f in files],
         "snapshots": len(warehouse.history.snapshots()),
         "item_events": int(warehouse.read_items().events.sum()),
         "sources": warehouse.read_sources().num_rows,
@@ -69,7 +70,7 @@ def main() -> None:
     while alive:
         work = path.parent / f"killed-{at}"
         mine = dataclasses.replace(options, warehouse=str(work / "table"), run_dir=str(work / "run"))
-        alive = killed(lambda: ingest.run(mine), at) if at else True  # noqa: B023
+        alive = killed(lambda: ingest.run(mine, (HERE,)), at) if at else True  # noqa: B023
         outcomes.append(outcome(mine))
         at += step
     print(json.dumps(outcomes))

@@ -12,6 +12,8 @@ import pytest
 
 from tools import cli
 
+pytestmark = pytest.mark.xdist_group("demo")  # it runs once
+
 
 def vista(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict]:
     with pytest.raises(SystemExit) as stop:

@@ -28,11 +28,12 @@ def missing(engine: str) -> str | None:
 
 
 @contextlib.contextmanager
-def cluster(engine: str, env: Mapping[str, str] | None = None) -> Iterator[str]:
+def cluster(engine: str, env: Mapping[str, str] | None = None, applications: int = 1) -> Iterator[str]:
     """Address of a cluster of two slots that lasts as long as the body.
 
     Args:
         env: beside this process's environment, for the daemons.
+        applications: of Spark that may hold two slots each at a time.
 
     Raises:
         RuntimeError: it did not start; with what it said.
@@ -45,7 +46,7 @@ def cluster(engine: str, env: Mapping[str, str] | None = None) -> Iterator[str]:
     before = {name: os.environ.get(name) for name in own}
     os.environ.update(own)  # of the driver, too
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    address, daemons = _daemons(engine, port, folder)
+    address, daemons = _daemons(engine, port, folder, applications)
     sign = "Ray runtime started" if engine == "ray" else ""
     log = folder / "log"
     with open(log, "w") as out:
@@ -69,7 +70,7 @@ def cluster(engine: str, env: Mapping[str, str] | None = None) -> Iterator[str]:
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _daemons(engine: str, port: int, folder: Path) -> tuple[str, list[list[str]]]:
+def _daemons(engine: str, port: int, folder: Path, applications: int) -> tuple[str, list[list[str]]]:
     at, python = f"127.0.0.1:{port}", [sys.executable, "-m"]
     if engine == "dask":
         worker = [*python, "distributed.cli.dask_worker", f"tcp://{at}", "--nthreads=1", "--host=127.0.0.1",
@@ -89,9 +90,8 @@ def _daemons(engine: str, port: int, folder: Path) -> tuple[str, list[list[str]]
         name = f"org.apache.spark.deploy.{kind.lower()}.{kind}"
         return [start, name, "--host", "127.0.0.1", "--webui-port", "0", *words]
 
-    worker = daemon(
-        "Worker", "--cores", "1", "--memory", "1g", "--work-dir", f"{folder}/work", f"spark://{at}"
-    )
+    each = ("--cores", f"{applications}", "--memory", f"{applications}g")
+    worker = daemon("Worker", *each, "--work-dir", f"{folder}/work", f"spark://{at}")
     return f"spark://{at}", [daemon("Master", "--port", str(port)), worker, worker]
 
 

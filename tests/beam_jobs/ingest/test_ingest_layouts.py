@@ -16,6 +16,7 @@ import pytest
 from beam_jobs.ingest import job as ingest
 from beam_jobs.ingest.options import IngestOptions
 from beam_jobs.ingest.preview import preview
+from beam_jobs.run.engines import HERE
 from vista.data.logs.reading import load
 from vista.data.tables.reading import read_bucket, read_impressions
 from vista.data.tables.rows import IMPRESSIONS
@@ -350,7 +351,7 @@ def test_a_file_in_the_layout_of_a_set_becomes_its_events_and_a_dry_run_tells_th
     asked = options(tmp_path, make(tmp_path), name.split()[0])
     look = preview(asked)[0]
     assert not look.letters and len(look.events) == min(10, look.rows) and not (tmp_path / "home").exists()
-    record = ingest.run(asked)
+    record = ingest.run(asked, (HERE,))
     assert record.exit_code == 0, record.counts
     tables = Warehouse(tmp_path / "home").open()
     assert rows(tables, shown=False) == sorted(events, key=lambda row: (row[0], str(row[1]), row[2]))

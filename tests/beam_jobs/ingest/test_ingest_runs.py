@@ -16,9 +16,9 @@ from small_logs import LOCAL, T0, content, expected, log, options, write
 from beam_jobs.errors import IncompleteRun, RunOptionsDiffer
 from beam_jobs.ingest import job as ingest
 from beam_jobs.run import runner as pipeline
-from beam_jobs.run.files import file_digest
 from beam_jobs.run.job import Job, Run
 from beam_jobs.run.record import RunDirectory
+from cache_store.format.layout import digest_file
 from vista.data.tables.warehouse import Warehouse
 
 
@@ -125,7 +125,7 @@ def test_workers_and_modes_do_not_change_a_byte(tmp_path, portable_args):
         folder = tmp_path / name
         ingest.run(options(folder, pattern, chunk_rows=120, max_rows=200), args)
         files = Warehouse(folder / "table").open().bucket_files()
-        digests.append([[file_digest(f.path.removeprefix("file://")) for f in fs] for fs in files.values()])
+        digests.append([[digest_file(f.path.removeprefix("file://")) for f in fs] for fs in files.values()])
     assert len(digests[0]) == 4 and all(found == digests[0] for found in digests)
 
 

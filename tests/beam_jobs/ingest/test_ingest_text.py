@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs.ingest import job as ingest
+from beam_jobs.run.engines import HERE
 from vista.data.logs.reading import Reading
 from vista.data.logs.schema import MissingColumn, UnreadableFile, WrongType
 from vista.data.tables.reading import read_bucket
@@ -49,7 +50,7 @@ def run(folder: Path, *files: str, name: str = "home", **more):
     options = ingest.IngestOptions(
         events=tuple(str(folder / f) for f in files), num_buckets=2, max_time_ms=2 * T0, **where, **more
     )
-    return ingest.run(options)
+    return ingest.run(options, (HERE,))
 
 
 def history(folder: Path, name: str = "home") -> list[tuple]:

@@ -12,6 +12,7 @@ import pytest
 
 from beam_jobs.ingest import job as ingest
 from beam_jobs.ingest.options import IngestOptions
+from beam_jobs.run.engines import HERE
 from vista.data.logs.schema import UnreadableFile, WrongType
 from vista.data.tables.undoing import undo
 from vista.data.tables.warehouse import Warehouse
@@ -31,7 +32,7 @@ def run(tmp_path: Path, *items: Path, events: tuple[Path, ...] = (), **columns: 
         item_columns=columns,
         num_buckets=2,
     )
-    return ingest.run(options, progress=False)
+    return ingest.run(options, (HERE,), progress=False)
 
 
 def content(tmp_path: Path):

@@ -1,4 +1,5 @@
-"""Messy logs: a bad row is a dead letter, a bad file a typed error; neither decides anything nor costs the machine."""
+"""Messy text logs: a bad row is a dead letter, a bad file a typed error; neither decides anything, nor costs the
+machine."""
 
 from __future__ import annotations
 
@@ -6,66 +7,19 @@ import bz2
 import gzip
 import json
 import lzma
-import resource
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.feather as feather
-import pyarrow.orc as orc
 import pyarrow.parquet as pq
 import pytest
+from messy import HEAD, JSON, T0, letters, peak_mb, run, tables, users
 
-from beam_jobs.ingest import job as ingest
-from beam_jobs.ingest.options import IngestOptions
 from vista.data.logs import csv_rows
 from vista.data.logs.reading import ActionColumn, Reading
-from vista.data.logs.schema import MissingColumn, UnreadableFile, WrongTime
-from vista.data.tables import rows
+from vista.data.logs.schema import UnreadableFile, WrongTime
 from vista.data.tables.reading import read_bucket
-from vista.data.tables.warehouse import Warehouse
-
-T0 = 1_700_000_000_000
-HEAD = "user_id,item_id,action,timestamp_ms\n"
-JSON = '{"user_id":%s,"item_id":%s,"action":"c","timestamp_ms":%d}\n'
-
-
-def run(folder: Path, *files: str, **more):
-    runs = len(list(folder.glob("run-*")))
-    return ingest.run(
-        IngestOptions(
-            tuple(str(folder / f) for f in files), str(folder / "home"), str(folder / f"run-{runs}"),
-            **{"num_buckets": 2, "max_time_ms": 2 * T0, **more},
-        )
-    )  # fmt: skip
-
-
-def tables(folder: Path) -> Warehouse:
-    return Warehouse(folder / "home").open()
-
-
-def users(folder: Path) -> list:
-    found = []
-    for files in tables(folder).bucket_files().values():
-        for batch in read_bucket(files, max_rows=1 << 20):
-            found += np.repeat(batch.users, batch.events.lengths).tolist()
-    return sorted(found)
-
-
-def letters(record) -> dict[int, str]:
-    rows = pq.read_table(Path(record.path) / "dead-letters.parquet").to_pylist()
-    return {row["row"]: row["reason"] for row in rows}
-
-
-def log(n: int = 4, **over) -> pa.Table:
-    columns = {
-        "user_id": pa.array(range(n)),
-        "item_id": pa.array([7] * n),
-        "action": pa.array(["c"] * n),
-        "timestamp_ms": pa.array([T0 + i for i in range(n)]),
-    }
-    return pa.table({**columns, **over})
 
 
 @pytest.mark.parametrize(
@@ -94,45 +48,6 @@ def test_rows_that_are_refused_decide_neither_kinds_nor_vocabularies(tmp_path):
     assert tables(tmp_path).read_items().item.tolist() == [10, 11]
 
 
-@pytest.mark.parametrize("column", ["user_id", "timestamp_ms"])
-def test_rows_that_a_footer_states_and_a_column_has_no_values_for_are_not_lost_in_silence(tmp_path, column):
-    table = log()
-    pq.write_table(
-        table, tmp_path / "a.parquet", compression="none", use_dictionary=False, write_statistics=False
-    )
-    whole = bytearray((tmp_path / "a.parquet").read_bytes())
-    group = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(0)
-    at = group.column(table.schema.names.index(column)).data_page_offset + 8  # the page's number of values
-    assert whole[at] == 2 * table.num_rows
-    whole[at] = 0
-    (tmp_path / "a.parquet").write_bytes(whole)
-    with pytest.raises(UnreadableFile, match="skip-bad-files"):
-        run(tmp_path, "a.parquet")
-    (tmp_path / "b.csv").write_text(HEAD + f"7,1,0,{T0}\n")
-    record = run(tmp_path, "a.parquet", "b.csv", skip_bad_files=True)
-    assert record.exit_code == 3 and users(tmp_path) == [7]
-
-
-@pytest.mark.parametrize("column", ["user_id", "timestamp_ms"])
-def test_a_footer_whose_statistics_contradict_its_schema_ends_no_process(tmp_path, column):
-    pq.write_table(log(), tmp_path / "a.parquet")
-    raw, name = (tmp_path / "a.parquet").read_bytes(), column.encode()
-    nullable = b"\x15\x04\x25\x02\x18" + bytes([len(name)]) + name  # int64, optional; then required
-    assert raw.count(nullable) == 1
-    (tmp_path / "a.parquet").write_bytes(raw.replace(nullable, nullable.replace(b"\x25\x02", b"\x25\x00")))
-    with pytest.raises(UnreadableFile, match="skip-bad-files"):
-        run(tmp_path, "a.parquet")
-    with rows.open_sorted(str(tmp_path / "a.parquet")) as file:
-        assert rows.wanted_groups(file, np.array([1])) == [0]
-
-
-def test_numbered_actions_of_refused_rows_make_no_names(tmp_path):
-    odd = log(action=pa.array([0, 30, 1, 29]), user_id=pa.array([1, None, 2, None]))
-    pq.write_table(odd, tmp_path / "a.parquet")
-    run(tmp_path, "a.parquet")
-    assert tables(tmp_path).actions == ("0", "1")
-
-
 @pytest.mark.parametrize("first", ["", HEAD, HEAD + f"\\N,1,c,{T0}\n", HEAD + "a,b,c,7\n"])
 def test_a_file_without_a_good_row_fixes_nothing(tmp_path, first):
     (tmp_path / "0.csv").write_text(first)
@@ -142,13 +57,6 @@ def test_a_file_without_a_good_row_fixes_nothing(tmp_path, first):
     except (UnreadableFile, WrongTime):
         pass
     assert run(tmp_path, "1.csv").exit_code == 0 and users(tmp_path) == ["alice"]
-
-
-def test_a_parquet_file_of_refused_rows_alone_fixes_no_kind(tmp_path):
-    pq.write_table(log(user_id=pa.array([None] * 4, pa.int64())), tmp_path / "0.parquet")
-    pq.write_table(log(user_id=pa.array(list("abcd"))), tmp_path / "1.parquet")
-    assert run(tmp_path, "0.parquet").exit_code == 3
-    assert run(tmp_path, "1.parquet").exit_code == 0 and users(tmp_path) == list("abcd")
 
 
 def test_odd_json_lines_cost_themselves_alone(tmp_path):
@@ -166,19 +74,6 @@ def test_ids_of_64_bits_without_sign_are_the_same_names_from_json_and_csv(tmp_pa
     (tmp_path / "a.jsonl").write_text("".join(JSON % (u, 1, T0) for u in ids))
     run(tmp_path, "a.jsonl")
     assert users(tmp_path) == sorted(map(str, ids))
-
-
-def test_folders_are_read_as_spark_hive_and_delta_write_them(tmp_path):
-    for name in ("day1.parquet", "day [2].parquet/part-0.parquet", "day3/surface=home/p.parquet",
-                 "day3/surface=a%20b/p.parquet", "day3/_temporary/0/x.parquet", "day3/_delta_log/c.parquet",
-                 "day3/.hidden.parquet"):  # fmt: skip
-        (tmp_path / "l" / name).parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(log(1, user_id=pa.array([len(name)])), tmp_path / "l" / name)
-    (tmp_path / "l" / "day3" / "notes.docx").write_text("no log")
-    record = run(tmp_path, "l/*")
-    assert record.counts["files"] == 4 and tables(tmp_path).surfaces == ("a b", "home")
-    assert any("1 files below folders were left out" in note for note in record.notes)
-    assert run(tmp_path, "l/day [2].parquet").counts["known_files"] == 1
 
 
 @pytest.mark.parametrize("text", ["\n\n" + HEAD, "sep=,\r\n" + HEAD, "\ufeff" + HEAD])
@@ -206,61 +101,11 @@ def test_times_that_a_spreadsheet_cut_are_no_times(tmp_path):
     assert users(tmp_path) == [4, 5, 6, 7, 8] and set(letters(record)) == {1, 2, 3}
 
 
-def test_a_time_beyond_any_calendar_costs_its_row_alone(tmp_path):
-    pq.write_table(log(timestamp_ms=pa.array([T0, 2**62, -(2**62), T0], pa.timestamp("us")).cast(pa.timestamp("us"))),
-                   tmp_path / "a.parquet")  # fmt: skip
-    odd = pa.array([T0 * 1000, 2**62, -(2**62), T0 * 1000], pa.timestamp("us"))
-    pq.write_table(log(timestamp_ms=odd), tmp_path / "a.parquet")
-    record = run(tmp_path, "a.parquet")
-    assert users(tmp_path) == [0, 3] and letters(record) == {1: "time_too_late", 2: "negative_time"}
-
-
-def test_a_column_that_is_there_twice_is_refused_optional_or_not(tmp_path):
-    twice = pa.Table.from_arrays([*log().columns, log()["item_id"], log()["item_id"]],
-                                 names=[*log().column_names, "surface", "surface"])  # fmt: skip
-    pq.write_table(twice, tmp_path / "a.parquet")
-    with pytest.raises(MissingColumn, match="'surface'.*found it twice"):
-        run(tmp_path, "a.parquet")
-
-
 def test_quotes_in_a_tsv_are_text_where_they_enclose_nothing(tmp_path):
     rows = [f'{u}\t"Song {u}\tc\t{T0}\n' for u in range(3)] + [f"3\tplain\tc\t{T0}\n"]
     (tmp_path / "a.tsv").write_text(HEAD.replace(",", "\t") + "".join(rows))
     run(tmp_path, "a.tsv")
     assert users(tmp_path) == [0, 1, 2, 3] and '"Song 0' in tables(tmp_path).read_items().name.tolist()
-
-
-@pytest.mark.parametrize("form", ["feather", "arrow", "stream.arrow", "orc"])
-def test_other_columnar_files_give_the_events_that_parquet_gives(tmp_path, form):
-    table = log(
-        user_id=pa.array(list("abca")), timestamp_ms=pa.array([T0 + i for i in range(4)], pa.timestamp("ms"))
-    )
-    path = str(tmp_path / f"a.{form}")
-    if form == "orc":
-        orc.write_table(table, path)
-    elif form == "feather":
-        feather.write_feather(table, path)
-    else:
-        make = pa.ipc.new_stream if form.startswith("stream") else pa.ipc.new_file
-        with pa.OSFile(path, "wb") as sink, make(sink, table.schema) as writer:
-            writer.write_table(table)
-    record = run(tmp_path, f"a.{form}")
-    assert record.exit_code == 0 and users(tmp_path) == ["a", "a", "b", "c"]
-
-
-def test_equal_rows_of_one_file_are_copies_with_a_word_or_events_where_asked(tmp_path):
-    equal = log(user_id=pa.array([1] * 4), timestamp_ms=pa.array([T0] * 4))
-    pq.write_table(equal, tmp_path / "a.parquet")
-    pq.write_table(equal.slice(0, 2).append_column("surface", pa.array([0, 0])), tmp_path / "b.parquet")
-    record = run(tmp_path, "a.parquet", "b.parquet")
-    assert record.counts["events"] == 1 and record.counts["copies"] == 4
-    assert any("3 of" in note and "--keep-repeats" in note for note in record.notes)
-    (tmp_path / "other").mkdir()
-    for name in "ab":
-        (tmp_path / "other" / f"{name}.parquet").write_bytes((tmp_path / f"{name}.parquet").read_bytes())
-    record = run(tmp_path / "other", "a.parquet", "b.parquet", log=Reading(keep_repeats=True))
-    assert record.counts["events"] == 4 and record.counts["events_repeated"] == 2
-    assert users(tmp_path / "other") == [1] * 4
 
 
 def test_date_and_time_may_stand_in_two_columns(tmp_path):
@@ -271,38 +116,12 @@ def test_date_and_time_may_stand_in_two_columns(tmp_path):
     assert run(tmp_path, "a.csv", log=reading).exit_code == 0 and users(tmp_path) == [1, 2]
 
 
-def test_lists_of_different_lengths_cost_their_row_alone(tmp_path):
-    lists = pa.table(
-        {"user_id": [1, 2, 3], "item_id": [[1, 2], [3], []], "timestamp_ms": [[T0, T0], [T0, T0], []]}
-    )
-    pq.write_table(lists, tmp_path / "a.parquet")
-    record = run(tmp_path, "a.parquet", log=Reading(explode=("item_id", "timestamp_ms"), action_is="view"))
-    assert users(tmp_path) == [1, 1] and list(letters(record).values()) == ["broken_line"]
-
-
 def test_an_action_column_that_cannot_be_read_costs_its_row_alone(tmp_path):
     (tmp_path / "a.csv").write_text(
         f"user_id,item_id,like,timestamp_ms\n1,2,1,{T0}\n2,2,maybe,{T0}\n3,2,true,{T0}\n"
     )
     record = run(tmp_path, "a.csv", log=Reading(actions=(ActionColumn("like", "like"),)))
     assert users(tmp_path) == [1, 3] and letters(record) == {2: "unreadable_action"}
-
-
-# What is small on disk and large in memory -----------------------------------------------------------------------
-
-
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def test_a_text_of_a_megabyte_in_thousands_of_rows_is_held_once(tmp_path):
-    n = 1_500
-    pq.write_table(log(n, user_id=pa.array(["x" * 2**20] * (n - 1) + ["fine"])), tmp_path / "a.parquet")
-    before = peak_mb()
-    record = run(tmp_path, "a.parquet")
-    assert record.counts["events_dead"] == n - 1 and users(tmp_path) == ["fine"]
-    assert peak_mb() - before < 700
-    assert (Path(record.path) / "dead-letters.parquet").stat().st_size < 2**20
 
 
 def test_a_line_of_gigabytes_is_not_held(tmp_path):
@@ -440,33 +259,6 @@ def test_a_list_or_an_object_among_plain_values_costs_its_row_and_one_action_is_
     assert sorted(letters(record)) == [9, 10]
 
 
-@pytest.mark.parametrize("named", [".", "logs", "*"])
-def test_a_home_among_the_logs_is_no_log(tmp_path, monkeypatch, named):
-    (tmp_path / "logs").mkdir()
-    pq.write_table(log(4), tmp_path / "logs" / "a.parquet")
-    home = {".": tmp_path / "home", "logs": tmp_path / "logs" / "home", "*": tmp_path}[named]
-    monkeypatch.chdir(tmp_path)
-
-    def ingest_all(n: int):
-        return ingest.run(
-            IngestOptions(
-                (named,), str(home / "warehouse"), str(home / "runs" / f"ingest-{n}"), num_buckets=2
-            )
-        )
-
-    assert ingest_all(1).counts["events_written"] == 4
-    (home / "runs" / "follow").mkdir()
-    (home / "runs" / "follow" / "run.lock").touch()
-    for spared in ("runs/follow/ingest-00000001.jsonl", "store/notes.csv", "model.training/log.jsonl"):
-        (home / spared).parent.mkdir(exist_ok=True)
-        (home / spared).write_text("{}\n")
-    (home / "store" / "FORMAT").write_text("vista-store 1\n{}\n")
-    (home / "model").mkdir()
-    (home / "model" / "bundle.json").write_text('{"format": "vista-bundle 1"}')
-    record = ingest_all(2)
-    assert record.counts["files"] == 0 and record.counts["known_files"] == 1
-
-
 def test_a_list_of_liked_items_may_hold_what_is_no_item(tmp_path):
     rows = [JSON.strip() % (u, 7, T0 + u) for u in range(3)]
     rows += [
@@ -489,15 +281,6 @@ def test_a_list_of_liked_items_may_hold_what_is_no_item(tmp_path):
     assert {u: bool(m & like) for u, m in found.items()} == {0: True, 1: True, 2: False}
 
 
-def test_a_column_in_which_nobody_wrote_anything_is_as_good_as_missing(tmp_path):
-    pq.write_table(
-        log(request_id=pa.array([1, 1, 2, 2]), surface=pa.array(["a"] * 4)), tmp_path / "a.parquet"
-    )
-    pq.write_table(log(request_id=pa.nulls(4), surface=pa.nulls(4)), tmp_path / "b.parquet")
-    assert run(tmp_path, "a.parquet", "b.parquet").exit_code == 0
-    assert len(users(tmp_path)) == 8 and tables(tmp_path).surfaces == ("a",)
-
-
 def test_a_file_of_no_bytes_is_named_and_can_be_left_out(tmp_path):
     (tmp_path / "hour.jsonl").write_bytes(b"")
     (tmp_path / "good.jsonl").write_text(JSON % (1, 2, T0))
@@ -505,12 +288,6 @@ def test_a_file_of_no_bytes_is_named_and_can_be_left_out(tmp_path):
         run(tmp_path, "good.jsonl", "hour.jsonl")
     assert run(tmp_path, "good.jsonl", "hour.jsonl", skip_bad_files=True).counts["bad_files"] == 1
     assert users(tmp_path) == [1]
-
-
-def test_a_bound_of_time_beyond_any_calendar_is_a_bound(tmp_path):
-    pq.write_table(log(timestamp_ms=pa.array([5] * 4)), tmp_path / "a.parquet")
-    with pytest.raises(WrongTime, match="beyond the year 9999"):
-        run(tmp_path, "a.parquet", max_time_ms=10**16)
 
 
 @pytest.mark.parametrize(

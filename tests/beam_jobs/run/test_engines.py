@@ -5,6 +5,7 @@ Each engine needs its extra (Spark Java, too); without it its tests are skipped,
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -26,15 +27,18 @@ from beam_jobs.generation import fold, refresh, summarize
 from beam_jobs.ingest import job as ingest
 from beam_jobs.ingest.options import IngestOptions
 from beam_jobs.run import engines
-from beam_jobs.run.files import file_digest
+from beam_jobs.run.clusters import TRIES
 from beam_jobs.run.record import RunDirectory
 from beam_jobs.tables import compact, forget
 from cache_store import Store
+from cache_store.format.layout import digest_file
 from tools.bench import clusters
 from vista.data.tables.warehouse import Warehouse
 
 pytestmark = pytest.mark.xdist_group("engines")
 T0 = 1_600_000_000_000
+QUICK_JAVA = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+"""For processes of Java that live for seconds."""
 
 # Every Python of a cluster imports this at its start: one dies (SIGKILL) as it leaves a receipt, where ARMED lies.
 DIES = """
@@ -68,8 +72,33 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     place = tmp_path_factory.mktemp("site")
     armed = place / "armed"
     (place / "sitecustomize.py").write_text(DIES.format(target="/receipts/", armed=str(armed)))
-    with clusters.cluster(request.param, {"PYTHONPATH": str(place), "OMP_NUM_THREADS": "1"}) as address:
-        yield Cluster(request.param, address, armed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAVA_TOOL_OPTIONS", QUICK_JAVA)
+        env = {"PYTHONPATH": str(place), "OMP_NUM_THREADS": "1"}
+        with clusters.cluster(request.param, env, applications=2) as address:
+            yield Cluster(request.param, address, armed)
+
+
+@pytest.fixture(scope="module")
+def connected(cluster: Cluster) -> Iterator[None]:
+    """A connection that the caller has opened and jobs use and leave open, as in a notebook. Workers of Spark and Ray
+    are a connection's own, and take longer to start than these jobs to run."""
+    if cluster.engine == "spark":
+        from pyspark import SparkConf, SparkContext
+
+        conf = SparkConf().setMaster(cluster.address).setAppName("tests").set("spark.cores.max", "2")
+        conf.set("spark.task.maxFailures", str(TRIES)).set("spark.ui.enabled", "false")
+        conf.set("spark.ui.showConsoleProgress", "false").set("spark.log.level", "OFF")
+        with SparkContext(conf=conf):
+            yield
+    elif cluster.engine == "ray":
+        import ray
+
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        yield
+        ray.shutdown()
+    else:
+        yield
 
 
 def log(path: Path, seed: int, start: int) -> str:
@@ -109,7 +138,7 @@ def every_job(folder: Path, bundle: Path, args: list[str]) -> list[Any]:
     folded = fold.run(fold.FoldOptions(str(world.path / "store"), str(folder / "fold"), progress=False), args)
     found.append((folded.digests, folded.counts["users"], folded.counts["deltas"]))
     files = Warehouse(folder / "tables").open().bucket_files()
-    found.append([[file_digest(f.path.removeprefix("file://")) for f in row] for row in files.values()])
+    found.append([[digest_file(f.path.removeprefix("file://")) for f in row] for row in files.values()])
     found.append(summarize.run(world.summarize(run="again", store="full"), args).digests)
     return [*found, forgotten(world, folder / "forget", args)]
 
@@ -121,11 +150,29 @@ def forgotten(world: World, run_dir: Path, args: list[str]) -> Any:
     )  # fmt: skip
     done = forget.run(options, args).as_dict()
     files = Warehouse(world.path / "tables").open().bucket_files()
-    kept = [[(f.rows, file_digest(f.path.removeprefix("file://"))) for f in row] for row in files.values()]
+    kept = [[(f.rows, digest_file(f.path.removeprefix("file://"))) for f in row] for row in files.values()]
     with world.store() as store:
         digests = [m.digest for m in store.generations()]
         assert store.verify().problems == [] and store.states([3, 17]) == [None, None]
     return done["tables"], [report["generations"] for report in done["stores"].values()], kept, digests
+
+
+def test_a_worker_of_another_environment_or_without_the_folder_refuses(
+    small_world, cluster, tmp_path, monkeypatch
+):
+    # The first of all: this job opens a connection of its own, and ends it, or the others could open none.
+    here = engines.environment()
+    monkeypatch.setattr(engines, "environment", lambda: {**here, "torch": "1.0"})
+    with pytest.raises(EngineUnfit, match=r"worker .*: expected torch 1\.0, as the driver has, found \d"):
+        summarize.run(small_world.summarize(attempts=1), cluster.args)
+    monkeypatch.undo()
+    run, _ = RunDirectory.start(tmp_path / "r", job="j", identity={}, started_ms=1)
+    fit = engines.Fit(len, here, run, "another")
+    assert "expected the run of the driver in" in fit([1])
+    shutil.rmtree(run.path)
+    assert fit([1]).endswith("found nothing") and fit([1]).startswith("worker ")
+    relative = engines.Fit(len, here, RunDirectory("r"), "another")
+    assert "name all by paths from / on" in relative([1])
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +180,12 @@ def local(tmp_path_factory, bundle_path):
     return every_job(tmp_path_factory.mktemp("local"), bundle_path, [])
 
 
-def test_every_job_comes_to_the_same_on_a_cluster_as_here(tmp_path, bundle_path, local, cluster):
+def test_every_job_comes_to_the_same_on_a_cluster_as_here(tmp_path, bundle_path, local, cluster, connected):
     assert every_job(tmp_path, bundle_path, cluster.args) == local
 
 
 def test_a_worker_that_is_killed_in_a_task_and_a_driver_that_is_killed_change_nothing(
-    small_world, tmp_path, cluster
+    small_world, tmp_path, cluster, connected
 ):
     wanted = summarize.run(small_world.summarize(store="local", run="run-local")).digests
     cluster.armed.touch()
@@ -178,7 +225,7 @@ def test_a_worker_that_is_killed_in_a_task_and_a_driver_that_is_killed_change_no
     assert not cluster.armed.exists()
 
 
-def test_forgetting_goes_on_when_a_worker_or_the_driver_is_killed(small_world, tmp_path, cluster):
+def test_forgetting_goes_on_when_a_worker_or_the_driver_is_killed(small_world, tmp_path, cluster, connected):
     for store in ("here", "there"):
         summarize.run(small_world.summarize(store=store, run=f"run-{store}"))
 
@@ -222,23 +269,6 @@ def driver_killed_at(target: str, code: str, folder: Path) -> int:
         return driver.wait(150)
     finally:
         driver.kill()
-
-
-def test_a_worker_of_another_environment_or_without_the_folder_refuses(
-    small_world, cluster, tmp_path, monkeypatch
-):
-    here = engines.environment()
-    monkeypatch.setattr(engines, "environment", lambda: {**here, "torch": "1.0"})
-    with pytest.raises(EngineUnfit, match=r"worker .*: expected torch 1\.0, as the driver has, found \d"):
-        summarize.run(small_world.summarize(attempts=1), cluster.args)
-    monkeypatch.undo()
-    run, _ = RunDirectory.start(tmp_path / "r", job="j", identity={}, started_ms=1)
-    fit = engines.Fit(len, here, run, "another")
-    assert "expected the run of the driver in" in fit([1])
-    shutil.rmtree(run.path)
-    assert fit([1]).endswith("found nothing") and fit([1]).startswith("worker ")
-    relative = engines.Fit(len, here, RunDirectory("r"), "another")
-    assert "name all by paths from / on" in relative([1])
 
 
 @pytest.mark.parametrize(
