@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Unpack
 
 import numpy as np
@@ -24,14 +23,7 @@ from cache_store.errors import Damaged, GenerationUnknown, Incomplete, SchemaErr
 from cache_store.format import lines, shown
 from cache_store.format import manifest as manifests
 from cache_store.format.keys import Users
-from cache_store.format.layout import (
-    DEAD_LETTERS,
-    MAIN,
-    MOST_SHARDS,
-    Layout,
-    StoreFormat,
-    storage_errors,
-)
+from cache_store.format.layout import DEAD_LETTERS, MAIN, MOST_SHARDS, Layout, StoreFormat, storage_errors
 from cache_store.format.manifest import Manifest
 from cache_store.format.receipt import ShardReceipt
 from cache_store.native import library as native
@@ -42,7 +34,7 @@ from cache_store.read.snapshot import HeaderFacts, Lookup, RawLookup, Snapshot
 from cache_store.read.views import Views
 
 
-class Store(Lookups):
+class Store(Lookups, shown.Shown):
     """A store opened for one line of generations. Safe for threads, after a fork, and through pickle.
 
     Use :meth:`create` or :meth:`open`. A lookup reads the generation that was live at :meth:`open` or the last
@@ -264,13 +256,7 @@ class Store(Lookups):
 
     def generations(self) -> list[Manifest]:
         """Manifests of all kept generations of the store, ascending; unreadable ones are left out (see ``verify``)."""
-        out = []
-        for name in self.layout.generation_names():
-            try:
-                out.append(manifests.read(self.layout.generation(name)))
-            except StoreError:
-                continue
-        return out
+        return list(manifests.readable(self.layout))
 
     def generation(self, name: str) -> Manifest:
         """Manifest of one kept generation.
@@ -340,10 +326,7 @@ class Store(Lookups):
         return publish.publish(self.layout, Path(staging), receipts, publication)
 
     def compact(
-        self,
-        newest: int | None = None,
-        generation: str | None = None,
-        spread: forget.Spread = forget.in_turn,
+        self, newest: int | None = None, generation: str | None = None, spread: forget.Spread = forget.in_turn
     ) -> str:
         """Fold the live chain of this line into one full generation and move on; the name of what is then live.
 
@@ -465,9 +448,7 @@ class Store(Lookups):
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _shown(self) -> dict[str, object]:
@@ -478,12 +459,6 @@ class Store(Lookups):
             "users": self.format.user_kind,
             "shards": self.format.num_shards,
         }
-
-    def __repr__(self) -> str:
-        return shown.text("Store", self._shown())
-
-    def _repr_html_(self) -> str:
-        return shown.html("Store", self._shown())
 
     def __getstate__(self) -> dict[str, Any]:
         views = self._views if self._pinned is None else self._views.standing_at(self._pinned)

@@ -58,14 +58,8 @@ class Folding:
     def _begin(self) -> None:
         newest = self._due(1)
         if newest != 0:
-            live = self._store.manifest.generation
-            words = [
-                str(os.getpid()),
-                str(self._store.layout.root),
-                self._store.line,
-                live,
-                str(newest or ""),
-            ]
+            live, root = self._store.manifest.generation, str(self._store.layout.root)
+            words = [str(os.getpid()), root, self._store.line, live, str(newest or "")]
             self._folds = live, newest
             self._child = subprocess.Popen([sys.executable, "-m", __name__, *words])
 

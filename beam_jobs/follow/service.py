@@ -109,18 +109,8 @@ class FollowOptions:
 
     def __post_init__(self) -> None:
         check_expiry(self.expire_after_ms)
-        for name in (
-            "workers",
-            "batch_events",
-            "growth",
-            "expire_s",
-            "batch_s",
-            "max_depth",
-            "most_files",
-            "keep",
-            "keep_runs",
-            "tidy_s",
-        ):
+        for name in ("workers", "batch_events", "growth", "expire_s", "batch_s", "max_depth", "most_files", "keep",
+                     "keep_runs", "tidy_s"):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise OptionsError(
                     f"{name}: expected more than 0, found {getattr(self, name)}; see vista follow --help"
@@ -172,9 +162,8 @@ class Service:
         self._most = options.batch_events
         self._turns, self._tidied_at = 0, clock()
         self._expired_at = float("-inf") if options.expire_after_ms is not None else float("inf")
-        self._behind = (
-            True  # until a refresh has shown otherwise: the last service may have died before its own
-        )
+        # Until a refresh has shown otherwise: the last service may have died before its own.
+        self._behind = True
 
     def turns(self, go_on: Callable[[], bool] = lambda: True) -> Iterator[Turn]:
         """Turn after turn that did something, until ``go_on`` says no.
@@ -215,19 +204,18 @@ class Service:
         if batch is not None:
             try:
                 counts |= self._take(batch, aside)
-            except TableChanged:
-                return (
-                    None  # another writer was faster: the batch is read again, from the position that stands
-                )
+            except (
+                TableChanged
+            ):  # another writer was faster: the batch is read again, from the position that stands
+                return None
             self._behind = True
             took("ingest")
         generation = None
         if (self._behind or self._expiry_is_due()) and self.warehouse.exists():
             record = self._refresh()
             self._behind, generation = False, record.generation
-            counts |= {
-                name: record.counts.get(name, 0) for name in ("users", "resumed", "expired", "dead_letters")
-            }
+            told = ("users", "resumed", "expired", "dead_letters")
+            counts |= {name: record.counts.get(name, 0) for name in told}
             took("refresh")
         published = self._clock()
         if delivered := self._deliver():
@@ -368,7 +356,6 @@ class Service:
                 if conflicts == CONFLICTS:
                     raise
                 self._remove(folder)
-        raise AssertionError("unreachable")
 
     def _expiry_is_due(self) -> bool:
         """Whether to look through the whole store for users that fell silent, which not every turn can do."""

@@ -219,7 +219,7 @@ def _build(task: BucketTask, settings: SummarySettings, run: RunDirectory) -> di
     started = time.perf_counter()
     while True:
         meter = Meter()
-        writer = ShardWriter(
+        building = ShardWriter(
             settings.staging,
             task.bucket,
             settings.num_shards,
@@ -229,19 +229,15 @@ def _build(task: BucketTask, settings: SummarySettings, run: RunDirectory) -> di
             anew=True,  # one that is there has the right sizes, but wrong digests, or nobody knows
         )
         try:
-            letters = _stream(task, settings, model, writer, failed, meter)
-            with meter.step("write"):
-                shard = writer.finish()
+            with building as writer:
+                letters = _stream(task, settings, model, writer, failed, meter)
+                with meter.step("write"):
+                    shard = writer.finish()
             break
         except UserFailed as found:
             failed |= found.reasons
-            writer.abandon()
         except MustRecompute as found:
             task = dataclasses.replace(task, again=tuple(sorted({*task.again, *found.users})))
-            writer.abandon()
-        except BaseException:
-            writer.abandon()
-            raise
     run.write_dead_letters(task.name, letters)
     meter.seconds["total"] = time.perf_counter() - started
     meter.seconds["model_cpu"] = meter.cpu_model

@@ -203,8 +203,8 @@ def merged(fresh: UserBatch, whole: Iterator[UserBatch]) -> Iterator[UserBatch]:
     Up to the smaller of the two last users everything is known, and goes out as one batch.
     """
     for batch in whole:
-        below = int(np.searchsorted(fresh.users, batch.users[-1]))
-        before, fresh = _cut(fresh, below)
+        below, rows = int(np.searchsorted(fresh.users, batch.users[-1])), np.arange(len(fresh.users))
+        before, fresh = select_users(fresh, rows[:below]), select_users(fresh, rows[below:])
         yield _interleaved(before, batch)
     if len(fresh.users):
         yield fresh
@@ -218,8 +218,3 @@ def _interleaved(first: UserBatch, second: UserBatch) -> UserBatch:
     order = np.argsort(users, kind="stable")
     events = Events.concat([first.events, second.events]).select(order)
     return UserBatch(users[order], events, second.continues)
-
-
-def _cut(batch: UserBatch, n: int) -> tuple[UserBatch, UserBatch]:
-    rows = np.arange(len(batch.users))
-    return select_users(batch, rows[:n]), select_users(batch, rows[n:])

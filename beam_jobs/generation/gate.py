@@ -107,8 +107,7 @@ def bounds(file: str | Path | None) -> Bounds:
             raise OptionsError(
                 f"{file}: expected one of {', '.join(known)}; found {name!r}; see docs/operations.md"
             )
-        right = _RIGHT.get(name, _is_number)(value)
-        if not right:
+        if not _RIGHT.get(name, _is_number)(value):
             raise OptionsError(
                 f"{file}: {name}: found {value!r}, which is of another kind; see docs/operations.md"
             )

@@ -19,12 +19,13 @@ from beam_jobs.errors import OptionsError
 from beam_jobs.generation import refresh, summarize
 from beam_jobs.generation.bucket_task import BucketTask, torch_threads, worker_bytes, worker_model
 from beam_jobs.generation.changed_users import RefreshSource
+from beam_jobs.generation.feed import select_users
 from beam_jobs.generation.refresh import RefreshOptions
 from beam_jobs.generation.summarize import SummarizeOptions, schema_of
 from beam_jobs.horizon import horizon_of
-from beam_jobs.run import job as jobs
 from beam_jobs.run.record import RunRecord
 from cache_store.format.shown import when
+from cache_store.read.options import wall_clock
 from vista.data.events import Events, UserBatch
 from vista.data.tables.compaction import most_files
 from vista.data.tables.reading import DataFile, count_users, read_bucket
@@ -107,9 +108,7 @@ def plan(options: SummarizeOptions, workers: int = 1) -> JobPlan:
     flat = [f for row in files.values() for f in row]
     events = sum(f.rows for f in flat)
     sample = _Sample.take(files, model, options)
-    before = summarize.expired_before(
-        options, jobs.wall_clock() if options.now_ms is None else options.now_ms
-    )
+    before = summarize.expired_before(options, wall_clock() if options.now_ms is None else options.now_ms)
     users, counted, expired = count_users(files, COUNTED_ROWS, before)
     if counted < len(files):
         users, expired = (round(n * len(files) / counted) for n in (users, expired))
@@ -162,14 +161,15 @@ class _Sample:
         events = sum(len(b.events) for b in batches)
         users = sum(len(b.users) for b in batches)
         with torch_threads(options.threads):
-            list(summarize_stream(model, iter([_head(batches[0], 1)])))  # first use of every kernel
+            first = select_users(batches[0], np.arange(1))
+            list(summarize_stream(model, iter([first])))  # first use of every kernel
             start = time.perf_counter()
             made = list(summarize_stream(model, iter(batches), None, SAMPLE_EVENTS))
             took = time.perf_counter() - start
             states = made[0].states[: min(SAMPLE_USERS, len(batches[0].users))]
             user_seconds, state_bytes = 0.0, 0
             if states[0] is not None:
-                few = _head(batches[0], len(states))
+                few = select_users(batches[0], np.arange(len(states)))
                 last = few.events.offsets[1:] - 1
                 more = Events.of(
                     np.ones(len(states), np.int64),
@@ -202,7 +202,3 @@ def _first_batches(files: dict[int, list[DataFile]]) -> Iterator[UserBatch]:
         batch = next(read_bucket(row, max_rows=SAMPLE_EVENTS // SAMPLE_BUCKETS), None)
         if batch is not None:
             yield UserBatch(batch.users, batch.events)
-
-
-def _head(batch: UserBatch, users: int) -> UserBatch:
-    return UserBatch(batch.users[:users], batch.events.select(np.arange(users)))

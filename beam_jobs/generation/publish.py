@@ -19,12 +19,13 @@ from beam_jobs.errors import ExitCode, IncompleteRun, InputFailed, OptionsError
 from beam_jobs.generation import gate
 from beam_jobs.generation.bucket_task import BucketTask, SummarySettings, do_bucket
 from beam_jobs.generation.gate import Bounds
-from beam_jobs.run.job import Receipts, Run, totals, wall_clock
+from beam_jobs.run.job import Receipts, Run, totals
 from beam_jobs.run.record import RunRecord
 from cache_store import DEAD_LETTERS, Manifest, Publication, Store
 from cache_store.format import lines
 from cache_store.format.shown import when
 from cache_store.read.leases import Lease
+from cache_store.read.options import wall_clock
 from vista.data import paths
 from vista.data.tables.manifests import TableChanged
 from vista.data.tables.warehouse import Warehouse

@@ -83,11 +83,10 @@ class RefreshOptions(SummarizeOptions):
             "max_age_ms": self.max_age_ms,
         }
 
-    def full(self, run_dir: str | None = None) -> SummarizeOptions:
+    def full(self) -> SummarizeOptions:
         """The options of the full job that this falls back to."""
-        shared = {f.name for f in dataclasses.fields(SummarizeOptions)} - {"run_dir"}
         return SummarizeOptions(
-            run_dir=run_dir or self.run_dir, **{name: getattr(self, name) for name in shared}
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(SummarizeOptions)}
         )
 
 

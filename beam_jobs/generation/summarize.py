@@ -32,6 +32,7 @@ from beam_jobs.run.job import Job, Run
 from beam_jobs.run.limits import check_disk, check_memory
 from beam_jobs.run.record import RunRecord
 from cache_store import Group, Publication, RecordSchema, Store, Table
+from cache_store.read.options import wall_clock
 from vista import bundle as bundles
 from vista.data.tables.reading import DataFile, count_users
 from vista.data.tables.warehouse import Warehouse
@@ -165,7 +166,7 @@ class TablesAndModel:
             args=args,
             attempts=options.attempts,
             progress=options.progress,
-            clock=jobs.wall_clock if options.now_ms is None else functools.partial(int, options.now_ms),
+            clock=wall_clock if options.now_ms is None else functools.partial(int, options.now_ms),
             environment={"bundle": str(options.bundle)},
         )
 

@@ -1,9 +1,7 @@
 """What the workers of ``ingest`` do after reading: sort and merge a bucket. Items are added up in ``items``.
 
-    log files ──read_logs──▶ chunk files, one record batch per bucket ─┐
-                                                     (bucket, Piece) ──┴─▶ build_bucket ──▶ sorted table files
-                          (item shard, Piece: names) ──┐                        │
-                                                       └──▶ build_items ◀───────┘ (item shard, Piece: counts)
+    log files ──read_logs──▶ chunk files, one record batch per bucket ──▶ build_bucket ──▶ sorted table files
+                                       └── names by item shard ──▶ build_items ◀── counts ──┘
 
 Every task is a plain function of paths, writes its files whole under names of their own, and leaves a receipt in the
 run's directory; done again it finds the receipt and hands on the same values. Memory of a task: ``chunk_rows`` rows
@@ -12,28 +10,30 @@ while reading, a small multiple of ``max_rows`` rows while sorting; a larger buc
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
-from beam_jobs.ingest.spill import Spilled, groups_of, read_pieces, write_chunk
+from beam_jobs.ingest.spill import Spilled, groups_of, read_pieces
 from beam_jobs.ingest.units import (
     KINDS,
+    Bucket,
     IngestSettings,
     OldFile,
     Routed,
+    by_item,
     finished,
     inputs_digest,
-    item_shard,
     write_unit,
 )
-from beam_jobs.run.record import DeadLetter, unit_name
+from beam_jobs.run.record import DeadLetter
 from vista.data import paths
 from vista.data.tables import sorting
 from vista.data.tables.items import ItemTally
@@ -43,18 +43,14 @@ from vista.data.tables.rows import DTYPES, HISTORY, Kind, Rows, SortedWriter, ba
 from vista.errors import DataError
 
 
-def build_bucket(bucket: int, values: Iterable[Spilled | OldFile], settings: IngestSettings) -> list[Routed]:
+def build_bucket(task: Bucket, settings: IngestSettings) -> dict[str, int]:
     """Sort the new rows of a bucket, drop those that are repeated or in the table, write one file per table."""
-    values = list(values)
+    bucket, name, values = task.number, task.name, task.values
     new = {tag: [v for v in values if isinstance(v, Spilled) and v.tag == tag] for tag in KINDS}
     old = {tag: [v.file for v in values if isinstance(v, OldFile) and v.tag == tag] for tag in KINDS}
-    if not any(new.values()):
-        return []
-    name = unit_name(bucket)
     inputs = inputs_digest([asdict(v) for v in values], settings)
-    done = finished(settings, name, inputs)
-    if done is not None:
-        return done
+    if done := finished(settings, name, inputs):
+        return {count: done["counts"].get(count, 0) for count in ("users", "events")}
     start = time.monotonic()
     events = _write_table(bucket, "events", new["events"], old["events"], settings)
     files, counts = list(events.files), {f"events_{k}": v for k, v in events.counts.items()}
@@ -71,16 +67,12 @@ def build_bucket(bucket: int, values: Iterable[Spilled | OldFile], settings: Ing
         counts["impressions_dead"] = sum(d.rows for d in dead)
     settings.directory.write_dead_letters(name, dead)
     routed: list[Routed] = []
-    total = events.items
-    if total is not None and len(total[0]):
-        item, surface, number = total
-        columns = {"item": item, "surface": surface, "events": number}
-        part = item_shard(item, settings.item_shards)
-        pieces = write_chunk(settings.spill("counts", f"{name}.arrow"), "counts", part, columns)
-        routed = [("items", shard, piece) for shard, piece in pieces.items()]
-    counts |= {"users": events.counts["users"], "events": events.counts["written"]}
-    write_unit(settings, name, inputs, routed, counts, start, files)
-    return routed
+    if events.items is not None and len(events.items[0]):
+        columns = dict(zip(("item", "surface", "events"), events.items, strict=True))
+        routed = by_item("counts", columns, f"{name}.arrow", settings)
+    told = {"users": events.counts["users"], "events": events.counts["written"]}
+    write_unit(settings, name, inputs, routed, counts | told, start, files)
+    return told
 
 
 @dataclass(frozen=True)
@@ -104,9 +96,9 @@ def _write_table(
     counts = dict.fromkeys(("written", "repeated", "in_table", "forgotten", "late", "users"), 0)
     tally = ItemTally()
     last_user = None
-    writer = None
-    try:
-        copies: Counter[str] = Counter()
+    writer: SortedWriter | None = None
+    copies: Counter[str] = Counter()
+    with contextlib.ExitStack() as stack:
         for rows, repeated in _sorted_rows(bucket, pieces, kind, settings, fill, copies):
             counts["repeated"] += repeated
             rows, gone = settings.forgotten.leave_out(rows)
@@ -119,22 +111,16 @@ def _write_table(
             if not len(rows):
                 continue
             if writer is None:
-                writer = SortedWriter(uri, kind, settings.user_kind, bucket)
+                writer = stack.enter_context(SortedWriter(uri, kind, settings.user_kind, bucket))
             writer.write(rows)
             counts["written"] += len(rows)
             counts["users"] += len(rows.users) - int(last_user is not None and rows.users[0] == last_user)
             last_user = rows.users[-1]
             if kind is HISTORY:
                 tally.add(rows.columns["item"], rows.columns["surface"])
-    except BaseException as error:
-        if writer is not None:
-            writer.__exit__(type(error))
-        raise
     if writer is None:
         return _Written([], counts | copies, None)
-    writer.close()
-    counts |= copies
-    return _Written([uri], counts, tally.total() if kind is HISTORY else None)
+    return _Written([uri], counts | copies, tally.total() if kind is HISTORY else None)
 
 
 def _sorted_rows(
@@ -187,9 +173,8 @@ def _sort_group(
     # Users by number: hashing is several times faster than sorting them.
     encoded = table["user"].combine_chunks().dictionary_encode()
     values = encoded.dictionary
-    users = (
-        values.to_numpy() if pa.types.is_integer(values.type) else np.array(values.to_pylist(), dtype=object)
-    )
+    numbers = pa.types.is_integer(values.type)
+    users = values.to_numpy() if numbers else np.array(values.to_pylist(), dtype=object)
     order = np.argsort(users)
     place = np.empty(len(users), np.int64)
     place[order] = np.arange(len(users))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import posixpath
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -19,8 +19,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_jobs.ingest.read import as_table
-from beam_jobs.ingest.spill import Spilled, read_pieces, write_chunk
-from beam_jobs.ingest.units import IngestSettings, Routed, finished, inputs_digest, item_shard, write_unit
+from beam_jobs.ingest.spill import Spilled, read_pieces
+from beam_jobs.ingest.units import (
+    IngestSettings,
+    ItemShard,
+    Routed,
+    by_item,
+    finished,
+    handed_on,
+    inputs_digest,
+    write_unit,
+)
 from beam_jobs.ingest.vocabulary import batch_rows, text_columns
 from beam_jobs.run.record import DEAD_LETTER_SCHEMA
 from vista.data.arrow import write_table
@@ -94,10 +103,11 @@ def read_items(sources: Sequence[LogFile], settings: IngestSettings) -> list[Rou
     Raises:
         UnreadableFile: pages of a file cannot be read.
     """
+    if not sources:
+        return []
     name, inputs = "read-items", inputs_digest([asdict(source) for source in sources], settings)
-    done = finished(settings, name, inputs) if sources else []
-    if done is not None:
-        return done
+    if done := finished(settings, name, inputs):
+        return list(handed_on([done]))
     start = time.monotonic()
     routed: list[Routed] = []
     letters: list[pa.Table] = []
@@ -109,11 +119,11 @@ def read_items(sources: Sequence[LogFile], settings: IngestSettings) -> list[Rou
                 for batch in batches(file, batch_rows(file, settings.chunk_rows), wanted):
                     found = check_items(batch, source, row, settings.vector_width)
                     letters.append(as_table(found.letters, source.path))
-                    columns = {"item": found.item, "name": found.name}
-                    routed += _spilled("titles", columns, f"{i:05d}-{row:012d}.arrow", settings)
+                    columns, chunk = {"item": found.item, "name": found.name}, f"{i:05d}-{row:012d}.arrow"
+                    routed += by_item("titles", columns, chunk, settings)
                     if found.content:
                         columns = {"item_id": found.item, **_whole(found.content, len(found.item))}
-                        routed += _spilled("content", columns, f"{i:05d}-{row:012d}.arrow", settings)
+                        routed += by_item("content", columns, chunk, settings)
                     row += batch.num_rows
         except (OSError, ValueError, pa.ArrowException) as error:
             if is_full(error):
@@ -122,7 +132,7 @@ def read_items(sources: Sequence[LogFile], settings: IngestSettings) -> list[Rou
                 f"{source.path}: expected {source.rows} readable rows, found {row}, then: {error}; replace the file "
                 f"and run vista ingest again"
             ) from error
-    dead = pa.concat_tables(letters) if letters else DEAD_LETTER_SCHEMA.empty_table()
+    dead = pa.concat_tables([DEAD_LETTER_SCHEMA.empty_table(), *letters])
     settings.directory.write_dead_letters(name, dead)
     counts = {"rows": sum(s.rows for s in sources), "dead": dead.num_rows}
     write_unit(settings, name, inputs, routed, counts, start)
@@ -138,21 +148,12 @@ def _whole(columns: dict[str, pa.Array], rows: int) -> dict[str, pa.Array]:
     }
 
 
-def _spilled(
-    tag: str, columns: dict[str, np.ndarray | pa.Array], file: str, settings: IngestSettings
-) -> list[Routed]:
-    part = item_shard(next(iter(columns.values())), settings.item_shards)
-    pieces = write_chunk(settings.spill(tag, file), tag, part, columns)
-    return [("items", shard, piece) for shard, piece in pieces.items()]
-
-
-def build_items(shard: int, values: Iterable[Spilled], settings: IngestSettings) -> None:
+def build_items(task: ItemShard, settings: IngestSettings) -> dict[str, int]:
     """Add up the items of a shard over all buckets, with what item files say of them, and write a file per table."""
-    name = f"items-{shard:05d}"
-    pieces = list(values)
+    pieces = task.values
     inputs = inputs_digest([asdict(p) for p in pieces], settings)
-    if finished(settings, name, inputs) is not None:
-        return
+    if finished(settings, task.name, inputs) is not None:
+        return {}
     start = time.monotonic()
     by_tag = {tag: [p for p in pieces if p.tag == tag] for tag in ("counts", "names", "titles", "content")}
     counted = list(read_pieces(by_tag["counts"]))
@@ -169,22 +170,23 @@ def build_items(shard: int, values: Iterable[Spilled], settings: IngestSettings)
         table = pa.Table.from_batches(named)
         names = chosen(table["item"].to_numpy(), table["name"])
     total = ItemCounts.of(item, surface, events, names)
-    file = f"{settings.commit:08d}-{settings.run}-{shard:05d}.parquet"
+    file = f"{settings.commit:08d}-{settings.run}-{task.number:05d}.parquet"
     files = [total.write(posixpath.join(settings.roots["items"], "data", file))]
     told = list(read_pieces(_in_order(by_tag["content"])))
     if told:
         table = content.merged(pa.Table.from_batches(told).cast(content.ARROW_SCHEMA))
         files.append(write_table(table, posixpath.join(settings.roots["content"], "data", file)))
-    counts = {"items": len(total), "item_events": int(total.events.sum())}
-    counts |= {"items_told": table.num_rows if told else 0, "items_repeated": _repeated(titles)}
-    counts["vectors"] = len(table) - table["vector"].null_count if told else 0
-    write_unit(settings, name, inputs, [], counts, start, files)
+    titled = np.concatenate([np.zeros(0, np.int64), *(b.column("item").to_numpy() for b in titles)])
+    counts = {
+        "items": len(total),
+        "item_events": int(total.events.sum()),
+        "items_told": len(table) if told else 0,
+        "items_repeated": len(titled) - len(np.unique(titled)),
+        "vectors": len(table) - table["vector"].null_count if told else 0,
+    }
+    write_unit(settings, task.name, inputs, [], counts, start, files)
+    return {}
 
 
 def _in_order(pieces: Sequence[Spilled]) -> list[Spilled]:
     return sorted(pieces, key=lambda p: p.path)
-
-
-def _repeated(titles: Sequence[pa.RecordBatch]) -> int:
-    ids = np.concatenate([np.zeros(0, np.int64), *(b.column("item").to_numpy() for b in titles)])
-    return len(ids) - len(np.unique(ids))

@@ -27,11 +27,12 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from beam_jobs.errors import ExitCode, IncompleteRun
-from beam_jobs.ingest import pipeline as steps
-from beam_jobs.ingest.items import SHARD_BYTES, read_items, tells_content
+from beam_jobs.ingest.build import build_bucket
+from beam_jobs.ingest.items import SHARD_BYTES, build_items, read_items, tells_content
 from beam_jobs.ingest.options import LOG_KINDS, IngestOptions
 from beam_jobs.ingest.plan import IngestPlan, holds_users, make_plan, read_tasks, rules_of
-from beam_jobs.ingest.units import IngestSettings, OldFile
+from beam_jobs.ingest.read import read_logs
+from beam_jobs.ingest.units import Bucket, IngestSettings, ItemShard, OldFile, grouped, handed_on
 from beam_jobs.run import job as jobs
 from beam_jobs.run.files import write_atomically
 from beam_jobs.run.job import Job, Run
@@ -114,18 +115,15 @@ def _ingest(run: Run, options: IngestOptions) -> RunRecord:
 def _built_and_committed(
     run: Run, options: IngestOptions, warehouse: Warehouse, plan: IngestPlan
 ) -> dict[str, int]:
-    """Counts of the run, which is in the tables afterwards.
-
-    Raises:
-        TableChanged: the tables are not those of the plan any more.
-    """
+    """Counts of the run, which is in the tables afterwards; TableChanged where these are not those of the plan."""
     if warehouse.exists():
         recover(warehouse)
         if warehouse.has_commit(plan.run):
             return _counts(run.directory, plan)
     if warehouse.exists() or "user_id" in plan.kinds or plan.items:  # else nothing says what ids are
         plan = _prepare(warehouse, run.directory, plan)
-    _write_bad_files(run.directory, plan)
+    unread = [DeadLetter(JOB, "unreadable_file", why, source=path, rows=0) for path, why in plan.bad_files]
+    run.directory.write_dead_letters("files", unread)
     if plan.rows or plan.items:
         _check_room(options, run.directory, plan)
         _work(run, warehouse, plan, _settings(options, warehouse, run.directory, plan))
@@ -138,11 +136,7 @@ def _built_and_committed(
 
 
 def _prepare(warehouse: Warehouse, run_dir: RunDirectory, plan: IngestPlan) -> IngestPlan:
-    """Make the tables where there are none.
-
-    Raises:
-        TableChanged: there are others than the plan was made for.
-    """
+    """Make the tables where there are none; TableChanged where there are others than the plan was made for."""
     with alone(warehouse):
         made = not plan.basis and not warehouse.exists()
         if made:
@@ -221,17 +215,17 @@ def _work(run: Run, warehouse: Warehouse, plan: IngestPlan, settings: IngestSett
         *read_tasks(plan.events, "events", settings.chunk_rows),
         *read_tasks(plan.impressions, "impressions", settings.chunk_rows),
     ]
-    read = run.do("ingest: read", tasks, functools.partial(steps.read, settings=settings))
-    values: dict[int, list[Any]] = steps.grouped(steps.handed_on(read.values()), "bucket")
+    read = run.do("ingest: read", tasks, functools.partial(read_logs, settings=settings))
+    values: dict[int, list[Any]] = grouped(handed_on(read.values()), "bucket")
     for tag, kind in (("events", HISTORY), ("impressions", IMPRESSIONS)):
         for bucket, files in (warehouse.bucket_files(kind=kind) if values else {}).items():
             if bucket in values:
                 values[bucket] += [OldFile(tag, file) for file in files]
-    buckets = [steps.Bucket(number, tuple(found)) for number, found in values.items()]
-    built = run.do("ingest: sort", buckets, functools.partial(steps.build, settings=settings))
-    counted = [*steps.handed_on(read.values()), *named, *steps.handed_on(built.values())]
-    shards = [steps.ItemShard(n, tuple(found)) for n, found in steps.grouped(counted, "items").items()]
-    run.do("ingest: items", shards, functools.partial(steps.add_up, settings=settings))
+    buckets = [Bucket(number, tuple(found)) for number, found in values.items()]
+    built = run.do("ingest: sort", buckets, functools.partial(build_bucket, settings=settings))
+    counted = [*handed_on(read.values()), *named, *handed_on(built.values())]
+    shards = [ItemShard(n, tuple(found)) for n, found in grouped(counted, "items").items()]
+    run.do("ingest: items", shards, functools.partial(build_items, settings=settings))
 
 
 def _check_room(options: IngestOptions, run_dir: RunDirectory, plan: IngestPlan) -> None:
@@ -242,17 +236,8 @@ def _check_room(options: IngestOptions, run_dir: RunDirectory, plan: IngestPlan)
     check_disk(needs, options.max_bytes)
 
 
-def _write_bad_files(run_dir: RunDirectory, plan: IngestPlan) -> None:
-    letters = [DeadLetter(JOB, "unreadable_file", why, source=path, rows=0) for path, why in plan.bad_files]
-    run_dir.write_dead_letters("files", letters)
-
-
 def _counts(run_dir: RunDirectory, plan: IngestPlan) -> dict[str, int]:
-    """Sums over the receipts, and law 8: what was read is accounted for.
-
-    Raises:
-        IncompleteRun: it is not.
-    """
+    """Sums over the receipts, and law 8: what was read is accounted for, or IncompleteRun."""
     receipts = run_dir.receipts()
 
     def total(key: str, prefix: str = "") -> int:
@@ -347,13 +332,13 @@ def _commit(
 
 
 def _ledger_rows(run_dir: RunDirectory, plan: IngestPlan, in_table: int) -> list[LedgerRow]:
-    dead: dict[str, int] = {}
-    for path in sorted((run_dir.path / "dead").glob("read-*.parquet")):
-        letters = pq.read_table(path, columns=["source", "rows"])
-        for source, rows in zip(letters["source"].to_pylist(), letters["rows"].to_pylist(), strict=True):
-            dead[source] = dead.get(source, 0) + rows
+    dead = Counter[str]()
+    for path in (run_dir.path / "dead").glob("read-*.parquet"):
+        letters = pq.read_table(path, columns=["source", "rows"]).group_by("source")
+        for row in letters.aggregate([("rows", "sum")]).to_pylist():
+            dead[row["source"]] += row["rows_sum"]
     return [
-        LedgerRow(s.path, s.bytes, s.digest, s.rows, kind, plan.readings[kind], dead.get(s.path, 0), in_table)
+        LedgerRow(s.path, s.bytes, s.digest, s.rows, kind, plan.readings[kind], dead[s.path], in_table)
         for kind, sources in zip(LOG_KINDS, (plan.events, plan.impressions, plan.items), strict=True)
         for s in sources
     ]

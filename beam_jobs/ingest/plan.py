@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -110,15 +111,11 @@ class _Logs:
     bad: list[tuple[str, str]] = field(default_factory=list)
 
     def to_convert(self, folder: str, bounds: tuple[int, int]) -> list[Log]:
-        """Files that are not read as they are."""
+        """Files that are not read as they are; of these, what was ingested before is left out of all files."""
         asked = [p for p in self.files if paths.text_ending(p) or is_columnar(p, self.reading)]
-        return [Log(path, folder, self.columns, self.reading, bounds) for path in asked]
-
-    def leave_out(self, logs: Sequence[Log]) -> list[Log]:
-        """Forget logs that were ingested before, so that they need not be converted; the others."""
-        known = {log.path for log in logs if schema.identity(log.path) in self.seen} if self.seen else set()
+        known = {path for path in asked if schema.identity(path) in self.seen} if self.seen else set()
         self.files = [path for path in self.files if path not in known]
-        return [log for log in logs if log.path not in known]
+        return [Log(p, folder, self.columns, self.reading, bounds) for p in asked if p not in known]
 
     def inspect(self, files: Sequence[str], converted: Converted, bounds: tuple[int, int]) -> None:
         """Check the footers of files, or of what they were converted to.
@@ -163,7 +160,7 @@ def inspect_all(
     """
     folder = str(run_dir.path / "spill" / "text")
     all_files = sum(len(g.files) for g in groups)
-    logs = [g.leave_out(g.to_convert(folder, bounds)) for g in groups]
+    logs = [g.to_convert(folder, bounds) for g in groups]
     known = all_files - sum(len(g.files) for g in groups)
     flat = [log for some in logs for log in some]
     converted = convert_others(flat, beam_args)
@@ -377,14 +374,14 @@ def _remarks(
     groups: Sequence[_Logs], lines: Sequence[tuple[str, ledger.LedgerRow]], readings: Mapping[str, str]
 ) -> tuple[str, ...]:
     """What the ledger says of the files that are read: they were before, as something else or another way."""
-    found: dict[str, int] = {}
+    found = Counter[str]()
+    taken = [(run, row) for run, row in lines if row.taken and row.kind]
     for kind, group in zip(LOG_KINDS, groups, strict=True):
         for source in group.good:
-            same = [(run, row) for run, row in lines if row.key[:2] == (source.bytes, source.digest)]
-            before = [(run, row) for run, row in same if row.taken and row.kind]
+            before = [(run, row) for run, row in taken if row.key[:2] == (source.bytes, source.digest)]
             for run, row in before[-1:]:
                 if (row.kind, row.reading) != (kind, readings[kind]):
-                    found[run] = found.get(run, 0) + 1
+                    found[run] += 1
     return tuple(
         f"{n} files were read before, as another kind of log or another way, by {run}: what they brought then is still "
         f"there; vista ingest --undo {run} takes it back"
@@ -452,11 +449,7 @@ def _first_time(options: IngestOptions, warehouse: Warehouse | None) -> int:
 
 
 def _unchanged(plan: IngestPlan, run_dir: RunDirectory) -> IngestPlan:
-    """The plan, if its files are still those it was made for.
-
-    Raises:
-        DataError: a file was replaced or removed since.
-    """
+    """The plan, if its files are still those it was made for, and none was replaced or removed since."""
     for source in (*plan.events, *plan.impressions, *plan.items):
         try:
             found = schema.identity(source.path)

@@ -28,6 +28,7 @@ from beam_jobs.ingest.plan import FIRST_ORDER_MS, inspect_all, logs_asked, time_
 from beam_jobs.ingest.vocabulary import text_columns
 from beam_jobs.run.record import RunDirectory
 from beam_jobs.run.runner import local_args
+from cache_store.read.options import wall_clock
 from vista.data import paths
 from vista.data.logs import arrays
 from vista.data.logs.columnar import as_rows
@@ -103,7 +104,7 @@ def preview(options: IngestOptions) -> list[Look]:
         run_dir = RunDirectory(Path(folder, "run"))
         run_dir.path.mkdir()
         groups = logs_asked(asked, [])
-        bounds = time_bounds(asked, _now_ms())
+        bounds = time_bounds(asked, wall_clock())
         try:
             inspect_all(groups, {}, asked, bounds, run_dir, local_args())
         except DataError as error:
@@ -118,19 +119,10 @@ def preview(options: IngestOptions) -> list[Look]:
         for name, group in zip(("events", "impressions", "items"), groups, strict=True):
             for source in group.good:
                 look = _look(source, heads[source.path], name, group.reading, bounds)
-                same = (
-                    source.path
-                    if paths.text_ending(source.path)
-                    else (tuple(look.columns), tuple(look.unused))
-                )
+                read = tuple(look.columns), tuple(look.unused)
+                same = source.path if paths.text_ending(source.path) else read
                 looks.setdefault((name, same), look)
         return [*looks.values()]
-
-
-def _now_ms() -> int:
-    import time
-
-    return int(time.time() * 1000)
 
 
 def _heads(patterns: Sequence[str], folder: str, heads: dict[str, str], reading: Reading) -> tuple[str, ...]:
@@ -386,7 +378,9 @@ def _first_look(path: str) -> tuple[list[str], Guess]:
                     return names, guess_unnamed(list(_csv_columns(head, ending, unnamed).values()))
                 columns = _csv_columns(head, ending, Reading())
             else:
-                table = _flat(_first_rows(head))
+                table = _first_rows(head)
+                while any(pa.types.is_struct(f.type) for f in table.schema):
+                    table = table.flatten()
                 rows = np.arange(min(table.num_rows, SAMPLE))
                 columns = {n: shown(table[n], rows) for n in table.schema.names if n not in (LINE, BROKEN)}
         except (ValueError, QuotesAreText, pa.ArrowException) as error:
@@ -413,12 +407,6 @@ def _csv_columns(path: str, ending: str, reading: Reading) -> dict[str, list[Any
         table = pa.Table.from_batches(list(csv_rows(stream, ending, _Any(), [], reading, None)))
     rows = np.arange(min(table.num_rows, SAMPLE))
     return {n: shown(table[n], rows) for n in table.schema.names if n not in (LINE, BROKEN)}
-
-
-def _flat(table: pa.Table) -> pa.Table:
-    while any(pa.types.is_struct(f.type) for f in table.schema):
-        table = table.flatten()
-    return table
 
 
 class _Any:

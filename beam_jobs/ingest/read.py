@@ -14,9 +14,9 @@ from beam_jobs.ingest.units import (
     IngestSettings,
     ReadTask,
     Routed,
+    by_item,
     finished,
     inputs_digest,
-    item_shard,
     write_unit,
 )
 from beam_jobs.ingest.vocabulary import batch_rows, text_columns
@@ -28,16 +28,15 @@ from vista.data.logs.schema import UnreadableFile, batches, open_source
 from vista.data.paths import is_full
 
 
-def read_logs(task: ReadTask, settings: IngestSettings) -> list[Routed]:
+def read_logs(task: ReadTask, settings: IngestSettings) -> dict[str, int]:
     """Read, check and spill the rows of a task.
 
     Raises:
         UnreadableFile: pages of a file cannot be read and ``skip_bad_files`` is off.
     """
-    inputs = inputs_digest([asdict(task)], settings)
-    done = finished(settings, task.name, inputs)
-    if done is not None:
-        return done
+    inputs, told = inputs_digest([asdict(task)], settings), {"rows_read": task.rows}
+    if finished(settings, task.name, inputs) is not None:
+        return told
     start = time.monotonic()
     chunks = _Chunks(task, settings)
     rules = (settings.shown_rules if task.tag == "impressions" else None) or settings.rules
@@ -78,13 +77,13 @@ def read_logs(task: ReadTask, settings: IngestSettings) -> list[Routed]:
             rows += expected
             first_row += expected
     routed = chunks.finish()
-    dead = pa.concat_tables(letters) if letters else DEAD_LETTER_SCHEMA.empty_table()
+    dead = pa.concat_tables([DEAD_LETTER_SCHEMA.empty_table(), *letters])
     settings.directory.write_dead_letters(task.name, dead)
     lost_rows = int(pa.compute.sum(dead["rows"]).as_py() or 0)
     counts = {"rows": rows, "dead": lost_rows, "kept": chunks.rows, "events": rows}
     counts |= {"shown": chunks.shown, "unengaged": chunks.unengaged}
     write_unit(settings, task.name, inputs, routed, counts, start)
-    return routed
+    return told
 
 
 def as_table(letters: Sequence[Letter], path: str) -> pa.Table:
@@ -171,7 +170,9 @@ class _Chunks:
         if self._held:
             self._write()
         if self._names:
-            self._routed += spill_names(*_distinct(self._names), f"{self._task.name}.arrow", self._settings)
+            item, names = _distinct(self._names)
+            columns = {"item": item, "name": names}
+            self._routed += by_item("names", columns, f"{self._task.name}.arrow", self._settings)
         return self._routed
 
 
@@ -180,10 +181,3 @@ def _distinct(parts: Sequence[tuple[np.ndarray, pa.Array]]) -> tuple[np.ndarray,
     item, names = np.concatenate([p[0] for p in parts]), pa.concat_arrays([p[1] for p in parts])
     item, first = np.unique(item, return_index=True)
     return item, names.take(pa.array(first))
-
-
-def spill_names(item: np.ndarray, names: pa.Array, file: str, settings: IngestSettings) -> list[Routed]:
-    """Names of items (int64 [M], string [M]) by item shard."""
-    part = item_shard(item, settings.item_shards)
-    pieces = write_chunk(settings.spill("names", file), "names", part, {"item": item, "name": names})
-    return [("items", shard, piece) for shard, piece in pieces.items()]

@@ -7,14 +7,14 @@ a hundred million events moves a few thousand small values, whatever a runner ca
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+
+from cache_store.format.layout import replacing
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,15 @@ def write_chunk(
     for name, column in columns.items():
         arrays[name] = pa.array(column[order]) if isinstance(column, np.ndarray) else column.take(take)
     batch = pa.record_batch(arrays)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     pieces: dict[int, Spilled] = {}
     start = 0
-    try:
+    with replacing(path) as temporary:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
             for number in np.flatnonzero(counts).tolist():
                 rows = int(counts[number])
                 writer.write_batch(batch.slice(start, rows))
                 pieces[number] = Spilled(tag, str(path), len(pieces), rows)
                 start += rows
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return pieces
 
 

@@ -146,11 +146,8 @@ class Fit:
         if (found := self.directory.run_id()) != self.run_id:
             what = "another run" if found else "nothing"
             path = self.directory.path
-            hint = (
-                ""
-                if path.is_absolute()
-                else f" in {os.getcwd()}, its own folder (name all by paths from / on)"
-            )
+            relative = f" in {os.getcwd()}, its own folder (name all by paths from / on)"
+            hint = "" if path.is_absolute() else relative
             return f"worker {platform.node()}: expected the run of the driver in {path}, found {what}{hint}"
         return dict(self.do(task))
 

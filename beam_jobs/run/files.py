@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import xxhash
-
 from beam_jobs.errors import RunInProgress, RunStorageFull
+from cache_store.format.layout import replacing
 from vista.data.paths import is_full
 
 
@@ -35,50 +33,29 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         RunStorageFull
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    with room_for(path), replacing(path) as temporary:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """``flock`` on ``run.lock``; see ``RunDirectory.hold``."""
+    path = folder / "run.lock"
+    with room_for(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        with room_for(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def file_digest(path: str | Path) -> str:
-    """XXH3-128 of a file's bytes, 32 hex digits."""
-    digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-class Hold:
-    """``flock`` on ``run.lock``."""
-
-    def __init__(self, path: Path):
-        self._path = path / "run.lock"
-        self._fd: int | None = None
-
-    def __enter__(self) -> None:
-        with room_for(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            os.close(fd)
             raise RunInProgress(
-                f"{self._path.parent}: another process is working on this run; wait for it (vista status), "
+                f"{folder}: another process is working on this run; wait for it (vista status), "
                 f"or name another run directory"
             ) from error
-        self._fd = fd
-
-    def __exit__(self, *_: object) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        yield
+    finally:
+        os.close(fd)

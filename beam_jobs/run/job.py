@@ -14,6 +14,7 @@ import dataclasses
 import platform
 import shutil
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -26,6 +27,7 @@ from beam_jobs.run.engines import Do, Guarded, leave, run_tasks
 from beam_jobs.run.progress import progress_bar
 from beam_jobs.run.record import RunDirectory, RunRecord
 from cache_store.errors import PublishConflict
+from cache_store.read.options import wall_clock
 
 Receipts = dict[str, dict[str, Any]]
 
@@ -42,11 +44,6 @@ class Task(Protocol):
     def rows(self) -> int:
         """Its size: larger ones are dealt out first."""
         ...
-
-
-def wall_clock() -> int:
-    """Milliseconds since the epoch."""
-    return int(time.time() * 1000)
 
 
 @dataclass(frozen=True)
@@ -108,9 +105,7 @@ def run(job: Job, work: Callable[[Run], RunRecord]) -> RunRecord:
         except Exception as error:
             refused = getattr(error, "exit_code", None) == ExitCode.BAD_INPUT
             if refused and not known and not (directory.receipts() or directory.failures()):
-                shutil.rmtree(
-                    job.run_dir, ignore_errors=True
-                )  # nothing was begun, so there is nothing to go on with
+                shutil.rmtree(job.run_dir, ignore_errors=True)  # nothing was begun to go on with
             raise
         finally:
             leave(job.args)
@@ -182,9 +177,7 @@ class Run:
         if error is not None and not failures:
             return error
         for fact in failures.values():
-            if (
-                fact["error"] == PublishConflict.__name__
-            ):  # this directory's run cannot go on; its text says what can
+            if fact["error"] == PublishConflict.__name__:  # this run cannot go on; its text says what can
                 return PublishConflict(fact["text"])
         bad = {name: f for name, f in failures.items() if f["exit_code"] == ExitCode.BAD_INPUT}
         name, fact = next(iter((bad or failures).items()))
@@ -205,19 +198,17 @@ class Run:
 
 def step_times(receipts: Mapping[str, Mapping[str, Any]], began: float) -> dict[str, float]:
     """Seconds of each step summed over tasks, and the wall time of the driver since ``began``."""
-    sums: dict[str, float] = {}
+    sums: defaultdict[str, float] = defaultdict(float)
     for unit, receipt in receipts.items():
         for name, s in receipt["timings"].items():
-            step = unit.partition("-")[0] if name == "seconds" else name
-            sums[step] = sums.get(step, 0.0) + s
+            sums[unit.partition("-")[0] if name == "seconds" else name] += s
     sums["wall"] = time.perf_counter() - began
     return {name: round(s, 3) for name, s in sums.items()}
 
 
 def totals(receipts: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     """Counts of all tasks, summed by name."""
-    sums: dict[str, int] = {}
+    sums = Counter[str]()
     for receipt in receipts.values():
-        for name, n in receipt["counts"].items():
-            sums[name] = sums.get(name, 0) + n
-    return sums
+        sums.update(receipt["counts"])
+    return dict(sums)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def check_disk(
         path, before = disks.get(folder.stat().st_dev, (folder, 0))
         disks[folder.stat().st_dev] = (path, before + n)
     for folder, n in disks.values():
-        left = (free or _free)(folder)
+        left = free(folder) if free else shutil.disk_usage(folder).free
         if n * SPARE > left:
             raise RunStorageFull(
                 f"{folder}: the run needs at least {size(n)}, there is {size(left)}; nothing was begun. Free some "
@@ -84,8 +85,3 @@ def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
-
-
-def _free(folder: Path) -> int:
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize

@@ -25,6 +25,7 @@ import resource
 import traceback
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beam_jobs.errors import ExitCode, RunOptionsDiffer, RunRecordDamaged
-from beam_jobs.run.files import Hold, file_digest, room_for, write_atomically
+from beam_jobs.run.files import held, room_for, write_atomically
 from beam_jobs.run.secrets import redacted
 from cache_store.errors import PublishConflict
+from cache_store.format.layout import digest_file, replacing
 from vista.small_text import small_json, small_text
 
 RUN_FORMAT = 1
@@ -243,22 +245,19 @@ class RunDirectory:
         text = json.dumps(record.as_dict(), indent=1, allow_nan=False) + "\n"
         write_atomically(self.path / "run.json", text.encode())
 
-    def hold(self) -> Hold:
+    def hold(self) -> AbstractContextManager[None]:
         """Context in which no other process can hold the run.
 
         Raises:
             RunInProgress: on entry, if one does. The kernel drops the hold of a killed process.
         """
-        return Hold(self.path)
+        return held(self.path)
 
     def finish(self, record: RunRecord) -> RunRecord:
         """Gather the dead letters, add buckets and peak memory from the receipts, write ``run.json``."""
         receipts = self.receipts()
         rows = [
-            {
-                "name": name,
-                **{k: receipt[k] for k in _KEPT if k in receipt},
-            }
+            {"name": name, **{k: receipt[k] for k in _KEPT if k in receipt}}
             for name, receipt in sorted(receipts.items())
         ]
         letters = self.gather_dead_letters()
@@ -308,7 +307,7 @@ class RunDirectory:
             for file, facts in receipt.get("files", {}).items():
                 path = self.path / file
                 try:
-                    if path.stat().st_size != facts["bytes"] or file_digest(path) != facts["digest"]:
+                    if path.stat().st_size != facts["bytes"] or digest_file(path) != facts["digest"]:
                         return None
                 except (OSError, KeyError, TypeError, ValueError):
                     return None
@@ -316,18 +315,13 @@ class RunDirectory:
 
     def receipts(self) -> dict[str, dict[str, Any]]:
         """All receipts by unit name, unverified."""
-        folder = self.path / "receipts"
-        names = (
-            sorted(p.stem for p in folder.glob("*.json") if not p.name.startswith("."))
-            if folder.exists()
-            else []
-        )
+        names = sorted(p.stem for p in (self.path / "receipts").glob("[!.]*.json"))
         found = ((name, self.receipt(name, verify=False)) for name in names)
         return {name: receipt for name, receipt in found if receipt is not None}
 
     def describe_files(self, paths: Iterable[str | Path]) -> dict[str, dict[str, Any]]:
         """The ``files`` entry of a receipt: size and digest of each path."""
-        return {str(p): {"bytes": Path(p).stat().st_size, "digest": file_digest(p)} for p in paths}
+        return {str(p): {"bytes": Path(p).stat().st_size, "digest": digest_file(p)} for p in paths}
 
     def note_failure(self, name: str, error: BaseException) -> None:
         """Keep the error of unit ``name`` for the driver: runners pass on only its text, if that."""
@@ -349,10 +343,7 @@ class RunDirectory:
 
     def failures(self) -> dict[str, dict[str, Any]]:
         """Last error by unit name: ``error`` (class name), ``text``, ``exit_code``, ``trace`` (lines)."""
-        folder = self.path / "failures"
-        if not folder.exists():
-            return {}
-        return {p.stem: small_json(p) for p in sorted(folder.glob("[!.]*.json"))}
+        return {p.stem: small_json(p) for p in sorted((self.path / "failures").glob("[!.]*.json"))}
 
     def note_times(self, name: str, began: int, ended: int) -> None:
         """Keep when unit ``name`` was worked on, nanoseconds since the epoch; not durable, for ``spans`` alone."""
@@ -374,9 +365,8 @@ class RunDirectory:
         """Say how far unit ``name`` is; not durable and never read by the job itself."""
         path = self.path / "progress" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        temporary.write_text(json.dumps({"users": users, "events": events}))
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps({"users": users, "events": events}))
 
     def progress(self, names: Collection[str]) -> tuple[int, int, int]:
         """(units finished, users, events) of ``names`` so far: receipts plus units under work."""
@@ -409,25 +399,18 @@ class RunDirectory:
 
     def dead_letters(self) -> Iterator[pa.Table]:
         """The dead letters unit by unit, in order of unit name."""
-        folder = self.path / "dead"
-        for path in sorted(folder.glob("[!.]*.parquet")) if folder.exists() else []:
+        for path in sorted((self.path / "dead").glob("[!.]*.parquet")):
             yield pq.read_table(path)
 
     def gather_dead_letters(self) -> int:
         """Write ``dead-letters.parquet`` and return how many rows they stand for."""
-        path = self.path / "dead-letters.parquet"
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        total = 0
-        try:
-            with room_for(path):
-                os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            with room_for(path), pq.ParquetWriter(temporary, DEAD_LETTER_SCHEMA) as writer:
+        path, total = self.path / "dead-letters.parquet", 0
+        with room_for(path), replacing(path) as temporary:
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            with pq.ParquetWriter(temporary, DEAD_LETTER_SCHEMA) as writer:
                 for table in self.dead_letters():
                     writer.write_table(table)
                     total += int(pa.compute.sum(table["rows"]).as_py() or 0)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
         return total
 
 

@@ -328,10 +328,8 @@ def _supervised_workers(imports: Sequence[str], stopped: list[int]) -> Iterator[
     registry = WorkerHandler._registered_environments
     before = registry[SUBPROCESS_SDK]
     lost: list[str] = []
-    registry[SUBPROCESS_SDK] = (
-        functools.partial(_SupervisedWorkerHandler, lost, stopped, imports),
-        before[1],
-    )
+    supervised = functools.partial(_SupervisedWorkerHandler, lost, stopped, imports)
+    registry[SUBPROCESS_SDK] = supervised, before[1]
     # Beam's servers of local workers have no authentication, and listen on every interface.
     loopback = SimpleNamespace(**{**vars(grpc), "server": _loopback_server})
     worker_handlers.grpc = local_job_service.grpc = loopback

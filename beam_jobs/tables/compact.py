@@ -21,6 +21,7 @@ from beam_jobs.horizon import horizon_of
 from beam_jobs.run import job as jobs
 from beam_jobs.run.job import Job, Run
 from beam_jobs.run.record import RunDirectory, RunRecord, peak_memory_bytes
+from cache_store.read.options import wall_clock
 from vista.data import paths
 from vista.data.tables.commits import recover
 from vista.data.tables.compaction import MAX_FILES, Merge, merge_small, merges, publish_merges, write_merged
@@ -109,7 +110,7 @@ def run(options: CompactOptions, beam_args: Sequence[str] = ()) -> RunRecord:
         beam_args,
         attempts=options.attempts,
         progress=options.progress,
-        clock=jobs.wall_clock if options.now_ms is None else functools.partial(int, options.now_ms),
+        clock=wall_clock if options.now_ms is None else functools.partial(int, options.now_ms),
         unharmed="the tables are as they were",
     )
     return jobs.run(job, functools.partial(_work, options=options))

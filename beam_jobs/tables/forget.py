@@ -10,9 +10,6 @@ twice does nothing more, so a run that was killed is begun again. Logs that ``in
 
 from __future__ import annotations
 
-import functools
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +28,7 @@ from beam_jobs.run.pieces import dealt
 from beam_jobs.run.record import RunRecord
 from cache_store import Store, as_users, bucket_of
 from cache_store.change.forget import ForgetReport
+from cache_store.format.layout import replacing
 from vista.data.tables.forgetting import RowsForgotten, Spread, forget_users, in_turn
 from vista.data.tables.warehouse import Warehouse
 
@@ -103,10 +101,14 @@ def run(options: ForgetOptions, args: Sequence[str] = ()) -> ForgetRecord:
     if args:
         if options.run_dir is None:
             raise OptionsError("run_dir: expected a folder that the workers see, found none")
-        job = Job(
-            "forget", options.run_dir, {"users": len(users)}, args, unharmed="what was done stays done",
-        )  # fmt: skip
-        jobs.run(job, functools.partial(_on_engine, options=options, users=users, record=record))
+        identity, unharmed = {"users": len(users)}, "what was done stays done"
+
+        def work(run: Run) -> RunRecord:
+            _forget(options, users, record, dealt(run))
+            receipts = run.directory.receipts()
+            return run.finish(receipts, counts=totals(receipts))
+
+        jobs.run(Job("forget", options.run_dir, identity, args, unharmed=unharmed), work)
     else:
         _forget(options, users, record, in_turn)
     names = pa.array([str(user) for user in users], pa.string())
@@ -129,22 +131,12 @@ def _forget(options: ForgetOptions, users: Any, record: ForgetRecord, spread: Sp
         record.stores[str(path)] = Store(path).forget(users, spread)
 
 
-def _on_engine(run: Run, options: ForgetOptions, users: Any, record: ForgetRecord) -> RunRecord:
-    _forget(options, users, record, dealt(run))
-    receipts = run.directory.receipts()
-    return run.finish(receipts, counts=totals(receipts))
-
-
 def _without(path: Path, users: pa.Array) -> int:
     """Rewrite a file of dead letters without these users, in one step; rows removed."""
     table = pq.read_table(path)
     kept = table.filter(pc.invert(pc.is_in(table["user"], value_set=users)))
     removed = table.num_rows - kept.num_rows
     if removed:
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
+        with replacing(path) as temporary:
             pq.write_table(kept, temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     return removed

@@ -70,19 +70,10 @@ def open_generation(layout: Layout, name: str) -> Snapshot:
     Raises:
         GenerationUnknown, Damaged, FormatUnknown
     """
-    chain, wanted, known = [], name, set(layout.generation_names())
-    seen: set[str] = set()
-    while True:
-        if wanted not in known or wanted in seen:
-            raise GenerationUnknown(
-                f"{layout.root}: no generation {wanted}; kept: {sorted(known)}; run `vista status`"
-            )
-        seen.add(wanted)
-        manifest = manifests.read(layout.generation(wanted))
-        chain.append(Generation(layout.generation(wanted), manifest, False))
-        if manifest.parent is None:
-            return Snapshot(chain, False)
-        wanted = manifest.parent
+    if name not in (known := layout.generation_names()):
+        raise GenerationUnknown(f"{layout.root}: no generation {name}; kept: {known}; run `vista status`")
+    chain = manifests.chain(layout, name)
+    return Snapshot([Generation(layout.generation(m.generation), m, False) for m in chain], False)
 
 
 def compare(layout: Layout, before: str, after: str, sample: int = 4_096) -> Comparison:

@@ -17,7 +17,6 @@ leaves a user out must lie on generations that no longer have him.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,10 +36,9 @@ from cache_store.format.layout import (
     Layout,
     digest_file,
     exclusive,
-    fsync_file,
-    fsync_folder,
+    fsync,
+    replacing,
     storage_errors,
-    temporary,
     write_file,
 )
 from cache_store.format.manifest import Manifest
@@ -96,7 +94,7 @@ def forget(layout: Layout, users: Users, now_ms: int, spread: Spread = in_turn) 
     report, unreadable = ForgetReport(), []
     with exclusive(layout, "forgetting"), storage_errors("forgetting users"):
         record = forgotten.read(layout)
-        for path in layout.generations.glob(".*") if layout.generations.is_dir() else ():
+        for path in layout.generations.glob(".*"):
             remove(path)
         for name in layout.generation_names():
             folder = layout.generation(name)
@@ -223,7 +221,7 @@ def reseal(folder: Path, before: Manifest, after: Manifest) -> None:
     write_file(folder / "READY", manifests.seal(new))
     for path in foreign_files(folder):
         remove(path)
-    fsync_folder(folder)
+    fsync(folder)
 
 
 def _present(table: ShardFiles | None, shard: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -314,10 +312,9 @@ def _dead_letters_without(folder: Path, gone: Callable[[str], bool]) -> tuple[in
     names = table["user"].to_pylist() if "user" in table.column_names else []
     keep = [not gone(str(name)) for name in names]
     if not all(keep):
-        temp = temporary(path)
-        pq.write_table(table.filter(keep), temp)
-        fsync_file(temp)
-        os.replace(temp, path)
+        with replacing(path) as temp:
+            pq.write_table(table.filter(keep), temp)
+            fsync(temp)
     return keep.count(False), FileFact(path.stat().st_size, digest_file(path))
 
 
@@ -331,4 +328,4 @@ def _forget_in_staging(layout: Layout, ids: np.ndarray, num_shards: int, report:
             if any(mark in path.name for mark in marks) or path.name == DEAD_LETTERS:
                 remove(path)
                 report.staging.append(str(path.relative_to(layout.root)))
-        fsync_folder(run)
+        fsync(run)

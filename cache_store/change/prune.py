@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from pathlib import Path
 from cache_store.errors import Damaged, FormatUnknown, StoreError
 from cache_store.format import lines
 from cache_store.format import manifest as manifests
-from cache_store.format.layout import DELETING, Layout, exclusive, fsync_folder, storage_errors, write_file
+from cache_store.format.layout import DELETING, Layout, exclusive, fsync, storage_errors, write_file
 from cache_store.read import leases
 
 STAGING_MS = 7 * 86_400_000
@@ -75,8 +75,9 @@ def prune(
         report.bytes = sum(size_of(layout.generation(name)) for name in report.generations)
         if not dry_run:
             _let_go(layout, pointers, report.generations)
-        remains = [*_remains(layout), *_set_aside(layout, now - staging_ms)]
-        staging = _abandoned(layout, now - staging_ms)
+        # also what an earlier prune has renamed out of ``leases/``, once it is old
+        remains = [*_remains(layout), *_old(layout.leases.glob(f"{leases.ASIDE}*"), now - staging_ms)]
+        staging = _old(layout.staging.glob("*"), now - staging_ms)
         report.remains = [str(path.relative_to(layout.root)) for path in remains]
         report.staging = [folder.name for folder in staging]
         for path in (*remains, *staging):
@@ -104,7 +105,7 @@ def discard(layout: Layout, folder: Path) -> None:
     if out.exists():
         remove(out)
     folder.rename(out)
-    fsync_folder(layout.generations)
+    fsync(layout.generations)
     remove(out)
 
 
@@ -165,7 +166,7 @@ def _readable(layout: Layout, name: str) -> bool:
 
 def _remains(layout: Layout) -> list[Path]:
     """Half-deleted folders, and temporary files of processes that held the lock (so they are dead)."""
-    found = [p for p in layout.generations.glob(f"{DELETING}*")] if layout.generations.is_dir() else []
+    found = list(layout.generations.glob(f"{DELETING}*"))
     for folder in (layout.root, layout.lines):
         found += folder.glob(".*.tmp")
     for name in layout.generation_names():
@@ -194,20 +195,11 @@ def settle(folder: Path) -> None:
             write_file(folder / "READY", alone)
 
 
-def _abandoned(layout: Layout, before_ms: int) -> list[Path]:
-    if not layout.staging.is_dir():
-        return []
-    return sorted(p for p in layout.staging.iterdir() if _last_change_ms(p) < before_ms)
+def _old(paths: Iterable[Path], before_ms: int) -> list[Path]:
+    """Those in which nothing has changed since, in order of name."""
 
+    def changed_ns(path: Path) -> int:
+        below = path.rglob("*") if path.is_dir() else ()
+        return max([path.stat().st_mtime_ns, *(p.stat().st_mtime_ns for p in below if p.exists())])
 
-def _set_aside(layout: Layout, before_ms: int) -> list[Path]:
-    """What an earlier prune has renamed out of ``leases/``, once it is old."""
-    found = layout.leases.glob(f"{leases.ASIDE}*") if layout.leases.is_dir() else ()
-    return sorted(p for p in found if _last_change_ms(p) < before_ms)
-
-
-def _last_change_ms(path: Path) -> int:
-    times = [path.stat().st_mtime_ns]
-    if path.is_dir():
-        times += [p.stat().st_mtime_ns for p in path.rglob("*") if p.exists()]
-    return max(times) // 1_000_000
+    return sorted(p for p in paths if changed_ns(p) // 1_000_000 < before_ms)

@@ -44,8 +44,7 @@ from cache_store.format.layout import (
     Layout,
     digest_file,
     exclusive,
-    fsync_file,
-    fsync_folder,
+    fsync,
     storage_errors,
     write_file,
 )
@@ -136,6 +135,9 @@ def publish(
     with exclusive(layout, f"publishing run {run_id}"), storage_errors(f"publishing run {run_id}"):
         done = find_run(layout, run_id)
         if done is None:
+            letters = staging / DEAD_LETTERS
+            there = letters.is_file()
+            extra = {DEAD_LETTERS: FileFact(letters.stat().st_size, digest_file(letters))} if there else {}
             shards = _checked_receipts(layout, staging, receipts, wanted.fingerprint)
             _law_8(run_id, shards, wanted)
             depth = _place(layout, shards[0], wanted)
@@ -155,7 +157,7 @@ def publish(
                 expected=int(wanted.expected),
                 dead_letters=int(wanted.dead_letters),
                 shards=PackedShards.of(shards) if len(shards) >= PACKED_FROM else shards,
-                extra_files=_extra_files(staging),
+                extra_files=extra,
                 expired_before_ms=wanted.expired_before_ms,
             )
             done = _without_forgotten(layout, staging, done)
@@ -183,8 +185,8 @@ def enter(layout: Layout, staging: Path, manifest: Manifest) -> None:
     write_file(staging / "READY", manifests.seal(text))
     layout.generations.mkdir(exist_ok=True)
     os.rename(staging, layout.generation(manifest.generation))
-    fsync_folder(layout.generations)
-    fsync_folder(staging.parent)
+    fsync(layout.generations)
+    fsync(staging.parent)
     for path in filter(of_the_run, layout.generation(manifest.generation).iterdir()):
         path.unlink()  # only now: until the rename a repeated run needs them
 
@@ -294,11 +296,7 @@ def _place(layout: Layout, shard: ShardReceipt, wanted: Publication) -> int:
 
 
 def _refuse_other_winner(layout: Layout, wanted: Publication) -> list[Manifest]:
-    """Deltas that lie on what a fold replaces, newest first.
-
-    Raises:
-        PublishConflict: something else is live.
-    """
+    """Deltas that lie on what a fold replaces, newest first; PublishConflict where something else is live."""
     pointer = lines.read_pointer(layout, wanted.line)
     now = pointer.live if pointer else None
     before = wanted.replaces or wanted.parent
@@ -329,7 +327,7 @@ def _laid_on(layout: Layout, below: Manifest, above: Sequence[Manifest]) -> Mani
                 os.link(source, staging / name)
             except OSError:  # the filesystem has no links, or no more of this file
                 shutil.copyfile(source, staging / name)
-                fsync_file(staging / name)
+                fsync(staging / name)
         below = dataclasses.replace(
             delta, generation=next_number(layout), run_id=staging.name, parent=below.generation,
             depth=below.depth + 1,
@@ -345,8 +343,3 @@ def _without_forgotten(layout: Layout, staging: Path, manifest: Manifest) -> Man
     except (FileNotFoundError, ValueError):  # not from ``stage``: it may have begun at any time
         began = 0
     return without_forgotten(staging, manifest, forgotten.read(layout).since(began))[0]
-
-
-def _extra_files(staging: Path) -> dict[str, FileFact]:
-    path = staging / DEAD_LETTERS
-    return {DEAD_LETTERS: FileFact(path.stat().st_size, digest_file(path))} if path.is_file() else {}

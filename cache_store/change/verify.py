@@ -7,7 +7,6 @@ knows. Nothing is changed.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from cache_store.format import lines
 from cache_store.format import manifest as manifests
 from cache_store.format.keys import from_keys, hash_of, second_hash_of
 from cache_store.format.layout import DELETING, Layout, digest_file
+from cache_store.format.pages import LeafEntries
 from cache_store.format.record import HEADER, HEADER_BYTES, TOMBSTONE, sound
 from cache_store.read.generation import Generation, ShardFiles
 
@@ -94,7 +94,7 @@ def verify(layout: Layout, generation: str | None = None) -> VerifyReport:
         report.problems += found.problems
         report.records, report.states = report.records + found.records, report.states + found.states
         report.bytes += found.bytes
-    if generation is None and layout.generations.is_dir():
+    if generation is None:
         for path in sorted(layout.generations.glob(f"{DELETING}*")):
             what, remedy = "a half-deleted generation", "run `vista prune`"
             report.problems.append(Problem(_name(layout, path), what, remedy))
@@ -133,7 +133,8 @@ def _pointers(layout: Layout, report: VerifyReport) -> None:
             what = f"names generation {name}, which is not there"
             remedy = "run `vista rollback`" if name == pointer.live else "run `vista prune`"
             report.problems.append(Problem(path, what, remedy, name))
-    for line in sorted(_lines_of_generations(layout) - set(layout.line_names())):
+    published = {manifest.line for manifest in manifests.readable(layout)}
+    for line in sorted(published - set(layout.line_names())):
         path = _name(layout, layout.pointer(line))
         what = f"missing, though generations of line {line!r} are there"
         report.problems.append(Problem(path, what, f"run `vista promote --line {line} GENERATION`"))
@@ -146,17 +147,6 @@ def _names_nowhere(layout: Layout, line: str) -> tuple[lines.Pointer, list[str]]
         gone = [n for n in (pointer.live, *pointer.earlier) if not layout.generation(n).is_dir()]
         if not gone or lines.live(layout, line) == pointer:
             return pointer, gone
-
-
-def _lines_of_generations(layout: Layout) -> set[str]:
-    """Lines on which the kept generations were published."""
-    out = set()
-    for name in layout.generation_names():
-        try:
-            out.add(manifests.read(layout.generation(name)).line)
-        except StoreError:
-            continue  # named below
-    return out
 
 
 def _generation(layout: Layout, name: str, report: VerifyReport) -> Iterator[Problem]:
@@ -179,7 +169,7 @@ def _generation(layout: Layout, name: str, report: VerifyReport) -> Iterator[Pro
         return
     for k, receipt in enumerate(manifest.shards):
         yield from _contents(layout, generation, k, generation.table, receipt.record_stem, report)
-        if f"{receipt.state_stem}.mdb" in manifest.files:
+        if receipt.with_states:
             try:
                 states = generation.states
             except StoreError as error:
@@ -191,18 +181,8 @@ def _generation(layout: Layout, name: str, report: VerifyReport) -> Iterator[Pro
 
 
 def _manifest(layout: Layout, folder: Path, manifest: manifests.Manifest) -> Iterator[Problem]:
-    """What it says of itself and of what lies beside it."""
+    """What lies beside it; what it says of itself was asked as it was read."""
     name = manifest.generation
-    written = manifest.records + manifest.tombstones
-    if manifest.expected != written + manifest.dead_letters + manifest.forgotten:
-        what = (
-            f"expected {manifest.expected} users, states {written} written, {manifest.dead_letters} dead-lettered, "
-            f"{manifest.forgotten} forgotten"
-        )
-        yield Problem(_name(layout, folder / "manifest.json"), what, _REBUILD, name)
-    if json.loads((folder / "manifest.json").read_text()).get("digest") != manifest.digest:
-        what = "the stated digest is not that of the stated shards"
-        yield Problem(_name(layout, folder / "manifest.json"), what, _REBUILD, name)
     if manifest.parent is not None and not layout.generation(manifest.parent).is_dir():
         yield Problem(_name(layout, folder), f"its parent {manifest.parent} is not there", _REBUILD, name)
     for path in itertools.filterfalse(of_the_run, foreign_files(folder)):
@@ -244,10 +224,10 @@ def _contents(
     except (StoreError, UnicodeDecodeError, ValueError) as error:
         yield Problem(file, str(error), _REBUILD, manifest.generation, k)
         return
-    hashes = hash_of(users)
+    hashes, names = hash_of(users), users.tolist()
     for i in np.flatnonzero(hashes % np.uint64(manifest.num_shards) != k).tolist():
         what = f"belongs to bucket {int(hashes[i] % np.uint64(manifest.num_shards))}, lies in {k}"
-        yield Problem(file, what, _REBUILD, manifest.generation, k, _plain(users[i]))
+        yield Problem(file, what, _REBUILD, manifest.generation, k, names[i])
     second = second_hash_of(users) if users.dtype == object else None
     shard = np.full(len(users), k)
     remedy = "run `vista refresh --user` for this user, or `vista rollback`"
@@ -258,12 +238,12 @@ def _contents(
         yield Problem(name, f"points outside itself ({error})", _REBUILD, manifest.generation, k)
         return
     for i in np.flatnonzero(entry < 0).tolist():
-        yield Problem(file, "not in the index", remedy, manifest.generation, k, _plain(users[i]))
+        yield Problem(file, "not in the index", remedy, manifest.generation, k, names[i])
     judge = _judge_states if states else _judge_records
-    wrong = judge(generation, k, table, hashes, entries.offset, entries.length, check)
+    wrong = judge(generation, k, table, hashes, entries, check)
     for i in np.flatnonzero(wrong & (entry >= 0)).tolist():
         what = f"{'state' if states else 'record'} fails its check"
-        yield Problem(file, what, remedy, manifest.generation, k, _plain(users[i]))
+        yield Problem(file, what, remedy, manifest.generation, k, names[i])
     receipt = manifest.shards[k]
     if states:
         report.states += len(users)
@@ -279,15 +259,10 @@ def _contents(
 
 
 def _judge_records(
-    generation: Generation,
-    k: int,
-    table: ShardFiles,
-    hashes: np.ndarray,
-    offset: np.ndarray,
-    length: np.ndarray,
-    check: np.ndarray,
-) -> np.ndarray:
+    generation: Generation, k: int, table: ShardFiles, hashes: np.ndarray, entries: LeafEntries, check: np.ndarray
+) -> np.ndarray:  # fmt: skip
     """bool [n]: records that are not what the index and their own header say."""
+    offset, length = entries.offset, entries.length
     data, size = table.shard_data(k), generation.schema.record_bytes
     wrong = np.zeros(len(hashes), bool)
     gone = length == HEADER_BYTES
@@ -308,26 +283,15 @@ def _judge_records(
 
 
 def _judge_states(
-    generation: Generation,
-    k: int,
-    table: ShardFiles,
-    hashes: np.ndarray,
-    offset: np.ndarray,
-    length: np.ndarray,
-    check: np.ndarray,
-) -> np.ndarray:
+    generation: Generation, k: int, table: ShardFiles, hashes: np.ndarray, entries: LeafEntries, check: np.ndarray
+) -> np.ndarray:  # fmt: skip
     """bool [n]: states that are not what the index says."""
     data = table.shard_data(k)
     digest = xxhash.xxh3_64_intdigest
     wrong = np.zeros(len(hashes), bool)
-    for i, (at, size, word, h) in enumerate(
-        zip(offset.tolist(), length.tolist(), check.tolist(), hashes.tolist(), strict=True)
-    ):
+    columns = (column.tolist() for column in (entries.offset, entries.length, check, hashes))
+    for i, (at, size, word, h) in enumerate(zip(*columns, strict=True)):
         value = data[at : at + size]
         stated = int.from_bytes(value[:8].tobytes(), "little")
         wrong[i] = size < 8 or stated != word or digest(value[8:], seed=h) != word
     return wrong
-
-
-def _plain(user: object) -> int | str:
-    return user if isinstance(user, str) else int(user)  # type: ignore[call-overload]

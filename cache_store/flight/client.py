@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -57,16 +57,10 @@ class SummaryClient:
         while True:
             try:
                 return self._ask(batch)
-            except (
-                flight.FlightUnavailableError,
-                flight.FlightTimedOutError,
-                StopIteration,
-                OSError,
-            ) as error:
+            except (flight.FlightUnavailableError, flight.FlightTimedOutError, StopIteration, OSError):
                 self.close()
                 if time.monotonic() > end:
                     raise
-                del error
                 pause.wait(0.05)
             except flight.FlightError:
                 self.close()
@@ -102,16 +96,12 @@ class SummaryClient:
         exchange, client = self._exchange, self._client
         self._exchange = self._client = None
         for part in (*(exchange or ()), client):
-            if part is not None and hasattr(part, "close"):
-                try:
-                    part.close()
-                except (pa.ArrowException, OSError, flight.FlightError):
-                    pass  # what it was closed for was told before
+            if hasattr(part, "close"):
+                with contextlib.suppress(pa.ArrowException, OSError, flight.FlightError):
+                    part.close()  # what it is closed for was told before
 
     def __enter__(self) -> SummaryClient:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -16,35 +16,18 @@ class ServerCounts:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         at = self.registry
-        self._requests = Counter("vista_serve_requests", "Requests answered.", registry=at)
-        self._errors = Counter(
+        self.requests = Counter("vista_serve_requests", "Requests answered.", registry=at)
+        self.errors = Counter(
             "vista_serve_errors", "Requests refused, and looks that failed.", ["error"], registry=at
         )
-        self._seconds = Histogram(
+        self.seconds = Histogram(
             "vista_serve_request_seconds", "From a request to its answer.", buckets=_SECONDS, registry=at
         )
-        self._users = Histogram(
+        self.users = Histogram(
             "vista_serve_lookup_users", "Users of requests looked up together.", buckets=_USERS, registry=at
         )
-        self._streams = Gauge("vista_serve_streams", "Exchanges that are open.", registry=at)
+        self.streams = Gauge("vista_serve_streams", "Exchanges that are open.", registry=at)
         self.ready = Gauge("vista_serve_ready", "1 where it may be asked.", registry=at)
-
-    def answered(self, seconds: float) -> None:
-        """One request."""
-        self._requests.inc()
-        self._seconds.observe(seconds)
-
-    def looked_up(self, users: int) -> None:
-        """One lookup, of so many users."""
-        self._users.observe(users)
-
-    def failed(self, name: str) -> None:
-        """One error, by the name of its class."""
-        self._errors.labels(name).inc()
-
-    def streams(self, n: int) -> None:
-        """So many exchanges are open now."""
-        self._streams.set(n)
 
     def text(self, *collectors: Any) -> bytes:
         """All of it in Prometheus' text format, with what other collectors have."""

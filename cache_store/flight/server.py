@@ -145,12 +145,8 @@ class SummaryServer(flight.FlightServerBase):
 
     def list_actions(self, context: Any) -> list[tuple[str, str]]:
         """``describe`` alone."""
-        return [
-            (
-                "describe",
-                "what is served now, as JSON: ids, groups, tables, model, generation, clocks, limits",
-            )
-        ]
+        what = "what is served now, as JSON: ids, groups, tables, model, generation, clocks, limits"
+        return [("describe", what)]
 
     def do_action(self, context: Any, action: Any) -> Iterator[bytes]:
         """``describe``: what is served now."""
@@ -218,7 +214,7 @@ class SummaryServer(flight.FlightServerBase):
         return columns.of_sequence(found, users, seen, values, manifest.published_ms)
 
     def _look(self, users: np.ndarray) -> _Served:
-        self.counts.looked_up(len(users))
+        self.counts.users.observe(len(users))
         while True:
             manifest, found = self.store.manifest, self.store.lookup_raw(users)
             if found.generation == manifest.generation:  # else it moved between the two
@@ -246,7 +242,7 @@ class SummaryServer(flight.FlightServerBase):
             return
         except Exception as error:  # the next look may find a good one; until then it is told
             if str(error) != self.problem:
-                self.counts.failed("refresh")
+                self.counts.errors.labels("refresh").inc()
                 print(f"vista serve: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             self.problem = str(error)
 
@@ -265,7 +261,8 @@ class SummaryServer(flight.FlightServerBase):
         start = time.perf_counter()
         try:
             yield
-            self.counts.answered(time.perf_counter() - start)
+            self.counts.requests.inc()
+            self.counts.seconds.observe(time.perf_counter() - start)
         finally:
             with self._state:
                 self._busy -= 1
@@ -277,13 +274,13 @@ class SummaryServer(flight.FlightServerBase):
             if self._streams >= self.limits.streams:
                 raise Busy(f"{self._streams} exchanges are open; close some, or ask another server")
             self._streams += 1
-            self.counts.streams(self._streams)
+            self.counts.streams.inc()
         try:
             yield
         finally:
             with self._state:
                 self._streams -= 1
-                self.counts.streams(self._streams)
+                self.counts.streams.dec()
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -294,19 +291,17 @@ class SummaryServer(flight.FlightServerBase):
             raise
         except Exception as error:
             name = type(error).__name__
-            self.counts.failed(name)
-            later, ours = isinstance(error, _LATER), isinstance(error, StoreError)
+            self.counts.errors.labels(name).inc()
+            later = isinstance(error, _LATER)
             grave = not isinstance(error, StoreError) or error.exit_code == 4
             kind = flight.FlightUnavailableError if later else flight.FlightServerError
             text = "nothing is live yet" if isinstance(error, (NothingPublished, StoreClosed)) else str(error)
             if grave:  # somebody here must look; paths and traces are not for callers
                 print(f"vista serve: {name}: {error}", file=sys.stderr, flush=True)
-                if not ours:
+                if not isinstance(error, StoreError):
                     traceback.print_exc()
-                kind, text = (
-                    flight.FlightInternalError,
-                    "see the server's log, and `vista status` where it runs",
-                )
+                kind = flight.FlightInternalError
+                text = "see the server's log, and `vista status` where it runs"
             info = json.dumps({"error": name, "retry": later}).encode()
             raise kind(f"{name}: {text}", info) from None
 
@@ -342,7 +337,7 @@ class _Guard(flight.ServerMiddlewareFactory):
         shown = given[0].encode() if len(given) == 1 else b""
         # all of them, so that the time does not tell which was nearly right
         if not sum(hmac.compare_digest(shown, b"Bearer " + token) for token in self._tokens):
-            self._counts.failed("Unauthenticated")
+            self._counts.errors.labels("Unauthenticated").inc()
             raise flight.FlightUnauthenticatedError(
                 "Unauthenticated: expected a token that this server knows, as `authorization: Bearer TOKEN`",
                 json.dumps({"error": "Unauthenticated", "retry": False}).encode(),

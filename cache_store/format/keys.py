@@ -81,11 +81,7 @@ def as_users(users: Users, kind: str | None = None) -> np.ndarray:
 
 
 def _array(users: Any, kind: str | None) -> np.ndarray:
-    """Ids as an array of any shape and type; a list of texts, or of ``kind`` string, as an object array.
-
-    Raises:
-        KeyKind: no list or array; mixed or masked ids.
-    """
+    """Ids as an array of any shape and type; a list of texts, or of ``kind`` string, as an object array."""
     if not isinstance(users, (list, tuple, np.ndarray)) and hasattr(users, "to_numpy"):
         users = _column(users)
     if isinstance(users, np.ndarray):
@@ -115,11 +111,7 @@ def _array(users: Any, kind: str | None) -> np.ndarray:
 
 
 def _column(users: Any) -> np.ndarray:
-    """Values of a column of Arrow, pandas or polars, whose packages are not needed for it.
-
-    Raises:
-        KeyKind: some are null.
-    """
+    """Values of a column of Arrow, pandas or polars, whose packages are not needed for it."""
     nulls = getattr(users, "null_count", 0)
     nulls = nulls() if callable(nulls) else nulls
     if nulls:

@@ -88,12 +88,9 @@ class StoreFormat:
     @staticmethod
     def parse(text: str, path: Path) -> StoreFormat:
         first, _, rest = text.partition("\n")
-        if not first.startswith("vista-store "):
-            raise FormatUnknown(f"{path}: expected {FORMAT_LINE!r}, found {first[:60]!r}; this is no store")
         if first != FORMAT_LINE:
-            raise FormatUnknown(
-                f"{path}: expected {FORMAT_LINE!r}, found {first[:60]!r}; read it with a newer version"
-            )
+            what = "read it with a newer version" if first.startswith("vista-store ") else "this is no store"
+            raise FormatUnknown(f"{path}: expected {FORMAT_LINE!r}, found {first[:60]!r}; {what}")
         try:
             fields = Fields(json_object(rest))
             features, bucket = fields.list("features"), fields.any("bucket")
@@ -150,7 +147,7 @@ class Layout:
             raise FormatUnknown(f"{self.root}: is a store of {found}, expected {wanted}; choose another")
         for folder in (self.generations, self.staging, self.lines, self.leases):
             folder.mkdir(exist_ok=True)
-        fsync_folder(self.root)
+        fsync(self.root)
 
     def pointer(self, line: str) -> Path:
         """Pointer file of a line; ``CURRENT`` for ``main``."""
@@ -205,14 +202,14 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
-def shard_name(shard: int, num_shards: int, revision: int = 0) -> str:
+def shard_name(shard: int, num_shards: int, revision: int = 0, kind: str = "shard") -> str:
     """Stem of a shard's files; ``forget`` writes a new revision, for no file is ever overwritten."""
-    return f"shard-{shard:05d}-of-{num_shards:05d}" + (f".r{revision}" if revision else "")
+    return f"{kind}-{shard:05d}-of-{num_shards:05d}" + (f".r{revision}" if revision else "")
 
 
 def state_name(shard: int, num_shards: int, revision: int = 0) -> str:
     """Stem of a shard's state files."""
-    return f"state-{shard:05d}-of-{num_shards:05d}" + (f".r{revision}" if revision else "")
+    return shard_name(shard, num_shards, revision, "state")
 
 
 def temporary(path: Path) -> Path:
@@ -220,15 +217,20 @@ def temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
 
 
-def fsync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` to write under; what is there takes the place of ``path`` when the body ends well."""
+    temp = temporary(path)
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        yield temp
+        os.replace(temp, path)
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
 
 
-def fsync_file(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Of a file, or of the names in a folder."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -238,20 +240,14 @@ def fsync_file(path: Path) -> None:
 
 def write_file(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data`` atomically and durably: temporary name, fsync, rename, fsync of the folder."""
-    temp = temporary(path)
-    try:
-        with open(temp, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temp, path)
-    except BaseException:
-        temp.unlink(missing_ok=True)
-        raise
-    fsync_folder(path.parent)
+    with replacing(path) as temp, open(temp, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    fsync(path.parent)
 
 
-def digest_file(path: Path) -> str:
+def digest_file(path: str | Path) -> str:
     """XXH3-128 of a file, 32 hex digits."""
     digest = xxhash.xxh3_128()
     with open(path, "rb", buffering=0) as file:

@@ -66,15 +66,11 @@ def read_pointer(layout: Layout, line: str) -> Pointer | None:
     path = layout.pointer(line)
     remedy = f"write it anew with `vista promote --line {line} GENERATION`"
     try:
-        raw = read_bounded(path, MIB)
+        text = read_bounded(path, MIB).decode("ascii", "replace")
     except FileNotFoundError:
         return None
     except NotSound as error:
         raise Damaged(f"{path}: {error}; {remedy}") from error
-    try:
-        text = raw.decode("ascii")
-    except UnicodeDecodeError as error:
-        raise Damaged(f"{path}: not a pointer; {remedy}") from error
     body, separator, check = text.rpartition("check ")
     names = body.split()
     if not separator or check != _check(body, line) + "\n" or not names:

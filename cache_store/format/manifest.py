@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from cache_store.errors import Damaged, FormatUnknown, GenerationUnknown, SchemaError
+from cache_store.errors import Damaged, FormatUnknown, GenerationUnknown, SchemaError, StoreError
 from cache_store.format import shown
 from cache_store.format.checked import KIB, MIB, MOST_BYTES, Fields, NotSound, json_object, read_bounded
 from cache_store.format.layout import FEATURES, GENERATION, MOST_SHARDS, NAME, Layout, StoreFormat
@@ -31,7 +32,7 @@ AWAY = "go back with `vista rollback`, or make a new generation with `vista summ
 
 
 @dataclass(frozen=True, repr=False)
-class Manifest:
+class Manifest(shown.Shown):
     """Facts of one generation.
 
     Attributes:
@@ -84,10 +85,9 @@ class Manifest:
         return self._total("states")
 
     def _total(self, name: str) -> int:
-        shards = self.shards
-        return (
-            shards.total(name) if isinstance(shards, PackedShards) else sum(getattr(s, name) for s in shards)
-        )
+        if isinstance(self.shards, PackedShards):
+            return self.shards.total(name)
+        return sum(getattr(s, name) for s in self.shards)
 
     def with_shards(self, shards: Sequence[ShardReceipt], **facts: Any) -> Manifest:
         """With other receipts, written in the same form, and other facts."""
@@ -134,12 +134,6 @@ class Manifest:
             "newest event": shown.when(self.watermark_ms),
             "published": shown.when(self.published_ms),
         }
-
-    def __repr__(self) -> str:
-        return shown.text("Manifest", self._shown())
-
-    def _repr_html_(self) -> str:
-        return shown.html("Manifest", self._shown())
 
     def text(self) -> str:
         """The text of manifest.json."""
@@ -252,18 +246,12 @@ def _agree(manifest: Manifest, fields: Fields) -> None:
             raise NotSound(
                 f"field shards: expected shard {k} of {manifest.num_shards} in its place, found {found}"
             )
-        if (
-            s.fingerprint != manifest.fingerprint
-            or s.schema != plain
-            or s.with_states != shards[0].with_states
-        ):
+        wanted = (manifest.fingerprint, plain, shards[0].with_states)
+        if (s.fingerprint, s.schema, s.with_states) != wanted:
             raise NotSound(f"field shards: shard {k} differs from the generation in model, schema or states")
     for name in manifest.extra_files:
-        if (
-            not NAME.fullmatch(name)
-            or name in ("manifest.json", "READY")
-            or name.startswith(("shard-", "state-"))
-        ):
+        ours = name in ("manifest.json", "READY") or name.startswith(("shard-", "state-"))
+        if ours or not NAME.fullmatch(name):
             raise NotSound(f"field extra_files: expected names of other files, found {name[:60]!r}")
     if manifest.bytes > MOST_BYTES:
         raise NotSound(f"field shards: expected at most {MOST_BYTES} bytes in all, found {manifest.bytes}")
@@ -324,6 +312,13 @@ def read(folder: Path) -> Manifest:
     if manifest.generation != folder.name:
         raise Damaged(f"{path}: states generation {manifest.generation}, lies in {folder.name}; {AWAY}")
     return manifest
+
+
+def readable(layout: Layout) -> Iterator[Manifest]:
+    """Of every kept generation that can be read, ascending."""
+    for name in layout.generation_names():
+        with contextlib.suppress(StoreError):
+            yield read(layout.generation(name))
 
 
 def chain(layout: Layout, name: str) -> list[Manifest]:

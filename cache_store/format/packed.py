@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
 
 from cache_store.format.checked import MOST_BYTES, MOST_COUNT, NotSound
-from cache_store.format.receipt import ENDINGS, MOST_REVISIONS, FileFact, ShardReceipt
+from cache_store.format.receipt import MOST_REVISIONS, FileFact, ShardReceipt
 
 PACKED_FROM = 1_024
 """Shards of a generation from which on it is written so; its manifest has 10 MB at 50,000, of objects it had 69."""
@@ -60,7 +60,7 @@ class PackedShards(Sequence[ShardReceipt]):
             for name in (*_COUNTS, "with_states"):
                 row[name] = getattr(s, name)
             row["content"], row["state_content"] = bytes.fromhex(s.content), bytes.fromhex(s.state_content)
-            for n, name in enumerate(_files(s)):
+            for n, name in enumerate(s.file_names(s.with_states)):
                 row["bytes"][n], row["digest"][n] = s.files[name].bytes, bytes.fromhex(s.files[name].digest)
         return PackedShards(rows, shards[0].fingerprint, shards[0].schema)
 
@@ -116,7 +116,7 @@ class PackedShards(Sequence[ShardReceipt]):
             int(row["states"]), bytes(row["content"]).hex(), bytes(row["state_content"]).hex(), {},
             int(row["revision"]),
         )  # fmt: skip
-        names = _names(receipt, bool(row["with_states"]))
+        names = receipt.file_names(bool(row["with_states"]))
         facts = zip(names, row["bytes"].tolist(), row["digest"], strict=False)
         receipt.files.update((name, FileFact(size, bytes(digest).hex())) for name, size, digest in facts)
         return receipt
@@ -125,12 +125,3 @@ class PackedShards(Sequence[ShardReceipt]):
         return isinstance(other, Sequence) and tuple(self) == tuple(other)
 
     __hash__ = None  # type: ignore[assignment]
-
-
-def _names(receipt: ShardReceipt, with_states: bool) -> list[str]:
-    stems = [receipt.record_stem, *([receipt.state_stem] if with_states else [])]
-    return [f"{stem}{ending}" for stem in stems for ending in ENDINGS]
-
-
-def _files(receipt: ShardReceipt) -> Iterable[str]:
-    return _names(receipt, receipt.with_states)

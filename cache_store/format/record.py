@@ -150,6 +150,9 @@ class RecordSchema:
             self._check_table(table)
 
     def _check_table(self, table: Table) -> None:
+        def wrong(expected: str, found: object = table) -> SchemaError:
+            return SchemaError(f"table of {table.masses!r}: expected {expected}, found {found}")
+
         lives = table.half_lives
         if (
             type(table.entries) is not int
@@ -157,9 +160,7 @@ class RecordSchema:
             or not all(h is None or (isinstance(h, (int, float)) and h > 0) for h in lives)
             or not 1 <= len(lives) <= MAX_GROUPS
         ):
-            raise SchemaError(
-                f"table of {table.masses!r}: expected entries, horizons and half-lives, found {table}"
-            )
+            raise wrong("entries, horizons and half-lives")
         known = {g.name: g for g in self.groups}
         wanted = {table.masses: table.entries * table.horizons}
         if table.keys:
@@ -170,23 +171,15 @@ class RecordSchema:
             table.numbers
             and (table.keys or type(table.of) is not int or not table.entries <= table.of <= 1 << 16)
         ):
-            raise SchemaError(
-                f"table of {table.masses}: expected numbers of at most 65,536 clusters, and no keys, found {table}"
-            )
+            raise wrong("numbers of at most 65,536 clusters, and no keys")
         for name, places in wanted.items():
             if name not in known or known[name].tokens * self.width < places or places < 1:
-                raise SchemaError(
-                    f"table of {table.masses}: expected group {name!r} with {places} places, found {known.get(name)}"
-                )
+                raise wrong(f"group {name!r} with {places} places", known.get(name))
         for name in filter(None, (table.keys, table.numbers)):
             if known[name].codec != "int64":
-                raise SchemaError(
-                    f"table of {table.masses}: expected {name} of codec int64, found {known[name]}"
-                )
+                raise wrong(f"{name} of codec int64", known[name])
         if not 0 <= table.deciding < table.horizons:
-            raise SchemaError(
-                f"table of {table.masses}: expected a horizon below {table.horizons}, found {table}"
-            )
+            raise wrong(f"a horizon below {table.horizons}")
 
     @property
     def tokens(self) -> int:
@@ -348,9 +341,7 @@ class RecordSchema:
         return (tables if self.tables else {}) | {
             "user_kind": self.user_kind,
             "record_bytes": self.record_bytes,
-            "groups": [
-                {"name": g.name, "tokens": g.tokens, "width": g.width, "codec": g.codec} for g in self.groups
-            ],
+            "groups": [asdict(g) for g in self.groups],
             "layout": layout,
         }
 
@@ -362,18 +353,12 @@ class RecordSchema:
             SchemaError: not such a dict, or its layout is not what this version derives.
         """
         try:
-            listed = [(g["name"], g["tokens"], g["width"], g["codec"]) for g in values["groups"]]
-            tables = [
-                (
-                    *(t["keys"], t["masses"], t["entries"], tuple(t["half_lives"]), t["deciding"]),
-                    *(t.get("numbers", ""), t.get("of", 0)),
-                )
-                for t in values.get("tables", ())
-            ]
-            if max(len(listed), len(tables)) > MAX_GROUPS:
+            listed, told = values["groups"], values.get("tables", ())
+            if max(len(listed), len(told)) > MAX_GROUPS:
                 raise SchemaError(f"schema: expected at most {MAX_GROUPS} groups, found {len(listed)}")
-            groups = tuple(Group(*facts) for facts in listed)
-            schema = RecordSchema(groups, values["user_kind"], tuple(Table(*facts) for facts in tables))
+            groups = tuple(Group(**g) for g in listed)
+            tables = tuple(Table(**{**t, "half_lives": tuple(t["half_lives"])}) for t in told)
+            schema = RecordSchema(groups, values["user_kind"], tables)
         except (KeyError, TypeError) as error:
             raise SchemaError(f"schema: missing or malformed field ({error!r})") from error
         if schema.as_dict() != dict(values):
@@ -423,10 +408,8 @@ def header_check(headers: np.ndarray) -> np.ndarray:
 def sound(headers: np.ndarray, key_hash: np.ndarray, model: int, flags: int = 0) -> np.ndarray:
     """Headers that are whole, of these users (uint64 [n]), this model and kind; bool [n] (structured HEADER [n])."""
     ok: np.ndarray = (headers["check"] == header_check(headers)) & (headers["format"] == RECORD_FORMAT)
-    ours: np.ndarray = (
-        ok & (headers["key_hash"] == key_hash) & (headers["model"] == model) & (headers["flags"] == flags)
-    )
-    return ours
+    ok &= (headers["key_hash"] == key_hash) & (headers["model"] == model) & (headers["flags"] == flags)
+    return ok
 
 
 def payload_hashes(rows: np.ndarray) -> np.ndarray:

@@ -7,15 +7,20 @@ from datetime import UTC, datetime
 from html import escape
 
 
-def text(kind: str, facts: Mapping[str, object]) -> str:
-    """One line: ``Kind(first, name second, ...)``; the values of "" stand alone."""
-    return f"{kind}({', '.join(f'{name} {value}'.strip() for name, value in facts.items())})"
+class Shown:
+    """Names and values of ``_shown`` as one line, those of "" without a name; in a notebook as a table, escaped."""
 
+    def _shown(self) -> Mapping[str, object]:
+        raise NotImplementedError
 
-def html(kind: str, facts: Mapping[str, object]) -> str:
-    """The same as a table of names and values, all of it escaped."""
-    rows = "".join(f"<tr><th>{escape(n)}</th><td>{escape(str(v))}</td></tr>" for n, v in facts.items())
-    return f"<table><caption>{escape(kind)}</caption>{rows}</table>"
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name} {value}".strip() for name, value in self._shown().items())
+        return f"{type(self).__name__}({facts})"
+
+    def _repr_html_(self) -> str:
+        facts = self._shown().items()
+        rows = "".join(f"<tr><th>{escape(n)}</th><td>{escape(str(v))}</td></tr>" for n, v in facts)
+        return f"<table><caption>{type(self).__name__}</caption>{rows}</table>"
 
 
 def size(n: int) -> str:

@@ -190,11 +190,7 @@ class Library:
 
 
 def _require(holds: bool, what: str) -> None:
-    """Ask what the compiled part relies on; not by ``assert``, which ``python -O`` takes away.
-
-    Raises:
-        ValueError
-    """
+    """Ask what the compiled part relies on; not by ``assert``, which ``python -O`` takes away."""
     if not holds:
         raise ValueError(f"{what}: expected otherwise; this is a fault of the caller")
 

@@ -12,15 +12,16 @@ Counting costs one ``bincount`` and one lock per batch (about 2 µs), never anyt
 from __future__ import annotations
 
 import bisect
+import itertools
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from cache_store.errors import StoreError
+from cache_store.read.options import wall_clock
 from cache_store.read.snapshot import Status
 
 STATUSES = tuple(status.name.lower() for status in Status)
@@ -41,7 +42,7 @@ class LookupCounters:
         clock: milliseconds since the Unix epoch; decides the generation's age.
     """
 
-    def __init__(self, clock: Callable[[], int] | None = None) -> None:
+    def __init__(self, clock: Callable[[], int] = wall_clock) -> None:
         self._clock = clock
         self._start()
 
@@ -93,7 +94,7 @@ class LookupCounters:
         with self._own_lock():
             out: dict[str, Any] = dict(self._sums)
             buckets, published = list(self._buckets), self._published_ms
-        now = int(time.time() * 1000) if self._clock is None else int(self._clock())
+        now = int(self._clock())
         out["latency_seconds"] = dict(zip((*LATENCY_BOUNDS, float("inf")), buckets, strict=True))
         out["generation_published_ms"] = published
         out["generation_age_ms"] = None if published is None else max(0, now - published)
@@ -165,40 +166,31 @@ def collector(read: Callable[[], Mapping[str, Any]], labels: Mapping[str, str] |
         ) from error
     names, values = list(labels or {}), [str(v) for v in (labels or {}).values()]
 
-    def counter(name: str, text: str, value: float) -> Any:
-        family = core.CounterMetricFamily(name, text, labels=names)
-        family.add_metric(values, value)
+    def one(kind: Any, name: str, text: str, *value: Any) -> Any:
+        family = kind(name, text, labels=names)
+        family.add_metric(values, *value)
         return family
 
     class Collector:
         def collect(self) -> Iterator[Any]:
-            counts = read()
-            yield counter("vista_lookups", "Batches looked up.", counts["lookups"])
-            users = core.CounterMetricFamily(
+            counts, counter = read(), core.CounterMetricFamily
+            yield one(counter, "vista_lookups", "Batches looked up.", counts["lookups"])
+            users = counter(
                 "vista_lookup_users", "Users looked up, by what was found.", labels=[*names, "status"]
             )
             for status in STATUSES:
                 users.add_metric([*values, status], counts[status])
             yield users
-            yield counter("vista_lookup_bytes", "Bytes of records read.", counts["bytes"])
-            yield counter("vista_lookup_errors", "Lookups that raised an error.", counts["errors"])
-            yield counter("vista_refreshes", "Moves to another generation.", counts["refreshes"])
-            seconds = core.HistogramMetricFamily(
-                "vista_lookup_latency_seconds", "Time of a lookup.", labels=names
-            )
-            cumulated, buckets = 0, []
-            for bound, count in counts["latency_seconds"].items():
-                cumulated += count
-                buckets.append(("+Inf" if bound == float("inf") else repr(bound), cumulated))
-            seconds.add_metric(values, buckets, counts["latency_seconds_sum"])
-            yield seconds
-            if counts["generation_age_ms"] is not None:
-                age = core.GaugeMetricFamily(
-                    "vista_generation_age_seconds",
-                    "Since the generation being read was published.",
-                    labels=names,
-                )
-                age.add_metric(values, counts["generation_age_ms"] / 1000)
-                yield age
+            yield one(counter, "vista_lookup_bytes", "Bytes of records read.", counts["bytes"])
+            yield one(counter, "vista_lookup_errors", "Lookups that raised an error.", counts["errors"])
+            yield one(counter, "vista_refreshes", "Moves to another generation.", counts["refreshes"])
+            cumulated = itertools.accumulate(counts["latency_seconds"].values())
+            bounds = ["+Inf" if bound == float("inf") else repr(bound) for bound in counts["latency_seconds"]]
+            buckets, total = list(zip(bounds, cumulated, strict=True)), counts["latency_seconds_sum"]
+            name = "vista_lookup_latency_seconds"
+            yield one(core.HistogramMetricFamily, name, "Time of a lookup.", buckets, total)
+            if (age := counts["generation_age_ms"]) is not None:
+                name, text = "vista_generation_age_seconds", "Since the generation being read was published."
+                yield one(core.GaugeMetricFamily, name, text, age / 1000)
 
     return Collector()

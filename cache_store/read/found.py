@@ -74,7 +74,7 @@ class HeaderFacts(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Lookup:
+class Lookup(shown.Shown):
     """What a lookup of B users gives, in the caller's order.
 
     Attributes:
@@ -168,12 +168,6 @@ class Lookup:
             "groups": ", ".join(self.schema.slices),
             "generation": name or "none",
         }
-
-    def __repr__(self) -> str:
-        return shown.text("Lookup", self._shown())
-
-    def _repr_html_(self) -> str:
-        return shown.html("Lookup", self._shown())
 
 
 @dataclass(frozen=True)

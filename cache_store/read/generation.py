@@ -68,27 +68,23 @@ class ShardFiles:
         self._index_sizes = [facts[n].bytes for n in idx]
         strings, shapes = manifest.schema.user_kind == "string", []
         for k, name in enumerate(idx):
-            raw, s = self.index_data(k), shards[k]
+            raw, s, path = self.index_data(k), shards[k], folder / name
             if verify and xxhash.xxh3_128_hexdigest(raw) != facts[name].digest:
+                what = "does not have the digest that the manifest states"
                 raise Damaged(
-                    f"{folder / name}: does not have the digest that the manifest states; run `vista verify`, "
-                    f"then `vista rollback` or rebuild the shard"
+                    f"{path}: {what}; run `vista verify`, then `vista rollback` or rebuild the shard"
                 )
             if len(raw) % 8:
-                raise Damaged(
-                    f"{folder / name}: expected whole 64-bit words, found {len(raw)} bytes; run `vista verify`"
-                )
-            found = index.shape(raw.view(np.uint64), str(folder / name))
+                what = f"expected whole 64-bit words, found {len(raw)} bytes"
+                raise Damaged(f"{path}: {what}; run `vista verify`")
+            found = index.shape(raw.view(np.uint64), str(path))
             if found.file_bytes != self.sizes[k]:
-                raise Damaged(f"{folder / name}: is the index of another file; run `vista verify`")
+                raise Damaged(f"{path}: is the index of another file; run `vista verify`")
             if (found.second >= 0, found.length >= 0) != (strings, states):
-                raise Damaged(f"{folder / name}: is the index of other ids or values; run `vista verify`")
-            stated = s.states if states else s.records + s.tombstones
-            if found.n != stated:
-                raise Damaged(
-                    f"{folder / name}: expected {stated} users, as the manifest states, found {found.n}; run "
-                    f"`vista verify`"
-                )
+                raise Damaged(f"{path}: is the index of other ids or values; run `vista verify`")
+            if found.n != (stated := s.states if states else s.records + s.tombstones):
+                what = f"expected {stated} users, as the manifest states, found {found.n}"
+                raise Damaged(f"{path}: {what}; run `vista verify`")
             shapes.append(found)
         self.counts = [s.n for s in shapes]
         words = self._indexes.data.view(np.uint64)

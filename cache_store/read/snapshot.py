@@ -166,10 +166,8 @@ class Snapshot:
         found = self._find(users)
         out: list[tuple[Path, int] | None] = [None] * len(found.place)
         for generation, here in self._parts(found):
-            starts, files = (
-                generation.table.files.starts,
-                [generation.folder / n for n in generation.table.names],
-            )
+            starts = generation.table.files.starts
+            files = [generation.folder / name for name in generation.table.names]
             at = np.searchsorted(starts, found.place[here], side="right") - 1
             offset = found.place[here] - np.asarray(starts)[at] - PAGE_HEADER
             for row, k, byte in zip(

@@ -24,7 +24,6 @@ from cache_store.change.prune import size_of
 from cache_store.errors import (
     Damaged,
     FingerprintMismatch,
-    GenerationUnknown,
     SchemaError,
     StorageFull,
     StoreError,
@@ -32,15 +31,7 @@ from cache_store.errors import (
 from cache_store.format import lines
 from cache_store.format import manifest as manifests
 from cache_store.format.keys import bucket_of, from_keys
-from cache_store.format.layout import (
-    MAIN,
-    Layout,
-    check_name,
-    digest_file,
-    exclusive,
-    fsync_folder,
-    storage_errors,
-)
+from cache_store.format.layout import MAIN, Layout, check_name, digest_file, exclusive, fsync, storage_errors
 from cache_store.format.manifest import Manifest
 from cache_store.format.receipt import FileFact
 from cache_store.read.generation import Generation
@@ -105,9 +96,9 @@ def push(
     lease = Lease(layout, now)
     try:
         name = generation or lines.live(layout, store.line).live
-        chain = _hold_chain(layout, lease, name, now)
+        lease.hold([name], now)  # that keeps ``prune`` from all below it, too
         report, parent = CopyReport(generation=name), NO_PARENT
-        for manifest in reversed(chain):
+        for manifest in reversed(manifests.chain(layout, name)):
             lease.renew(wall_clock())
             parent = _push_one(layout, remote.files, manifest, parent, report, jobs)
             report.chain.append(parent)
@@ -222,19 +213,6 @@ def sweep(url: str, storage_options: dict[str, Any] | None = None) -> list[str]:
     return doomed
 
 
-def _hold_chain(layout: Layout, lease: Lease, name: str, now_ms: int) -> list[Manifest]:
-    """Manifests of a chain, newest first, with a lease that keeps ``prune`` away from all of it."""
-    lease.hold([name], now_ms)
-    chain: list[Manifest] = []
-    wanted: str | None = name
-    while wanted is not None:
-        if not layout.generation(wanted).is_dir():
-            raise GenerationUnknown(f"{layout.root}: no generation {wanted}; run `vista status`")
-        chain.append(manifests.read(layout.generation(wanted)))
-        wanted = chain[-1].parent
-    return chain
-
-
 def _push_one(
     layout: Layout, remote: RemoteFiles, manifest: Manifest, parent: str, report: CopyReport, jobs: int
 ) -> str:
@@ -247,8 +225,7 @@ def _push_one(
         return folder
     source = layout.generation(manifest.generation)
 
-    def copy(item: tuple[str, FileFact]) -> bool:
-        file, fact = item
+    def copy(file: str, fact: FileFact) -> bool:
         path = f"{base}/{file}"
         if remote.size(path) == fact.bytes and remote.digest(path) == fact.digest:
             return False
@@ -260,7 +237,7 @@ def _push_one(
             ) from error
         return True
 
-    _count(report, manifest.files, _each(copy, list(manifest.files.items()), jobs))
+    _copy_all(manifest.files, copy, jobs, report)
     remote.write(f"{base}/manifest.json", text.encode())
     remote.write(f"{base}/PARENT", f"{parent}\n".encode())
     remote.write(f"{base}/READY", ready)
@@ -274,8 +251,7 @@ def _download(
     staging = layout.run(g.run_id)
     staging.mkdir(parents=True, exist_ok=True)
 
-    def copy(item: tuple[str, FileFact]) -> bool:
-        file, fact = item
+    def copy(file: str, fact: FileFact) -> bool:
         target = staging / file
         if _is(target, fact):
             return False
@@ -285,21 +261,17 @@ def _download(
             remote.download(f"generations/{g.folder}/{file}", part, fact)
             with suppress(
                 FileNotFoundError
-            ):  # forget took it away: the chain is then incomplete, and copied again
+            ):  # taken away by forget: the chain, now incomplete, is copied again
                 os.replace(_part_path(target), target)
         return True
 
-    _count(report, g.manifest.files, _each(copy, list(g.manifest.files.items()), jobs))
+    _copy_all(g.manifest.files, copy, jobs, report)
     if staging.is_dir():
-        fsync_folder(staging)
+        fsync(staging)
 
 
 def _room(layout: Layout, chain: Sequence[RemoteGeneration]) -> None:
-    """Ask whether what is to be copied fits, before anything is.
-
-    Raises:
-        StorageFull
-    """
+    """Ask whether what is to be copied fits, before anything is."""
     needed = 0
     for g in chain:
         staged = layout.run(g.run_id)
@@ -314,11 +286,7 @@ def _room(layout: Layout, chain: Sequence[RemoteGeneration]) -> None:
 
 
 def _opens(staging: Path, g: RemoteGeneration) -> None:
-    """Open what was copied as a reader would, before it goes live.
-
-    Raises:
-        Damaged: the files are what the manifest states, but not a generation.
-    """
+    """Open what was copied as a reader would, before it goes live."""
     if not staging.is_dir():
         return  # another pull has entered it
     try:
@@ -420,16 +388,15 @@ def _part(target: Path) -> Iterator[IO[bytes] | None]:
             return
 
 
-def _each(
-    work: Callable[[tuple[str, FileFact]], bool], items: Sequence[tuple[str, FileFact]], jobs: int
-) -> list[bool]:
+def _copy_all(
+    files: dict[str, FileFact], copy: Callable[[str, FileFact], bool], jobs: int, report: CopyReport
+) -> None:
+    """Copy files, ``jobs`` at a time; ``copy`` says whether there was anything to do."""
     if jobs <= 1:
-        return [work(item) for item in items]
-    with ThreadPoolExecutor(jobs, thread_name_prefix="remote") as pool:
-        return list(pool.map(work, items))
-
-
-def _count(report: CopyReport, files: dict[str, FileFact], copied: list[bool]) -> None:
+        copied = list(map(copy, files, files.values()))
+    else:
+        with ThreadPoolExecutor(jobs, thread_name_prefix="remote") as pool:
+            copied = list(pool.map(copy, files, files.values()))
     report.copied += sum(copied)
     report.found += len(copied) - sum(copied)
     report.bytes += sum(fact.bytes for fact, new in zip(files.values(), copied, strict=True) if new)

@@ -18,7 +18,7 @@ import xxhash
 from fsspec.implementations.local import LocalFileSystem
 
 from cache_store.errors import Damaged, StoreError
-from cache_store.format.layout import fsync_file, write_file
+from cache_store.format.layout import fsync, write_file
 from cache_store.format.receipt import FileFact
 
 CHUNK = 1 << 22
@@ -140,7 +140,7 @@ class RemoteFiles:
                 f"{digest.hexdigest()}; nothing was published remotely; run `vista verify`"
             )
         if self._local:
-            fsync_file(Path(self._at(path)))
+            fsync(Path(self._at(path)))
         if self.size(path) != fact.bytes or self.digest(path) != fact.digest:
             raise RemoteError(
                 f"{self.name(path)}: does not read back as written; run the same `vista push` again"
@@ -202,9 +202,9 @@ class RemoteFiles:
         """Filesystems raise what they like; whatever it is, the text names the object and the remedy."""
         try:
             yield
-        except (StoreError, FileNotFoundError, NotADirectoryError) as error:
-            if isinstance(error, StoreError):
-                raise
+        except StoreError:
+            raise
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise RemoteError(
                 f"{self.name(path)}: not there ({error}); run `vista push` where it came from"
             ) from error

@@ -24,9 +24,7 @@ def of_push(
     if remote.files.size("FORMAT") is not None:
         remote.match(store.layout)
     name = generation or lines.live(store.layout, store.line).live
-    chain = [manifests.read(store.layout.generation(lines.promotable(store.layout, store.line, name)))]
-    while chain[-1].parent is not None:
-        chain.append(manifests.read(store.layout.generation(chain[-1].parent)))
+    chain = manifests.chain(store.layout, lines.promotable(store.layout, store.line, name))
     report, parent = CopyReport(generation=name), NO_PARENT
     for manifest in reversed(chain):
         text = manifest.text()

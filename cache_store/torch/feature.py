@@ -159,13 +159,8 @@ class SummaryFeature(nn.Module):
         super().__init__()
         if missing not in MISSING_POLICIES:
             raise StoreError(f"missing: expected one of {MISSING_POLICIES}, found {missing!r}")
-        self.store, self.dtype, self.missing, self.ages, self.on_device = (
-            store,
-            dtype,
-            missing,
-            ages,
-            on_device,
-        )
+        self.store, self.dtype, self.missing = store, dtype, missing
+        self.ages, self.on_device = ages, on_device
         self.decoder = RecordDecoder(store.manifest.schema, groups)
         self._row_bytes = self.decoder.schema.row_bytes
         self._whole = self.decoder.groups == self.decoder.schema.groups
@@ -211,15 +206,8 @@ class SummaryFeature(nn.Module):
             name = str(found.generation)  # one time for all rows, so one name
             spread = None if inverse is None else torch.from_numpy(inverse)
             absent = torch.from_numpy(_absent(found.status, inverse))
-            return Fetched(
-                None,
-                torch.from_numpy(tokens),
-                torch.from_numpy(facts),
-                spread,
-                absent,
-                name,
-                self._manifest(name),
-            )
+            given = torch.from_numpy(tokens), torch.from_numpy(facts)
+            return Fetched(None, *given, spread, absent, name, self._manifest(name))
         size, b = self._row_bytes, 0 if inverse is None else len(inverse)
         parts = [n * size, 4 * n * 8, b * 8]
         with self._staging.buffer(sum(parts) + max(b, n) * 8, device) as staged:
@@ -235,15 +223,10 @@ class SummaryFeature(nn.Module):
             last.view(torch.int64).numpy()[: len(alone)] = alone
             flat, ready = staged.send(device, sum(parts) + len(alone) * 8)
         rows, facts, places, last = flat.split([*parts, len(alone) * 8])
+        numbers = facts.view(torch.int64).view(4, n)
+        spread = None if inverse is None else places.view(torch.int64)
         return Fetched(
-            rows.view(n, size),
-            None,
-            facts.view(torch.int64).view(4, n),
-            None if inverse is None else places.view(torch.int64),
-            last.view(torch.int64),
-            name,
-            manifest,
-            ready,
+            rows.view(n, size), None, numbers, spread, last.view(torch.int64), name, manifest, ready
         )
 
     def forward(

@@ -105,12 +105,10 @@ class ItemVectors(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Vectors [..., D] of ids int64 [...]; zeros for what is not in the table."""
+        if not len(self.ids):
+            return self.vectors.new_zeros(*ids.shape, self.vectors.shape[1])
         row, known = self.row(ids)
-        return (
-            self.vectors[row] * known[..., None]
-            if len(self.ids)
-            else self.vectors.new_zeros(*ids.shape, self.vectors.shape[1])
-        )
+        return self.vectors[row] * known[..., None]
 
 
 def sequence(

@@ -17,7 +17,7 @@ import numpy as np
 
 from cache_store.errors import Damaged, Incomplete, OutOfOrder
 from cache_store.format import index, pages
-from cache_store.format.layout import digest_file, fsync_file, storage_errors, temporary
+from cache_store.format.layout import digest_file, fsync, replacing, storage_errors, temporary
 from cache_store.format.receipt import FileFact
 
 COMMIT_BYTES = 1 << 26
@@ -123,7 +123,7 @@ class SortedFile:
         assert self._env is not None
         self._env.close()
         self._env = None
-        fsync_file(self._temp)
+        fsync(self._temp)
         size = self._temp.stat().st_size
         data = np.memmap(self._temp, np.uint8, "r")
         entries = pages.walk(data, str(self.path))
@@ -138,17 +138,12 @@ class SortedFile:
             size,
         )
         del data
-        index_temp = temporary(self.index_path)
-        try:
+        with replacing(self.index_path) as index_temp:
             with open(index_temp, "wb") as file:
                 file.write(words.data)
                 file.flush()
                 os.fsync(file.fileno())
             facts = {p.name: _fact(t) for p, t in ((self.path, self._temp), (self.index_path, index_temp))}
-            os.replace(index_temp, self.index_path)
-        except BaseException:
-            index_temp.unlink(missing_ok=True)
-            raise
         os.replace(self._temp, self.path)
         return facts
 
@@ -165,11 +160,8 @@ class SortedFile:
                 places = zip(entries.keys, entries.offset.tolist(), entries.length.tolist(), strict=True)
                 for (key, value), (our_key, offset, length) in zip(cursor, places, strict=True):
                     head = min(length, 64)
-                    if (
-                        bytes(key) != our_key
-                        or len(value) != length
-                        or value[:head] != flat[offset : offset + head]
-                    ):
+                    ours = (our_key, length, flat[offset : offset + head])
+                    if (bytes(key), len(value), value[:head]) != ours:
                         raise Damaged(
                             f"{self.path}: LMDB disagrees about key {bytes(key)!r}; write the shard again"
                         )

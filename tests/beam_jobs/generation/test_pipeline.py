@@ -165,7 +165,13 @@ def imported() -> subprocess.CompletedProcess[str]:
     """What a process says that imports what workers do, and then tells which modules of a catalog it has."""
     modules = ", ".join(
         f"beam_jobs.{m}"
-        for m in ("generation.bucket_task", "generation.changed_users", "ingest.pipeline", "ingest.text")
+        for m in (
+            "generation.bucket_task",
+            "generation.changed_users",
+            "ingest.build",
+            "ingest.items",
+            "ingest.text",
+        )
     )
     code = f"import sys, {modules}; print([m for m in ('pyiceberg', 'sqlalchemy', 'pydantic') if m in sys.modules])"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ import pytest
 
 from beam_jobs.ingest.build import build_bucket
 from beam_jobs.ingest.spill import groups_of, read_pieces, write_chunk
-from beam_jobs.ingest.units import IngestSettings
+from beam_jobs.ingest.units import Bucket, IngestSettings
 from beam_jobs.run.record import RunDirectory
 from vista.data.logs.values import Rules
 from vista.data.tables.reading import read_bucket
@@ -63,7 +63,7 @@ def test_a_bucket_or_a_user_many_times_larger_than_the_knob_is_sorted_within_it(
         pa.set_memory_pool(pool)
         tracemalloc.start()
         try:
-            build_bucket(0, pieces, settings(folder))
+            build_bucket(Bucket(0, tuple(pieces)), settings(folder))
             found = tracemalloc.get_traced_memory()[1] + pool.max_memory()
         finally:
             tracemalloc.stop()
