@@ -22,6 +22,8 @@ import functools
 import multiprocessing
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tools.bench.harness import Figure, Result, in_turn, ratio
+from tools.bench.harness import Figure, Result, in_turn, ratio, torch_threads
 from tools.bench.rank import NOW_MS, request
+from tools.drills.drill import memory_folder
 from vista.config import ModelConfig, RankerConfig, SummarizerConfig
 from vista.model import VistaModel
 from vista.serving.index import Found, ItemIndex
@@ -104,19 +107,10 @@ def run(
 ) -> Result:
     """Figures ``qps_gain`` and ``latency_ratio`` (shared against separate), and against recomputed."""
     params: dict[str, Any] = {
-        "width": width,
-        "layers": layers,
-        "heads": heads,
-        "seeds": seeds,
-        "recent": recent,
-        "candidates": candidates,
-        "items": 2_000 if quick else items,
-        "index": index,
-        "threads": threads,
-        "requests": 4 if quick else 24,
-    }
-    before = torch.get_num_threads()
-    try:
+        "width": width, "layers": layers, "heads": heads, "seeds": seeds, "recent": recent, "candidates": candidates,
+        "items": 2_000 if quick else items, "index": index, "threads": threads, "requests": 4 if quick else 24,
+    }  # fmt: skip
+    with torch_threads(threads):
         with torch.inference_mode():
             cascade = Cascade(params)
             cascade.build(params["items"], index)
@@ -128,15 +122,12 @@ def run(
                 other.index = cascade.index  # the same weights: no size depends on R
                 _one_process(other, less, 5)
                 for key in ("qps_gain", "latency_ratio", "qps_gain_against_recomputed"):
-                    gain = less.figures[key]
-                    result.figures[f"{key}_at_{seeds + shorter + 1}"] = Figure(
-                        gain.value, low=gain.low, high=gain.high, at_least=gain.at_least
+                    result.figures[f"{key}_at_{seeds + shorter + 1}"] = replace(
+                        less.figures[key], target=None
                     )
             _half_pool(cascade, result)
         if processes:
             _two_processes(params, result, 2 if quick else 5)
-    finally:
-        torch.set_num_threads(before)
     return result
 
 
@@ -162,14 +153,18 @@ def _one_process(cascade: Cascade, result: Result, repeats: int) -> None:
     f["qps_gain"] = ratio(seconds["separate"], seconds["shared"], target=1.8)
     f["latency_ratio"] = ratio(p50["shared"], p50["separate"], target=0.75, at_least=False)
     f["qps_gain_against_recomputed"] = ratio(seconds["recomputed"], seconds["shared"], target=1.8)
-    f["latency_ratio_against_recomputed"] = ratio(
-        p50["shared"], p50["recomputed"], target=0.75, at_least=False
-    )
+    to_recomputed = ratio(p50["shared"], p50["recomputed"], target=0.75, at_least=False)
+    f["latency_ratio_against_recomputed"] = to_recomputed
     for side in SIDES:
         f[f"qps_{side}"] = Figure(len(cascade.requests) / float(np.median(seconds[side])), "requests/s")
         f[f"p50_{side}"] = Figure(float(np.median(p50[side])), "s")
-    parts = _parts(cascade, repeats)
-    for name, values in parts.items():
+    made = [cascade.retrieve(inputs) for inputs in cascade.requests]
+    parts: dict[str, Callable[[], Any]] = {
+        "context": lambda: [cascade.ranker.context(**inputs) for inputs in cascade.requests],
+        "search": lambda: [cascade.index.search(ctx.query, cascade.candidates) for ctx, _ in made],
+        "rank": lambda: [cascade.rank_shared(ctx, found) for ctx, found in made],
+    }
+    for name, values in in_turn(parts, repeats).items():
         f[f"part_{name}"] = Figure(float(np.median(values)) / len(cascade.requests), "s")
     f["same_items"] = Figure(float(same), "1 = yes", target=1.0)
     f["largest_difference"] = Figure(apart, "logit", target=1e-3, at_least=False)
@@ -178,18 +173,6 @@ def _one_process(cascade: Cascade, result: Result, repeats: int) -> None:
         f"Against a recomputed context the gain cannot pass (2 context + search + rank) / (context + search + "
         f"rank) = {(2 * context + search + rank) / (context + search + rank):.2f} here: candidates are as many "
         f"tokens as the context, and its last layer is skipped but for keys and values."
-    )
-
-
-def _parts(cascade: Cascade, repeats: int) -> dict[str, np.ndarray]:
-    made = [cascade.retrieve(inputs) for inputs in cascade.requests]
-    return in_turn(
-        {
-            "context": lambda: [cascade.ranker.context(**inputs) for inputs in cascade.requests],
-            "search": lambda: [cascade.index.search(ctx.query, cascade.candidates) for ctx, _ in made],
-            "rank": lambda: [cascade.rank_shared(ctx, found) for ctx, found in made],
-        },
-        repeats,
     )
 
 
@@ -222,9 +205,8 @@ def _ranking_process(params: dict[str, Any], pool_path: Path, pipe: Connection) 
             if side == "shared":
                 ticket, found = rest
                 pool = KVPool.attach(pool_path) if pool is None else pool
-                ctx = pool.get_or_compute(
-                    [ticket], np.array([number]), functools.partial(_computed, cascade, inputs)
-                )
+                computed = functools.partial(cascade.ranker.context, **inputs)
+                ctx = pool.get_or_compute([ticket], np.array([number]), lambda _, made=computed: made())
                 logits = cascade.rank_shared(ctx, found)
             elif side == "separate":
                 logits = cascade.rank_separate(inputs, *rest)
@@ -234,19 +216,11 @@ def _ranking_process(params: dict[str, Any], pool_path: Path, pipe: Connection) 
         pipe.send(dict(pool.counts) if pool is not None else {})
 
 
-def _computed(cascade: Cascade, inputs: dict[str, Any], _: np.ndarray) -> ContextKV:
-    return cascade.ranker.context(**inputs)
-
-
 def _two_processes(params: dict[str, Any], result: Result, repeats: int, in_flight: int = 4) -> None:
     """Retrieval here, ranking in a second process; ``in_flight`` requests are between them at most."""
     spawn = multiprocessing.get_context("spawn")
     mine, theirs = spawn.Pipe()
-    shared = Path("/dev/shm")
-    with (
-        tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder,
-        torch.inference_mode(),
-    ):
+    with tempfile.TemporaryDirectory(dir=memory_folder()) as folder, torch.inference_mode():
         path = Path(folder) / "pool"
         worker = spawn.Process(target=_ranking_process, args=(params, path, theirs))
         worker.start()
@@ -291,7 +265,6 @@ def _two_processes(params: dict[str, Any], result: Result, repeats: int, in_flig
         more = "" if side == "separate" else f"_against_{side}"
         f[f"processes_qps_gain{more}"] = ratio(seconds[side], seconds["shared"])
         f[f"processes_latency_ratio{more}"] = ratio(p50["shared"], p50[side], at_least=False)
-    f["pool_hit_share"] = Figure(
-        counts["hit"] / max(sum(counts.values()) - counts.get("recomputed", 0), 1), "1"
-    )
+    asked = sum(counts.values()) - counts.get("recomputed", 0)
+    f["pool_hit_share"] = Figure(counts["hit"] / max(asked, 1), "1")
     result.params["now_ms"] = NOW_MS

@@ -39,10 +39,8 @@ class Device:
     @property
     def card(self) -> dict[str, Any]:
         if not self.cuda:
-            return {
-                "name": f"no GPU: {platform.processor() or platform.machine()}",
-                "torch": torch.__version__,
-            }
+            name = f"no GPU: {platform.processor() or platform.machine()}"
+            return {"name": name, "torch": torch.__version__}
         facts = torch.cuda.get_device_properties(self.torch)
         return {
             "name": facts.name,
@@ -66,37 +64,21 @@ def elsewhere(result: Result, parts: list[str], quick: bool, device: str, second
     """The parts by a process of their own; their figures and notes beside ours."""
     with tempfile.TemporaryDirectory() as folder:
         told = {"device": device, "out": folder, "only": ",".join(parts), "seconds": f"{max(seconds, 1):.0f}"}
-        words = [word for key, value in told.items() for word in ("-p", f"{key}={value}")]
-        command = [
-            sys.executable,
-            "-m",
-            "tools",
-            "bench",
-            "gpu",
-            "--json",
-            *(["--quick"] if quick else []),
-            *words,
-        ]
+        words = ["bench", "gpu", "--json", *(["--quick"] if quick else [])]
+        words += [word for key, value in told.items() for word in ("-p", f"{key}={value}")]
+        command = [sys.executable, "-m", "tools", *words]
         try:
             subprocess.run(command, timeout=seconds + 60, capture_output=True, cwd=Path(__file__).parents[2])
         except subprocess.TimeoutExpired:
             result.notes.append(f"the process of {', '.join(parts)} was ended after {seconds + 60:.0f} s")
         page = Path(folder) / "gpu.json"
-        report = (
-            json.loads(page.read_text(encoding="utf-8")) if page.exists() else {"figures": {}, "notes": []}
-        )
+        report = json.loads(page.read_text("utf-8")) if page.exists() else {"figures": {}, "notes": []}
     result.notes.append(f"{', '.join(parts)}: by a process of their own, for the device refused this one")
     result.notes += report["notes"]
     for name, figure in report["figures"].items():
-        given = {key: value for key, value in figure.items() if key != "met"}
-        over = figure["value"] >= (
-            figure["target"] or 0.0
-        )  # which side of the target is met is not written down
-        result.figures[name] = Figure(**given, at_least=over == (figure["met"] is not False))
-
-
-def _between(figure: dict[str, Any]) -> str:
-    return f"{figure['low']:g} to {figure['high']:g}"
+        met = figure.pop("met")
+        over = figure["value"] >= (figure["target"] or 0.0)  # which side is met is not written down
+        result.figures[name] = Figure(**figure, at_least=over == (met is not False))
 
 
 def write(folder: Path, result: Result) -> None:
@@ -106,15 +88,13 @@ def write(folder: Path, result: Result) -> None:
     report = {"commit": commit(), "params": result.params, "figures": figures, "notes": result.notes}
     (folder / "gpu.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     met = {True: "yes", False: "**no**", None: ""}
-    rows = [
-        f"| {key} | {f['value']:g} {f['unit']} | {'' if f['low'] is None else _between(f)} "
-        f"| {'' if f['target'] is None else format(f['target'], 'g')} | {met[f['met']]} |"
-        for key, f in figures.items()
-    ]
-    head = f"# Device path on {result.params['name']}\n\n" + ", ".join(
-        f"{key} {value}" for key, value in result.params.items() if key != "name"
-    )
-    table = ["| figure | value | quartiles | target | met |", "|---|---|---|---|---|", *rows]
+    table = ["| figure | value | quartiles | target | met |", "|---|---|---|---|---|"]
+    for key, f in figures.items():
+        between = "" if f["low"] is None else f"{f['low']:g} to {f['high']:g}"
+        target = "" if f["target"] is None else f"{f['target']:g}"
+        table.append(f"| {key} | {f['value']:g} {f['unit']} | {between} | {target} | {met[f['met']]} |")
+    facts = ", ".join(f"{key} {value}" for key, value in result.params.items() if key != "name")
+    head = f"# Device path on {result.params['name']}\n\n{facts}"
     notes = [f"- {note}" for note in result.notes]
     text = "\n".join([head, f"\nCommit {report['commit']}; made by `make gpu`.\n", *table, "", *notes])
     (folder / "gpu.md").write_text(text.rstrip() + "\n", encoding="utf-8")

@@ -8,8 +8,10 @@ behind a consumer that is as slow as a lookup: 1 would be all of it, and needs a
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +40,21 @@ def run(
         store = stored(Path(folder) / "store", schema, random_tokens(users, schema))
         rng = np.random.default_rng(1)
         batches = [rng.choice(users, BATCH, replace=False) for _ in range(16)]
-        turn = iter(range(1 << 30))
-
-        def ids() -> np.ndarray:
-            return batches[next(turn) % len(batches)]
-
+        turn = itertools.cycle(batches)
         host = SummaryFeature(store, on_device=False).to(device) if device == "cpu" else None
         on_device = SummaryFeature(store, on_device=True).to(device)
-        sides = {"lookup": lambda: store.lookup(ids()), "device": lambda: _done(on_device(ids()), device)}
+
+        def by_device() -> None:
+            on_device(next(turn))
+            if device != "cpu":
+                torch.cuda.synchronize(device)
+
+        sides: dict[str, Callable[[], Any]] = {
+            "lookup": lambda: store.lookup(next(turn)),
+            "device": by_device,
+        }
         if host is not None:
-            sides["host"] = lambda: host(ids())
+            sides["host"] = lambda: host(next(turn))
         seconds = in_turn(sides, repeats, warmup=3)
         for name in sides.keys() - {"lookup"}:
             figures[f"{name}_of_lookup"] = ratio(seconds["lookup"], seconds[name])
@@ -58,32 +65,19 @@ def run(
     return Result({"batch": BATCH, "record_bytes": store.manifest.schema.record_bytes}, figures)
 
 
-def _done(found: Any, device: str) -> Any:
-    if device != "cpu":
-        torch.cuda.synchronize(device)
-    return found
-
-
 def _ahead(feature: SummaryFeature, batches: list[np.ndarray], passes: int, busy: float) -> Figure:
     """Share of the lookups' time that is hidden behind a consumer who is busy for ``busy`` seconds a batch."""
 
-    def consume() -> None:
-        time.sleep(busy)  # a consumer that computes elsewhere, such as on a GPU
+    def consume(found: Iterable[Any]) -> None:
+        for _ in found:
+            time.sleep(busy)  # a consumer that computes elsewhere, such as on a GPU
 
-    def plain() -> None:
-        for b in batches:
-            feature(b)
-            consume()
-
-    def ahead() -> None:
-        for _ in SummaryLoader(batches, feature, lambda b: b, depth=2):
-            consume()
-
-    def alone() -> None:
-        for _ in batches:
-            consume()
-
-    seconds = in_turn({"plain": plain, "ahead": ahead, "consume": alone}, passes)
+    sides = {
+        "plain": lambda: consume(map(feature, batches)),
+        "ahead": lambda: consume(SummaryLoader(batches, feature, lambda b: b, depth=2)),
+        "consume": lambda: consume(batches),
+    }
+    seconds = in_turn(sides, passes)
     hidden = (seconds["plain"] - seconds["ahead"]) / (seconds["plain"] - seconds["consume"])
     return median(hidden, "x")
 

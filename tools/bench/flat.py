@@ -11,10 +11,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from cache_store import Group, Publication, RecordSchema, ShardWriter, Store
-from tools.bench.harness import Figure, Result, in_turn, sized
+from cache_store import Group, RecordSchema, Store
+from cache_store.testing import stored
+from tools.bench.harness import Figure, Result, in_turn, sized, torch_threads
 from vista.config import ModelConfig
 from vista.data.events import Events
 from vista.model import VistaModel
@@ -55,38 +55,30 @@ def run(
     threads: int = 1,
 ) -> Result:
     """Figures ``cost_ratio`` (at most 1.03) and the median seconds per request of every length."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads), tempfile.TemporaryDirectory() as folder:
         model = VistaModel(ModelConfig()).eval()
         histories = [history(n, items, seed) for seed, n in enumerate(lengths)]
-        with tempfile.TemporaryDirectory() as folder:
-            with publish(Path(folder) / "store", model, histories) as store:
-                index = ItemIndex.build(model, np.arange(items, dtype=np.int64), fingerprint=FINGERPRINT)
-                service = Recommender(store.lookup, model, index, fingerprint=FINGERPRINT)
-                newest = [h.rows(max(len(h) - 32, 0), len(h)) for h in histories]
+        with publish(Path(folder) / "store", model, histories) as store:
+            index = ItemIndex.build(model, np.arange(items, dtype=np.int64), fingerprint=FINGERPRINT)
+            service = Recommender(store.lookup, model, index, fingerprint=FINGERPRINT)
+            newest = [h.rows(max(len(h) - 32, 0), len(h)) for h in histories]
 
-                def serve(u: int) -> None:
-                    found = service.recommend(np.array([u]), newest[u], NOW_MS, 10, candidates=candidates)
-                    assert found.summarized.all() and len(found.item) == 10
+            def serve(u: int) -> None:
+                found = service.recommend(np.array([u]), newest[u], NOW_MS, 10, candidates=candidates)
+                assert found.summarized.all() and len(found.item) == 10
 
-                seconds = in_turn(
-                    {str(n): functools.partial(serve, u) for u, n in enumerate(lengths)}, repeats, warmup=5
-                )
-    finally:
-        torch.set_num_threads(before)
+            sides = {str(n): functools.partial(serve, u) for u, n in enumerate(lengths)}
+            seconds = in_turn(sides, repeats, warmup=5)
     times = np.stack(list(seconds.values()))  # [3, repeats]
     rng = np.random.default_rng(0)
     draws = [_spread(times[:, rng.integers(0, repeats, repeats)]) for _ in range(200)]
     low, high = np.percentile(draws, [5, 95])
-    result = Result()
-    result.figures["cost_ratio"] = Figure(
-        _spread(times), low=float(low), high=float(high), target=1.03, at_least=False
-    )
-    for name, values in seconds.items():
-        result.figures[f"request_at_{name}"] = Figure(float(np.median(values)), "s")
-    result.notes.append("cost_ratio: low and high are the 5 % and 95 % points over resampled repeats")
-    return result
+    figures = {
+        "cost_ratio": Figure(_spread(times), low=float(low), high=float(high), target=1.03, at_least=False),
+        **{f"request_at_{name}": Figure(float(np.median(values)), "s") for name, values in seconds.items()},
+    }
+    notes = ["cost_ratio: low and high are the 5 % and 95 % points over resampled repeats"]
+    return Result(figures=figures, notes=notes)
 
 
 def _spread(times: np.ndarray) -> float:
@@ -97,20 +89,6 @@ def _spread(times: np.ndarray) -> float:
 def publish(path: Path, model: VistaModel, histories: list[Events]) -> Store:
     """A store with one generation: user u is the u-th history."""
     tokens = [summarised(model, h) for h in histories]
-    schema = RecordSchema(tuple(Group(name, size, width, codec) for name, size, width, codec in model.groups))
-    users = np.arange(len(histories))
-    store = Store.create(path, user_kind="int64", num_shards=1)
-    staging = store.stage("bench")
-    with ShardWriter(staging, 0, 1, schema, False, fingerprint=FINGERPRINT) as writer:
-        writer.add(
-            users,
-            {name: np.concatenate([t[name] for t in tokens]) for name in schema.slices},
-            np.array([len(h) for h in histories]),
-            np.array([h.time[-1] for h in histories]),
-            NOW_MS,
-        )
-        receipt = writer.finish().as_dict()
-    store.publish(
-        staging, [receipt], Publication(fingerprint=FINGERPRINT, watermark_ms=NOW_MS, expected=len(histories))
-    )
-    return Store.open(path, fingerprint=FINGERPRINT)
+    schema = RecordSchema(tuple(Group(*group) for group in model.groups))
+    whole = {name: np.concatenate([t[name] for t in tokens]) for name in schema.slices}
+    return stored(path, schema, whole, fingerprint=FINGERPRINT, last_event_ms=NOW_MS)

@@ -31,7 +31,7 @@ from cache_store.testing import stored
 from cache_store.torch.feature import SummaryFeature, SummaryLoader
 from tools.bench import feature, rank, summarize
 from tools.bench.device import Device, elsewhere, usable, write
-from tools.bench.harness import Figure, Result, in_turn, median, ratio
+from tools.bench.harness import Figure, Result, in_turn, median, ratio, torch_threads
 from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SummarizerConfig
 from vista.model import VistaModel
 from vista.ops import crossing
@@ -59,16 +59,13 @@ def run(
     on = Device(device)
     unknown = set((only or "ceilings").split(",")) - PARTS.keys()
     if unknown:
-        raise typer.BadParameter(
-            f"only: expected names among {', '.join(PARTS)}, found {', '.join(sorted(unknown))}"
-        )
+        told = ", ".join(sorted(unknown))
+        raise typer.BadParameter(f"only: expected names among {', '.join(PARTS)}, found {told}")
     result = Result({"device": device, **on.card})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     start = time.perf_counter()
     failed: list[Exception] = []
     left = [name for name in PARTS if only is None or name in only.split(",")]
-    try:
+    with torch_threads(1):
         while left:
             name = left.pop(0)
             spent = time.perf_counter() - start
@@ -78,21 +75,16 @@ def run(
                 continue
             try:
                 PARTS[name](result, on, quick)
-            except (
-                Exception
-            ) as error:  # an hour of a card is dear: what the other parts find is still written
+            except Exception as error:  # an hour of a card is dear: what the others find is still written
                 failed.append(error)
                 result.notes.append(f"{name}: {type(error).__name__}: {str(error)[:500]}")
                 if left and not usable(on):
                     elsewhere(result, ["ceilings", *left], quick, device, seconds - spent)
                     left = []
             _finish(result, on, start, out)
-    finally:
-        torch.set_num_threads(threads)
     if not on.cuda:
-        result.notes.append(
-            "No GPU: every line ran, on the CPU and by the plain forms; no figure is about a GPU."
-        )
+        told = "No GPU: every line ran, on the CPU and by the plain forms; no figure is about a GPU."
+        result.notes.append(told)
     _finish(result, on, start, out)
     if failed:
         raise failed[0]
@@ -119,14 +111,11 @@ def _ceilings(result: Result, on: Device, quick: bool) -> None:
     bytes_ = torch.empty(size, dtype=torch.uint8, device=on.torch).zero_()
     into = torch.empty_like(bytes_)
     host = torch.empty(size, dtype=torch.uint8, pin_memory=on.cuda).zero_()
-    seconds = in_turn(
-        {
-            "memory": on.finished(lambda: into.copy_(bytes_)),
-            "pinned": on.finished(lambda: into.copy_(host, non_blocking=True)),
-        },
-        repeats,
-        warmup=3,
-    )
+    sides = {
+        "memory": on.finished(lambda: into.copy_(bytes_)),
+        "pinned": on.finished(lambda: into.copy_(host, non_blocking=True)),
+    }
+    seconds = in_turn(sides, repeats, warmup=3)
     result.figures["memory_copy"] = median(2 * size / seconds["memory"] / 1e9, "GB/s")
     result.figures["pinned_copy"] = median(size / seconds["pinned"] / 1e9, "GB/s")
 
@@ -162,16 +151,15 @@ def _item_tokens(result: Result, on: Device, quick: bool) -> None:
     events = summarize.histories(summarize.lengths_of(users, mean))
     everyone = np.arange(users)
     with torch.no_grad():
-        found, wanted = (g.prefixes(events, events.lengths, everyone, True) for g in (group, twin))
+        on_device, by_numpy = (
+            functools.partial(g.prefixes, events, events.lengths, everyone, True) for g in (group, twin)
+        )
+        found, wanted = on_device(), by_numpy()
         wrong = sum(
             int((found[n].cpu().view(torch.uint8) != x.view(torch.uint8)).sum()) for n, x in wanted.items()
         )
         result.figures["item_tokens_error"] = Figure(float(wrong), "bytes", target=0.0, at_least=False)
-        sides = {
-            "device": on.finished(lambda: group.prefixes(events, events.lengths, everyone, True)),
-            "numpy": lambda: twin.prefixes(events, events.lengths, everyone, True),
-        }
-        seconds = in_turn(sides, 3 if quick else 5)
+        seconds = in_turn({"device": on.finished(on_device), "numpy": by_numpy}, 3 if quick else 5)
     result.figures["item_tokens_events"] = median(len(events) / seconds["device"], "events/s")
     result.figures["item_tokens_against_numpy"] = ratio(seconds["numpy"], seconds["device"])
 
@@ -189,10 +177,8 @@ def _features(result: Result, on: Device, quick: bool) -> None:
         result.figures[f"lookup_{codec}_of_pinned_copy"] = ratio(seconds["copy"], ahead, target=0.9)
         result.figures[f"lookup_{codec}_users"] = median(feature.BATCH / ahead, "users/s")
         result.figures[f"lookup_{codec}_latency"] = median(seconds["lookup"] * 1e3, "ms")
-        moved = feature.BATCH * (schema.row_bytes + tokens * 64 * 2)
-        result.figures[f"decode_{codec}_of_memory"] = median(
-            moved / seconds["decode"] / 1e9 / result.figures["memory_copy"].value, "x"
-        )
+        moved = feature.BATCH * (schema.row_bytes + tokens * 64 * 2) / result.figures["memory_copy"].value
+        result.figures[f"decode_{codec}_of_memory"] = median(moved / seconds["decode"] / 1e9, "x")
 
 
 def _reading(on: Device, store: Store, batches: list[np.ndarray], repeats: int) -> dict[str, np.ndarray]:
@@ -276,30 +262,27 @@ def _ranking(result: Result, on: Device, quick: bool) -> None:
             if told:
                 result.notes.append(f"{name} ran without a CUDA graph: {told}")
         fresh = functools.partial(model.ranker.context, **one)
-        seconds = in_turn(
-            {
-                "launched": on.finished(lambda: ranked(context)),
-                "shared": on.finished(lambda: shared(1)),
-                "many": on.finished(lambda: shared(many)),
-                "context": on.finished(fresh),
-                "context_by_graph": on.finished(by_graph),
-                "recomputed": on.finished(lambda: ranked(fresh())),
-                "cascade": on.finished(lambda: (model.ranker.query(c := fresh()), ranked(c))),
-                "two_forwards": on.finished(lambda: (model.ranker.query(fresh()), ranked(fresh()))),
-            },
-            repeats,
-            warmup=3,
-        )
+        sides: dict[str, Callable[[], Any]] = {
+            "launched": lambda: ranked(context),
+            "shared": lambda: shared(1),
+            "many": lambda: shared(many),
+            "context": fresh,
+            "context_by_graph": by_graph,
+            "recomputed": lambda: ranked(fresh()),
+            "cascade": lambda: (model.ranker.query(c := fresh()), ranked(c)),
+            "two_forwards": lambda: (model.ranker.query(fresh()), ranked(fresh())),
+        }
+        took = in_turn({name: on.finished(side) for name, side in sides.items()}, repeats, warmup=3)
         _crossing(result, on, context.length, candidates, repeats)
-    result.figures["ranking_p50"] = median(seconds["shared"] * 1e3, "ms")
-    result.figures["ranking_requests"] = median(1 / seconds["shared"], "requests/s")
-    result.figures["ranking_requests_batched"] = median(many / seconds["many"], "requests/s")
-    result.figures["ranking_graph_against_launches"] = ratio(seconds["launched"], seconds["shared"])
-    result.figures["context_graph_against_launches"] = ratio(seconds["context"], seconds["context_by_graph"])
-    result.figures["ranking_against_recomputed"] = ratio(seconds["recomputed"], seconds["shared"], target=1.8)
-    result.figures["cascade_against_two_forwards"] = ratio(
-        seconds["two_forwards"], seconds["cascade"], target=1.8
-    )
+    result.figures |= {
+        "ranking_p50": median(took["shared"] * 1e3, "ms"),
+        "ranking_requests": median(1 / took["shared"], "requests/s"),
+        "ranking_requests_batched": median(many / took["many"], "requests/s"),
+        "ranking_graph_against_launches": ratio(took["launched"], took["shared"]),
+        "context_graph_against_launches": ratio(took["context"], took["context_by_graph"]),
+        "ranking_against_recomputed": ratio(took["recomputed"], took["shared"], target=1.8),
+        "cascade_against_two_forwards": ratio(took["two_forwards"], took["cascade"], target=1.8),
+    }
 
 
 def _again(work: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
@@ -382,9 +365,8 @@ def _training(result: Result, on: Device, quick: bool) -> None:
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
             with torch.autocast(on.torch.type, torch.bfloat16, enabled=on.cuda):
-                logits = model.ranker.rank(
-                    model.ranker.context(**{**given, "tokens": tokens}), items, offsets
-                )
+                context = model.ranker.context(**{**given, "tokens": tokens})
+                logits = model.ranker.rank(context, items, offsets)
                 loss = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), label)
             loss.backward()
             for optimizer in optimizers:
@@ -407,11 +389,8 @@ def _training(result: Result, on: Device, quick: bool) -> None:
         batches = [rng.permutation(users) for _ in range(steps)]
         resident = {name: x.clone() for name, x in module(batches[0]).groups.items()}
         sides = {"step": step, **others}
-        seconds = in_turn(
-            {name: on.finished(functools.partial(side, resident)) for name, side in sides.items()},
-            steps,
-            warmup=3,
-        )
+        done = {name: on.finished(functools.partial(side, resident)) for name, side in sides.items()}
+        seconds = in_turn(done, steps, warmup=3)
         alone = seconds.pop("step")
 
         def epoch() -> None:
@@ -431,14 +410,12 @@ def _training(result: Result, on: Device, quick: bool) -> None:
 
 def _watched(result: Result, on: Device, epoch: Callable[[], None]) -> None:
     """``training_busy``, or why it is not there."""
-    told = "there is no GPU to watch"
-    if on.cuda:
-        try:
-            result.figures["training_busy"] = Figure(_busy(on.finished(epoch)), "x", target=0.9)
-            return
-        except Exception as error:  # a machine that lets nobody profile
-            told = str(error)[:300]
-    result.notes.append(f"training_busy: not measured, {told}")
+    try:
+        if not on.cuda:
+            raise RuntimeError("there is no GPU to watch")
+        result.figures["training_busy"] = Figure(_busy(on.finished(epoch)), "x", target=0.9)
+    except Exception as error:  # also a machine that lets nobody profile
+        result.notes.append(f"training_busy: not measured, {str(error)[:300]}")
 
 
 def _busy(work: Callable[[], None]) -> float:
@@ -476,9 +453,8 @@ def _loading(result: Result, on: Device, quick: bool) -> None:
 def _error(found: Any, wanted: Any, target: float) -> Figure:
     a, b = (torch.as_tensor(x).detach().cpu().double() for x in (found, wanted))
     assert a.shape == b.shape and torch.isfinite(a).all()
-    return Figure(
-        float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)), "x", target=target, at_least=False
-    )
+    largest = float((a - b).abs().max() / b.abs().max().clamp(min=1e-12))
+    return Figure(largest, "x", target=target, at_least=False)
 
 
 PARTS: dict[str, Callable[[Result, Device, bool], None]] = {

@@ -7,15 +7,18 @@ where it can be, and its ``low`` and ``high`` are the quartiles over the paired 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib
 import inspect
 import json
+import multiprocessing
 import os
 import platform
+import resource
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,17 +51,11 @@ class Figure:
         return self.value >= self.target if self.at_least else self.value <= self.target
 
     def as_dict(self) -> dict[str, Any]:
-        def short(x: float | None) -> float | None:
-            return None if x is None else float(f"{x:.5g}")
-
-        return {
-            "value": short(self.value),
-            "unit": self.unit,
-            "low": short(self.low),
-            "high": short(self.high),
-            "target": self.target,
-            "met": self.met,
-        }
+        value, low, high = (
+            None if x is None else float(f"{x:.5g}") for x in (self.value, self.low, self.high)
+        )
+        told = {"value": value, "unit": self.unit, "low": low, "high": high}
+        return {**told, "target": self.target, "met": self.met}
 
 
 @dataclass
@@ -95,13 +92,66 @@ def in_turn(sides: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 
         for work in sides.values():
             work()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for r in range(repeats):
-        names = list(sides) if r % 2 == 0 else list(sides)[::-1]
-        for name in names:
-            start = time.perf_counter()
-            sides[name]()
-            seconds[name].append(time.perf_counter() - start)
+    for _, name in turns(sides, repeats):
+        seconds[name].append(timed(sides[name]))
     return {name: np.array(values) for name, values in seconds.items()}
+
+
+def turns(names: Iterable[str], repeats: int) -> Iterator[tuple[int, str]]:
+    """(repeat, name) of each side, in reverse order every other time."""
+    for r in range(repeats):
+        yield from ((r, name) for name in list(names)[:: -1 if r % 2 else 1])
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds by the clock."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def cpu_seconds(*whose: int) -> float:
+    """Of the processor so far: ``resource.RUSAGE_SELF``, ``RUSAGE_CHILDREN`` (those that have ended)."""
+    return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, whose))
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many threads of torch within."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def at_once(target: Callable[..., None], asked: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """What processes that run ``target(*asked[k], barrier, pipe)`` beside each other send by their pipes.
+
+    Raises:
+        RuntimeError: one has ended without, or has been silent for an hour.
+    """
+    context = multiprocessing.get_context("spawn")
+    barrier, pipes, processes = context.Barrier(len(asked)), [], []
+    for args in asked:
+        ours, theirs = context.Pipe(duplex=False)
+        processes.append(context.Process(target=target, args=(*args, barrier, theirs), daemon=True))
+        processes[-1].start()
+        theirs.close()
+        pipes.append(ours)
+    try:
+        told = [pipe.recv() for pipe in pipes if pipe.poll(3_600)]
+    except EOFError:
+        told = []
+    for process in processes:
+        process.join(60 if len(told) == len(asked) else 0)
+        process.kill()
+    if len(told) < len(asked):
+        raise RuntimeError("a process of the benchmark did not answer")
+    return told
 
 
 def ratio(top: np.ndarray, bottom: np.ndarray, **kwargs: Any) -> Figure:
@@ -122,13 +172,9 @@ def machine() -> dict[str, Any]:
     if cpuinfo.exists():
         rows = cpuinfo.read_text().splitlines()
         cpu = next((row.split(":", 1)[1].strip() for row in rows if row.startswith("model name")), cpu)
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "memory_gib": round(memory, 1),
-        "python": platform.python_version(),
-    }
+    memory = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    python = platform.python_version()
+    return {"cpu": cpu, "cores": os.cpu_count(), "memory_gib": memory, "python": python}
 
 
 def commit() -> str:

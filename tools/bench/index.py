@@ -15,7 +15,7 @@ import faiss
 import numpy as np
 import torch
 
-from tools.bench.harness import Figure, Result, in_turn, ratio
+from tools.bench.harness import Figure, Result, in_turn, ratio, torch_threads
 from tools.studies import joint
 from tools.studies.protocol import Data
 from vista.serving.index import ItemIndex
@@ -37,31 +37,25 @@ def run(
         steps: of training.
         requests: held-out ones whose queries are asked; 200 of them are timed.
     """
-    threads = torch.get_num_threads(), faiss.omp_get_max_threads()
-    torch.set_num_threads(1)
+    before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
-        steps, requests = (min(steps, 5), min(requests, 50)) if quick else (steps, requests)
-        with tempfile.TemporaryDirectory() as scratch:
+        with torch_threads(1), tempfile.TemporaryDirectory() as scratch:
+            steps, requests = (min(steps, 5), min(requests, 50)) if quick else (steps, requests)
             found = joint.histories(data, quick, Path(scratch))
-        items, vectors, queries = learned(found, steps, requests)
-        if quick:
-            items, vectors = items[:2_000], vectors[:2_000]
-        rng = np.random.default_rng(0)
-        result = Result(
-            params=dict(
-                data=found.name, steps=steps, items=len(items), width=vectors.shape[1], requests=len(queries)
-            )
-        )
-        _compare(result, "learned", items, vectors, queries, ks)
-        vectors, queries = (
-            _unit(rng.standard_normal(x.shape).astype(np.float32)) for x in (vectors, queries)
-        )
-        _compare(result, "random", items, vectors, queries, ks)
-        return result
+            items, vectors, queries = learned(found, steps, requests)
+            if quick:
+                items, vectors = items[:2_000], vectors[:2_000]
+            params = {"data": found.name, "items": len(items), "width": vectors.shape[1]}
+            result = Result({**params, "steps": steps, "requests": len(queries)})
+            _compare(result, "learned", items, vectors, queries, ks)
+            rng = np.random.default_rng(0)
+            drawn = (rng.standard_normal(x.shape).astype(np.float32) for x in (vectors, queries))
+            vectors, queries = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in drawn)
+            _compare(result, "random", items, vectors, queries, ks)
+            return result
     finally:
-        torch.set_num_threads(threads[0])
-        faiss.omp_set_num_threads(threads[1])
+        faiss.omp_set_num_threads(before)
 
 
 def learned(found: Data, steps: int, requests: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -73,25 +67,15 @@ def learned(found: Data, steps: int, requests: int) -> tuple[np.ndarray, np.ndar
         queries = []
         for batch in joint.questions(config, found, requests):
             tokens = model.summarizer.prefixes(batch.events, batch.cut, batch.user_of, exact=True)
-            queries.append(
-                model.ranker.context(tokens, None, batch.recent, batch.now_ms, batch.last_event_ms).query
-            )
+            ctx = model.ranker.context(tokens, None, batch.recent, batch.now_ms, batch.last_event_ms)
+            queries.append(ctx.query)
         vectors = [model.items.vector(part) for part in torch.from_numpy(items).split(65_536)]
     return items, torch.cat(vectors).numpy(), torch.cat(queries).numpy()
 
 
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
 def _compare(
-    result: Result,
-    name: str,
-    items: np.ndarray,
-    vectors: np.ndarray,
-    queries: np.ndarray,
-    ks: tuple[int, ...],
-) -> None:
+    result: Result, name: str, items: np.ndarray, vectors: np.ndarray, queries: np.ndarray, ks: tuple[int, ...]
+) -> None:  # fmt: skip
     """Each kind at its default effort and at four times that."""
     exact = ItemIndex.of_vectors(items, vectors, "exact")
     timed = queries[:200]

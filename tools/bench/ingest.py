@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 
 from beam_jobs.ingest.job import run as run_ingest
 from beam_jobs.ingest.options import IngestOptions
-from beam_jobs.run import runner as pipeline
-from tools.bench.harness import Result, in_turn, median, ratio, sized
+from tools.bench.harness import Result, cpu_seconds, in_turn, median, ratio, sized, turns
+from tools.options import Runner
 from vista.data.generator import GeneratorOptions, generate
 from vista.data.tables.rows import ZSTD_LEVEL
 
@@ -60,19 +60,13 @@ def run(
     result = Result()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         root = Path(scratch)
-        made = generate(
-            GeneratorOptions(users=max(events // 2_000, 1), events=events, slate=0), root / "logs"
-        )
-        args = pipeline.local_args("multi_processing", workers) if workers > 1 else pipeline.local_args()
+        lives = GeneratorOptions(users=max(events // 2_000, 1), events=events, slate=0)
+        made, args = generate(lives, root / "logs"), Runner(workers=workers).arguments()
+        table, run_dir = str(root / "ours/table"), str(root / "ours/run")
 
         def ours() -> None:
             shutil.rmtree(root / "ours", ignore_errors=True)
-            options = IngestOptions(
-                tuple(made.events),
-                str(root / "ours" / "table"),
-                str(root / "ours" / "run"),
-                num_buckets=buckets,
-            )
+            options = IngestOptions(tuple(made.events), table, run_dir, num_buckets=buckets)
             record = run_ingest(options, args, progress=False)
             assert record.counts["events_read"] == events
 
@@ -88,11 +82,10 @@ def run(
         result.figures["ingest_of_pyarrow"] = ratio(rate["ingest"], rate["pyarrow"], target=0.5)
         for name, values in rate.items():
             result.figures[f"{name}_events_per_second"] = median(values, "events/s")
-        stored = sum(f.stat().st_size for f in (root / "ours" / "table").rglob("*.parquet"))
+        stored = sum(f.stat().st_size for f in Path(table).rglob("*.parquet"))
+        theirs_bytes = (root / "theirs.parquet").stat().st_size
         result.figures["table_bytes_per_event"] = median([stored / events], "bytes")
-        result.figures["pyarrow_bytes_per_event"] = median(
-            [(root / "theirs.parquet").stat().st_size / events], "bytes"
-        )
+        result.figures["pyarrow_bytes_per_event"] = median([theirs_bytes / events], "bytes")
         _forms(result, root, [f for f in forms.split(",") if f], rows, repeats, against)
     return result
 
@@ -106,9 +99,8 @@ def _forms(
     for form in forms:
         file = _written(log, root / f"rows.{form}")
         seconds: dict[str, list[float]] = {name: [] for name in sides}
-        for r in range(repeats):
-            for name in list(sides)[:: -1 if r % 2 else 1]:
-                seconds[name].append(_cpu_seconds(sides[name], file, root / "home"))
+        for _, name in turns(sides, repeats):
+            seconds[name].append(_cpu_seconds(sides[name], file, root / "home"))
         rate = {name: rows / np.array(values) for name, values in seconds.items()}
         for name, values in rate.items():
             result.figures[f"{form}_{name}_rows_per_cpu_second"] = median(values, "rows/s")
@@ -118,16 +110,15 @@ def _forms(
 
 def _log(rows: int) -> pa.Table:
     rng = np.random.default_rng(0)
-    return pa.table(
-        {
-            "user_id": rng.integers(0, max(rows // 500, 1), rows),
-            "item_id": np.minimum(rng.zipf(1.3, rows), 50_000),
-            "action": np.array(["view", "like", "buy"])[rng.integers(0, 3, rows)],
-            "surface": np.array(["home", "feed"])[rng.integers(0, 2, rows)],
-            "timestamp_ms": 1_700_000_000_000 + rng.integers(0, 10**9, rows),
-            "request_id": rng.integers(1, 10**12, rows),
-        }
-    )
+    columns = {
+        "user_id": rng.integers(0, max(rows // 500, 1), rows),
+        "item_id": np.minimum(rng.zipf(1.3, rows), 50_000),
+        "action": np.array(["view", "like", "buy"])[rng.integers(0, 3, rows)],
+        "surface": np.array(["home", "feed"])[rng.integers(0, 2, rows)],
+        "timestamp_ms": 1_700_000_000_000 + rng.integers(0, 10**9, rows),
+        "request_id": rng.integers(1, 10**12, rows),
+    }
+    return pa.table(columns)
 
 
 def _written(log: pa.Table, path: Path) -> Path:
@@ -146,21 +137,9 @@ def _written(log: pa.Table, path: Path) -> Path:
 def _cpu_seconds(checkout: Path, file: Path, home: Path) -> float:
     """Of the command and its children, in user and system."""
     shutil.rmtree(home, ignore_errors=True)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from tools.cli import main; main()",
-            "ingest",
-            str(file),
-            "--home",
-            str(home),
-        ],
-        check=True,
-        capture_output=True,
-        cwd=checkout,
-        env={**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"},
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    before = cpu_seconds(resource.RUSAGE_CHILDREN)
+    start = "from tools.cli import main; main()"  # which every checkout has
+    words = [sys.executable, "-c", start, "ingest", str(file), "--home", str(home)]
+    env = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+    subprocess.run(words, check=True, capture_output=True, cwd=checkout, env=env)
+    return cpu_seconds(resource.RUSAGE_CHILDREN) - before

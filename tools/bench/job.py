@@ -12,7 +12,6 @@ that is ``startup_s``, the wall time of the same job over empty tables. ``of_mod
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
 import resource
 import shutil
@@ -25,9 +24,9 @@ import numpy as np
 import torch
 
 from beam_jobs.generation import summarize
-from beam_jobs.run import runner as pipeline
 from cache_store.format.keys import bucket_of
-from tools.bench.harness import Figure, Result, median, ratio, sized
+from tools.bench.harness import Figure, Result, at_once, cpu_seconds, median, ratio, sized, turns
+from tools.options import Runner
 from vista import bundle
 from vista.config import EmbeddingConfig, ModelConfig, SlotConfig, SummarizerConfig
 from vista.data.events import Events, UserBatch
@@ -87,41 +86,22 @@ def _loop(path: str, buckets: list[list[Any]], window: int, gate: Any, out: Any)
     torch.set_num_threads(1)
     model = bundle.load(path).model
     held: list[list[UserBatch]] = [list(read_bucket(files, max_rows=window)) for files in buckets]
-    for _ in summarize_stream(
-        model, iter([UserBatch(b.users[:4], b.events.select(np.arange(4))) for b in held[0][:1]])
-    ):
+    few = [UserBatch(b.users[:4], b.events.select(np.arange(4))) for b in held[0][:1]]
+    for _ in summarize_stream(model, iter(few)):
         pass
     gate.wait()
     start, cpu = time.perf_counter(), time.process_time()
     for batches in held:
         for _ in summarize_stream(model, iter(batches), None, window):
             pass
-    out.put((time.perf_counter() - start, time.process_time() - cpu))
+    out.send((time.perf_counter() - start, time.process_time() - cpu))
 
 
 def loop_seconds(path: Path, files: dict[int, list[Any]], workers: int, window: int) -> tuple[float, float]:
     """Wall seconds of the slowest of ``workers`` processes over all buckets, and CPU seconds of all."""
     order = sorted(files.values(), key=lambda found: -sum(f.rows for f in found))
-    context = multiprocessing.get_context("spawn")
-    gate, out = context.Barrier(workers), context.Queue()
-    running = [
-        context.Process(target=_loop, args=(str(path), order[k::workers], window, gate, out))
-        for k in range(workers)
-    ]
-    for process in running:
-        process.start()
-    seconds = [out.get() for _ in running]
-    for process in running:
-        process.join()
+    seconds = at_once(_loop, [(str(path), order[k::workers], window) for k in range(workers)])
     return max(wall for wall, _ in seconds), sum(cpu for _, cpu in seconds)
-
-
-def cpu_seconds() -> float:
-    """CPU of this process and of its children that have ended."""
-    return sum(
-        u.ru_utime + u.ru_stime
-        for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
 
 
 @sized(events=300_000, repeats=1)
@@ -161,24 +141,21 @@ def run(
         def job(count: int, warehouse: str) -> tuple[float, float, dict[str, float]]:
             shutil.rmtree(root / "store", ignore_errors=True)
             shutil.rmtree(root / "run", ignore_errors=True)
-            args = pipeline.local_args("multi_processing", count) if count > 1 else pipeline.local_args()
-            start, cpu = time.perf_counter(), cpu_seconds()
-            record = summarize.run(dataclasses.replace(options, warehouse=str(root / warehouse)), args)
-            return time.perf_counter() - start, cpu_seconds() - cpu, record.timings
+            everyone = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+            start, cpu = time.perf_counter(), cpu_seconds(*everyone)
+            record = summarize.run(
+                dataclasses.replace(options, warehouse=str(root / warehouse)), Runner(workers=count).arguments()
+            )  # fmt: skip
+            return time.perf_counter() - start, cpu_seconds(*everyone) - cpu, record.timings
 
         for count in workers:
-            loop, whole, startup, steps = [], [], [], []
-            for r in range(repeats):
-                for side in ("loop", "job") if r % 2 == 0 else ("job", "loop"):
-                    if side == "loop":
-                        loop.append(loop_seconds(model, files, count, window))
-                    else:
-                        *seconds, timings = job(count, "tables")
-                        whole.append(seconds)
-                        steps.append(timings)
-                startup.append(job(count, "empty")[:2])
+            took: dict[str, list[Any]] = {"loop": [], "tables": [], "empty": []}
+            for _, side in turns(took, repeats):
+                took[side].append(
+                    loop_seconds(model, files, count, window) if side == "loop" else job(count, side)
+                )
             (base, base_cpu), (all_s, all_cpu), (empty, empty_cpu) = (
-                np.array(x).T for x in (loop, whole, startup)
+                np.array([seconds[:2] for seconds in side]).T for side in took.values()
             )
             work_s, work_cpu = all_s - np.median(empty), all_cpu - np.median(empty_cpu)
             if np.median(empty) > np.median(all_s) / 3:  # a difference of two large numbers tells nothing
@@ -197,6 +174,6 @@ def run(
                 f"job_rate{suffix}": median(rows / all_s, "events/s"),
             }
             for name in ("read", "model", "write"):
-                share = np.median([s[name] / max(s["total"], 1e-9) for s in steps])
+                share = np.median([s[name] / max(s["total"], 1e-9) for _, _, s in took["tables"]])
                 result.figures[f"{name}_share{suffix}"] = Figure(float(share), at_least=name == "model")
     return result

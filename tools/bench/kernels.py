@@ -48,11 +48,10 @@ def run(quick: bool, out: str | None = None) -> Result:
             rows[name] = f"| {name} | {most_of[0]} | {most_of[1]} | {most_of[2] / 1024:.0f} KiB |"
     result.figures["wall"] = Figure(time.perf_counter() - began, "s")
     if out is not None:
-        head = [
-            "| kernel, type, width | registers | spilled bytes a thread | shared memory |",
-            "|---|---|---|---|",
-        ]
-        Path(out).write_text("\n".join([*head, *rows.values()]) + "\n", encoding="utf-8")
+        head = (
+            "| kernel, type, width | registers | spilled bytes a thread | shared memory |\n|---|---|---|---|"
+        )
+        Path(out).write_text("\n".join([head, *rows.values()]) + "\n", encoding="utf-8")
     return result
 
 
@@ -88,13 +87,12 @@ def compiled() -> Iterator[list[Any]]:
             return 0
 
     found: list[Any] = []
-    launch = JITFunction.run
+    launch, before = JITFunction.run, driver._active
 
     def only_compile(self: Any, *args: Any, **given: Any) -> Any:
         found.append(launch(self, *args, **{**given, "warmup": True}))
         return found[-1]
 
-    before = driver._active
     driver.set_active(Card())
     JITFunction.run = only_compile
     try:

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_store import Group, Publication, RecordSchema, ShardWriter, Store, bucket_of
-from cache_store.format.keys import sortable
-from tools.bench.harness import Figure, Result, median, sized
+from cache_store import Group, RecordSchema, Store, bucket_of
+from tools.bench.harness import Figure, Result, cpu_seconds, median, sized
+from tools.bench.lookup import fill
 from tools.report.tables_seen import KEPT
 from vista import bundle
 from vista.config import EmbeddingConfig, ModelConfig
@@ -51,10 +51,10 @@ def run(quick: bool, users: int = 1_000_000, repeats: int = 5) -> Result:
             for name in seconds:
                 verb = name.partition("_")[0]
                 more = ["--out", str(home / "report.html")] if name == "report" else []
-                start = _children()
+                start = cpu_seconds(resource.RUSAGE_CHILDREN)
                 words = [sys.executable, "-m", "tools", verb, "--home", str(home), "--json", *more]
                 done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-                seconds[name].append(_children() - start)
+                seconds[name].append(cpu_seconds(resource.RUSAGE_CHILDREN) - start)
                 if verb == "status":
                     counted = json.loads(done.stdout)["store"]["users"]
         size = (home / "report.html").stat().st_size
@@ -67,17 +67,9 @@ def run(quick: bool, users: int = 1_000_000, repeats: int = 5) -> Result:
     return Result({"counted": counted, "shards": SHARDS}, figures)
 
 
-def _children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 def _build(home: Path, users: int) -> None:
-    store, rng, now = (
-        Store.create(home / "store", num_shards=SHARDS),
-        np.random.default_rng(0),
-        int(time.time() * 1000),
-    )
+    store, rng = Store.create(home / "store", num_shards=SHARDS), np.random.default_rng(0)
+    now = int(time.time() * 1000)
     tables = Warehouse(home / "warehouse").create(num_buckets=SHARDS, actions=("view", "like"))
     model = VistaModel(ModelConfig(width=16, embedding=EmbeddingConfig(rows=512), actions=("view", "like")))
     items = bundle.items_table(np.array([1]), np.array([0]), np.array([1]))
@@ -97,31 +89,7 @@ def _build(home: Path, users: int) -> None:
         )
         newest = append(tables, ids, events.sorted(), bucket_of(ids, SHARDS), run=f"append-{k}")
         snapshot = newest if k < 3 else snapshot  # what came last is not in the store
-        name = _publish(store, rng, f"run-{k}", ids, name, now, snapshot)
-
-
-def _publish(
-    store: Store,
-    rng: np.random.Generator,
-    run_id: str,
-    ids: np.ndarray,
-    parent: str | None,
-    now: int,
-    snapshot: int | None,
-) -> str:
-    staging, bucket, receipts = store.stage(run_id), bucket_of(ids, SHARDS), []
-    for shard in range(SHARDS):
-        mine = ids[bucket == shard]
-        mine = mine[np.argsort(sortable(mine))]
-        with ShardWriter(staging, shard, SHARDS, SCHEMA, fingerprint="bench") as writer:
-            for i in range(0, len(mine), 20_000):
-                part = mine[i : i + 20_000]
-                tokens = rng.standard_normal((len(part), 1, 8), dtype=np.float32)
-                times = np.full(len(part), now - 3_600_000)
-                writer.add(part, {"seeds": tokens}, np.full(len(part), 10), times, np.full(len(part), now))
-            receipts.append(writer.finish())
-    wanted = Publication(
-        fingerprint="bench", watermark_ms=now - 3_600_000, expected=len(ids), parent=parent,
-        kind="delta" if parent else "full", table_snapshot=snapshot,
-    )  # fmt: skip
-    return store.publish(staging, receipts, wanted).generation
+        name = fill(
+            store, ids, SCHEMA, lambda n: {"seeds": rng.standard_normal((n, 1, 8), "f4")},
+            (10, now - 3_600_000, now), 20_000, parent=name, kind="delta" if name else "full", table_snapshot=snapshot,
+        )  # fmt: skip

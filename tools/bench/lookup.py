@@ -28,8 +28,9 @@ are paired within the turn. p50 and p99 are over all calls, slices included.
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import mmap
-import multiprocessing
 import os
 import shutil
 import tempfile
@@ -42,8 +43,9 @@ from typing import Any
 import numpy as np
 
 from cache_store import Group, Publication, RecordSchema, ShardWriter, Store, bucket_of
+from cache_store.format.keys import sortable
 from cache_store.native import library as native
-from tools.bench.harness import Figure, Result, median, ratio, sized
+from tools.bench.harness import Figure, Result, at_once, median, ratio, sized, timed, turns
 from tools.bench.redis_rows import RedisRows
 
 BATCH = 512
@@ -70,9 +72,12 @@ def run(
     notes: list[str] = []
     try:
         users = np.arange(records, dtype=np.int64) * 7_919
-        for codec, schema in SCHEMAS.items():
-            _build(place / codec, users, schema)
-        _warm(figures, place, users, repeats)
+        rng = np.random.default_rng(0)
+        for codec, s in SCHEMAS.items():
+            store = Store.create(place / codec, num_shards=SHARDS)
+            fill(store, users, s, lambda n, s=s: {"seeds": rng.standard_normal((n, s.tokens, s.width), "f4")})
+        for codec in SCHEMAS:
+            _warm(figures, place / codec, users, repeats, "" if codec == "float16" else f"_{codec}")
         _others(figures, notes, place, users, max(3, repeats // 4))
         _two_processes(figures, place, users, repeats)
         if cold:
@@ -84,20 +89,29 @@ def run(
     return Result(params, figures, notes)
 
 
-def _build(path: Path, users: np.ndarray, schema: RecordSchema) -> None:
-    store = Store.create(path, num_shards=SHARDS)
-    staging, bucket = store.stage("bench"), bucket_of(users, SHARDS)
-    rng, receipts = np.random.default_rng(0), []
-    for k in range(SHARDS):
-        with ShardWriter(staging, k, SHARDS, schema, fingerprint="bench") as writer:
-            mine = users[bucket == k]
-            for i in range(0, len(mine), 256):
-                part = mine[i : i + 256]
-                tokens = rng.standard_normal((len(part), schema.tokens, schema.width), dtype=np.float32)
-                ones = np.ones(len(part), np.int64)
-                writer.add(part, {"seeds": tokens}, ones, ones, ones)
+def fill(
+    store: Store, users: np.ndarray, schema: RecordSchema, tokens: Callable[[int], dict[str, np.ndarray]],
+    facts: tuple[int, int, int] = (1, 1, 1), step: int = 256, **published: Any,
+) -> str:  # fmt: skip
+    """Publish a generation, ``step`` users at a time; its name.
+
+    Args:
+        tokens: of so many users, by group.
+        facts: events, last event's time and summary's time of each user.
+        published: of the publication.
+    """
+    shards = store.format.num_shards
+    staging, bucket, receipts = store.stage(f"bench-{len(store.generations())}"), bucket_of(users, shards), []
+    for k in range(shards):
+        mine = users[bucket == k]
+        mine = mine[np.argsort(sortable(mine))]
+        with ShardWriter(staging, k, shards, schema, fingerprint="bench") as writer:
+            for i in range(0, len(mine), step):
+                part = mine[i : i + step]
+                writer.add(part, tokens(len(part)), *(np.full(len(part), fact) for fact in facts))
             receipts.append(writer.finish())
-    store.publish(staging, receipts, Publication(fingerprint="bench", watermark_ms=0, expected=len(users)))
+    wanted = Publication(fingerprint="bench", watermark_ms=facts[1], expected=len(users), **published)
+    return store.publish(staging, receipts, wanted).generation
 
 
 class _Queries:
@@ -116,21 +130,11 @@ class _Queries:
 def _copy_side(out: np.ndarray, records: int, seed: int) -> Callable[[], None]:
     corpus = np.empty((records // BATCH, *out.shape), np.uint8)
     corpus[...] = np.frombuffer(np.random.default_rng(seed).bytes(out.nbytes), np.uint8).reshape(out.shape)
-    order = iter(_forever(np.random.default_rng(seed).integers(0, len(corpus), 97)))
+    order = itertools.cycle(np.random.default_rng(seed).integers(0, len(corpus), 97).tolist())
     return lambda: np.copyto(out, corpus[next(order)])
 
 
-def _forever(values: np.ndarray) -> Iterator[int]:
-    while True:
-        yield from values.tolist()
-
-
-def _warm(figures: dict[str, Figure], place: Path, users: np.ndarray, repeats: int) -> None:
-    for codec in SCHEMAS:
-        _warm_codec(figures, place / codec, users, repeats, "" if codec == "float16" else f"_{codec}")
-
-
-def _warm_codec(figures: dict[str, Figure], path: Path, users: np.ndarray, repeats: int, suffix: str) -> None:
+def _warm(figures: dict[str, Figure], path: Path, users: np.ndarray, repeats: int, suffix: str) -> None:
     trusting = Store.open(path, verify=False, lease=False)
     alone = Store.open(path, verify=False, lease=False, threads=1)
     checking = Store.open(path, lease=False)
@@ -170,7 +174,9 @@ def _warm_codec(figures: dict[str, Figure], path: Path, users: np.ndarray, repea
     for q in (50, 99):
         for name in ("raw", "raw_verified", "tokens_verified"):
             figures[f"{name}_p{q}"] = Figure(float(np.percentile(calls[name], q)), "s")
-    one = _singles(trusting, users, max(200, repeats * 10))
+    single, n = np.zeros((1, trusting.row_bytes), np.uint8), max(200, repeats * 10)
+    picked = np.random.default_rng(5).choice(users, (n, 1))
+    one = [timed(lambda user=user: trusting.lookup_raw(user, out=single)) for user in picked]
     for q in (50, 99):
         figures[f"single_user_p{q}"] = Figure(float(np.percentile(one, q)), "s")
 
@@ -181,29 +187,12 @@ def _turns(
     """Seconds of each side, float64 [repeats]: the fastest call of each turn; and of all its calls."""
     fastest: dict[str, list[float]] = {name: [] for name in sides}
     calls: dict[str, list[float]] = {name: [] for name in sides}
-    for r in range(-1, repeats):  # the first turn warms up
-        for name in sides if r % 2 else list(sides)[::-1]:
-            took = [_timed(sides[name]) for _ in range(CALLS)]
-            if r >= 0:
-                fastest[name].append(min(took))
-                calls[name] += took
+    for r, name in turns(sides, repeats + 1):
+        took = [timed(sides[name]) for _ in range(CALLS)]
+        if r:  # the first turn warms up
+            fastest[name].append(min(took))
+            calls[name] += took
     return {n: np.array(v) for n, v in fastest.items()}, {n: np.array(v) for n, v in calls.items()}
-
-
-def _timed(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def _singles(store: Store, users: np.ndarray, n: int) -> list[float]:
-    picked, out = np.random.default_rng(5).choice(users, n), np.zeros((1, store.row_bytes), np.uint8)
-    seconds = []
-    for i in range(n):
-        start = time.perf_counter()
-        store.lookup_raw(picked[i : i + 1], out=out)
-        seconds.append(time.perf_counter() - start)
-    return seconds
 
 
 def _others(
@@ -302,21 +291,7 @@ def _rocksdb(
 
 
 def _two_processes(figures: dict[str, Figure], place: Path, users: np.ndarray, repeats: int) -> None:
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(2)
-    pipes, processes = [], []
-    for seed in range(2):
-        ours, theirs = context.Pipe()
-        processes.append(
-            context.Process(
-                target=_reader, args=(str(place / "float16"), users, repeats, seed, barrier, theirs)
-            )
-        )
-        processes[-1].start()
-        pipes.append(ours)
-    both = [pipe.recv() for pipe in pipes]
-    for process in processes:
-        process.join()
+    both = at_once(_reader, [(str(place / "float16"), users, repeats, seed) for seed in range(2)])
     copy = np.concatenate([b["memcpy"] for b in both])
     raw = np.concatenate([b["raw"] for b in both])
     figures["of_memcpy_2_processes"] = ratio(copy, raw, target=0.9)
@@ -335,12 +310,11 @@ def _reader(path: str, users: np.ndarray, repeats: int, seed: int, barrier: Any,
 
     def together(work: Callable[[], Any]) -> float:
         barrier.wait()
-        return min(_timed(work) for _ in range(CALLS))
+        return min(timed(work) for _ in range(CALLS))
 
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for r in range(repeats + 2):
-        for name in sides if r % 2 else list(sides)[::-1]:
-            seconds[name].append(together(sides[name]))
+    for _, name in turns(sides, repeats + 2):
+        seconds[name].append(together(sides[name]))
     pipe.send({name: np.array(values[2:]) for name, values in seconds.items()})
 
 
@@ -369,9 +343,7 @@ def _cold(figures: dict[str, Figure], notes: list[str], place: Path, users: np.n
         drop()
         with Store.open(folder, verify=False, lease=False) as store:
             out = np.zeros((BATCH, store.row_bytes), np.uint8)
-            start = time.perf_counter()
-            store.lookup_raw(batch, out=out)
-            seconds["ours"].append(time.perf_counter() - start)
+            seconds["ours"].append(timed(functools.partial(store.lookup_raw, batch, out=out)))
         with Store.open(folder, verify=False, lease=False) as store, store.pin() as pinned:
             places = [place for place in pinned.places(batch) if place is not None]
         drop()

@@ -56,16 +56,11 @@ def peak_bytes(root: Path, name: str, bundle: Path, lengths: np.ndarray, knob: i
         events = histories(share[mine], seed=part, start_ms=1_600_000_000_000 + part * 10**11)
         append(tables, mine.astype(np.int64), events, np.zeros(len(mine), np.int32))
     options = {
-        "warehouse": str(folder / "tables"),
-        "bundle": str(bundle),
-        "store": str(folder / "store"),
-        "run_dir": str(folder / "run"),
-        "max_events_in_memory": knob,
-        "progress": False,
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, json.dumps(options)], capture_output=True, text=True, check=True
-    )
+        "warehouse": str(folder / "tables"), "bundle": str(bundle), "store": str(folder / "store"),
+        "run_dir": str(folder / "run"), "max_events_in_memory": knob, "progress": False,
+    }  # fmt: skip
+    words = [sys.executable, "-c", RUN, json.dumps(options)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     if found["events"] != lengths.sum():
         raise RuntimeError(f"{name}: expected {lengths.sum()} events, the run counted {found['events']}")
@@ -97,15 +92,11 @@ def run(
     peak = {name: anonymous for name, (anonymous, _) in both.items()}
     largest = max(peak.values())
     stated = WORKER_BYTES + 2 * weights + BYTES_PER_EVENT * knob
-    mib = 1 / 2**20
-    return Result(
-        {"weights_bytes": weights},
-        {
-            "within_stated": Figure(largest / stated, target=1.0, at_least=False),
-            "bucket_growth": Figure(peak["bucket"] / peak["half"], target=1.1, at_least=False),
-            "user_over_bucket": Figure(peak["user"] / peak["bucket"], at_least=False),
-            **{f"{name}_mib": Figure(value * mib, "MiB", at_least=False) for name, value in peak.items()},
-            "mapped_mib": Figure(max(mapped for _, mapped in both.values()) * mib, "MiB", at_least=False),
-            "stated_mib": Figure(stated * mib, "MiB", at_least=False),
-        },
-    )
+    sizes = {**peak, "mapped": max(mapped for _, mapped in both.values()), "stated": stated}
+    figures = {
+        "within_stated": Figure(largest / stated, target=1.0, at_least=False),
+        "bucket_growth": Figure(peak["bucket"] / peak["half"], target=1.1, at_least=False),
+        "user_over_bucket": Figure(peak["user"] / peak["bucket"], at_least=False),
+        **{f"{name}_mib": Figure(size / 2**20, "MiB", at_least=False) for name, size in sizes.items()},
+    }
+    return Result({"weights_bytes": weights}, figures)

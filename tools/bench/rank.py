@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tools.bench.harness import Figure, Result, in_turn, median, ratio, sized
+from tools.bench.harness import Figure, Result, in_turn, median, ratio, sized, torch_threads
+from tools.bench.summarize import HASHED
 from vista.config import ModelConfig, RankerConfig, SlotConfig, SummarizerConfig, TokenConfig
 from vista.data.events import Events
 from vista.model import VistaModel
@@ -29,8 +30,6 @@ ITEMS = 100_000
 CHUNK = 128
 HISTORY = 4_096
 """Events that a summary is made of: enough to fill it."""
-HASHED = 3_210
-"""Buckets a row of the hashed slots that were the record until version 0.1, beside 16 seeds."""
 
 
 def request(model: VistaModel, users: int, seed: int = 0, recent: int | None = None) -> dict[str, Any]:
@@ -86,24 +85,20 @@ def run(
     tokens: bool = True,
 ) -> Result:
     """Figures ``serving_speedup`` (at 1:``candidates``) and ``training_speedup`` (at 1:16), and their sweep."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        config = ModelConfig(
-            width=width,
-            summarizer=SummarizerConfig(seeds=seeds),
-            ranker=RankerConfig(layers=layers, heads=heads, recent=recent),
-            tokens=TokenConfig() if tokens else TokenConfig(items=0),
-            slots=SlotConfig(buckets=HASHED if slots else 0),
-        )
+    config = ModelConfig(
+        width=width,
+        summarizer=SummarizerConfig(seeds=seeds),
+        ranker=RankerConfig(layers=layers, heads=heads, recent=recent),
+        tokens=TokenConfig() if tokens else TokenConfig(items=0),
+        slots=SlotConfig(buckets=HASHED if slots else 0),
+    )
+    result = Result({"context_tokens": seeds + recent + 1})
+    with torch_threads(threads):
         model = VistaModel(config).eval()
-        result = Result({"context_tokens": seeds + recent + 1})
         _serving(model, result, candidates, 3 if quick else 9)
         _recent(model, result, 3 if quick else 15, (32, 128) if quick else (32, 128, 256, 512, 1_024))
         _training(model, result, train_users, 3 if quick else 7, (16,) if quick else (1, 2, 4, 8, 16, 64))
-        return result
-    finally:
-        torch.set_num_threads(before)
+    return result
 
 
 def _serving(model: VistaModel, result: Result, candidates: int, repeats: int) -> None:
@@ -115,8 +110,7 @@ def _serving(model: VistaModel, result: Result, candidates: int, repeats: int) -
     expanded_inputs = chunked(inputs, user)  # made outside the clock: such a batch arrives expanded
 
     former = VistaModel(_hashed(model.config)).eval()
-    given = request(former, 1)
-    batch = request(model, 8, 2)
+    given, batch = request(former, 1), request(model, 8, 2)
 
     def deduplicated() -> torch.Tensor:
         return ranker.rank(ranker.context(**inputs), items, whole)
@@ -125,36 +119,28 @@ def _serving(model: VistaModel, result: Result, candidates: int, repeats: int) -
         return ranker.rank(ranker.context(**inputs).select(user), items, each)
 
     def expanded() -> torch.Tensor:
-        return torch.cat(
-            [
-                ranker.rank(ranker.context(**given), items[part], np.arange(len(items[part]) + 1))
-                for part, given in expanded_inputs
-            ]
-        )
+        parts = [
+            ranker.rank(ranker.context(**given), items[part], np.arange(len(items[part]) + 1))
+            for part, given in expanded_inputs
+        ]
+        return torch.cat(parts)
+
+    def hashed() -> torch.Tensor:
+        return former.ranker.rank(former.ranker.context(**given), items, whole)
 
     with torch.inference_mode():
         first = deduplicated()
         apart = max(float((first - other()).abs().max()) for other in (copied, expanded))
-        fast = in_turn(
-            {
-                "deduplicated": deduplicated,
-                "copied": copied,
-                "hashed": lambda: former.ranker.rank(former.ranker.context(**given), items, whole),
-            },
-            repeats * 3,
-        )
+        fast = in_turn({"deduplicated": deduplicated, "copied": copied, "hashed": hashed}, repeats * 3)
         slow = in_turn({"deduplicated": deduplicated, "expanded": expanded}, repeats)
         many = torch.from_numpy(np.random.default_rng(3).integers(0, ITEMS, 8 * candidates))
         offsets = crossing.Plan.of(np.arange(9) * candidates)
-        batched = in_turn({"batch": lambda: ranker.rank(ranker.context(**batch), many, offsets)}, repeats)[
-            "batch"
-        ]
-    figures = result.figures
+        whole_batch = {"batch": lambda: ranker.rank(ranker.context(**batch), many, offsets)}
+        batched = in_turn(whole_batch, repeats)["batch"]
+    figures, eight = result.figures, float(np.median(slow["expanded"]) * 8 / np.median(batched))
     figures["serving_speedup"] = ratio(slow["expanded"], slow["deduplicated"], target=10.0)
     figures["serving_speedup_against_copied"] = ratio(fast["copied"], fast["deduplicated"])
-    figures["serving_batch_of_8_against_expanded"] = Figure(
-        float(np.median(slow["expanded"]) * 8 / np.median(batched))
-    )
+    figures["serving_batch_of_8_against_expanded"] = Figure(eight)
     figures["serving_rate"] = median(candidates / fast["deduplicated"], "candidates/s")
     # of a request, to that of the record until version 0.1: 16 seeds and hashed slots
     figures["cost_to_hashed"] = ratio(fast["deduplicated"], fast["hashed"], target=1.15, at_least=False)
@@ -172,15 +158,14 @@ def _hashed(config: ModelConfig) -> ModelConfig:
     )
 
 
-def _recent(model: VistaModel, result: Result, repeats: int, lengths: tuple[int, ...], b: int = 600) -> None:
+def _recent(model: VistaModel, result: Result, repeats: int, lengths: tuple[int, ...]) -> None:
     """Seconds of context and ranking by R; the model's own R is no limit, it knows events by age."""
-    items = torch.from_numpy(np.random.default_rng(6).integers(0, ITEMS, b))
-    given = {}
-    for r in lengths:
-        inputs = request(model, 1, recent=r)
-        given[str(r)] = lambda inputs=inputs: model.ranker.rank(
-            model.ranker.context(**inputs), items, np.array([0, b])
-        )
+    items = torch.from_numpy(np.random.default_rng(6).integers(0, ITEMS, 600))
+
+    def ranked(inputs: dict[str, Any]) -> Tensor:
+        return model.ranker.rank(model.ranker.context(**inputs), items, np.array([0, len(items)]))
+
+    given = {str(r): functools.partial(ranked, request(model, 1, recent=r)) for r in lengths}
     with torch.inference_mode():
         for name, seconds in in_turn(given, repeats).items():
             result.figures[f"request_at_recent_{name}"] = median(seconds, "s")
@@ -208,13 +193,11 @@ def _training(model: VistaModel, result: Result, users: int, repeats: int, sweep
                     logits, label[part], reduction="sum"
                 ).backward()
 
-        times = in_turn(
-            {"deduplicated": functools.partial(step, whole), "expanded": functools.partial(step, each)},
-            repeats,
-        )
-        key = "training_speedup" if per_user == 16 else f"training_speedup_at_{per_user}"
-        result.figures[key] = ratio(
-            times["expanded"], times["deduplicated"], target=4.0 if per_user == 16 else None
+        sides = {"deduplicated": functools.partial(step, whole), "expanded": functools.partial(step, each)}
+        times = in_turn(sides, repeats)
+        key, target = ("", 4.0) if per_user == 16 else (f"_at_{per_user}", None)
+        result.figures[f"training_speedup{key}"] = ratio(
+            times["expanded"], times["deduplicated"], target=target
         )
     result.notes.append(
         "The gain ends at one candidate per user, where nothing is shared. It grows with the candidates per "

@@ -24,14 +24,11 @@ class RedisRows:
     def __init__(self, folder: Path, size: int, tcp: bool = False) -> None:
         self._size, self._head = size, b"$%d\r\n" % size
         self.address: str | tuple[str, int] = str(folder / "redis.sock")
+        where = ["--port", "0", "--unixsocket", str(self.address)]
         if tcp:
             with socket.create_server(("127.0.0.1", 0)) as free:
                 self.address = free.getsockname()[:2]
-        where = (
-            ["--bind", "127.0.0.1", "--port", str(self.address[1])]
-            if tcp
-            else ["--port", "0", "--unixsocket", str(self.address)]
-        )
+            where = ["--bind", "127.0.0.1", "--port", str(self.address[1])]
         self._server = subprocess.Popen(
             ["redis-server", *where, "--save", "", "--appendonly", "no", "--dir", str(folder)],
             stdout=subprocess.DEVNULL,
@@ -42,14 +39,8 @@ class RedisRows:
         """Store users and their rows, uint8 [n, size]."""
         for ids, block in rows:
             for user, row in zip(ids.tolist(), block, strict=True):
-                key = b"%d" % user
-                words = b"*3\r\n$3\r\nSET\r\n$%d\r\n%s\r\n%s%s\r\n" % (
-                    len(key),
-                    key,
-                    self._head,
-                    row.tobytes(),
-                )
-                self._wire.sendall(words)
+                key, value = b"%d" % user, self._head + row.tobytes()
+                self._wire.sendall(b"*3\r\n$3\r\nSET\r\n$%d\r\n%s\r\n%s\r\n" % (len(key), key, value))
             _receive(self._wire, memoryview(bytearray(5 * len(ids))))
 
     def reader(self, ask: Callable[[], np.ndarray], out: np.ndarray) -> Callable[[], None]:
@@ -86,9 +77,8 @@ def reader(wire: socket.socket, ask: Callable[[], np.ndarray], out: np.ndarray) 
     head, start = b"$%d\r\n" % size, b"*%d\r\n" % count
     step = len(head) + size + 2
     reply = bytearray(len(start) + count * step)
-    values = np.frombuffer(reply, np.uint8)[len(start) :].reshape(count, step)[
-        :, len(head) : len(head) + size
-    ]
+    rows = np.frombuffer(reply, np.uint8)[len(start) :].reshape(count, step)
+    values = rows[:, len(head) : len(head) + size]
 
     def read() -> None:
         keys = [b"%d" % u for u in ask().tolist()]

@@ -19,7 +19,7 @@ from beam_jobs.run.record import RunRecord
 from cache_store.change.compare import floats
 from cache_store.format.keys import bucket_of
 from cache_store.store import Store
-from tools.bench.harness import Figure, Result, median, ratio, sized
+from tools.bench.harness import Figure, Result, median, ratio, sized, turns
 from tools.bench.job import START_MS, histories, lengths_of, make_bundle, make_tables
 from vista.config import SummarizerConfig
 from vista.data.tables.appending import append
@@ -63,27 +63,18 @@ def run(
         events = histories(added, seed=3, start_ms=START_MS + 10**13)
         append(tables, chosen, events, bucket_of(chosen, buckets))
 
-        def full() -> RunRecord:
-            for name in ("full", "full-run"):
-                shutil.rmtree(root / name, ignore_errors=True)
-            return summarize.run(
-                dataclasses.replace(options, store=str(root / "full"), run_dir=str(root / "full-run"))
-            )
-
-        def delta() -> RunRecord:
-            for name in ("delta", "delta-run"):
-                shutil.rmtree(root / name, ignore_errors=True)
-            shutil.copytree(root / "base", root / "delta")
-            shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
-            shared |= {"store": str(root / "delta"), "run_dir": str(root / "delta-run")}
-            return refresh.run(refresh.RefreshOptions(**shared))
+        def side(name: str) -> RunRecord:
+            for made in (name, f"{name}-run"):
+                shutil.rmtree(root / made, ignore_errors=True)
+            here = dataclasses.replace(options, store=str(root / name), run_dir=str(root / f"{name}-run"))
+            if name == "full":
+                return summarize.run(here)
+            shutil.copytree(root / "base", root / name)
+            return refresh.run(refresh.RefreshOptions(**vars(here)))
 
         records: dict[str, list[RunRecord]] = {"full": [], "delta": []}
-        for r in range(repeats):
-            for name, side in (
-                (("full", full), ("delta", delta)) if r % 2 == 0 else (("delta", delta), ("full", full))
-            ):
-                records[name].append(side())
+        for _, name in turns(records, repeats):
+            records[name].append(side(name))
         worst = difference(root / "delta", root / "full", Warehouse(root / "tables"))
 
     def of(name: str, step: str) -> np.ndarray:

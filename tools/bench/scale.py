@@ -18,7 +18,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from cache_store.change.compact import due
 from cache_store.format.keys import bucket_of
 from cache_store.format.record import RecordSchema
 from cache_store.write.writer import ShardWriter
-from tools.bench.harness import Figure, Result
+from tools.bench.harness import Figure, Result, timed
 from tools.bench.job import START_MS, histories, make_bundle
 from vista import bundle as bundles
 from vista.data.events import UserBatch
@@ -108,7 +107,7 @@ def measure(quick: bool) -> Measured:
         first = UserBatch(ids, histories(np.full(users, mean), seed=0))
         list(summarize_stream(model, iter([UserBatch(ids[:1], first.events.user(0))])))
         start = time.perf_counter()
-        made = [answer for answer in summarize_stream(model, iter([first]))]
+        made = list(summarize_stream(model, iter([first])))
         event_s = (time.perf_counter() - start) / len(first.events)
         states = [state.to_bytes() for answer in made for state in answer.states if state is not None]
         start = time.perf_counter()
@@ -117,21 +116,15 @@ def measure(quick: bool) -> Measured:
         # Beside its events a resumed user pays for its tail, its seeds, its record and its state.
         more = UserBatch(ids, histories(np.ones(users, np.int64), seed=1, start_ms=START_MS + 10**13))
         start = time.perf_counter()
-        resumed = [a for a in summarize_stream(model, iter([more]), lambda _: decoded)]
+        resumed = list(summarize_stream(model, iter([more]), lambda _: decoded))
         packed = [state.to_bytes() for answer in resumed for state in answer.states if state is not None]
         user_s = (time.perf_counter() - start) / users + 1 / states_rate
         schema = schema_of(model, "int64", {})
         write_rate, fold_rate = _write_and_fold(root, 1_000 if quick else 20_000, schema, packed[0])
         task_s = _task(root, bundle, users)
+    state_bytes = float(np.mean([len(data) for data in packed]))
     return Measured(
-        event_s,
-        user_s,
-        task_s,
-        float(np.mean([len(data) for data in packed])),
-        write_rate,
-        fold_rate,
-        states_rate,
-        schema.row_bytes,
+        event_s, user_s, task_s, state_bytes, write_rate, fold_rate, states_rate, schema.row_bytes
     )
 
 
@@ -155,15 +148,12 @@ def _write_and_fold(root: Path, users: int, schema: RecordSchema, state: bytes) 
                 writer.add_states(part, [state] * len(part))
             receipt = writer.finish()
         seconds.append(time.perf_counter() - start)
-        parent = store.publish(
-            folder,
-            [receipt],
-            Publication(kind=kind, parent=parent, fingerprint="0" * 32, watermark_ms=0, expected=len(ids)),
-        ).generation
+        wanted = Publication(
+            kind=kind, parent=parent, fingerprint="0" * 32, watermark_ms=0, expected=len(ids)
+        )
+        parent = store.publish(folder, [receipt], wanted).generation
     size = sum(fact.bytes for fact in receipt.files.values()) * 10
-    start = time.perf_counter()
-    store.compact()
-    took = time.perf_counter() - start
+    took = timed(store.compact)
     store.close()
     return size / seconds[0], size / took
 
@@ -174,19 +164,16 @@ def _task(root: Path, bundle: Path, users: int) -> float:
     ids = np.arange(users, dtype=np.int64)
     tables = Warehouse(root / "tables").create(num_buckets=buckets)
     append(tables, ids, histories(np.full(users, 20), seed=2), bucket_of(ids, buckets))
-    shared: dict[str, Any] = {
-        "warehouse": str(root / "tables"),
-        "bundle": str(bundle),
-        "store": str(root / "store"),
-        "progress": False,
-    }
-    summarize.run(summarize.SummarizeOptions(run_dir=str(root / "run"), **shared))
+    asked = refresh.RefreshOptions(
+        str(root / "tables"), str(bundle), str(root / "store"), str(root / "refresh"), progress=False
+    )
+    first = summarize.SummarizeOptions(
+        asked.warehouse, asked.bundle, asked.store, str(root / "run"), progress=False
+    )
+    summarize.run(first)
     later = histories(np.ones(1, np.int64), seed=3, start_ms=START_MS + 10**13)
     append(tables, ids[:1], later, bucket_of(ids[:1], buckets))
-    return (
-        refresh.run(refresh.RefreshOptions(run_dir=str(root / "refresh"), **shared)).timings["total"]
-        / buckets
-    )
+    return refresh.run(asked).timings["total"] / buckets
 
 
 def one_refresh(m: Measured, f: Fleet, workers: int, seed: int) -> tuple[float, float]:
@@ -210,10 +197,10 @@ def one_refresh(m: Measured, f: Fleet, workers: int, seed: int) -> tuple[float, 
     return max(free) / 3_600, float((seconds * tries).sum()) / 3_600
 
 
-def folds(active: float, max_depth: int, refreshes: int = 360) -> tuple[float, float]:
+def folds(active: float, max_depth: int) -> tuple[float, float]:
     """(stores copied a refresh, most stores that lie on the disk at a time) by what ``compact.due`` folds; the users of
     deltas are drawn anew each time."""
-    chain, copied, most = [1.0], 0.0, 0.0
+    refreshes, chain, copied, most = 360, [1.0], 0.0, 0.0
     for _ in range(refreshes):
         many = due([round(size * 1e9) for size in chain], max_depth)
         if many != 0:
@@ -225,14 +212,14 @@ def folds(active: float, max_depth: int, refreshes: int = 360) -> tuple[float, f
     return copied / refreshes, most
 
 
-def plan(m: Measured, f: Fleet, seed: int = 0) -> dict[str, float]:
+def plan(m: Measured, f: Fleet) -> dict[str, float]:
     """Hosts, bytes and hours of one fleet."""
     store_bytes = f.users * (m.record_bytes + m.state_bytes)
     delta_bytes = store_bytes * f.active
     refreshes = 24 / f.every_h
     copied, most = folds(f.active, f.max_depth)
     hosts_for_bytes = f.copies * store_bytes * most / f.disk_bytes
-    one, busy = one_refresh(m, f, max(1, round(f.users / f.shard_users)), seed)
+    one, busy = one_refresh(m, f, max(1, round(f.users / f.shard_users)), 0)
     hosts_for_time = busy / (f.deadline_h * f.cores)
     fold_day = refreshes * copied * store_bytes
     fold_h = fold_day / m.fold_rate / 3_600
@@ -240,7 +227,7 @@ def plan(m: Measured, f: Fleet, seed: int = 0) -> dict[str, float]:
     disk_day = f.copies * (refreshes * delta_bytes + fold_day)
     hosts_for_disk = disk_day / (f.disk_rate * 86_400)
     hosts = int(np.ceil(max(hosts_for_bytes, hosts_for_time, hosts_for_folding, hosts_for_disk)))
-    hours, _ = one_refresh(m, f, hosts * f.cores, seed + 1)
+    hours, _ = one_refresh(m, f, hosts * f.cores, 1)
     return {
         "shards": round(f.users / f.shard_users),
         "files_per_generation": 4 * round(f.users / f.shard_users),

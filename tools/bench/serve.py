@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import multiprocessing
+import itertools
 import re
 import shutil
 import tempfile
@@ -26,9 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from cache_store import Group, Publication, RecordSchema, ShardWriter, Store, Table, bucket_of
+from cache_store import Group, RecordSchema, Store, Table
 from cache_store.flight.client import SummaryClient
-from tools.bench.harness import Figure, Result, in_turn, median, ratio, sized
+from tools.bench.harness import Figure, Result, at_once, in_turn, median, ratio, sized, timed
+from tools.bench.lookup import fill
 from tools.bench.redis_rows import RedisRows, connect, reader
 from tools.drills.serving import START_S, served
 
@@ -102,31 +103,23 @@ def run(quick: bool, users: int = 8_192, repeats: int = 31, clients: int = 4, sh
 
 
 def _build(path: Path, users: np.ndarray) -> None:
-    store = Store.create(path, num_shards=SHARDS)
-    staging, bucket, rng = store.stage("bench"), bucket_of(users, SHARDS), np.random.default_rng(0)
-    receipts = []
-    for k in range(SHARDS):
-        with ShardWriter(staging, k, SHARDS, SCHEMA, fingerprint="bench") as writer:
-            mine = users[bucket == k]
-            for i in range(0, len(mine), 128):
-                part = mine[i : i + 128]
-                n, ones = len(part), np.ones(len(part), np.int64)
-                keys = np.sort(rng.integers(0, 1 << 40, (n, ITEMS)), axis=1)
-                tokens = {
-                    "keys": keys.view(np.float32).reshape(n, 57, 64),
-                    "masses": np.exp2(rng.integers(0, 9, (n, 86, 64))).astype(np.float32),
-                    "counters": np.exp2(rng.integers(0, 9, (n, 192, 64))).astype(np.float32),
-                }
-                writer.add(part, tokens, ones, ones, ones)
-            receipts.append(writer.finish())
-    store.publish(staging, receipts, Publication(fingerprint="bench", watermark_ms=0, expected=len(users)))
+    rng = np.random.default_rng(0)
+
+    def tokens(n: int) -> dict[str, np.ndarray]:
+        keys = np.sort(rng.integers(0, 1 << 40, (n, ITEMS)), axis=1)
+        return {
+            "keys": keys.view(np.float32).reshape(n, 57, 64),
+            "masses": np.exp2(rng.integers(0, 9, (n, 86, 64))).astype(np.float32),
+            "counters": np.exp2(rng.integers(0, 9, (n, 192, 64))).astype(np.float32),
+        }
+
+    fill(Store.create(path, num_shards=SHARDS), users, SCHEMA, tokens, step=128)
 
 
 def _asker(ids: np.ndarray, count: int, seed: int = 1) -> Callable[[], np.ndarray]:
     rng = np.random.default_rng(seed)
-    batches = [rng.choice(ids, count, replace=False) for _ in range(64)]
-    at = iter(range(1 << 62))
-    return lambda: batches[next(at) % len(batches)]
+    batches = itertools.cycle([rng.choice(ids, count, replace=False) for _ in range(64)])
+    return lambda: next(batches)
 
 
 def _ask(look: Callable[[np.ndarray], Any], ask: Callable[[], np.ndarray]) -> Any:
@@ -160,21 +153,7 @@ def _together(
     clients: int, asked: int, share: int, ids: np.ndarray, where: tuple[str, Any], size: int
 ) -> tuple[float, float]:
     """Users a second over all clients, and p99 of their requests."""
-    context = multiprocessing.get_context("spawn")
-    barrier, pipes, processes = context.Barrier(clients), [], []
-    for k in range(clients):
-        mine, theirs = context.Pipe(False)
-        processes.append(
-            context.Process(target=_client, args=(where, size, ids, asked, share, k, barrier, theirs))
-        )
-        processes[-1].start()
-        pipes.append(mine)
-    told = [pipe.recv() for pipe in pipes if pipe.poll(10 * START_S)]
-    for process in processes:
-        process.join(START_S)
-        process.kill()
-    if len(told) < clients:
-        raise RuntimeError("bench serve: a client did not answer")
+    told = at_once(_client, [(where, size, ids, asked, share, k) for k in range(clients)])
     wall = max(t[1] for t in told) - min(t[0] for t in told)
     return clients * asked * share / wall, float(np.percentile(np.concatenate([t[2] for t in told]), 99))
 
@@ -197,9 +176,5 @@ def _client(
         read = functools.partial(_ask, client.lookup, ask)
     read()
     barrier.wait(START_S)
-    start, took = time.monotonic(), []
-    for _ in range(asked):
-        began = time.perf_counter()
-        read()
-        took.append(time.perf_counter() - began)
+    start, took = time.monotonic(), [timed(read) for _ in range(asked)]
     pipe.send((start, time.monotonic(), took))

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from beam_jobs.ingest.job import run as run_ingest
 from beam_jobs.ingest.options import IngestOptions
-from beam_jobs.run import runner as pipeline
+from beam_jobs.run.runner import local_args
 from tools.bench.harness import Figure, Result, sized
 from vista.data.events import COLUMNS, Events
 from vista.data.generator import GeneratorOptions, generate
@@ -63,18 +63,20 @@ def run(
         )
         made = generate(lives, root / "logs")
         asked = IngestOptions(
-            tuple(made.events),
-            str(root / "tables"),
-            str(root / "run"),
-            impressions=tuple(made.impressions),
+            tuple(made.events), str(root / "tables"), str(root / "run"), impressions=tuple(made.impressions),
             num_buckets=buckets,
-        )
-        run_ingest(asked, pipeline.local_args(), progress=False)
+        )  # fmt: skip
+        run_ingest(asked, local_args(), progress=False)
         warehouse = Warehouse(root / "tables").open()
-        examples = _Examples.read(warehouse, length)
+        examples = _Examples(warehouse, length)
         inlined = examples.inlined(np.arange(len(examples.time)))
         per_event, per_row = {}, {}
-        orders = {"plain": examples.shuffled(), "slates": examples.by_time(), "sorted": examples.by_user()}
+        in_a_request = examples.columns["position"], examples.columns["request"], examples.time
+        orders = {
+            "plain": np.random.default_rng(0).permutation(len(examples.time)),
+            "slates": np.lexsort(in_a_request),
+            "sorted": np.lexsort((*in_a_request, examples.user)),
+        }
         for name, order in orders.items():
             rows = order[:sample]
             path = _write(root / "rows.parquet", examples, rows)
@@ -104,29 +106,10 @@ def run(
 class _Examples:
     """Impressions of all users, and the rows of their histories that come before each."""
 
-    def __init__(
-        self,
-        events: Events,
-        user_ids: np.ndarray,
-        user: np.ndarray,
-        columns: dict[str, np.ndarray],
-        length: int,
-    ):
-        self.events, self.user_ids, self.user, self.columns = events, user_ids, user, columns
-        self.time = columns["time"]
-        self.stops = np.empty(len(user), np.int64)
-        for u in range(events.users):
-            low, high = int(events.offsets[u]), int(events.offsets[u + 1])
-            mine = user == u
-            self.stops[mine] = low + np.searchsorted(events.time[low:high], self.time[mine])
-        self.starts = np.maximum(self.stops - length, events.offsets[user])
-
-    @staticmethod
-    def read(warehouse: Warehouse, length: int) -> _Examples:
-        histories, ids, owner, shown = [], [], [], []
-        files, impressions = warehouse.bucket_files(), warehouse.bucket_files(kind=IMPRESSIONS)
-        users = 0
-        for bucket, found in files.items():
+    def __init__(self, warehouse: Warehouse, length: int) -> None:
+        histories, ids, owner, shown, users = [], [], [], [], 0
+        impressions = warehouse.bucket_files(kind=IMPRESSIONS)
+        for bucket, found in warehouse.bucket_files().items():
             batch = next(read_bucket(found, max_rows=1 << 30))
             rows = next(read_impressions(impressions[bucket], max_rows=1 << 30))
             histories.append(batch.events)
@@ -134,23 +117,23 @@ class _Examples:
             owner.append(users + np.repeat(np.searchsorted(batch.users, rows.users), np.diff(rows.offsets)))
             shown.append({n: getattr(rows, n) for n in IMPRESSIONS.order})
             users += len(batch.users)
-        columns = {n: np.concatenate([s[n] for s in shown]) for n in IMPRESSIONS.order}
-        return _Examples(
-            Events.concat(histories), np.concatenate(ids), np.concatenate(owner), columns, length
+        self.events, self.user_ids, self.user = (
+            Events.concat(histories),
+            np.concatenate(ids),
+            np.concatenate(owner),
         )
+        self.columns = {n: np.concatenate([s[n] for s in shown]) for n in IMPRESSIONS.order}
+        self.time = self.columns["time"]
+        offsets = self.events.offsets
+        self.stops = np.empty(len(self.user), np.int64)
+        for u in range(users):
+            mine, history = self.user == u, self.events.time[offsets[u] : offsets[u + 1]]
+            self.stops[mine] = offsets[u] + np.searchsorted(history, self.time[mine])
+        self.starts = np.maximum(self.stops - length, offsets[self.user])
 
     def inlined(self, rows: np.ndarray) -> int:
         """Events inlined in these rows."""
         return int((self.stops[rows] - self.starts[rows]).sum())
-
-    def shuffled(self) -> np.ndarray:
-        return np.random.default_rng(0).permutation(len(self.time))
-
-    def by_time(self) -> np.ndarray:
-        return np.lexsort((self.columns["position"], self.columns["request"], self.time))
-
-    def by_user(self) -> np.ndarray:
-        return np.lexsort((self.columns["position"], self.columns["request"], self.time, self.user))
 
 
 def _write(path: Path, examples: _Examples, order: np.ndarray) -> Path:
@@ -175,11 +158,6 @@ def _write(path: Path, examples: _Examples, order: np.ndarray) -> Path:
 
 def _history_bytes(path: Path) -> int:
     metadata = pq.read_metadata(path)
-    total = 0
-    for g in range(metadata.num_row_groups):
-        group = metadata.row_group(g)
-        for c in range(group.num_columns):
-            column = group.column(c)
-            if column.path_in_schema.startswith("history_"):
-                total += column.total_compressed_size
-    return total
+    groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
+    columns = [group.column(c) for group in groups for c in range(group.num_columns)]
+    return sum(c.total_compressed_size for c in columns if c.path_in_schema.startswith("history_"))
