@@ -12,8 +12,10 @@ Trials run in a forked process, so that a crash (SIGBUS, SIGSEGV) is counted as 
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
+import multiprocessing
 import os
 import signal
 import tempfile
@@ -21,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,7 @@ WAYS = ("bit", "byte", "block", "zero", "cut", "grow", "empty", "gone", "foreign
 random bytes of the same length, replaced by another file of the same kind (another shard, another generation)."""
 
 IN_PLACE = WAYS[:4]
+REMEDIES = ("vista", "restore", "newer", "this is no store", "no file FORMAT")
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,6 @@ class Region:
     Attributes:
         kind: name of the class.
         path: within the store.
-        start, stop: bytes.
         user: whose record or state it is.
     """
 
@@ -58,7 +61,6 @@ class Region:
     start: int
     stop: int
     user: int | str | None = None
-    generation: str = ""
 
 
 @dataclass
@@ -102,10 +104,8 @@ class Patient:
         self.original = {r.path: (root / r.path).read_bytes() for r in self.regions}
 
     def _regions(self, store: Store) -> Iterator[Region]:
-        for name in ("FORMAT", "CURRENT"):
-            yield Region(
-                "pointer" if name == "CURRENT" else "FORMAT", name, 0, (self.root / name).stat().st_size
-            )
+        for kind, name in (("FORMAT", "FORMAT"), ("pointer", "CURRENT")):
+            yield Region(kind, name, 0, (self.root / name).stat().st_size)
         for manifest in store.generations()[1:]:
             folder = store.layout.generation(manifest.generation)
             base = f"generations/{manifest.generation}"
@@ -117,8 +117,6 @@ class Patient:
                     yield from self._file(generation, f"{base}/{stem}", k, states)
 
     def _file(self, generation: Generation, stem: str, shard: int, states: bool) -> Iterator[Region]:
-        name = generation.manifest.generation
-        what = "state" if states else "record"
         size = (self.root / f"{stem}.idx").stat().st_size
         yield Region("index header", f"{stem}.idx", 0, 64)
         yield Region("index body", f"{stem}.idx", 64, size)
@@ -131,12 +129,12 @@ class Patient:
         for user, start, length in zip(ids, entries.offset.tolist(), entries.length.tolist(), strict=True):
             used[start : start + length] = True
             if states:
-                yield Region("state", data, start, start + length, user, name)
+                yield Region("state", data, start, start + length, user)
             elif length == 64:
-                yield Region("tombstone", data, start, start + 64, user, name)
+                yield Region("tombstone", data, start, start + 64, user)
             else:
-                yield Region(f"{what} header", data, start, start + 64, user, name)
-                yield Region("payload", data, start + 64, start + length, user, name)
+                yield Region("record header", data, start, start + 64, user)
+                yield Region("payload", data, start + 64, start + length, user)
         edges = np.flatnonzero(np.diff(np.concatenate([[0], (~used).astype(np.int8), [0]])))
         for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
             yield Region("LMDB tree pages", data, start, stop)
@@ -208,23 +206,21 @@ def trial(
     tally.trials[region.kind] += 1
     tally.ways[way] += 1
     try:
-        try:
-            new = _typed(lambda: Store.open(patient.root, lease=False), place)
-            if new is None:
-                tally.add(region.kind, "refused")
-            else:
-                tally.add(region.kind, _look(new, patient, place))
-                new.close()
-            # An index is compared with its digest when a generation is opened, and not again: a reader that has it
-            # mapped while it is damaged may fall back to the older record below, or miss it.
-            blind = way in IN_PLACE and region.kind.startswith("index")
-            tally.add(region.kind, f"old reader {_look(old, patient, place, blind)}")
-            if deep:
-                _verify(patient, region, way, place)
-                tally.add(region.kind, "verify")
-        finally:
-            old.close()
+        new = _typed(lambda: Store.open(patient.root, lease=False), place)
+        if new is None:
+            tally.add(region.kind, "refused")
+        else:
+            tally.add(region.kind, _look(new, patient, place))
+            new.close()
+        # An index is compared with its digest when a generation is opened, and not again: a reader that has it
+        # mapped while it is damaged may fall back to the older record below, or miss it.
+        blind = way in IN_PLACE and region.kind.startswith("index")
+        tally.add(region.kind, f"old reader {_look(old, patient, place, blind)}")
+        if deep:
+            _verify(patient, region, way, place)
+            tally.add(region.kind, "verify")
     finally:
+        old.close()
         patient.heal(region, way)
 
 
@@ -233,13 +229,8 @@ def _typed(work: Callable[[], Any], place: str) -> Any:
     try:
         return work()
     except StoreError as error:
-        if not str(error).strip() or "vista" not in str(error) and "restore" not in str(error):
-            if (
-                "newer" not in str(error)
-                and "this is no store" not in str(error)
-                and "no file FORMAT" not in str(error)
-            ):
-                raise WrongValue(f"{place}: no remedy in {error!r}") from error
+        if not any(words in str(error) for words in REMEDIES):
+            raise WrongValue(f"{place}: no remedy in {error!r}") from error
         return None
     except Exception as error:
         raise WrongValue(f"{place}: untyped {type(error).__name__}: {error}") from error
@@ -255,22 +246,16 @@ def _look(store: Store, patient: Patient, place: str, blind: bool = False) -> st
     corrupt = found.status == Status.CORRUPT
     if blind:
         return _look_blind(found, truth, place)
-    excused = np.zeros(truth.num_users, bool)
-    sound = everyone[~corrupt]
+    part = replace(found, **{name: getattr(found, name)[~corrupt] for name in _ROWS})
     try:
-        part = replace(found, **{name: getattr(found, name)[~corrupt] for name in _ROWS})
-        truth.check(part, sound, patient.version, excused)
+        truth.check(part, everyone[~corrupt], patient.version)
+        states = _typed(lambda: store.states(truth.users), place)
+        if states is None:
+            return "state refused"
+        truth.check_states(states, everyone, patient.version)
     except WrongValue as error:
         raise WrongValue(f"{place}: {error}") from error
-    outcome = "corrupt" if corrupt.any() else "unseen"
-    states = _typed(lambda: store.states(truth.users), place)
-    if states is None:
-        return "state refused"
-    try:
-        truth.check_states(states, everyone, patient.version, excused)
-    except WrongValue as error:
-        raise WrongValue(f"{place}: {error}") from error
-    return outcome
+    return "corrupt" if corrupt.any() else "unseen"
 
 
 def _look_blind(found: Any, truth: Truth, place: str) -> str:
@@ -312,48 +297,35 @@ def run(trials: int, seed: int, *, deep_every: int = 4, folder: Path | None = No
     Raises:
         WrongValue: as :func:`trial`, or the process crashed; the text names the damage.
     """
-    now = shared(1, np.int64)
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(read)
-        code = 1
-        try:
-            os.write(write, json.dumps(_run(trials, seed, deep_every, folder, now)).encode())
-            code = 0
-        except BaseException as error:
-            os.write(write, f"!{error}".encode()[:60_000])
-        finally:
-            os._exit(code)
-    os.close(write)
-    raw = b""
-    while block := os.read(read, 1 << 16):
-        raw += block
-    os.close(read)
-    _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status):
-        raise WrongValue(
-            f"trial {now[0]} of seed {seed}: killed by {signal.Signals(os.WTERMSIG(status)).name}"
-        )
-    text = raw.decode(errors="replace")
-    if status or text.startswith("!"):
-        raise WrongValue(f"trial {now[0]} of seed {seed}: {text[1:]}")
-    values = json.loads(text)
-    return Tally(
-        Counter(values["by_class"]),
-        Counter(values["by_way"]),
-        {kind: Counter(c) for kind, c in values["outcomes"].items()},
-        values["seconds"],
-    )
+    now, context = shared(1, np.int64), multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(theirs, trials, seed, deep_every, folder, now))
+    child.start()
+    theirs.close()
+    told: Tally | str = ""
+    with contextlib.suppress(EOFError):
+        told = ours.recv()
+    child.join()
+    if isinstance(told, Tally):
+        return told
+    code = child.exitcode or 0
+    told = f"killed by {signal.Signals(-code).name}" if code < 0 else told
+    raise WrongValue(f"trial {now[0]} of seed {seed}: {told}")
 
 
-def _run(trials: int, seed: int, deep_every: int, folder: Path | None, now: np.ndarray) -> dict[str, Any]:
+def _child(pipe: Connection, *asked: Any) -> None:
+    try:
+        pipe.send(_run(*asked))
+    except BaseException as error:
+        pipe.send(f"{error}")
+
+
+def _run(trials: int, seed: int, deep_every: int, folder: Path | None, now: np.ndarray) -> Tally:
     rng, tally, start = np.random.default_rng(seed), Tally(), time.perf_counter()
     shapes = [Truth(num_users=24), Truth(num_users=24, strings=True), Truth(num_users=12, record_scale=48)]
     with tempfile.TemporaryDirectory(dir=folder) as root:
         patients = [Patient(Path(root) / str(i), truth) for i, truth in enumerate(shapes)]
-        number = 0
-        while number < trials:
+        for number in range(trials):
             patient = patients[number % len(patients)]
             kind = patient.kinds[(number // len(patients)) % len(patient.kinds)]
             regions = [r for r in patient.regions if r.kind == kind]
@@ -362,9 +334,8 @@ def _run(trials: int, seed: int, deep_every: int, folder: Path | None, now: np.n
             way = "bit" if rng.integers(2) else str(rng.choice(WAYS))
             now[0] = number
             trial(patient, region, way, rng, tally, deep=bool(rng.integers(deep_every) == 0))
-            number += 1
     tally.seconds = time.perf_counter() - start
-    return tally.as_dict()
+    return tally
 
 
 def cut_while_mapped(path: Path, later_ms: int = 0) -> str:

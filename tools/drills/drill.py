@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from cache_store import Status, Store
+from cache_store.format import lines
 from cache_store.format import manifest as manifests
-from cache_store.format.lines import read_pointer
 from cache_store.remote.copy import pull, push
 from cache_store.testing import STEP, Truth, WrongValue
 from tools.drills import killing
@@ -145,34 +145,26 @@ class World:
         state: dict[str, Any] = {"main": self.version, "shadow": self.shadow, "copy": self.copied, **after}
         return Act(name, work, **state)
 
-    def _run(self) -> str:
+    def _publishing(self, version: int, **given: Any) -> Callable[[], object]:
         self.serial += 1
-        return f"run-{self.serial}"
+        run = f"run-{self.serial}"
+        return lambda: self.truth.publish(Store(self.main), run, version, **given)
 
     def _live(self) -> manifests.Manifest:
-        store = Store(self.main, lease=False)
-        pointer = read_pointer(store.layout, "main")
-        return manifests.read(store.layout.generation(pointer.live))  # type: ignore[union-attr]
+        layout = Store(self.main, lease=False).layout
+        return manifests.read(layout.generation(lines.live(layout, "main").live))
 
     def _full(self) -> Act:
         self.last_full += STEP
-        version, run, parent = self.last_full, self._run(), self._live().generation
-
-        def work() -> None:
-            self.truth.publish(Store(self.main), run, version, parent=parent)
-
-        return self._act("full", work, main=version)
+        work = self._publishing(self.last_full, parent=self._live().generation)
+        return self._act("full", work, main=self.last_full)
 
     def _delta(self) -> Act | None:
         live = self._live()
         if live.depth >= _DEPTH:
             return None
-        base, version, run = self.version, self.version + 1, self._run()
-
-        def work() -> None:
-            self.truth.publish(Store(self.main), run, version, parent=live.generation, base=base)
-
-        return self._act("delta", work, main=version)
+        work = self._publishing(self.version + 1, parent=live.generation, base=self.version)
+        return self._act("delta", work, main=self.version + 1)
 
     def _compact(self) -> Act | None:
         if self._live().depth == 0:
@@ -186,7 +178,7 @@ class World:
 
     def _prune(self) -> Act:
         path, keep = (self.main, self.copy)[self.rng.integers(2)], int(self.rng.integers(1, 4))
-        return self._act("prune", lambda: _ignore(Store(path).prune(keep)))
+        return self._act("prune", lambda: Store(path).prune(keep))
 
     def _forget(self) -> Act:
         at = self.rng.integers(0, self.truth.num_users, 2)
@@ -200,44 +192,37 @@ class World:
 
     def _shadow(self) -> Act:
         self.last_full += STEP
-        version, run = self.last_full, self._run()
-
-        def work() -> None:
-            self.truth.publish(Store(self.main), run, version, line="shadow")
-
-        return self._act("shadow", work, shadow=version)
+        work = self._publishing(self.last_full, line="shadow")
+        return self._act("shadow", work, shadow=self.last_full)
 
     def _promote(self) -> Act | None:
         if self.shadow is None:
             return None
-        return self._act("promote", lambda: _ignore(Store(self.main).promote("shadow")), main=self.shadow)
+        return self._act("promote", lambda: Store(self.main).promote("shadow"), main=self.shadow)
 
     def _rollback(self) -> Act | None:
         layout = Store(self.main, lease=False).layout
-        pointer = read_pointer(layout, "main")
-        if pointer is None or not pointer.earlier:
+        pointer = lines.live(layout, "main")
+        if not pointer.earlier:
             return None
         target = pointer.earlier[0]
 
         def work() -> None:
             store = Store(self.main)
-            if read_pointer(store.layout, "main").live != target:  # type: ignore[union-attr]
+            if lines.live(store.layout, "main").live != target:
                 store.rollback(target)
 
         return self._act("rollback", work, main=manifests.read(layout.generation(target)).watermark_ms)
 
     def _push(self) -> Act:
         self.pushed = self.version
-        return self._act(
-            "push", lambda: _ignore(push(Store(self.main), None, f"file://{self.remote}", jobs=1))
-        )
+        return self._act("push", lambda: push(Store(self.main), None, f"file://{self.remote}", jobs=1))
 
     def _pull(self) -> Act | None:
         if self.pushed is None:
             return None
-        return self._act(
-            "pull", lambda: _ignore(pull(f"file://{self.remote}", Store(self.copy), jobs=1)), copy=self.pushed
-        )
+        url = f"file://{self.remote}"
+        return self._act("pull", lambda: pull(url, Store(self.copy), jobs=1), copy=self.pushed)
 
     def check(self, act: Act | None) -> bool:
         """Every line shows a version it may show, whole; True if any has moved on to the one after ``act``."""
@@ -267,28 +252,24 @@ class World:
                 if (found.status != Status.MISSING).any():
                     raise WrongValue(f"{manifest.generation} of the replica: a forgotten user came back")
 
-    def tidy(self) -> None:
-        """Prune must leave nothing that is not needed, and verify must find nothing."""
-        for path in (self.main, self.copy):
-            store = Store(path)
-            store.prune(1, staging_ms=-(10**12))
-            report = store.verify()
-            if not report.ok:
-                raise WrongValue(f"{path.name}: {report.problems[0]} (and {len(report.problems) - 1} more)")
-            left = [p for p in store.layout.staging.iterdir()]
-            left += [
-                p for p in path.rglob("*") if ".tmp" in p.name or ".deleting" in p.name or ".part" in p.name
-            ]
-            # Readers may be renewing their leases at this moment.
-            left = [p for p in left if p.parent.name != "leases"]
-            if left:
-                raise WrongValue(
-                    f"{path.name}: {[str(p.relative_to(path)) for p in left[:5]]} left after prune"
-                )
 
+def tidy(path: Path) -> None:
+    """Prune must leave nothing that is not needed, and verify must find nothing.
 
-def _ignore(_: object) -> None:
-    pass
+    Raises:
+        WrongValue
+    """
+    store = Store(path)
+    store.prune(1, staging_ms=-(10**12))
+    report = store.verify()
+    if not report.ok:
+        raise WrongValue(f"{path.name}: {report.problems[0]} (and {len(report.problems) - 1} more)")
+    left = [*store.layout.staging.iterdir()]
+    left += [p for p in path.rglob("*") if any(end in p.name for end in (".tmp", ".deleting", ".part"))]
+    # Readers may be renewing their leases at this moment.
+    left = [p for p in left if p.parent.name != "leases"]
+    if left:
+        raise WrongValue(f"{path.name}: {[str(p.relative_to(path)) for p in left[:5]]} left after prune")
 
 
 def run(
@@ -318,7 +299,8 @@ def run(
                         break
                     _turn(world, rng, report, aim, power)
                     if turn % 8 == 7:
-                        world.tidy()
+                        tidy(world.main)
+                        tidy(world.copy)
                         report.verified += 1
                 report.seen.add(world.close())
             except BaseException:
@@ -371,9 +353,7 @@ def _turn(world: World, rng: np.random.Generator, report: KillReport, aim: Aim, 
         report.after_flip += outcome.after_flip
         report.steps.setdefault(act.name, set()).add(outcome.step)
         if power:
-            report.lost.update(
-                killing.lose_unsynced(roots, durable | outcome.durable, rng, frozenset(["leases"]))
-            )
+            report.lost.update(killing.lose_unsynced(roots, durable | outcome.durable, rng))
         report.fell_back += not world.check(act)
         act.work()
         report.recovered += 1
@@ -396,9 +376,7 @@ def memory_folder() -> str | None:
 def table(report: KillReport) -> str:
     """The summary, for people."""
     rows = [f"{'action':<10}{'kills':>7}{'distinct steps':>16}"]
-    rows += [
-        f"{name:<10}{report.kills[name]:>7}{len(report.steps[name]):>16}" for name in sorted(report.kills)
-    ]
+    rows += [f"{name:<10}{n:>7}{len(report.steps[name]):>16}" for name, n in sorted(report.kills.items())]
     s = report.seen
     rows += [
         f"{'all':<10}{report.total:>7}{sum(len(x) for x in report.steps.values()):>16}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,22 +14,8 @@ OTHERS: tuple[Any, ...] = (
     [None], {"a": 1}, "00000001", "00000002", "main", "full", "delta", "0" * 32,
 )  # fmt: skip
 WORDS = (
-    0,
-    1,
-    2,
-    7,
-    15,
-    16,
-    17,
-    4_096,
-    1 << 31,
-    1 << 40,
-    1 << 62,
-    (1 << 63) - 1,
-    1 << 63,
-    (1 << 63) + 5,
-    (1 << 64) - 1,
-)
+    0, 1, 2, 7, 15, 16, 17, 4_096, 1 << 31, 1 << 40, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 63) + 5, (1 << 64) - 1,
+)  # fmt: skip
 
 
 def choose(rng: np.random.Generator, values: Any) -> Any:
@@ -69,6 +56,15 @@ def edit(rng: np.random.Generator, tree: Any) -> str:
     else:
         above[key] = choose(rng, NUMBERS if kind == "number" else OTHERS)
     return f"{'.'.join(map(str, path))}: {kind}"
+
+
+def edit_file(rng: np.random.Generator, path: Path) -> str:
+    """Change one place of a JSON file; what was done, in words."""
+    values = json.loads(path.read_text())
+    done = edit(rng, values)
+    text, more = text_of(rng, values)
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    return f"{path.name} {done}{more}"
 
 
 def text_of(rng: np.random.Generator, tree: Any) -> tuple[str, str]:

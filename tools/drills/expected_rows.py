@@ -31,11 +31,6 @@ class ExpectedRows:
     until: dict[int, int] = field(default_factory=dict)
     brought: dict[str, set[Row]] = field(default_factory=dict)
 
-    def copy(self) -> ExpectedRows:
-        return ExpectedRows(
-            set(self.rows), dict(self.until), {run: set(rows) for run, rows in self.brought.items()}
-        )
-
     def ingest(self, run: str, rows: set[Row]) -> None:
         new = {row for row in rows if row[1] > self.until.get(row[0], -1)} - self.rows
         self.brought[run] = new
@@ -50,6 +45,13 @@ class ExpectedRows:
 
     def undo(self, run: str) -> None:
         self.rows -= self.brought.pop(run)
+
+
+def write_log(path: Path, rows: set[Row]) -> None:
+    """A log of these rows, as Parquet."""
+    users, times, items, actions = zip(*sorted(rows), strict=True)
+    columns = {"user_id": users, "timestamp_ms": times, "item_id": items, "action": actions}
+    pq.write_table(pa.table(columns), path)
 
 
 def rows_of(folder: Path) -> list[Row]:
@@ -71,10 +73,9 @@ def rows_of(folder: Path) -> list[Row]:
 
 def row_files(root: Path) -> list[Path]:
     """Files below a home that hold rows of users."""
-    tables = [
-        p for name in ("history", "impressions") for p in (root / "tables").rglob(f"vista/{name}/data/**/*")
-    ]
-    return [p for p in [*tables, *(root / "runs").rglob("spill/**/*")] if p.is_file()]
+    tables = root / "tables/vista"
+    found = [*tables.rglob("history/data/**/*"), *tables.rglob("impressions/data/**/*")]
+    return [p for p in [*found, *(root / "runs").rglob("spill/**/*")] if p.is_file()]
 
 
 def users_in(path: Path) -> set[int]:

@@ -12,9 +12,9 @@ or the live generation.
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
-import json
 import shutil
 import tempfile
 import time
@@ -25,8 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from beam_jobs.generation import refresh, summarize
@@ -37,11 +35,17 @@ from beam_jobs.run.leftovers import prune_runs
 from beam_jobs.run.runner import local_args
 from beam_jobs.tables import compact, forget
 from cache_store.store import Store
-from tools.drills import killing
+from tools.drills import expected_rows, killing
 from tools.drills.asked import asked
 from tools.drills.drill import memory_folder
-from tools.drills.expected_rows import ExpectedRows, Row, differ, mixed, row_files, rows_of, users_in
-from tools.drills.killing import Child, Outcome, WorkFailed
+from tools.drills.expected_rows import (
+    ExpectedRows,
+    Row,
+    differ,
+    rows_of,
+    write_log,
+)
+from tools.drills.killing import Child, WorkFailed
 from vista import bundle
 from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SlotConfig, SummarizerConfig, TokenConfig
 from vista.data.tables.commits import recover
@@ -56,8 +60,6 @@ USERS, ITEMS, ACTIONS = 7, 9, ("view", "buy", "like", "complain", "share")
 T0 = 1_700_000_000_000
 FOREVER = 2**62
 LOCAL = local_args()
-HANG_SECONDS = 300.0
-"""Of one job that takes a second; only what waits for ever takes so long, whatever else the machine does."""
 WEIGHTS = {"ingest": 5, "refresh": 4, "compact": 1, "prune": 1, "forget": 2, "undo": 1, "pair": 2}
 
 
@@ -88,9 +90,7 @@ class History:
     def __init__(self, root: Path, model: Path, seed: int, report: HistoriesReport) -> None:
         self.root, self.model, self.report = root, model, report
         self.rng = np.random.default_rng(seed)
-        self.engine = (
-            LOCAL if seed % 4 == 0 else [HERE]
-        )  # without Beam a step of a task is a step of the process
+        self.engine = LOCAL if seed % 4 == 0 else [HERE]  # without Beam a task's step is the process's
         self.truth, self.number = ExpectedRows(), 0
         self.seen: list[set[Row]] = []
         self.steps: dict[str, int] = {}
@@ -101,9 +101,7 @@ class History:
         dying = set(self.rng.choice(length, min(kills, length), replace=False).tolist())
         names, weights = list(WEIGHTS), np.array(list(WEIGHTS.values()), float)
         for i in range(length):
-            name = (
-                "ingest" if not self.truth.brought else str(self.rng.choice(names, p=weights / weights.sum()))
-            )
+            name = str(self.rng.choice(names, p=weights / weights.sum())) if self.truth.brought else "ingest"
             self._step(name, i in dying)
         if not (self.root / "tables").exists():
             self._step("ingest", False)  # all that came before was killed and given up
@@ -120,7 +118,7 @@ class History:
         work, after, again = getattr(self, f"_{name}")()
         if work is None:
             return
-        before = self.truth.copy()
+        before = copy.deepcopy(self.truth)
         if dies and self._killed(name, work):
             found = self._tables()
             if found not in (before.rows, after.rows):
@@ -135,7 +133,7 @@ class History:
 
     def _ingest(self) -> Any:
         rows, path = self._log()
-        after = self.truth.copy()
+        after = copy.deepcopy(self.truth)
         after.ingest(f"run{self.number}", rows)
         return self._ingesting(path, self.number), after, False
 
@@ -147,33 +145,30 @@ class History:
 
     def _refresh(self) -> Any:
         run = str(self.root / "runs" / f"refresh{self.number}")
-        shared: dict[str, Any] = {
-            "warehouse": str(self.root / "tables"), "bundle": str(self.model), "store": str(self.root / "store"),
-            "progress": False, "max_depth": 2,
-        }  # fmt: skip
-        full = {k: v for k, v in shared.items() if k != "max_depth"}
+        places = str(self.root / "tables"), str(self.model), str(self.root / "store")
+        whole = summarize.SummarizeOptions(*places, f"{run}-full", progress=False)
 
         def work() -> object:
             torch.set_num_threads(1)
-            if not (self.root / "store" / "FORMAT").exists():
-                return summarize.run(
-                    summarize.SummarizeOptions(**full, run_dir=f"{run}-full"), self.engine
-                ).exit_code
             try:
-                return refresh.run(refresh.RefreshOptions(**shared, run_dir=run), self.engine).exit_code
+                if self.stores:
+                    delta = refresh.RefreshOptions(*places, run, progress=False, max_depth=2)
+                    return refresh.run(delta, self.engine).exit_code
             except DataError as error:
                 if "vista summarize" not in str(error):
                     raise
-                return summarize.run(
-                    summarize.SummarizeOptions(**full, run_dir=f"{run}-full"), self.engine
-                ).exit_code
+            return summarize.run(whole, self.engine).exit_code
 
         return work, self.truth, False
 
+    @property
+    def stores(self) -> tuple[str, ...]:
+        store = self.root / "store"
+        return (str(store),) if (store / "FORMAT").exists() else ()
+
     def _compact(self) -> Any:
-        stores = (str(self.root / "store"),) if (self.root / "store" / "FORMAT").exists() else ()
         asked = compact.CompactOptions(
-            str(self.root / "tables"), str(self.root / "runs" / f"compact{self.number}"), stores,
+            str(self.root / "tables"), str(self.root / "runs" / f"compact{self.number}"), self.stores,
             most=int(self.rng.integers(1, 4)), progress=False,
         )  # fmt: skip
         return lambda: compact.run(asked, self.engine).exit_code, self.truth, False
@@ -181,8 +176,7 @@ class History:
     def _prune(self) -> Any:
         def work() -> object:
             kept = set()
-            if (self.root / "store" / "FORMAT").exists():
-                store = Store(self.root / "store")
+            for store in map(Store, self.stores):
                 report = store.prune(1, -(10**12))
                 live = [m.table_snapshot for m in store.generations() if m.generation in report.kept]
                 kept = {int(snapshot) for snapshot in live if snapshot is not None}
@@ -193,21 +187,19 @@ class History:
 
     def _forget(self) -> Any:
         user, now = int(self.rng.integers(USERS)), T0 + int(self.rng.integers(0, 60_000))
-        after = self.truth.copy()
+        after = copy.deepcopy(self.truth)
         after.forget(user, now)
         self.forgot = True
         return self._forgetting(user, now), after, True
 
     def _forgetting(self, user: int, now: int) -> Callable[[], object]:
-        stores = (str(self.root / "store"),) if (self.root / "store" / "FORMAT").exists() else ()
-        asked = forget.ForgetOptions(
-            [user], str(self.root / "tables"), stores, (str(self.root / "runs"),), now_ms=now
-        )
+        tables, runs = str(self.root / "tables"), (str(self.root / "runs"),)
+        asked = forget.ForgetOptions([user], tables, self.stores, runs, now_ms=now)
         return lambda: len(forget.run(asked).tables)
 
     def _undo(self) -> Any:
         run = str(self.rng.choice(sorted(self.truth.brought)))
-        after = self.truth.copy()
+        after = copy.deepcopy(self.truth)
         after.undo(run)
 
         def work() -> object:
@@ -216,7 +208,7 @@ class History:
             except DataError as error:
                 return f"refused {error}"
 
-        refused = self._run(lambda: mixed(self.root, run), "file", None).result == "True"
+        refused = killing.told(lambda: expected_rows.mixed(self.root, run))
         return work, self.truth if refused else after, True
 
     def _pair(self, dies: bool) -> None:
@@ -236,7 +228,7 @@ class History:
         children = [Child(first, "file", at), Child(second, "file", None)]
         for child, work in zip(children, (first, second), strict=True):
             try:
-                outcome = child.end(hang=HANG_SECONDS)
+                outcome = child.end()
                 if child is children[0] and dies:
                     self.report.kills[outcome.step if outcome.killed else "(ended before)"] += 1
                 if outcome.killed:
@@ -249,11 +241,8 @@ class History:
             self.truth.ingest(f"run{self.number - 1}", rows)
             self.truth.ingest(f"run{self.number}", more)
             # Whichever came first brought what both have; undoing one would need to know.
-            shared = self.truth.brought.pop(f"run{self.number}") | self.truth.brought.pop(
-                f"run{self.number - 1}"
-            )
-            self.truth.brought["both"] = self.truth.brought.get("both", set()) | shared
-            self.truth.brought.pop("both")
+            for number in (self.number - 1, self.number):
+                del self.truth.brought[f"run{number}"]
         else:
             self.truth.ingest(f"run{self.number}", rows)
             self.truth.forget(user, now)
@@ -272,34 +261,27 @@ class History:
         if self.seen and self.rng.random() < 0.4:  # a log that has grown
             rows |= self.seen[int(self.rng.integers(len(self.seen)))]
         self.seen.append(rows)
-        users, times, items, actions = zip(*sorted(rows), strict=True)
         path = self.root / "logs" / f"{self.number:04d}-{len(self.seen):04d}.parquet"
         path.parent.mkdir(exist_ok=True)
-        columns = {"user_id": users, "timestamp_ms": times, "item_id": items, "action": actions}
-        pq.write_table(pa.table(columns), path)
+        write_log(path, rows)
         return rows, path
 
     # Doing and checking -------------------------------------------------------------------------------------
-
-    def _run(self, work: Callable[[], object], mode: str, at: float | None) -> Outcome:
-        return killing.run(work, mode, at, HANG_SECONDS)
 
     def _killed(self, name: str, work: Callable[[], object]) -> bool:
         """Whether the work was killed; at a file operation, or at a moment."""
         known = self.steps.get(name, 60)
         if self.rng.random() < 0.8:
-            outcome = self._run(work, "file", int(self.rng.integers(1, known + 1)))
+            outcome = killing.run(work, "file", int(self.rng.integers(1, known + 1)))
         else:
-            outcome = self._run(work, "time", float(self.rng.random()))
+            outcome = killing.run(work, "time", float(self.rng.random()))
         self.report.kills[outcome.step.split("-")[0] if outcome.killed else "(ended before)"] += 1
         if not outcome.killed:
             self.steps[name] = max(outcome.steps, 1)
         return outcome.killed
 
-    def _done(self, name: str, work: Callable[[], object]) -> Outcome:
-        outcome = self._run(work, "file", None)
-        self.steps[name] = max(outcome.steps, 1)
-        return outcome
+    def _done(self, name: str, work: Callable[[], object]) -> None:
+        self.steps[name] = max(killing.run(work, "file", None).steps, 1)
 
     def _committed(self, number: int) -> bool:
         def work() -> bool:
@@ -307,24 +289,22 @@ class History:
             if not warehouse.exists():
                 return False
             recover(warehouse.open())
-            return any(
-                run.rsplit("-", 1)[0] == f"run{number}" for run in warehouse.read_sources()["run"].to_pylist()
-            )
+            runs = warehouse.read_sources()["run"].to_pylist()
+            return any(run.rsplit("-", 1)[0] == f"run{number}" for run in runs)
 
-        return self._run(work, "file", None).result == "True"
+        return killing.told(work)
 
     def _tables(self) -> set[Row]:
-        found = json.loads(self._run(lambda: json.dumps(rows_of(self.root / "tables")), "file", None).result)
-        return {(u, t, i, a) for u, t, i, a in found}
+        return {(u, t, i, a) for u, t, i, a in killing.told(lambda: rows_of(self.root / "tables"))}
 
     def _check(self, name: str) -> None:
         away, model = sorted(self.truth.until), self.truth.rows
 
-        def work() -> str:
+        def work() -> object:
             found = rows_of(self.root / "tables")
-            return json.dumps([found, self._wrong(name, found, away)])
+            return found, self._wrong(name, found, away)
 
-        rows, wrong = json.loads(self._run(work, "file", None).result)
+        rows, wrong = killing.told(work)
         found = {(u, t, i, a) for u, t, i, a in rows}
         if found != model or len(found) != len(rows):
             raise WrongHistory(f"after {name}: {differ(found, model)}, {len(rows)} rows")
@@ -351,10 +331,9 @@ class History:
             wrong += [f"user {u}: store {know[u]}, tables {want[u]}" for u in want if know[u] != want[u]]
             wrong += [f"user {u} is in the store" for u in know if u not in want and know[u][0] > 0]
         if name == "forget":
-            away = [u for u in until if not any(row[0] == u for row in found)]
-            wrong += [
-                f"{path} holds {u}" for path in row_files(self.root) for u in away if u in users_in(path)
-            ]
+            away = set(until) - {row[0] for row in found}
+            for path in expected_rows.row_files(self.root):
+                wrong += [f"{path} holds {u}" for u in away & expected_rows.users_in(path)]
         return wrong
 
 
@@ -371,9 +350,8 @@ def small_bundle(folder: Path) -> Path:
         ranker=RankerConfig(layers=1, heads=2, recent=4),
     )
     items = bundle.items_table(np.array([1]), np.array([0]), np.array([1]))
-    return bundle.save(
-        folder, VistaModel(config), bundle.Meta(user_kind="int64", actions=config.actions), items
-    )
+    meta = bundle.Meta(user_kind="int64", actions=config.actions)
+    return bundle.save(folder, VistaModel(config), meta, items)
 
 
 def warmed(model: Path, folder: Path) -> None:

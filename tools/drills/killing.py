@@ -8,8 +8,9 @@ been fsynced when the process died is then lost: files are emptied, cut or zeroe
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import faulthandler
+import json
 import os
 import select
 import signal
@@ -24,19 +25,13 @@ from typing import Any
 
 import numpy as np
 
-_AUDITED = frozenset(
-    (
-        "os.rename",
-        "os.remove",
-        "os.mkdir",
-        "os.rmdir",
-        "os.truncate",
-        "os.link",
-        "fcntl.flock",
-        "shutil.rmtree",
-    )
-)
+HANG_SECONDS = 300.0
+"""Of work that takes a second; only what waits for ever takes so long, whatever else the machine does."""
+_AUDITED = {
+    "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "fcntl.flock", "shutil.rmtree",
+}  # fmt: skip
 _PACKAGE = f"{os.sep}cache_store{os.sep}"
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 @dataclass(frozen=True)
@@ -71,16 +66,22 @@ class WorkFailed(AssertionError):
     """The work raised an error of its own; the text is its traceback."""
 
 
-def run(work: Callable[[], object], mode: str, at: float | None, hang: float | None = None) -> Outcome:
+def run(work: Callable[[], object], mode: str, at: float | None) -> Outcome:
     """Run ``work`` in a forked child that dies at step ``at`` (a number of steps, or seconds in ``time`` mode).
-
-    Args:
-        hang: seconds after which it counts as hanging.
 
     Raises:
         WorkFailed
     """
-    return Child(work, mode, at).end(at if mode == "time" else None, hang)
+    return Child(work, mode, at).end(at if mode == "time" else None)
+
+
+def told(work: Callable[[], Any]) -> Any:
+    """What ``work`` returns in a forked child, as JSON gives it back.
+
+    Raises:
+        WorkFailed
+    """
+    return json.loads(run(lambda: json.dumps(work()), "any", None).result)
 
 
 class Child:
@@ -117,14 +118,13 @@ class Child:
     def kill(self) -> None:
         os.write(self._gate, b"k")
 
-    def end(self, seconds: float | None = None, hang: float | None = None) -> Outcome:
-        """Wait for its end; kill it after ``seconds``. After ``hang`` it has failed, and its stack goes to stderr.
+    def end(self, seconds: float | None = None) -> Outcome:
+        """Wait for its end; kill it after ``seconds``. One that hangs has failed, and its stack goes to stderr.
 
         Raises:
             WorkFailed
         """
-        limit = seconds if seconds is not None else hang
-        deadline = None if limit is None else time.perf_counter() + limit
+        deadline: float | None = time.perf_counter() + (HANG_SECONDS if seconds is None else seconds)
         while self._open:
             left = None if deadline is None else max(0.0, deadline - time.perf_counter())
             if not self._listen(left):
@@ -224,9 +224,7 @@ class _Steps:
         if event in _AUDITED:
             kind = _kind(args[0]) if args and isinstance(args[0], (str, os.PathLike)) else ""
             self.step(f"before {event} {kind}".strip())
-        elif (
-            event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        ):
+        elif event == "open" and isinstance(args[2], int) and args[2] & WRITING:
             self.step(f"before open {_kind(args[0])}")
 
     def trace(self, frame: Any, event: str, _: Any) -> Any:
@@ -258,40 +256,31 @@ def _is_pointer(path: Any) -> bool:
 
 def files_of(root: Path) -> dict[Path, tuple[int, int]]:
     """(inode, mtime in ns) of every file below a folder."""
-    out = {}
-    for folder, _, names in os.walk(root):
-        for name in names:
-            path = Path(folder, name)
-            facts = path.lstat()
-            out[path] = (facts.st_ino, facts.st_mtime_ns)
-    return out
+    files = {Path(folder, name) for folder, _, names in os.walk(root) for name in names}
+    return {path: (facts.st_ino, facts.st_mtime_ns) for path in files for facts in [path.lstat()]}
 
 
-def lose_unsynced(
-    roots: list[Path], durable: set[tuple[int, int]], rng: np.random.Generator, keep: frozenset[str]
-) -> list[str]:
+def lose_unsynced(roots: list[Path], durable: set[tuple[int, int]], rng: np.random.Generator) -> list[str]:
     """What a power cut does: files changed and not fsynced since lose their content. Kinds of those files.
+
+    Leases are left alone, whose readers live on here.
 
     Args:
         durable: (inode, mtime) of every file whose content is on the disk.
-        keep: names of folders left alone (leases of readers that, unlike after a power cut, still live).
     """
     lost = []
     for root in roots:
         for path, facts in files_of(root).items():
-            if facts in durable or path.parent.name in keep or path.name == "LOCK":
+            if facts in durable or path.parent.name == "leases" or path.name == "LOCK":
                 continue
             size = path.stat().st_size
             how = rng.integers(3)
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 if how == 0:
                     os.truncate(path, 0)
                 elif how == 1:
                     os.truncate(path, int(rng.integers(0, size + 1)))
                 else:
                     path.write_bytes(bytes(size))
-            except OSError as error:
-                if error.errno != errno.ENOENT:
-                    raise
             lost.append(_kind(path))
     return lost

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import shutil
 import tempfile
 import time
 import traceback
@@ -43,16 +42,8 @@ BOUNDS = (schema.MIN_TIME_MS, 2 * T0)
 SLOW_SECONDS = 10.0
 PART = 2_500
 NAMES = (
-    "user_id",
-    "item_id",
-    "action",
-    "timestamp_ms",
-    "surface",
-    "request_id",
-    "timestamp",
-    "like",
-    "events",
-)
+    "user_id", "item_id", "action", "timestamp_ms", "surface", "request_id", "timestamp", "like", "events",
+)  # fmt: skip
 READINGS = (
     Reading(),
     Reading(time_unit="s"),
@@ -251,12 +242,9 @@ def whole(folder: Path, name: str, data: bytes, reading: Reading) -> str:
     path.write_bytes(data)
     home = folder / "whole"
     try:
-        record = ingest.run(
-            IngestOptions((str(path),), str(home / "tables"), str(home / "run"), log=reading, num_buckets=1,
-                          max_time_ms=BOUNDS[1]),
-            [HERE],
-            progress=False,
-        )  # fmt: skip
+        options = IngestOptions((str(path),), str(home / "tables"), str(home / "run"), log=reading, num_buckets=1,
+                                max_time_ms=BOUNDS[1])  # fmt: skip
+        record = ingest.run(options, [HERE], progress=False)
     except VistaError as error:
         tables = Warehouse(home / "tables")
         assert not (home / "tables").exists() or not tables.exists() or tables.snapshot() is None
@@ -275,25 +263,16 @@ def run(logs: int, seed: int, whole_every: int, keep: Path | None = None) -> dic
     """
     outcome: Counter[str] = Counter()
     found: dict[str, Any] = {"logs": 0, "seed": seed, "slowest_cpu_seconds": 0.0, "faults": []}
-    root = Path(tempfile.mkdtemp(dir=memory_folder()))
-    try:
+    with tempfile.TemporaryDirectory(dir=memory_folder(), ignore_cleanup_errors=True) as root:
         for number, begin in enumerate(range(0, logs, PART)):
-            _part(min(PART, logs - begin), seed + number, whole_every, root, outcome, found, keep)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
+            _part(min(PART, logs - begin), seed + number, whole_every, Path(root), outcome, found, keep)
     found["logs"] = sum(n for k, n in outcome.items() if not k.startswith("whole"))
     return {**found, "outcomes": dict(outcome.most_common())}
 
 
 def _part(
-    logs: int,
-    seed: int,
-    whole_every: int,
-    root: Path,
-    outcome: Counter[str],
-    found: dict[str, Any],
-    keep: Path | None,
-) -> None:
+    logs: int, seed: int, whole_every: int, root: Path, outcome: Counter[str], found: dict[str, Any], keep: Path | None
+) -> None:  # fmt: skip
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as seeded
 
@@ -305,25 +284,21 @@ def _part(
     @given(files())
     def one(log: tuple[str, bytes, Reading]) -> None:
         last[:] = [log]
-        folder = Path(tempfile.mkdtemp(dir=root))
-        try:
-            start = time.process_time()
+        with tempfile.TemporaryDirectory(dir=root, ignore_cleanup_errors=True) as name:
+            folder, start = Path(name), time.process_time()
             outcome[account(folder, *log)] += 1
             if whole_every and sum(outcome.values()) % whole_every == 0:
                 outcome[f"whole: {whole(folder, *log)}"] += 1
             took = round(time.process_time() - start, 3)
             found["slowest_cpu_seconds"] = max(found["slowest_cpu_seconds"], took)
             assert took < SLOW_SECONDS, f"{took} s of processor for one log"
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     try:
         one()
     except Exception as error:
         name, data, reading = last[0]
-        found["faults"].append(
-            f"seed {seed}: {type(error).__name__}: {error}; {name} {data!r} {reading}"[:2_000]
-        )
+        text = f"seed {seed}: {type(error).__name__}: {error}; {name} {data!r} {reading}"
+        found["faults"].append(text[:2_000])
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
             (keep / f"{seed}-{name}").write_bytes(data)

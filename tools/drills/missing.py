@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from tools.drills import killing
 from tools.drills.asked import asked
 from tools.drills.drill import memory_folder
-from tools.drills.verbs import HANG_SECONDS, T0, H, Place
+from tools.drills.verbs import T0, H, Place, kinds_of
 
 BUILT = (
     "init logs/events.parquet", "ingest logs/events.parquet --impressions logs/shown.parquet --buckets 2",
@@ -65,13 +65,9 @@ class Homes(Place):
     def say(self, *asked: str) -> list[tuple[int, str]]:
         """Exit code of each command line, given one after the other, and what it said."""
         self.said.write_text("")
-
-        def work() -> str:
-            return json.dumps(
-                [(self._verb([*words.split(), *H.split()]), self.said.stat().st_size) for words in asked]
-            )
-
-        ends = json.loads(killing.run(work, "any", None, HANG_SECONDS).result)
+        ends = killing.told(
+            lambda: [(self._verb(f"{words} {H}".split()), self.said.stat().st_size) for words in asked]
+        )
         said, starts = self.said.read_bytes(), [0, *(end for _, end in ends)]
         return [(code, said[starts[k] : end].decode(errors="replace")) for k, (code, end) in enumerate(ends)]
 
@@ -79,14 +75,6 @@ class Homes(Place):
         for path in self.root.iterdir():
             shutil.rmtree(path)
         shutil.copytree(self.kept / "home", self.root, dirs_exist_ok=True)
-
-    def kinds(self) -> dict[str, list[Path]]:
-        """Files below the home, by kind of name."""
-        found: dict[str, list[Path]] = {}
-        for path in sorted(p for p in (self.root / "home").rglob("*") if p.is_file()):
-            name = str(path.relative_to(self.root / "home"))
-            found.setdefault(re.sub(r"[0-9a-f]{4,}(-[0-9a-f]{4,})*|[0-9]+", "#", name), []).append(path)
-        return found
 
 
 def plain(said: str) -> Any:
@@ -99,15 +87,20 @@ def plain(said: str) -> Any:
 
 def _timeless(found: Any) -> Any:
     if isinstance(found, dict):
-        return {
-            k: _timeless(v) for k, v in found.items() if not re.search("age|_ms|seconds|now|bytes|opened", k)
-        }
+        changing = re.compile("age|_ms|seconds|now|bytes|opened")
+        return {k: _timeless(v) for k, v in found.items() if not changing.search(k)}
     return [_timeless(v) for v in found] if isinstance(found, list) else found
 
 
 def run(seed: int, only: str = "", told: Callable[[str], None] = print) -> list[str]:
     """Faults, each with the file that was gone."""
-    rng, faults = np.random.default_rng(seed), []
+    rng, faults = np.random.default_rng(seed), list[str]()
+
+    def tell(gone: Path, words: str, fault: str) -> None:
+        if fault:
+            faults.append(f"{gone.relative_to(homes.root)} gone, vista {words}: {fault}")
+            told(faults[-1])
+
     with (
         tempfile.TemporaryDirectory(dir=memory_folder()) as beside,
         tempfile.TemporaryDirectory(prefix="vista-missing-", dir=memory_folder()) as folder,
@@ -119,10 +112,11 @@ def run(seed: int, only: str = "", told: Callable[[str], None] = print) -> list[
             homes.whole()
             jobs[words] = homes.say(words)[0][0], homes.facts()
         homes.whole()
-        for kind, paths in homes.kinds().items():
-            if not re.search(only, kind):
+        for kind, paths in kinds_of(homes.root / "home").items():
+            files = [path for path in paths if path.is_file()]
+            if not files or not re.search(only, kind):
                 continue
-            gone = paths[int(rng.integers(len(paths)))]
+            gone = files[int(rng.integers(len(files)))]
             homes.whole()
             gone.unlink()
             codes, found = [], dict(zip(LOOKS, homes.say(*LOOKS), strict=True))
@@ -130,9 +124,7 @@ def run(seed: int, only: str = "", told: Callable[[str], None] = print) -> list[
                 fault = internal(code, said)
                 if code == 0 and words.split()[0] not in ALIKE and plain(said) != plain(looks[words][1]):
                     fault = f"code 0 and other values: {said[-600:]}"
-                if fault:
-                    faults.append(f"{gone.relative_to(homes.root)} gone, vista {words}: {fault}")
-                    told(faults[-1])
+                tell(gone, words, fault)
                 codes += [f"{words.split()[0]} {code}"] if code != looks[words][0] else []
             for words in JOBS:
                 homes.whole()
@@ -146,9 +138,7 @@ def run(seed: int, only: str = "", told: Callable[[str], None] = print) -> list[
                     shut = [k for k in ("home", "rows") if not isinstance(left.get(k), list)]
                     differ = [k for k in differ if k not in (taken(kind), *shut)]
                     fault = f"code 0, and {', '.join(differ)} differ: {said[-300:]}" if differ else fault
-                if fault:
-                    faults.append(f"{gone.relative_to(homes.root)} gone, vista {words}: {fault}")
-                    told(faults[-1])
+                tell(gone, words, fault)
                 codes += [f"{words.split()[0]} {code}"] if code != jobs[words][0] else []
             told(f"{kind}: {', '.join(codes) or 'rebuilt, or needed by nothing'}")
     return faults

@@ -27,7 +27,7 @@ from cache_store.format.lines import live
 from cache_store.read.generation import Generation
 from cache_store.testing import STEP, Truth, WrongValue
 from tools.drills.asked import asked
-from tools.drills.drill import Aim, memory_folder
+from tools.drills.drill import Aim, memory_folder, tidy
 from tools.drills.killing import Child
 from tools.drills.watch import Seen, Watch
 
@@ -118,7 +118,7 @@ class Track:
         if "forget" not in names:
             for entry in (first, second):
                 if entry.run:
-                    self._build(entry)
+                    self.truth.build(Store(self.root), entry.run, entry.version, self._base(entry))
         return first, second
 
     def _entry(self, kind: str, place: int, rng: np.random.Generator) -> Entry:
@@ -138,9 +138,8 @@ class Track:
         Store(self.root).stage(run)
         return Entry("free", run, version, "shadow") if kind == "shadow" else Entry(kind, run, version)
 
-    def _build(self, entry: Entry) -> None:
-        delta = entry.kind in ("delta", "again")
-        self.truth.build(Store(self.root), entry.run, entry.version, self.version if delta else None)
+    def _base(self, entry: Entry) -> int | None:
+        return self.version if entry.kind in ("delta", "again") else None
 
     def work(self, entry: Entry, parent: str) -> str:
         """Publish; the generation that went live, or that it gave way."""
@@ -158,10 +157,9 @@ class Track:
         if entry.kind == "compact":
             with Store.open(self.root) as store:
                 return store.compact()
-        delta = entry.kind in ("delta", "again")
         return self.truth.publish(
             Store(self.root), entry.run, entry.version, line=entry.line,
-            parent=None if entry.kind == "free" else parent, base=self.version if delta else None,
+            parent=None if entry.kind == "free" else parent, base=self._base(entry),
         )  # fmt: skip
 
     def check(self, both: tuple[Entry, Entry], said: tuple[str, str]) -> str:
@@ -179,21 +177,16 @@ class Track:
             there = (pointer.live, *pointer.earlier)
             if result != CONFLICT and result not in there:
                 raise WrongValue(f"{place}: {result} is lost, the line has {there}")
-            if result == CONFLICT and entry.run in (
+            if result == CONFLICT and entry.run in [
                 manifests.read(layout.generation(g)).run_id for g in there
-            ):
+            ]:
                 raise WrongValue(f"{place}: {entry.run} was refused, and is in the line")
-        won = {r for r in results if r != CONFLICT}
+        winners = [e for e, r in zip(entries, results, strict=True) if r != CONFLICT]
         kinds = {e.kind for e in entries}
         _outcome(place, kinds, results)
         for line in {e.line for e in entries}:
             with Store.open(self.root, line=line) as store:
-                version = store.manifest.watermark_ms
-                may = {
-                    e.version
-                    for e, r in zip(entries, results, strict=True)
-                    if e.line == line and r != CONFLICT
-                }
+                version, may = store.manifest.watermark_ms, {e.version for e in winners if e.line == line}
                 if version not in may:
                     raise WrongValue(f"{place}: version {version} is live on {line!r}, expected one of {may}")
                 self.truth.check_all(store, version, self.watch.forgotten)
@@ -203,7 +196,7 @@ class Track:
             self._check_law_11(entry, place)
         if len(entries) == 1:
             return "forgot"
-        return "same" if "again" in kinds else "both" if len(won) == 2 else "one"
+        return "same" if "again" in kinds else "both" if len({*results} - {CONFLICT}) == 2 else "one"
 
     def _check_law_11(self, entry: Entry, place: str) -> None:
         gone = set(self.truth.users[list(entry.users)].tolist())
@@ -246,7 +239,7 @@ def run(races: int, seed: int, *, readers: int = 2, folder: Path | None = None) 
                     _race(track, rng, report, aim)
                     track.watch.check()
                 report.seen.add(track.watch.close())
-                _tidy(track)
+                tidy(track.root)
             except BaseException:
                 track.watch.stop()
                 raise
@@ -296,16 +289,6 @@ def _held(layout: Layout) -> bool:
             return False
     except StoreBusy:
         return True
-
-
-def _tidy(track: Track) -> None:
-    """Prune must leave nothing that is not needed, and verify must find nothing."""
-    store = Store(track.root)
-    store.prune(1, staging_ms=-(10**12))
-    report = store.verify()
-    left = [p for p in store.layout.staging.iterdir()]
-    if not report.ok or left:
-        raise WrongValue(f"after pruning: {[str(p) for p in report.problems]}, staging {left}")
 
 
 def main() -> None:

@@ -37,9 +37,10 @@ from cache_store.remote.copy import pull, push
 from cache_store.testing import STEP, Truth
 from tools.drills.asked import asked
 from tools.drills.drill import memory_folder
-from tools.drills.edits import WORDS, choose, edit, text_of
+from tools.drills.edits import WORDS, choose, edit, edit_file, text_of
 
 SECONDS, SILENCE, MEMORY = 10, 300, 2 << 30
+TEXTS = ("", "-", "00000001", "-00000003", "00000099", "9" * 40, "-5", "x y z", "\x00", "a" * 9_000)
 TRUTH = Truth(num_users=16, num_shards=2)
 VERSIONS = (STEP, 2 * STEP, 2 * STEP + 1)
 
@@ -80,8 +81,7 @@ def build(root: Path) -> None:
 
 def _sealed(folder: Path, values: dict, text: str | None = None) -> None:
     """Write a manifest with its seal."""
-    text = json.dumps(values) if text is None else text
-    raw = text.encode("utf-8", "surrogatepass")
+    raw = (json.dumps(values) if text is None else text).encode("utf-8", "surrogatepass")
     (folder / "manifest.json").write_bytes(raw)
     (folder / "READY").write_bytes((xxhash.xxh3_128_hexdigest(raw) + "\n").encode())
 
@@ -144,9 +144,8 @@ def _replaced(folder: Path, values: dict, path: Path, data: bytes) -> None:
 
 def edit_text(root: Path, rng: np.random.Generator) -> str:
     """FORMAT, a pointer, SEQUENCE, FORGOTTEN, BEGAN: lines that are dropped, doubled, replaced; the check is right."""
-    name = choose(
-        rng, ("FORMAT", "CURRENT", "lines/shadow", "SEQUENCE", "FORGOTTEN", "staging/under-way/BEGAN")
-    )
+    names = ("FORMAT", "CURRENT", "lines/shadow", "SEQUENCE", "FORGOTTEN", "staging/under-way/BEGAN")
+    name = choose(rng, names)
     path = root / "s" / name
     lines = path.read_text().splitlines()
     checked = lines[-1].startswith("check ")
@@ -160,9 +159,7 @@ def edit_text(root: Path, rng: np.random.Generator) -> str:
     elif act == "swap":
         body.reverse()
     elif act == "text":
-        body[at] = choose(
-            rng, ("", "-", "00000001", "-00000003", "00000099", "9" * 40, "-5", "x y z", "\x00", "a" * 9_000)
-        )
+        body[at] = choose(rng, TEXTS)
     else:
         parts = body[at].split(" ")
         parts[int(rng.integers(len(parts)))] = str(choose(rng, (*WORDS, -1, "zz", "")))
@@ -181,12 +178,8 @@ def edit_text(root: Path, rng: np.random.Generator) -> str:
 
 def edit_json(root: Path, rng: np.random.Generator) -> str:
     """A lease, a receipt of the run under way, a manifest at the remote."""
-    path = choose(rng, sorted([*root.glob("s/leases/*.json"), *root.glob("s/staging/under-way/*.json")]))
-    values = json.loads(path.read_text())
-    done = edit(rng, values)
-    text, more = text_of(rng, values)
-    path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    return f"{path.name} {done}{more}"
+    found = sorted([*root.glob("s/leases/*.json"), *root.glob("s/staging/under-way/*.json")])
+    return edit_file(rng, choose(rng, found))
 
 
 def edit_remote(root: Path, rng: np.random.Generator) -> str:
@@ -215,17 +208,14 @@ EDITS: dict[Callable[[Path, np.random.Generator], str], float] = {
 }  # fmt: skip
 
 
-def _right(found: Lookup, store: Store) -> None:
+def _right(found: Lookup) -> None:
     """Every row that is served has the values of a version that was published."""
     good = np.flatnonzero(np.asarray(found.status) <= Status.STALE)
-    if not len(good):
-        return
     counts = np.asarray(found.event_count)[good]
-    known = np.isin(counts, VERSIONS)
-    same = np.zeros(len(good), bool)
-    if known.any():
-        expected = TRUTH.stacked(good[known], counts[known])
-        same[known] = (np.asarray(found.tokens)[good][known] == expected).all(axis=(1, 2))
+    same = np.isin(counts, VERSIONS)
+    if same.any():
+        expected = TRUTH.stacked(good[same], counts[same])
+        same[same] = (np.asarray(found.tokens)[good][same] == expected).all(axis=(1, 2))
     if not same.all():
         raise AssertionError(f"wrong values of {TRUTH.users[good[~same]].tolist()}")
 
@@ -233,8 +223,8 @@ def _right(found: Lookup, store: Store) -> None:
 def _reads(root: Path) -> list[Callable[[], object]]:
     def every() -> None:
         with Store.open(root / "s") as store:
-            _right(store.lookup(TRUTH.users), store)
-            _right(store.lookup(TRUTH.users, as_of=VERSIONS[1]), store)
+            _right(store.lookup(TRUTH.users))
+            _right(store.lookup(TRUTH.users, as_of=VERSIONS[1]))
             store.lookup_raw(TRUTH.users)
             store.states(TRUTH.users)
             store.users(0), store.places(TRUTH.users)
@@ -256,7 +246,7 @@ def _verbs(root: Path) -> list[Callable[[], object]]:
         target = TRUTH.create(root / "replica")
         pull(f"file://{root / 'remote'}", target, jobs=1)
         with Store.open(root / "replica") as reader:
-            _right(reader.lookup(TRUTH.users), reader)
+            _right(reader.lookup(TRUTH.users))
 
     return [
         lambda: store().prune(keep=1), lambda: store().rollback(), lambda: store().promote("shadow"),
@@ -328,14 +318,14 @@ def _follow(child: Any, ours: Connection, seeds: list[int], report: ResealReport
     said: tuple[Any, ...]
     while True:
         try:
-            if not ours.poll(SECONDS):
+            silent = not ours.poll(SECONDS)
+            if silent:
                 took = processor_seconds(child.pid) - used
                 if took < SECONDS and time.monotonic() - began < SILENCE:
                     continue  # others have the processor
                 said = ("fault", f"no answer after {took:.0f} s of processor")
             else:
                 said = ours.recv()
-            silent = said[0] == "fault" and said[1].startswith("no answer")
         except (EOFError, OSError):
             said, silent = ("fault", "the process died"), True
         if said[0] == "end":

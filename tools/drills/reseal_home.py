@@ -36,7 +36,7 @@ from tools import log_options, settings
 from tools.command_line import command
 from tools.drills.asked import asked
 from tools.drills.drill import memory_folder
-from tools.drills.edits import WORDS, choose, edit, text_of
+from tools.drills.edits import WORDS, choose, edit, edit_file, text_of
 from tools.drills.histories import small_bundle
 from tools.home import Home
 from vista import bundle as bundles
@@ -86,23 +86,13 @@ def build(root: Path) -> None:
 
 
 def _events(items: list[int], times: list[int]) -> Events:
-    ones = np.ones(len(items), np.int64)
-    return Events.of(
-        np.array([len(items)]), item=np.array(items), time=np.array(times), request=0 * ones, action=ones
-    )
-
-
-def _json(rng: np.random.Generator, path: Path) -> str:
-    values = json.loads(path.read_text())
-    done = edit(rng, values)
-    text, more = text_of(rng, values)
-    path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    return f"{path.name} {done}{more}"
+    ones, item, time_ms = np.ones(len(items), np.int64), np.array(items), np.array(times)
+    return Events.of(np.array([len(items)]), item=item, time=time_ms, request=0 * ones, action=ones)
 
 
 def record(root: Path, rng: np.random.Generator) -> str:
-    done = _json(rng, choose(rng, [root / "runs/a/run.json", root / "runs/a/receipts/bucket-00000.json"]))
     run = RunDirectory(root / "runs/a")
+    done = edit_file(rng, choose(rng, [run.path / "run.json", run.path / "receipts/bucket-00000.json"]))
     _each(
         done,
         lambda: RunRecord.load(run.path).as_dict(),
@@ -136,7 +126,7 @@ def state(root: Path, rng: np.random.Generator) -> str:
 
 def bundle(root: Path, rng: np.random.Generator) -> str:
     at = root / "model"
-    done = _json(rng, at / str(rng.choice(["bundle.json", "config.json"])))
+    done = edit_file(rng, at / str(rng.choice(["bundle.json", "config.json"])))
     try:
         facts = json.loads((at / "bundle.json").read_text())
         config = json.loads((at / "config.json").read_text())
@@ -145,12 +135,8 @@ def bundle(root: Path, rng: np.random.Generator) -> str:
             (at / "bundle.json").write_text(json.dumps(facts))
     except (ValueError, TypeError, AttributeError, RecursionError):
         pass
-    _each(
-        done,
-        lambda: bundles.read_meta(at),
-        lambda: bundles.load(at).items(),
-        lambda: bundles.load(at).encode([1]),
-    )
+    reads = (lambda: bundles.load(at).items(), lambda: bundles.load(at).encode([1]))
+    _each(done, lambda: bundles.read_meta(at), *reads)
     return done
 
 
@@ -180,7 +166,7 @@ def pool(root: Path, rng: np.random.Generator) -> str:
 def index(root: Path, rng: np.random.Generator) -> str:
     at, mark = root / "index", bundles.read_meta(root / "model")[1]
     if rng.integers(2):
-        done = _json(rng, at / "index.json")
+        done = edit_file(rng, at / "index.json")
     else:
         done = "items.npy"
         other: Any = choose(rng, [np.zeros(9, np.int64), np.arange(8), np.arange(9.0), np.arange(9).reshape(3, 3),
@@ -263,7 +249,7 @@ def tables(root: Path, rng: np.random.Generator) -> str:
             return "no file"
         path = found[-1] if kind == 1 else choose(rng, found)
         if kind == 1:
-            done = _json(rng, path)
+            done = edit_file(rng, path)
         else:
             data = bytearray(path.read_bytes())
             for at in rng.integers(0, len(data), int(rng.integers(1, 9))):
@@ -345,20 +331,21 @@ def run(edits: int, seed: int = 0) -> dict[str, Any]:
         for number in range(seed * 1_000_000, seed * 1_000_000 + edits):
             root, rng, began = Path(folder, "home"), np.random.default_rng(number), time.process_time()
             shutil.copytree(world, root)
-            kind = EDITS[number % len(EDITS)]
+            kind, wrong = EDITS[number % len(EDITS)], []
             try:
                 kind(root, rng)
             except Exception:
-                faults.append(f"seed {number}, {kind.__name__}: {traceback.format_exc()[-700:]}")
+                wrong.append(traceback.format_exc()[-700:])
             if wrote := [p for place in outside.iterdir() for p in place.rglob("*")]:
-                faults.append(f"seed {number}, {kind.__name__}: wrote {wrote[:5]} outside the home")
+                wrong.append(f"wrote {wrote[:5]} outside the home")
                 for path in sorted(wrote, reverse=True):
                     path.rmdir() if path.is_dir() else path.unlink()
             if {*os.listdir(folder)} != {"world", "home", "else"}:
-                faults.append(f"seed {number}, {kind.__name__}: {os.listdir(folder)} beside the home")
+                wrong.append(f"{os.listdir(folder)} beside the home")
             took = time.process_time() - began
             if took > SECONDS:
-                faults.append(f"seed {number}, {kind.__name__}: {took:.1f} s")
+                wrong.append(f"{took:.1f} s")
+            faults += [f"seed {number}, {kind.__name__}: {what}" for what in wrong]
             slowest = max(slowest, took)
             counts[kind.__name__] += 1
             shutil.rmtree(root)

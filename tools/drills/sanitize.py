@@ -34,20 +34,8 @@ from tools.drills.asked import asked
 
 PAGE, MODEL = 4_096, 77
 EDGES = (
-    -(1 << 63),
-    -(1 << 63) + 15,
-    -PAGE,
-    -1,
-    0,
-    15,
-    16,
-    17,
-    PAGE,
-    PAGE + 16,
-    1 << 40,
-    1 << 62,
-    (1 << 63) - 1,
-)
+    -(1 << 63), -(1 << 63) + 15, -PAGE, -1, 0, 15, 16, 17, PAGE, PAGE + 16, 1 << 40, 1 << 62, (1 << 63) - 1,
+)  # fmt: skip
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
@@ -101,26 +89,13 @@ def run(calls: int, seed: int = 0) -> dict[str, object]:
     """
     with tempfile.TemporaryDirectory() as folder:
         library = build(Path(folder))
-        preload = subprocess.run(
-            [_compiler(), "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
-        ).stdout.strip()
-        environment = {**os.environ, "LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0"}
-        words = [
-            sys.executable,
-            "-m",
-            "tools.drills.sanitize",
-            "--child",
-            str(library),
-            "--calls",
-            str(calls),
-        ]
-        done = subprocess.run(
-            [*words, "--seed", str(seed)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=60 + calls / 100,
-        )
+        found = subprocess.check_output([_compiler(), "-print-file-name=libasan.so"], text=True)
+        options = {"LD_PRELOAD": found.strip(), "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0"}
+        environment = {**os.environ, **options}
+        asked_for = ["--child", str(library), "--calls", str(calls), "--seed", str(seed)]
+        words = [sys.executable, "-m", "tools.drills.sanitize", *asked_for]
+        limit = 60 + calls / 100
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=limit)
     if done.returncode:
         raise RuntimeError(f"exit {done.returncode}: {done.stderr[-4000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -128,11 +103,8 @@ def run(calls: int, seed: int = 0) -> dict[str, object]:
 
 def child(library: Path, calls: int, seed: int) -> dict[str, object]:
     """Call the functions; each kind in turn."""
-    built, rng, rooms = (
-        native.Library(library),
-        np.random.default_rng(seed),
-        [GuardedRoom(64) for _ in range(6)],
-    )
+    built, rng = native.Library(library), np.random.default_rng(seed)
+    rooms = [GuardedRoom(64) for _ in range(6)]
     kinds = (_copy, _find, _hash, _decode)
     start, counts = time.perf_counter(), dict.fromkeys((k.__name__[1:] for k in kinds), 0)
     for n in range(calls):
@@ -213,18 +185,10 @@ def _hash(built: native.Library, rng: np.random.Generator, rooms: list[GuardedRo
 def _decode(built: native.Library, rng: np.random.Generator, rooms: list[GuardedRoom]) -> None:
     codec = str(rng.choice(native.CODECS))
     n, tokens, width = (int(x) for x in rng.integers(1, (6, 5, 40)))
-    fields = {name: (base, shape) for name, base, shape in Codec(codec, tokens, width).fields}
-    names = list(fields)
-    records = np.zeros(n, [(name, *fields[name]) for name in names])
+    fields = Codec(codec, tokens, width).fields
+    records = np.zeros(n, fields)
     whole = rooms[0].put(rng.integers(0, 256, records.nbytes, np.uint8)).view(records.dtype)
-    codes = next(whole[name] for name in names if whole[name].shape == (n, tokens, width))
-    scale = (
-        next((whole[name] for name in names if whole[name].shape != codes.shape), None)
-        if codec == "int8"
-        else None
-    )
-    if scale is not None:
-        scale = scale.reshape(n, tokens)
+    codes, scale = whole[fields[-1][0]], whole["scale"] if codec == "int8" else None
     out = rooms[1].put(np.zeros((n, tokens, width), np.float32))
     table = rooms[2].put(np.arange(256, dtype=np.float32))
     built.decode(codec, codes, scale, table, out, bool(rng.integers(2)))

@@ -67,17 +67,11 @@ class Served:
     def __init__(self, store: Path, port: int = 0, *options: str, token: str | None = None) -> None:
         words = [sys.executable, "-m", "tools", "serve", "--store", str(store), "--port", str(port), "--http-port", "0",
                  "--refresh-seconds", "0.1", "--json", *options]  # fmt: skip
-        env = {k: v for k, v in os.environ.items() if k != "VISTA_SERVE_TOKEN"}
-        if token:
-            env["VISTA_SERVE_TOKEN"] = token
+        env = {k: v for k, v in os.environ.items() if k != "VISTA_SERVE_TOKEN"} | {"PYTHONPATH": str(ROOT)}
+        env |= {"VISTA_SERVE_TOKEN": token} if token else {}
         self._errors = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(
-            words,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env={**env, "PYTHONPATH": str(ROOT)},
-        )
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(words, stdout=pipe, stderr=self._errors, text=True, env=env)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()  # ends with the process, if that is what happens
         if not line:
@@ -169,15 +163,9 @@ def _client(address: str, token: str, truth: Truth, seed: int, stop: Any, count:
 
 
 def run(
-    seed: int,
-    *,
-    clients: int = 4,
-    seconds: float | None = None,
-    generations: int = 6,
-    kills: int = 1,
+    seed: int, *, clients: int = 4, seconds: float | None = None, generations: int = 6, kills: int = 1,
     users: int = 200,
-    every_s: float = 0.5,
-) -> ServingReport:
+) -> ServingReport:  # fmt: skip
     """Serve, publish and kill; see the module.
 
     Args:
@@ -216,7 +204,7 @@ def run(
                 if seconds is None:
                     _wait_for(counts, 5, processes)
                 else:
-                    time.sleep(every_s)
+                    time.sleep(0.5)
             report.published = number
             stop.set()
             told = [pipe.recv() for pipe in pipes if pipe.poll(START_S)]
@@ -233,8 +221,8 @@ def run(
     report.answers, report.users = sum(t[0] for t in told), sum(t[1] for t in told)
     report.seen = len(set().union(*(t[2] for t in told)))
     report.faults += [fault for t in told for fault in t[4]]
-    p50, p99 = np.percentile(took, [50, 99]) * 1e3
-    report.latency_ms = (round(float(p50), 2), round(float(p99), 2), round(float(took.max()) * 1e3, 2))
+    p50, p99, largest = np.percentile(took * 1e3, [50, 99, 100]).round(2).tolist()
+    report.latency_ms = p50, p99, largest
     report.seconds = round(time.monotonic() - began, 1)
     return report
 

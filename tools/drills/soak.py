@@ -12,8 +12,10 @@ Told at the end: the last value of everything measured, and its slope over the s
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
+import itertools
 import json
 import os
 import shutil
@@ -27,8 +29,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from beam_jobs.follow.service import FollowOptions, Service
@@ -43,7 +43,7 @@ from cache_store.store import Store
 from tools.drills import killing
 from tools.drills.asked import asked
 from tools.drills.drill import memory_folder
-from tools.drills.expected_rows import rows_of
+from tools.drills.expected_rows import ExpectedRows, differ, rows_of, write_log
 from tools.drills.histories import ACTIONS, ITEMS, T0, USERS, WrongHistory, small_bundle
 from tools.drills.onlooker import held
 from vista.data.tables import compaction
@@ -56,7 +56,6 @@ PATIENCE_S = 300.0
 INBOX = 30
 """Logs that the feeder leaves in the folder."""
 
-Row = tuple[int, int, int, str]
 Known = dict[str, list[set[int]]]
 """Generation to the numbers of events that it may know of each user."""
 
@@ -91,13 +90,11 @@ class Soaked:
 
     def text(self) -> str:
         last = {name: round(values[-1], 1) for name, values in self.measured.items() if values}
-        return json.dumps(
-            {
-                "turns": self.turns, "generations": self.generations, "forgotten": self.forgotten,
-                "lookups": self.lookups, "killed": dict(self.deaths), "seconds": round(self.seconds), "last": last,
-                "per_100_turns": self.slopes(),
-            }
-        )  # fmt: skip
+        told = {
+            "turns": self.turns, "generations": self.generations, "forgotten": self.forgotten,
+            "lookups": self.lookups, "killed": dict(self.deaths), "seconds": round(self.seconds), "last": last,
+        }  # fmt: skip
+        return json.dumps({**told, "per_100_turns": self.slopes()})
 
 
 def follow(home: str) -> None:
@@ -117,9 +114,7 @@ class Soak:
 
     def __init__(self, root: Path, seed: int, readers: int, turn_s: float) -> None:
         self.root, self.rng, self.readers, self.turn_s = root, np.random.default_rng(seed), readers, turn_s
-        self.soaked = Soaked()
-        self.rows: set[Row] = set()
-        self.until: dict[int, int] = {}
+        self.soaked, self.truth = Soaked(), ExpectedRows()
         self.known: Known = {}
         self.processes: list[subprocess.Popen[bytes]] = []
         self.follower: subprocess.Popen[bytes] | None = None
@@ -154,19 +149,13 @@ class Soak:
 
         def work() -> None:
             torch.set_num_threads(1)
-            ingest.run(
-                IngestOptions((str(path),), str(root / "tables"), str(root / "runs/first"), num_buckets=2),
-                [HERE], progress=False,
-            )  # fmt: skip
-            summarize.run(
-                summarize.SummarizeOptions(
-                    warehouse=str(root / "tables"), bundle=str(root / "model"), store=str(root / "store"),
-                    run_dir=str(root / "runs/full"), progress=False,
-                ),
-                [HERE],
-            )  # fmt: skip
+            tables, model, store, runs = (str(root / name) for name in ("tables", "model", "store", "runs"))
+            logs = IngestOptions((str(path),), tables, f"{runs}/first", num_buckets=2)
+            ingest.run(logs, [HERE], progress=False)
+            full = summarize.SummarizeOptions(tables, model, store, f"{runs}/full", progress=False)
+            summarize.run(full, [HERE])
 
-        killing.run(work, "file", None, PATIENCE_S)
+        killing.run(work, "file", None)
         self._allow(self._counts())
         self._follow()
         while len(self.processes) < self.readers:
@@ -185,27 +174,26 @@ class Soak:
         fed = self._counts()
         if turn % 25 == 24:  # wherever it is
             assert self.follower is not None
-            self.follower.kill()
-            self.follower.wait(60)
-            self.soaked.deaths["follower"] += 1
+            self._kill("follower", self.follower)
             self._follow()
         for child in children:
             _ended(child)
         if user is not None:
-            self.until[user] = T0 + (turn + 2) * TURN_MS - 1
-            self.rows = {row for row in self.rows if row[0] != user}
+            self.truth.forget(user, T0 + (turn + 2) * TURN_MS - 1)
             self.soaked.forgotten += 1
         self._wait_until_live(before, fed)
         _ended(killing.Child(self._pruning, "file", None))
         self._check_tables()
         if turn % 7 == 6:
-            victim = self.processes.pop(int(self.rng.integers(len(self.processes))))
-            victim.kill()
-            victim.wait(60)
-            self.soaked.deaths["reader"] += 1
+            self._kill("reader", self.processes.pop(int(self.rng.integers(len(self.processes)))))
             self._read()
         self._measure()
         time.sleep(max(0.0, self.turn_s - (time.perf_counter() - began)))
+
+    def _kill(self, who: str, process: subprocess.Popen[bytes]) -> None:
+        process.kill()
+        process.wait(60)
+        self.soaked.deaths[who] += 1
 
     # Work -----------------------------------------------------------------------------------------------------
 
@@ -220,27 +208,19 @@ class Soak:
             time_ms = T0 + at * TURN_MS + 1_000 * int(self.rng.integers(0, 90))
             action = ACTIONS[int(self.rng.integers(0, 1 if not self.known else len(ACTIONS)))]
             rows.add((int(self.rng.integers(USERS)), time_ms, int(self.rng.integers(ITEMS)), action))
-        if self.rows:
-            again = sorted(self.rows)
+        if again := sorted(self.truth.rows):
             rows |= {again[int(self.rng.integers(len(again)))] for _ in range(3)}
-        users, times, items, actions = zip(*sorted(rows), strict=True)
-        table = pa.table({"user_id": users, "timestamp_ms": times, "item_id": items, "action": actions})
         path = inbox / f"{turn:06d}.parquet"
-        pq.write_table(table, self.root / "feeding.parquet")
+        write_log(self.root / "feeding.parquet", rows)
         os.replace(self.root / "feeding.parquet", path)
         for old in sorted(inbox.iterdir())[:-INBOX]:
             old.unlink()
-        self.rows |= {row for row in rows if row[1] > self.until.get(row[0], -1)}
+        self.truth.ingest("", rows)
         return path
 
     def _forgetting(self, user: int, now: int) -> Callable[[], object]:
-        asked = forget.ForgetOptions(
-            [user],
-            str(self.root / "tables"),
-            (str(self.root / "store"),),
-            (str(self.root / "runs"),),
-            now_ms=now,
-        )
+        tables, store, runs = (str(self.root / name) for name in ("tables", "store", "runs"))
+        asked = forget.ForgetOptions([user], tables, (store,), (runs,), now_ms=now)
         return lambda: len(forget.run(asked).tables)
 
     def _compacting(self, turn: int) -> Callable[[], object]:
@@ -276,7 +256,7 @@ class Soak:
     # What must be -------------------------------------------------------------------------------------------------
 
     def _counts(self) -> dict[int, int]:
-        return dict(Counter(row[0] for row in self.rows))
+        return dict(Counter(row[0] for row in self.truth.rows))
 
     def _allow(self, *states: dict[int, int]) -> None:
         """What generations that came since the last turn may say; of one forgotten, also nothing."""
@@ -298,9 +278,8 @@ class Soak:
                 got = store.lookup(list(range(USERS))).event_count.tolist()
                 if got == [want.get(u, 0) for u in range(USERS)]:
                     return
-                ended = [
-                    p.args for p in [*self.processes, self.follower] if p is not None and p.poll() is not None
-                ]
+                running = [p for p in [*self.processes, self.follower] if p is not None]
+                ended = [p.args for p in running if p.poll() is not None]
                 if time.monotonic() > end or ended:
                     raise WrongHistory(
                         f"turn {self.soaked.turns}: {got} is live, must be {want}; processes that ended: {ended}"
@@ -308,13 +287,11 @@ class Soak:
                 time.sleep(0.2)
 
     def _check_tables(self) -> None:
-        found = json.loads(
-            killing.run(lambda: json.dumps(rows_of(self.root / "tables")), "file", None, PATIENCE_S).result
-        )
+        found = killing.told(lambda: rows_of(self.root / "tables"))
         rows = {(u, t, i, a) for u, t, i, a in found}
-        if len(found) != len(rows) or rows != self.rows:
-            lost, more = sorted(self.rows - rows)[:5], sorted(rows - self.rows)[:5]
-            raise WrongHistory(f"turn {self.soaked.turns}: lost {lost}, too many {more}, {len(found)} rows")
+        if len(found) != len(rows) or rows != self.truth.rows:
+            wrong = differ(rows, self.truth.rows)
+            raise WrongHistory(f"turn {self.soaked.turns}: {wrong}, {len(found)} rows")
 
     def _compare(self) -> None:
         """Everything that readers saw, with what its generation may know.
@@ -331,25 +308,22 @@ class Soak:
                 may = self.known.get(generation)
                 if may is None:
                     continue  # between a publication and its entry here; it is there the next time
-                wrong = {
-                    u: n for u, n in enumerate(counts) if n not in may[u] and not (n == 0 and u in self.until)
-                }
+                away = self.truth.until  # of one forgotten, also nothing
+                wrong = {u: n for u, n in enumerate(counts) if n not in may[u] and (n or u not in away)}
                 if corrupt or wrong:
                     raise WrongHistory(f"{out.name}: generation {generation} served {wrong}, may be {may}")
 
     def _measure(self) -> None:
-        def work() -> str:
+        def work() -> dict[str, int]:
             tables = Warehouse(self.root / "tables").open()
-            rows = sum(f.rows for files in tables.bucket_files().values() for f in files)
-            snapshots = len(tables.history.metadata.snapshots)
-            return json.dumps(
-                [rows, compaction.most_files(tables)[0], snapshots, tables.read_sources().num_rows]
-            )
+            return {
+                "rows": sum(f.rows for files in tables.bucket_files().values() for f in files),
+                "files_of_a_bucket": compaction.most_files(tables)[0],
+                "snapshots": len(tables.history.metadata.snapshots),
+                "ledger": tables.read_sources().num_rows,
+            }
 
-        told = json.loads(killing.run(work, "file", None, PATIENCE_S).result)
-        values: dict[str, float] = dict(
-            zip(("rows", "files_of_a_bucket", "snapshots", "ledger"), told, strict=True)
-        )
+        values: dict[str, float] = killing.told(work)
         files = _sizes([self.root / "tables", self.root / "store"])
         values |= {
             "files": len(files), "bytes": sum(files.values()),
@@ -368,7 +342,7 @@ class Soak:
 def _ended(child: killing.Child) -> None:
     """A job that another was faster than says so, and is done again another time."""
     try:
-        child.end(hang=PATIENCE_S)
+        child.end()
     except killing.WorkFailed as error:
         if "TableChanged" not in str(error) and "PublishConflict" not in str(error):
             raise
@@ -376,13 +350,10 @@ def _ended(child: killing.Child) -> None:
 
 def _sizes(folders: list[Path]) -> dict[str, int]:
     found = {}
-    for folder in folders:
-        for at, _, names in os.walk(folder):
-            for name in names:
-                try:
-                    found[os.path.join(at, name)] = os.stat(os.path.join(at, name)).st_size
-                except FileNotFoundError:
-                    continue  # the follower tidies
+    for at, _, names in itertools.chain.from_iterable(map(os.walk, folders)):
+        for path in (f"{at}/{name}" for name in names):
+            with contextlib.suppress(FileNotFoundError):  # the follower tidies
+                found[path] = os.stat(path).st_size
     return found
 
 

@@ -30,24 +30,26 @@ _MIB = 1 << 20
 def small_disk(size: int) -> Iterator[Path]:
     """A filesystem of its own of ``size`` bytes; unmounted at the end."""
     with tempfile.TemporaryDirectory() as place:
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], check=True, capture_output=True
-        )
+        _done("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place)
         try:
             yield Path(place)
         finally:
-            subprocess.run(["umount", "-l", place], check=True, capture_output=True)
+            _done("umount", "-l", place)
 
 
 @contextmanager
 def seen_read_only(folder: Path) -> Iterator[Path]:
     """A folder as a read-only mount shows it, to every process; as it was at the end."""
-    subprocess.run(["mount", "--bind", folder, folder], check=True, capture_output=True)
+    _done("mount", "--bind", folder, folder)
     try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True, capture_output=True)
+        _done("mount", "-o", "remount,bind,ro", folder)
         yield folder
     finally:
-        subprocess.run(["umount", "-l", folder], check=True, capture_output=True)
+        _done("umount", "-l", folder)
+
+
+def _done(*words: str | Path) -> None:
+    subprocess.run(words, check=True, capture_output=True)
 
 
 def mountable() -> bool:
@@ -67,26 +69,22 @@ class Chores:
         store = truth.create(self.root)
         truth.publish(store, "a", 1000)
         full = truth.publish(store, "b", 2000)
-        delta = truth.publish(store, "c", 2001, parent=full, base=2000)
+        self.delta = truth.publish(store, "c", 2001, parent=full, base=2000)
         truth.publish(store, "s", 3000, line="shadow")
-        self.version = 2001
         self.forgotten = np.zeros(truth.num_users, bool)
         self.url = f"file://{elsewhere}/remote"
         other = truth.create(elsewhere / "other")
         truth.publish(other, "o", 4000)
         push(other, None, self.url, jobs=1)
-        self.delta = delta
-        self.pushed = f"file://{root}/pushed"
 
     def work(self) -> dict[str, tuple[Callable[[Store], object], int]]:
         """Name to what is done, and the version of the main line afterwards."""
         truth = self.truth
-        gone = truth.users[:2]
         return {
             "full": (lambda s: truth.publish(s, "d", 5000), 5000),
             "delta": (lambda s: truth.publish(s, "e", 2002, parent=self.delta, base=2001), 2002),
             "compact": (lambda s: s.compact(), 2001),
-            "forget": (lambda s: s.forget(gone), 2001),
+            "forget": (lambda s: s.forget(truth.users[:2]), 2001),
             "promote": (lambda s: s.promote("shadow"), 3000),
             "rollback": (lambda s: s.rollback(), 2000),
             "pull": (lambda s: pull(self.url, s, jobs=1), 4000),
@@ -160,7 +158,7 @@ def read_only() -> list[str]:
     truth, refused = Truth(num_users=40), []
     with small_disk(16 * _MIB) as disk, tempfile.TemporaryDirectory() as elsewhere:
         chores = Chores(disk, Path(elsewhere), truth)
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True, capture_output=True)
+        _done("mount", "-o", "remount,ro", disk)
         for name, (work, _) in chores.work().items():
             try:
                 work(Store(chores.root))

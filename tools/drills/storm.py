@@ -56,24 +56,18 @@ class StormReport:
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, object]:
-        return {
-            **vars(self),
+        plain = {
             "published": dict(self.published),
             "seen": vars(self.seen),
             "seconds": round(self.seconds, 1),
         }
+        return {**vars(self), **plain}
 
 
 def run(
-    generations: int | None,
-    seed: int,
-    *,
-    readers: int = 8,
-    threads: int = 2,
-    seconds: float | None = None,
-    every_ms: float = 0.0,
-    min_lookups: int = 20,
-) -> StormReport:
+    generations: int | None, seed: int, *, readers: int = 8, threads: int = 2, seconds: float | None = None,
+    every_ms: float = 0.0, min_lookups: int = 20,
+) -> StormReport:  # fmt: skip
     """Publish ``generations`` (or for ``seconds``, one every ``every_ms``) under the eyes of readers.
 
     Args:
@@ -99,11 +93,10 @@ def run(
         start, times = time.perf_counter(), []
         try:
             for turn in _turns():
-                enough = (
-                    turn.number >= generations
-                    if generations is not None
-                    else time.perf_counter() - start >= (seconds or 0)
-                )
+                if generations is None:
+                    enough = time.perf_counter() - start >= (seconds or 0)
+                else:
+                    enough = turn.number >= generations
                 if enough and watch.lookups().min(initial=min_lookups) >= min_lookups:
                     break
                 due = start + turn.number * every_ms / 1000

@@ -52,17 +52,8 @@ from vista.training.train import TrainingConfig
 MODES = ("any", "line", "time")
 PAGE, ROOM = 4096, 1 << 30
 PACKAGES = (
-    "vista",
-    "cache_store",
-    "beam_jobs",
-    "tools",
-    "pyarrow",
-    "pyiceberg",
-    "faiss",
-    "safetensors",
-    "lmdb",
-)
-HANG_SECONDS = 300.0
+    "vista", "cache_store", "beam_jobs", "tools", "pyarrow", "pyiceberg", "faiss", "safetensors", "lmdb",
+)  # fmt: skip
 USERS, SHOWN = 12, 4
 T0 = 1_700_000_000_000
 
@@ -243,11 +234,12 @@ class Place:
         words = ROWS[name].words.format(root=self.root).split()
         before = set(sys.modules)
         self.said.write_text("")
-        work = lambda: f"{self._verb(words)} {' '.join(set(sys.modules) - before)}"  # noqa: E731
         if mode == "full" and at is not None:
             self.leave(at)
             mode, at = "any", None
-        outcome = killing.run(work, mode, at, HANG_SECONDS)
+        outcome = killing.run(
+            lambda: f"{self._verb(words)} {' '.join(set(sys.modules) - before)}", mode, at
+        )  # fmt: skip
         code = -1 if outcome.killed else int(outcome.result.split()[0])
         return code, self.said.read_text(errors="replace"), outcome
 
@@ -258,10 +250,7 @@ class Place:
         said = os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(said, 1)
         os.dup2(said, 2)
-        sys.stdout, sys.stderr = (
-            open(1, "w", closefd=False),
-            open(2, "w", closefd=False),
-        )  # whoever had taken them
+        sys.stdout, sys.stderr = (open(fd, "w", closefd=False) for fd in (1, 2))  # whoever had taken them
         try:
             cli.main(words)
             return 0
@@ -272,9 +261,9 @@ class Place:
 
     def facts(self) -> dict:
         """What the place holds, by what any reader finds."""
-        return json.loads(killing.run(self._facts, "any", None, HANG_SECONDS).result)
+        return killing.told(self._facts)
 
-    def _facts(self) -> str:
+    def _facts(self) -> dict[str, object]:
         home = Home(self.root / "home")
         settings = home.root / "vista.toml"
         found: dict[str, object] = {
@@ -286,7 +275,7 @@ class Place:
         for store in (home.store, self.root / "pulled/store"):
             if (store / "CURRENT").exists():
                 found[store.parent.name] = _answers(store)
-        return json.dumps(found)
+        return found
 
     def looks(self, name: str) -> None:
         """Every look at what a kill left is a result or a typed error; what was live is.
@@ -299,9 +288,7 @@ class Place:
         self.said.write_text("")
         asked = [[verb, *H.split()] for verb in ("status", "runs", "verify")]
         asked += [["lookup", "2", *H.split()]] if ROWS[name].serves else []
-        codes = json.loads(
-            killing.run(lambda: json.dumps([self._verb(w) for w in asked]), "any", None, 300).result
-        )
+        codes = killing.told(lambda: [self._verb(words) for words in asked])
         said = self.said.read_text(errors="replace")
         if 1 in codes or "Traceback" in said or (ROWS[name].serves and codes[-1]):
             raise WrongAgain(f"{name} was killed, and {asked} end with codes {codes}: {said}")
@@ -310,21 +297,20 @@ class Place:
         """Kinds of names that a prune leaves and that no unbroken run has."""
         if (self.root / "home/warehouse").exists():
             words = f"prune --keep 9 --staging-hours 0 {H}".split()
-            killing.run(lambda: self._verb(words), "any", None, HANG_SECONDS)
-        left = self.names(self.root) - self.names(self.kept / name)
+            killing.told(lambda: self._verb(words))
+        left = {*kinds_of(self.root)} - {*kinds_of(self.kept / name)}
         return Counter(
             path for path in left if "/leases/" not in path and not path.endswith("/.tables-seen.json")
         )
 
-    @staticmethod
-    def names(root: Path) -> set[str]:
-        """Kinds of files and folders."""
-        paths = [
-            p
-            for folder, folders, files in os.walk(root)
-            for p in (Path(folder, n) for n in (*folders, *files))
-        ]
-        return {re.sub(r"[0-9a-f]{4,}(-[0-9a-f]{4,})*|[0-9]+", "#", str(p.relative_to(root))) for p in paths}
+
+def kinds_of(root: Path) -> dict[str, list[Path]]:
+    """Files and folders by kind of name."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(root.rglob("*")):
+        name = str(path.relative_to(root))
+        found.setdefault(re.sub(r"[0-9a-f]{4,}(-[0-9a-f]{4,})*|[0-9]+", "#", name), []).append(path)
+    return found
 
 
 def _rows(tables: Path) -> list[TableRow] | str:
@@ -359,12 +345,8 @@ def _import(names: list[str]) -> None:
 
 
 def run(
-    kills: int,
-    seed: int,
-    verbs: tuple[str, ...] = (),
-    full: bool = False,
-    told: Callable[[str], None] = print,
-) -> VerbsReport:
+    kills: int, seed: int, verbs: tuple[str, ...] = (), full: bool = False, told: Callable[[str], None] = print
+) -> VerbsReport:  # fmt: skip
     """Kill so often, the verbs in turn.
 
     Args:
@@ -375,14 +357,12 @@ def run(
     """
     unknown = set(verbs) - set(ROWS)
     if unknown:
-        raise SystemExit(
-            f"--verbs: expected names among {', '.join(ROWS)}, found {', '.join(sorted(unknown))}"
-        )
+        told_of = ", ".join(sorted(unknown))
+        raise SystemExit(f"--verbs: expected names among {', '.join(ROWS)}, found {told_of}")
     rng, report, began = np.random.default_rng(seed), VerbsReport(), time.perf_counter()
-    disk = (
-        small_disk(ROOM) if full else tempfile.TemporaryDirectory(prefix="vista-verbs-", dir=memory_folder())
-    )
-    with tempfile.TemporaryDirectory(dir=memory_folder()) as beside, disk as folder:
+    memory = memory_folder()
+    disk = small_disk(ROOM) if full else tempfile.TemporaryDirectory(prefix="vista-verbs-", dir=memory)
+    with tempfile.TemporaryDirectory(dir=memory) as beside, disk as folder:
         place = Place(Path(folder), Path(beside))
         for turn in itertools.count():
             name = list(verbs or ROWS)[turn % len(verbs or ROWS)]
