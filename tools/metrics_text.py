@@ -12,6 +12,7 @@ from typing import Any
 
 from tools.outputs import replacing
 from tools.report.health import Health
+from tools.report.run_history import PastRun
 
 Sample = tuple[str, str, dict[str, str], float | int | None]
 """Name, help, labels, value."""
@@ -46,67 +47,45 @@ def _samples(found: Health) -> Iterator[Sample]:
         {},
         found.code,
     )
+    told = "1 for each problem; the label is its paragraph of the runbook."
     for p in found.problems:
-        yield "vista_home_problem", "1 for each problem; the label is its paragraph of the runbook.", {
-            "paragraph": p.paragraph}, 1  # fmt: skip
+        yield "vista_home_problem", told, {"paragraph": p.paragraph}, 1
     store: dict[str, Any] = found.store or {}
-    clocks = store.get("clocks") or {}
+    clocks, lag = store.get("clocks") or {}, store.get("lag") or {}
     for name, key in (("newest_event", "newest_event_ms"), ("published", "published_ms")):
-        if key in clocks:
-            told = f"Time of the {name.replace('_', ' ')} of the live generation, seconds since 1970."
-            yield f"vista_store_{name}_timestamp_seconds", told, {}, clocks[key] / 1000
-    if "summarized_ms" in clocks:
-        yield "vista_store_summarized_timestamp_seconds", "Median time of summaries, seconds since 1970.", {}, (
-            clocks["summarized_ms"]["median"] / 1000)  # fmt: skip
-    lag = store.get("lag") or {}
-    yield (
-        "vista_store_lag_events",
-        "Events of the tables that the live generation lacks.",
-        {},
-        lag.get("events"),
-    )
-    since = lag.get("since_ms")
-    yield "vista_store_lag_since_timestamp_seconds", "When the first of them was committed.", {}, (
-        None if since is None else since / 1000)  # fmt: skip
-    yield "vista_store_users", "Users of the live generation.", {}, store.get("users")
-    yield "vista_store_missing_users", "New users of the tables, MISSING now.", {}, lag.get("new_users")
-    yield (
-        "vista_store_dead_letters",
-        "Users that the live generation could not hold.",
-        {},
-        store.get("dead letters"),
-    )
-    yield "vista_store_depth", "Deltas that lie on each other.", {}, store.get("depth")
-    yield "vista_store_readers", "Processes that hold a lease.", {}, store.get("readers")
-    yield "vista_store_free_bytes", "Left on the store's file system.", {}, store.get("free bytes")
-    yield (
-        "vista_store_needed_bytes",
-        "About what the next full run writes.",
-        {},
-        store.get("a full run needs bytes"),
-    )
+        told = f"Time of the {name.replace('_', ' ')} of the live generation, seconds since 1970."
+        yield f"vista_store_{name}_timestamp_seconds", told, {}, _seconds(clocks.get(key))
+    made, since = _seconds((clocks.get("summarized_ms") or {}).get("median")), _seconds(lag.get("since_ms"))
+    for name, told, value in (
+        ("vista_store_summarized_timestamp_seconds", "Median time of summaries, seconds since 1970.", made),
+        ("vista_store_lag_events", "Events of the tables that the live generation lacks.", lag.get("events")),
+        ("vista_store_lag_since_timestamp_seconds", "When the first of them was committed.", since),
+        ("vista_store_users", "Users of the live generation.", store.get("users")),
+        ("vista_store_missing_users", "New users of the tables, MISSING now.", lag.get("new_users")),
+        ("vista_store_dead_letters", "Users that the live generation could not hold.", store.get("dead letters")),
+        ("vista_store_depth", "Deltas that lie on each other.", store.get("depth")),
+        ("vista_store_readers", "Processes that hold a lease.", store.get("readers")),
+        ("vista_store_free_bytes", "Left on the store's file system.", store.get("free bytes")),
+        ("vista_store_needed_bytes", "About what the next full run writes.", store.get("a full run needs bytes")),
+    ):  # fmt: skip
+        yield name, told, {}, value
     for g in store.get("generations", []):
-        yield (
-            "vista_generation_bytes",
-            "Bytes of a kept generation.",
-            {"generation": g["generation"]},
-            g["bytes"],
-        )
-    seen = set()
+        labels = {"generation": g["generation"]}
+        yield "vista_generation_bytes", "Bytes of a kept generation.", labels, g["bytes"]
+    newest: dict[str, PastRun] = {}
     for run in found.runs:
-        if run.job in seen:
-            continue
-        seen.add(run.job)
-        yield (
-            "vista_run_bad",
-            "1 if the newest run of a job failed or was stopped.",
-            {"job": run.job},
-            int(run.bad),
-        )
-        yield "vista_run_seconds", "Of the newest run of a job.", {"job": run.job}, run.seconds
+        newest.setdefault(run.job, run)
+    for job, run in newest.items():
+        told = "1 if the newest run of a job failed or was stopped."
+        yield "vista_run_bad", told, {"job": job}, int(run.bad)
+        yield "vista_run_seconds", "Of the newest run of a job.", {"job": job}, run.seconds
+        told = "Verdicts of the gate on the newest run of a job."
         for check in (run.facts.get("facts") or {}).get("gate") or ():
-            yield "vista_gate_ok", "Verdicts of the gate on the newest run of a job.", {
-                "job": run.job, "check": str(check["name"])}, int(check["ok"])  # fmt: skip
+            yield "vista_gate_ok", told, {"job": job, "check": str(check["name"])}, int(check["ok"])
+
+
+def _seconds(ms: int | None) -> float | None:
+    return None if ms is None else ms / 1000
 
 
 def _escaped(value: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 QUANTILES = ("10 %", "median", "90 %", "99 %", "most")
 
 
-def difference(store: Path, before: str, sample: int = 4_096) -> Section:
-    """What ``vista diff BEFORE`` says of the live generation.
+def compared(store: Path, before: str, after: str = "main", sample: int = 4_096) -> Comparison:
+    """Two generations, each by its own name or by that of a line for its live one.
 
     Raises:
         StoreError
@@ -25,8 +25,17 @@ def difference(store: Path, before: str, sample: int = 4_096) -> Section:
     from cache_store.change.compare import compare
 
     opened = Store(store)
-    known = opened.lines()
-    found: Comparison = compare(opened.layout, known.get(before, before), known["main"], sample)
+    live = opened.lines()
+    return compare(opened.layout, live.get(before, before), live.get(after, after), sample)
+
+
+def difference(store: Path, before: str) -> Section:
+    """What ``vista diff BEFORE`` says of the live generation.
+
+    Raises:
+        StoreError
+    """
+    found = compared(store, before)
     says = (
         f"Of {found.sampled:,} users that were read in both, {found.changed:,} have another record and {found.grown:,} "
         f"more events." + ("" if found.same_model else " Another model made them: drift says nothing.")
@@ -51,30 +60,42 @@ def _drift(name: str, title: str, says: str, groups: Mapping[str, Any]) -> Exhib
 
 def user(found: Mapping[str, Any]) -> Section:
     """What ``vista explain USER`` found."""
-    r, history, held = found["record"], found.get("history") or {}, found.get("held") or {}
-    rows: list[tuple[str, Any]] = [("status", r["status"]), ("events seen", r["events"])]
-    for name in ("last_event_ms", "summarized_ms", "published_ms"):
-        if r[name]:
-            rows.append((name.removesuffix("_ms").replace("_", " "), console.when(r[name])))
-    rows.append(("record of generation", r["generation"] or "none"))
-    if history:
-        rows.append(("events in the tables", history["events"]))
-    exhibits = [Exhibit("explain-record", f"User {r['user']}", "", "", ("", "value"), rows)]
-    if history.get("items"):
-        often = [(i["name"] or str(i["item"]), i["times"]) for i in history["items"]]
-        exhibits.append(
-            Exhibit("explain-history", "Most often in the history", "", "", ("item", "times"), often)
-        )
-    horizons = ["all" if h is None else f"half in {h:,.0f}" for h in held.get("half_lives_events") or ()]
-    for part, title in (("items", "Weighs most in the summary"), ("clusters", "Clusters that weigh most")):
-        if held.get(part):
-            named = [_name(part, entry) for entry in held[part]]
-            table = [(n, *map(float, e["masses"])) for n, e in zip(named, held[part], strict=True)]
-            exhibits.append(Exhibit(f"explain-{part}", title, "", "", (part[:-1], *horizons), table))
+    apart = ("live generation", "file", "offset", "state bytes", "not yet seen")
+    rows = [(name, value) for name, value in record_rows(found).items() if name not in apart]
+    title = f"User {found['record']['user']}"
+    exhibits = [Exhibit("explain-record", title, "", "", ("", "value"), rows)]
+    for part, title, columns, table in user_tables(found):
+        exhibits.append(Exhibit(f"explain-{part}", title.capitalize(), "", "", columns, table))
     return Section("explain", "One user explained", "What vista explain tells.", exhibits)
 
 
-def _name(part: str, entry: Mapping[str, Any]) -> str:
-    if part == "clusters":
-        return f"cluster {entry['cluster']}"
-    return str(entry["name"] or entry["item"])
+def record_rows(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Name to value of a user's record, as people read it."""
+    r, history = found["record"], found.get("history")
+    rows: dict[str, Any] = {"status": r["status"], "events seen": r["events"]}
+    for name in ("last_event_ms", "summarized_ms", "published_ms"):
+        if r[name]:
+            rows[name.removesuffix("_ms").replace("_", " ")] = console.when(r[name])
+    rows |= {"live generation": r["live"], "record of generation": r["generation"] or "none",
+             "file": r["file"] or "none", "offset": r["offset"], "state bytes": r["state_bytes"]}  # fmt: skip
+    if history:
+        rows["events in the tables"] = history["events"]
+        rows["not yet seen"] = max(history["events"] - r["events"], 0)
+    return rows
+
+
+def user_tables(
+    found: Mapping[str, Any],
+) -> Iterator[tuple[str, str, tuple[str, ...], list[tuple[Any, ...]]]]:
+    """What a user has most of in the history and in the summary, where there is any: part, title, columns, rows."""
+    history, held = found.get("history") or {}, found.get("held") or {}
+    if history.get("items"):
+        often = [(i["name"] or str(i["item"]), i["times"]) for i in history["items"]]
+        yield "history", "most often in the history", ("item", "times"), often
+    horizons = ["all" if h is None else f"half in {h:,.0f}" for h in held.get("half_lives_events") or ()]
+    if held.get("items"):
+        rows = [(i["name"] or str(i["item"]), *map(float, i["masses"])) for i in held["items"]]
+        yield "items", "weighs most in the summary", ("item", *horizons), rows
+    if held.get("clusters"):
+        rows = [(f"cluster {c['cluster']}", *map(float, c["masses"])) for c in held["clusters"]]
+        yield "clusters", "clusters that weigh most", ("cluster", *horizons), rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,12 +18,7 @@ RUNS = 20
 
 
 def assemble(
-    at: Home,
-    *,
-    studies: Sequence[Path] = (),
-    users: int = 2_000,
-    limits: health.AgeLimits | None = None,
-    more: Sequence[Section] = (),
+    at: Home, *, studies: Sequence[Path] = (), users: int = 2_000, more: Sequence[Section] = ()
 ) -> Page:
     """Everything there is to look at.
 
@@ -34,25 +30,23 @@ def assemble(
     Raises:
         VistaError, StoreError: what must be read cannot be.
     """
-    found = health.look(at, limits=limits, last=RUNS)
-    model, root, now = at.model, at.root.resolve(), console.when(int(time.time() * 1000))
-    page = Page(f"vista report: {root.name}", f"{root}, {now} UTC", found)
-    page.facts = _facts(found)
-    model_section = sections.training(model)
-    figures = [*model_section.figures, *sections.quality(found.model, evaluations.read(model))]
+    found = health.look(at, last=RUNS)
+    root, now = at.root.resolve(), console.when(int(time.time() * 1000))
+    model = sections.training(at.model)
+    quality = sections.quality(found.model, evaluations.read(at.model))
     kept_studies = sorted((at.root / "studies").glob("*.json*"))
-    page.sections = [
+    parts = [
         *_of_store(found, at.store, users),
         *more,
-        Section(model_section.name, model_section.title, model_section.says, figures),
+        replace(model, figures=[*model.figures, *quality]),
         sections.studies([*kept_studies, *studies]),
         sections.runs(found.runs),
     ]
-    page.footer = (
+    footer = (
         f"Made by vista {version('vista-cache')} from what lies in this home, without asking anything else. Numbers "
         f"of the sample are of at most {users:,} users. docs/operations.md has the runbook."
     )
-    return page
+    return Page(f"vista report: {root.name}", f"{root}, {now} UTC", found, _facts(found), parts, footer)
 
 
 def _facts(found: health.Health) -> list[Fact]:
@@ -70,13 +64,8 @@ def _facts(found: health.Health) -> list[Fact]:
                  f"a full run writes {health.size(store['a full run needs bytes'])}"),
         ]  # fmt: skip
     if tables:
-        facts.append(
-            Fact(
-                "events",
-                f"{tables['events']:,}",
-                f"{tables['items']:,} items, {health.size(tables['bytes'])}",
-            )
-        )
+        note = f"{tables['items']:,} items, {health.size(tables['bytes'])}"
+        facts.append(Fact("events", f"{tables['events']:,}", note))
     if found.model and "ranking.auc" in found.model:
         facts.append(Fact("AUC", f"{found.model['ranking.auc']:.3f}", "of training's last look"))
     return facts
@@ -99,11 +88,6 @@ def _of_store(found: health.Health, path: Path, users: int) -> list[Section]:
                 sections.lookups(opened, sample, missing),
             ]
     except StoreError as error:
-        says = Exhibit(
-            "store-damaged",
-            "The store cannot be read",
-            str(error),
-            rows=[("vista verify",)],
-            columns=("next",),
-        )
+        title, table = "The store cannot be read", [("vista verify",)]
+        says = Exhibit("store-damaged", title, str(error), "", ("next",), table)
         return [Section("store", "The store", "", [says])]

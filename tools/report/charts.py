@@ -18,8 +18,7 @@ WIDTH, HEIGHT = 4.6, 2.7
 """Inches; 72 to the inch: the text is 10 pixels where the chart is as wide as a telephone."""
 SERIES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")
 INK, GRID = "#0b0001", "#0b0002"
-COLOURS = {
-    **{c: f"var(--series-{n})" for n, c in enumerate(SERIES, 1)},
+COLOURS = {c: f"var(--series-{n})" for n, c in enumerate(SERIES, 1)} | {
     INK: "var(--muted)",
     GRID: "var(--grid)",
 }
@@ -98,10 +97,9 @@ def intervals(name: str, title: str, says: str, rows: Sequence[Sequence[Any]],
 
     def draw(axes: Any) -> None:
         places = range(len(rows), 0, -1)
-        values = [r[1] for r in rows]
-        spread = [[v - (r[2] if r[2] is not None else v) for v, r in zip(values, rows, strict=True)],
-                  [(r[3] if r[3] is not None else v) - v for v, r in zip(values, rows, strict=True)]]  # fmt: skip
-        spread = [[max(s, 0.0) for s in side] for side in spread]
+        values = [value for _, value, *_ in rows]
+        spread = [[0.0 if low is None else max(value - low, 0.0) for _, value, low, _ in rows],
+                  [0.0 if high is None else max(high - value, 0.0) for _, value, _, high in rows]]  # fmt: skip
         axes.errorbar(values, list(places), xerr=spread, fmt="o", color=SERIES[0], capsize=3)
         axes.set_yticks(list(places), [_label(r[0]) for r in rows])
         axes.set_ylim(0.4, len(rows) + 0.6)
@@ -134,22 +132,17 @@ def bars(name: str, title: str, says: str, rows: Sequence[tuple[str, Mapping[str
     return chart(name, title, says, draw, height=max(1.4, 0.9 + 0.28 * len(rows)))
 
 
-def counts(name: str, title: str, says: str, values: Any, x: str, log: bool = True) -> str:
-    """A histogram."""
+def counts(name: str, title: str, says: str, values: Any, x: str) -> str:
+    """A histogram over a log axis."""
     import numpy as np
 
     def draw(axes: Any) -> None:
-        data = np.asarray(values, float)
-        if log:
-            data = np.maximum(data, 1)
-            low, high = np.log10(data.min()), np.log10(data.max())
-            edges = np.logspace(low, max(high, low + 0.1), 25)
-            axes.set_xscale("log")
-        else:
-            edges = np.histogram_bin_edges(data, 25)
-        axes.hist(data, edges, color=SERIES[0])
+        data = np.maximum(np.asarray(values, float), 1)
+        low, high = np.log10(data.min()), np.log10(data.max())
+        axes.set_xscale("log")
+        axes.hist(data, np.logspace(low, max(high, low + 0.1), 25), color=SERIES[0])
         axes.set(xlabel=x, ylabel="users")
-        _plain(axes.xaxis if log else None)
+        _plain(axes.xaxis)
 
     return chart(name, title, says, draw)
 
@@ -158,12 +151,12 @@ def shares(name: str, title: str, says: str, series: Mapping[str, Any], x: str) 
     """How large a share is at or below each value, one line for each set of values; log axis."""
     import numpy as np
 
+    at = np.linspace(0, 1, 101)
+
     def draw(axes: Any) -> None:
         for n, (label, values) in enumerate(series.items()):
-            data = np.quantile(np.maximum(np.asarray(values, float), 1e-2), np.linspace(0, 1, 101))
-            axes.plot(
-                data, np.linspace(0, 100, 101), color=SERIES[n], linestyle=DASHES[n], label=_label(label)
-            )
+            data = np.quantile(np.maximum(np.asarray(values, float), 1e-2), at)
+            axes.plot(data, 100 * at, color=SERIES[n], linestyle=DASHES[n], label=_label(label))
         axes.set_xscale("log")
         axes.set(xlabel=x, ylabel="% of users")
         _plain(axes.xaxis)
@@ -210,7 +203,6 @@ def _plain(axis: Any) -> None:
     """Numbers of a log axis as numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    if axis is not None:
-        axis.set_major_locator(LogLocator(numticks=6))
-        axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 else f"{v:g}"))
-        axis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(numticks=6))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 else f"{v:g}"))
+    axis.set_minor_formatter(NullFormatter())

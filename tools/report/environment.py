@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from tools.report import store_seen
 from tools.report.health import size
 
 OK, NOTE, NO = "ok", "note", "no"
@@ -24,18 +25,8 @@ PACKAGES = ("vista-cache", "torch", "numpy", "lmdb", "msgpack", "apache-beam", "
 EXTRAS = {"prometheus_client": "Prometheus metrics of readers", "s3fs": "stores and tables on S3",
           "gcsfs": "stores and tables on Google Cloud Storage"}  # fmt: skip
 NETWORK = {
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "9p",
-    "fuse.sshfs",
-    "fuse.s3fs",
-    "fuse.gcsfuse",
-    "lustre",
-    "ceph",
-    "glusterfs",
-}
+    "nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "lustre", "ceph", "glusterfs",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,20 +77,18 @@ def _processor() -> Iterator[LookedAt]:
 
     kernel = library.kernel()
     slow = "cache_store's compiled part was not built: lookups are about half as fast"
-    yield LookedAt("store reads by", kernel, OK if kernel == "native" else NOTE,
-                "" if kernel == "native" else f"{slow}; install gcc and libc6-dev, then pip install -e .")  # fmt: skip
+    remedy = f"{slow}; install gcc and libc6-dev, then pip install -e ."
+    yield _judged("store reads by", kernel, OK if kernel == "native" else NOTE, remedy)
     cores = len(os.sched_getaffinity(0))
     yield LookedAt("cores", f"{cores} may be used, {os.cpu_count()} are there")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     bound = _cgroup_memory()
     told = size(memory) + (f", this container may use {size(bound)}" if bound else "")
-    low = min(memory, bound or memory) < 2 << 30
-    yield LookedAt(
-        "memory", told, NOTE if low else OK, "a worker needs about 1 GiB; see `vista plan`" if low else ""
-    )
+    verdict = NOTE if min(memory, bound or memory) < 2 << 30 else OK
+    yield _judged("memory", told, verdict, "a worker needs about 1 GiB; see `vista plan`")
     threads = os.environ.get("OMP_NUM_THREADS")
-    yield LookedAt("OMP_NUM_THREADS", threads or "not set", OK if threads == "1" else NOTE,
-                "" if threads == "1" else "set it to 1: more threads were measured slower (Threads)")  # fmt: skip
+    remedy = "set it to 1: more threads were measured slower (Threads)"
+    yield _judged("OMP_NUM_THREADS", threads or "not set", OK if threads == "1" else NOTE, remedy)
     gpu = Path("/dev/nvidia0").exists()
     yield LookedAt("GPU", "there" if gpu else "none; everything runs on the CPU")
     for program, what in (("java", "Flink and Spark job servers"), ("cc", "building the compiled part")):
@@ -116,14 +105,12 @@ def _cgroup_memory() -> int | None:
 
 
 def _file_system(folder: Path) -> Iterator[LookedAt]:
-    there = folder
-    while not there.exists() and there != there.parent:
-        there = there.parent
+    there = store_seen.there(folder)
     kind = file_system(there)
-    remote = kind in NETWORK
-    yield LookedAt(f"file system of {folder}", kind, NOTE if remote else OK,
-                "tables' SQLite catalog and readers want a local disk (docs/operations.md, Where the files must be)"
-                if remote else "")  # fmt: skip
+    remedy = (
+        "tables' SQLite catalog and readers want a local disk (docs/operations.md, Where the files must be)"
+    )
+    yield _judged(f"file system of {folder}", kind, NOTE if kind in NETWORK else OK, remedy)
     if not os.access(there, os.W_OK):
         yield LookedAt("writing there", "not allowed", NOTE, "reading works; jobs need a folder of their own")
         return
@@ -136,9 +123,7 @@ def _file_system(folder: Path) -> Iterator[LookedAt]:
             except Exception as error:
                 yield LookedAt(name, f"fails: {error}", NO, "put the home on a local file system")
     free = shutil.disk_usage(there).free
-    yield LookedAt(
-        "disk", f"{size(free)} left", NOTE if free < 1 << 30 else OK, "" if free >= 1 << 30 else "make room"
-    )
+    yield _judged("disk", f"{size(free)} left", NOTE if free < 1 << 30 else OK, "make room")
 
 
 def file_system(path: Path) -> str:
@@ -196,10 +181,8 @@ def _limits(store: Path) -> Iterator[LookedAt]:
     yield _judged("open files", told, NO if need > soft * 0.8 else OK, remedy)
     with contextlib.suppress(OSError, ValueError):
         maps = int(Path("/proc/sys/vm/max_map_count").read_text())
-        verdict = NO if need > maps * 0.8 else OK
-        yield _judged(
-            "memory maps a process", f"{maps:,} allowed", verdict, f"sysctl vm.max_map_count={need * 4}"
-        )
+        verdict, remedy = NO if need > maps * 0.8 else OK, f"sysctl vm.max_map_count={need * 4}"
+        yield _judged("memory maps a process", f"{maps:,} allowed", verdict, remedy)
     with contextlib.suppress(OSError):
         shared = shutil.disk_usage("/dev/shm")
         told = f"{size(shared.free)} of {size(shared.total)} left"

@@ -82,14 +82,7 @@ class Health:
         }
 
 
-def look(
-    at: Home,
-    *,
-    limits: AgeLimits | None = None,
-    last: int = 5,
-    now_ms: int | None = None,
-    keep: bool = False,
-) -> Health:
+def look(at: Home, *, limits: AgeLimits | None = None, last: int = 5, keep: bool = False) -> Health:
     """Look at everything that shows without reading every byte.
 
     Args:
@@ -101,8 +94,7 @@ def look(
     """
     from cache_store.format.layout import holds_store
 
-    limits = limits or AgeLimits()
-    now_ms = int(time.time() * 1000) if now_ms is None else now_ms
+    limits, now_ms = limits or AgeLimits(), int(time.time() * 1000)
     found = Health(str(at.root))
     everything = run_history.runs(at.runs)
     found.runs = everything[:last]
@@ -157,7 +149,7 @@ def _store(found: Health, at: Home, path: Path, tables: TablesSeen, limits: AgeL
         "read by": store.kernel,
         "lines": live,
         "some users": {},
-        "generations": [store_seen.as_row(m, now_ms) for m in store_seen.generations(store)],
+        "generations": [store_seen.as_row(m, now_ms) for m in store.generations()],
         "readers": store_seen.readers(store),
         "free bytes": store_seen.free_bytes(path),
     }
@@ -206,7 +198,7 @@ def _line(
             "clocks": store_seen.clocks(store, users),
             "dead letters": manifest.dead_letters,
             "a full run needs bytes": need,
-            "lag": None if lag is None else lag.as_dict(),
+            "lag": None if lag is None else asdict(lag),
         }
     if manifest.depth >= MAX_DEPTH:
         _add(found, ATTENTION, f"{manifest.depth} deltas lie on each other", "Deep chains", at, "compact")
@@ -218,11 +210,10 @@ def _line(
     behind = lag is None or bool(lag.events)
     if behind and since is not None and now_ms - since > limits.lag * HOUR_MS:
         hours = (now_ms - since) / HOUR_MS
-        if lag is None:
-            _add(found, ATTENTION, f"published {hours:,.0f} h ago", "A stale store", at, "refresh")
-        else:
+        what = f"published {hours:,.0f} h ago"
+        if lag is not None:
             what = f"{lag.events:,} events of the tables are not in the store, the first since {hours:,.0f} h"
-            _add(found, ATTENTION, what, "A stale store", at, "refresh")
+        _add(found, ATTENTION, what, "A stale store", at, "refresh")
     if lag is not None and lag.events and lag.why:
         _add(found, ATTENTION, f"the tables cannot be read: {lag.why}", "A run that fails", at, "runs")
     if lag is not None and lag.events is None:
@@ -249,13 +240,10 @@ def _runs(found: Health, at: Home, runs: list[run_history.PastRun]) -> None:
             why = f": {run.why}" if run.why else ""
             what = f"the last {run.job} {run.outcome}{why}"
             code = ATTENTION if found.store and found.store.get("live") else WRONG
-            again = (
-                ("runs", run.path)
-                if run.outcome == run_history.DAMAGED
-                else (*run.verb, "--run-dir", run.path)
-            )
-            if run.job == "ingest":
-                again = ("runs", run.path)  # its files are in its record
+            looked_at = (
+                run.outcome == run_history.DAMAGED or run.job == "ingest"
+            )  # whose files are in its record
+            again = ("runs", run.path) if looked_at else (*run.verb, "--run-dir", run.path)
             _add(found, code, what, "A run that fails", at, *again)
 
 

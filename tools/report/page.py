@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tools import console
-from tools.report.health import Health
+from tools.report.health import WRONG, Health
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,12 @@ class Exhibit:
     svg: str = ""
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[Any]] = ()
-    caption: str = ""
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether each column has numbers, and nothing but them where something is known."""
+        known = [[row[k] for row in self.rows if row[k] is not None] for k in range(len(self.columns))]
+        return [bool(cells) and all(isinstance(c, (int, float)) for c in cells) for cells in known]
 
 
 @dataclass(frozen=True)
@@ -50,16 +55,16 @@ class Fact:
     note: str = ""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Page:
     """All of it."""
 
     title: str
     subtitle: str
     health: Health
-    facts: list[Fact] = field(default_factory=list)
-    sections: list[Section] = field(default_factory=list)
-    footer: str = ""
+    facts: Sequence[Fact]
+    sections: Sequence[Section]
+    footer: str
 
 
 def render(page: Page) -> str:
@@ -71,47 +76,20 @@ def render(page: Page) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, finalize=_shown
     )
-    return environment.get_template("report.html.j2").render(page=_view(page))
+    environment.filters["number"] = console.number
+    return environment.get_template("report.html.j2").render(page=page, verdict=_verdict(page.health))
 
 
 def _shown(value: Any) -> Any:
     return value if hasattr(value, "__html__") else console.safe(str(value))
 
 
-def _view(page: Page) -> dict[str, Any]:
-    kind = {0: "", 3: "look", 4: "wrong"}[page.health.code]
-    if page.health.problems:
-        text = page.health.problems[0].what
-        more = len(page.health.problems) - 1
-        text = f"{'Wrong' if kind == 'wrong' else 'Look'}: {text}" + (f", and {more} more" if more else "")
-    elif page.health.store and "live" in page.health.store:
-        text = "Healthy"
-    else:
-        text, kind = "Not serving yet: there is no store", "look"
-    return {
-        "title": page.title,
-        "subtitle": page.subtitle,
-        "verdict": {"kind": kind, "text": text},
-        "problems": page.health.problems,
-        "facts": page.facts,
-        "sections": [
-            {"name": s.name, "title": s.title, "says": s.says, "figures": [_figure(f) for f in s.figures]}
-            for s in page.sections if s.figures
-        ],
-        "footer": page.footer,
-    }  # fmt: skip
-
-
-def _figure(f: Exhibit) -> dict[str, Any]:
-    import markupsafe
-
-    rows = [list(row) for row in f.rows]
-    numeric = [
-        bool(rows) and all(isinstance(row[k], (int, float, type(None))) for row in rows) and any(
-            row[k] is not None for row in rows)
-        for k in range(len(f.columns))
-    ]  # fmt: skip
-    return {
-        "name": f.name, "title": f.title, "says": f.says, "columns": f.columns, "numeric": numeric,
-        "caption": f.caption, "svg": markupsafe.Markup(f.svg), "rows": [[console.number(c) for c in r] for r in rows],
-    }  # fmt: skip
+def _verdict(found: Health) -> tuple[str, str]:
+    """Its class on the page, and its text."""
+    if found.problems:
+        kind, word = ("wrong", "Wrong") if found.code == WRONG else ("look", "Look")
+        more = len(found.problems) - 1
+        return kind, f"{word}: {found.problems[0].what}" + (f", and {more} more" if more else "")
+    if found.store and "live" in found.store:
+        return "", "Healthy"
+    return "look", "Not serving yet: there is no store"

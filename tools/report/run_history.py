@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,8 @@ from typing import Any
 from vista.small_text import small_json
 
 PUBLISHERS = ("summarize", "refresh")
-DONE, LETTERS, FAILED, RUNNING, STOPPED, DAMAGED, PRIVATE = (
-    "done",
-    "dead letters",
-    "failed",
-    "running",
-    "stopped",
-    "damaged",
-    "private",
-)
+DONE, LETTERS, FAILED, RUNNING = "done", "dead letters", "failed", "running"
+STOPPED, DAMAGED, PRIVATE = "stopped", "damaged", "private"
 
 
 @dataclass(frozen=True)
@@ -79,20 +71,14 @@ class PastRun:
 
 def runs(folder: Path, last: int | None = None) -> list[PastRun]:
     """Runs below a folder, also those of ``refresh --follow`` one level deeper; newest first."""
-    held = _held()
-    found = [_read(path.parent, held) for path in _records(folder)]
-    found.sort(key=lambda run: (run.started_ms, run.path.name), reverse=True)
-    return found if last is None else found[:last]
+    held, records = _held(), [*folder.glob("*/run.json"), *folder.glob("*/*/run.json")]
+    found = [_read(path.parent, held) for path in records]
+    return sorted(found, key=lambda run: (run.started_ms, run.path.name), reverse=True)[:last]
 
 
 def read(path: Path) -> PastRun:
     """One run directory."""
     return _read(path, _held())
-
-
-def _records(folder: Path) -> Iterator[Path]:
-    yield from folder.glob("*/run.json")
-    yield from folder.glob("*/*/run.json")
 
 
 def _read(path: Path, held: set[tuple[int, int]]) -> PastRun:
@@ -107,13 +93,11 @@ def _read(path: Path, held: set[tuple[int, int]]) -> PastRun:
             raise TypeError("counts or finished_ms")
         if not isinstance(identity, dict):
             raise TypeError("identity")
-    except PermissionError:
-        told = "its record is for the user who ran it alone"
-        return PastRun(path, path.name.partition("-")[0], PRIVATE, _changed_ms(path), why=told)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return PastRun(
-            path, path.name.partition("-")[0], DAMAGED, _changed_ms(path), why=f"run.json: {error!r}"
-        )
+        outcome, told = DAMAGED, f"run.json: {error!r}"
+        if isinstance(error, PermissionError):
+            outcome, told = PRIVATE, "its record is for the user who ran it alone"
+        return PastRun(path, path.name.partition("-")[0], outcome, _changed_ms(path), why=told)
     failure = _failure(path)
     if code is None:
         outcome = RUNNING if _lock(path) in held else FAILED if failure else STOPPED

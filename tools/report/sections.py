@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,9 +40,7 @@ def training(model: Path) -> Section:
         )
         shown = [*thin[:: max(1, len(thin) // 8)], rows[-1]] if len(thin) > 9 else thin
         columns = ["step", "seconds", "loss", *parts]
-        table = [
-            [r["step"], float(r["seconds"]), *(_float(r.get(k)) for k in ("loss", *parts))] for r in shown
-        ]
+        table = [[r["step"], *(_float(r.get(k)) for k in columns[1:])] for r in shown]
         svg = charts.lines("training", "Training loss by step", says, series, "step", "loss", "y")
         figures.append(Exhibit("training-loss", "Training curves", says, svg, columns, table))
     says = "How training went, and how well the model ranks what it has not seen."
@@ -68,13 +67,10 @@ def quality(model: Mapping[str, Any] | None, evaluation: Mapping[str, Any] | Non
     rows = [r for r in rows if r[1] is not None]
     head = [r for r in rows if r[0] in HEADLINES]
     if head:
-        verdict = (evaluation or model or {}).get("verdict", "")
-        svg = charts.intervals(
-            "quality", "Quality on held-out requests", verdict, head, "value, 95 % interval"
-        )
+        verdict, title = (evaluation or model or {}).get("verdict", ""), "Quality on held-out requests"
+        svg = charts.intervals("quality", title, verdict, head, "value, 95 % interval")
         columns = ("measure", "value", "low", "high")
-        says = f"In words: {verdict}."
-        figures.append(Exhibit("quality-all", "Quality on held-out requests", says, svg, columns, rows))
+        figures.append(Exhibit("quality-all", title, f"In words: {verdict}.", svg, columns, rows))
     for key, parts in ((evaluation or {}).get("slices") or {}).items():
         if parts and key in SLICES:
             figures.append(_sliced(key, parts))
@@ -101,20 +97,17 @@ def studies(files: Iterable[Path]) -> Section:
     for file in files:
         for report in _json_lines(file):
             named = str(report.get("bench", file.stem))
-            found = {k: f for k, f in (report.get("figures") or {}).items() if isinstance(f, dict)}
             rows = [
-                (k, f.get("value"), f.get("low"), f.get("high"), f.get("unit", "")) for k, f in found.items()
+                (k, f["value"], f.get("low"), f.get("high"), f.get("unit", ""))
+                for k, f in (report.get("figures") or {}).items()
+                if isinstance(f, dict) and isinstance(f.get("value"), (int, float))
             ]
-            rows = [r for r in rows if isinstance(r[1], (int, float))]
             if not rows:
                 continue
-            units = {r[4] for r in rows}
-            svg, number = "", len(figures)
+            units, svg, number = {r[4] for r in rows}, "", len(figures)
             if len(units) == 1:  # else they share no axis
-                points = [r[:4] for r in rows]
-                svg = charts.intervals(
-                    f"study-{number}", named, "its figures", points, units.pop() or "value"
-                )
+                points, unit = [r[:4] for r in rows], units.pop() or "value"
+                svg = charts.intervals(f"study-{number}", named, "its figures", points, unit)
             says = "; ".join(map(str, report.get("notes") or ())) or f"from {file.name}"
             columns = ("figure", "value", "low", "high", "unit")
             figures.append(Exhibit(f"study-figure-{number}", named, says, svg, columns, rows))
@@ -184,28 +177,18 @@ def store(opened: Store, users: Sequence[Any], kept: Sequence[Manifest]) -> Sect
         for m in newest[:12]
     ]
     total, depth = size(sum(m.bytes for m in kept)), opened.manifest.depth
-    says = (
-        f"{len(kept)} kept, {total} together; the live one lies on {depth} other{'' if depth == 1 else 's'}."
-    )
+    others = f"{depth} other{'' if depth == 1 else 's'}"
+    says = f"{len(kept)} kept, {total} together; the live one lies on {others}."
     columns: Sequence[str] = (
-        "generation",
-        "line",
-        "kind",
-        "depth",
-        "users",
-        "gone",
-        "dead",
-        "MiB",
-        "published",
-    )
+        "generation", "line", "kind", "depth", "users", "gone", "dead", "MiB", "published",
+    )  # fmt: skip
     svg = charts.bars("sizes", "Bytes of generations", says, drawn, "MiB")
     figures = [Exhibit("generations", "Generations by size and depth", says, svg, columns, rows)]
     schema = opened.manifest.schema
     groups = [(g.name, g.tokens, g.width, g.codec, schema.dtype[g.name].itemsize) for g in schema.groups]
     says = f"{schema.record_bytes:,} bytes a user, {schema.tokens} tokens of width {schema.width}."
-    svg = charts.bars(
-        "record", "Bytes of a record", says, [("a record", {g[0]: g[4] for g in groups})], "bytes"
-    )
+    parts = [("a record", {g[0]: g[4] for g in groups})]
+    svg = charts.bars("record", "Bytes of a record", says, parts, "bytes")
     columns = ("group", "tokens", "width", "codec", "bytes")
     figures.append(Exhibit("record-bytes", "What a user's record holds", says, svg, columns, groups))
     found = opened.lookup_raw(list(users)) if len(users) else None
@@ -282,13 +265,9 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
         return []
     found = []
     for row in text.splitlines():
-        try:
-            value = json.loads(row)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            found.append(value)
-    return found
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(row))
+    return [value for value in found if isinstance(value, dict)]
 
 
 def _float(value: Any) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,21 +24,6 @@ class Damage:
     generation: str
     what: str
     live: bool
-
-
-def generations(store: Store) -> list[Manifest]:
-    """Kept generations that can be read, ascending."""
-    return store.generations()
-
-
-def chain(store: Store, manifest: Manifest) -> list[Manifest]:
-    """A generation and those below it, newest first; ends where one cannot be read."""
-    by_name = {m.generation: m for m in generations(store)}
-    found, seen = [manifest], {manifest.generation}
-    while found[-1].parent in by_name and found[-1].parent not in seen:
-        found.append(by_name[found[-1].parent])
-        seen.add(found[-1].generation)
-    return found
 
 
 def as_row(m: Manifest, now_ms: float) -> dict[str, Any]:
@@ -77,12 +63,11 @@ def damage(store: Store, live: Sequence[str]) -> list[Damage]:
         for file, fact in manifest.files.items():
             try:
                 size = (folder / file).stat().st_size
+                what = f"expected {fact.bytes} bytes, found {size}" if size != fact.bytes else ""
             except OSError as error:
-                found.append(Damage(name, f"{folder / file}: {error.strerror}", name in needed))
-                break
-            if size != fact.bytes:
-                what = f"{folder / file}: expected {fact.bytes} bytes, found {size}"
-                found.append(Damage(name, what, name in needed))
+                what = f"{error.strerror}"
+            if what:
+                found.append(Damage(name, f"{folder / file}: {what}", name in needed))
                 break
     return found
 
@@ -127,15 +112,19 @@ def readers(store: Store) -> int:
 
 def full_bytes(store: Store, manifest: Manifest, users: int) -> int:
     """About what the next full generation of this line, of so many users, will take."""
-    parts = chain(store, manifest)
-    base = parts[-1]
-    return int(base.bytes / max(base.records, 1) * max(users, 1)) if base.records else base.bytes
+    below, base = {m.generation: m for m in store.generations()}, manifest
+    while base.parent in below:  # ends where one cannot be read
+        base = below.pop(base.parent)
+    return int(base.bytes / base.records * max(users, 1)) if base.records else base.bytes
+
+
+def there(path: Path) -> Path:
+    """A path, or the nearest folder above it that is there."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes left on the file system of a path, or of the nearest folder above it that is there."""
-    import shutil
-
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return shutil.disk_usage(path).free
+    """Bytes left on the file system of a path that need not be there yet."""
+    return shutil.disk_usage(there(path)).free

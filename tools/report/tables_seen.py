@@ -12,6 +12,7 @@ import json
 import os
 import sqlite3
 import uuid
+from collections.abc import Iterable
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -48,9 +49,6 @@ class Lag:
     since_ms: int | None = None
     new_users: int | None = None
     why: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class TablesSeen:
@@ -93,7 +91,7 @@ class TablesSeen:
         found = lag(self.tables, manifest, store)
         keep = self._keep and self._mark is not None and found.events is not None and not found.why
         if keep and self._mark == _mark(self._where, self._store):
-            text = json.dumps({"overview": self.overview, "lag": found.as_dict()})
+            text = json.dumps({"overview": self.overview, "lag": asdict(found)})
             new = self._path.with_name(f".{KEPT}.{uuid.uuid4().hex}.tmp")
             with suppress(OSError):  # a home that may only be read, or is full, is looked at the slow way
                 try:
@@ -128,9 +126,8 @@ def _mark(where: str | dict[str, str], store: Path) -> str | None:
         return None
     folder = Path(where).absolute()
     try:
-        with closing(
-            sqlite3.connect(f"file:{quote(str(folder / 'catalog.db'))}?mode=ro", uri=True)
-        ) as catalog:
+        address = f"file:{quote(str(folder / 'catalog.db'))}?mode=ro"
+        with closing(sqlite3.connect(address, uri=True)) as catalog:
             rows = catalog.execute("select * from iceberg_tables order by 1, 2, 3").fetchall()
         facts_of = [(str(f), f.stat()) for f in folder.glob("*/*/*/**/*")]
         files = [(name, fact.st_size, fact.st_mtime_ns) for name, fact in facts_of]
@@ -169,12 +166,8 @@ def overview(tables: Warehouse, store: Path) -> dict[str, Any]:
     }
 
 
-def lag(tables: Warehouse, manifest: Manifest, store: Store | None = None) -> Lag:
-    """How far a generation is behind the tables.
-
-    Args:
-        store: opened at that generation, to count users that it lacks; None leaves them uncounted.
-    """
+def lag(tables: Warehouse, manifest: Manifest, store: Store) -> Lag:
+    """How far a generation, which the store is opened at, is behind the tables."""
     from vista.data.tables.manifests import PREFIX, commit_of, summary_of
     from vista.errors import DataError, VistaError
 
@@ -184,41 +177,34 @@ def lag(tables: Warehouse, manifest: Manifest, store: Store | None = None) -> La
     if now is None or int(manifest.table_snapshot) == now:
         return Lag(0, new_users=0)
     try:
-        files = [
-            f for found in tables.bucket_files(since=int(manifest.table_snapshot)).values() for f in found
-        ]
+        later_files = tables.bucket_files(since=int(manifest.table_snapshot))
         seen, _ = commit_of(tables.history, int(manifest.table_snapshot))
     except DataError as error:
         return Lag(None, why=str(error))
-    rows = sum(f.rows for f in files)
+    rows = sum(f.rows for found in later_files.values() for f in found)
     if not rows:
         return Lag(0, new_users=0)
     later = [s.timestamp_ms for s in tables.history.snapshots()
              if int(summary_of(s).get(PREFIX + "commit", 0)) > seen]  # fmt: skip
     counted, why = None, ""
-    if store is not None and rows <= COUNTED_ROWS:
+    if rows <= COUNTED_ROWS:
         try:
-            counted = _new_users(files, store)
+            counted = sum(_new_users(found, store) for found in later_files.values())
         except (OSError, VistaError) as error:  # what is wrong is told, and the rest of the look goes on
             why = str(error)
     return Lag(rows, min(later, default=None), counted, why)
 
 
-def _new_users(files: list[Any], store: Store) -> int:
+def _new_users(files: Iterable[Any], store: Store) -> int:
+    """Users in files of one bucket who have no record."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     from vista.data.tables.rows import open_sorted
 
-    missing = 0
-    by_bucket: dict[int, list[Any]] = {}
+    chunks = []
     for file in files:
-        by_bucket.setdefault(file.bucket, []).append(file)
-    for found in by_bucket.values():
-        chunks = []
-        for file in found:
-            with open_sorted(file.path) as parquet:
-                chunks += [pc.unique(batch.column(0)) for batch in parquet.iter_batches(columns=["user_id"])]
-        users = pc.unique(pa.chunked_array(chunks)) if chunks else pa.array([])
-        missing += sum(place is None for place in store.places(users.to_pylist()))
-    return missing
+        with open_sorted(file.path) as parquet:
+            chunks += [pc.unique(batch.column(0)) for batch in parquet.iter_batches(columns=["user_id"])]
+    users = pc.unique(pa.chunked_array(chunks)) if chunks else pa.array([])
+    return sum(place is None for place in store.places(users.to_pylist()))

@@ -22,13 +22,9 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Users added, gone and changed from A to B; drift of tokens and of masses, also by length of history."""
-    from cache_store import Store
-    from cache_store.change.compare import compare
+    from tools.report.asked import QUANTILES, compared
 
-    opened = Store(at.store)
-    known = opened.lines()
-    one, two = (known.get(name, name) for name in (before, line if after is None else after))
-    found = compare(opened.layout, one, two, sample)
+    found = compared(at.store, before, line if after is None else after, sample)
     if json:
         return console.json_line(found.as_dict())
     rows: dict[str, object] = {
@@ -38,10 +34,9 @@ def command(
         "changed": f"{found.changed:,} of {found.sampled:,} that were read; {found.grown:,} with more events",
         "model": "the same" if found.same_model else "another: drift says nothing",
     }
-    console.fields(f"from generation {one} to {two}", rows)
-    quantiles = ("10 %", "median", "90 %", "99 %", "most")
-    console.table("drift, |b - a| / |a|", ("group", *quantiles), [(g, *v) for g, v in found.drift.items()])
-    console.table("mass, log2 |b| / |a|", ("group", *quantiles), [(g, *v) for g, v in found.mass.items()])
+    console.fields(f"from generation {found.before} to {found.after}", rows)
+    console.table("drift, |b - a| / |a|", ("group", *QUANTILES), [(g, *v) for g, v in found.drift.items()])
+    console.table("mass, log2 |b| / |a|", ("group", *QUANTILES), [(g, *v) for g, v in found.mass.items()])
     columns = ("events", "users", "median drift", "90 %")
     console.table("drift by length of history", columns, [tuple(row.values()) for row in found.by_length])
 

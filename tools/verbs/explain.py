@@ -59,9 +59,8 @@ def explained(
         if item is not None:
             if bundle is None or not served or not there:
                 raise typer.BadParameter("--item needs the tables, and the bundle that made the summaries")
-            (wanted,) = bundle.encode(items=[int(item) if item.lstrip("-").isdigit() else item])[
-                "item"
-            ].tolist()
+            known = int(item) if item.lstrip("-").isdigit() else item
+            (wanted,) = bundle.encode(items=[known])["item"].tolist()
             last = found["history"].get("last_ms")
             at_ms = now if now is not None else (last or int(time.time() * 1000)) + 1
             from tools.serving import open_index
@@ -72,43 +71,20 @@ def explained(
 
 
 def _show(found: dict[str, Any]) -> None:
-    r = found["record"]
-    rows: dict[str, Any] = {"status": r["status"], "events seen": r["events"]}
-    for name in ("last_event_ms", "summarized_ms", "published_ms"):
-        if r[name]:
-            rows[name.removesuffix("_ms").replace("_", " ")] = console.when(r[name])
-    rows |= {"live generation": r["live"], "record of generation": r["generation"] or "none",
-             "file": r["file"] or "none", "offset": r["offset"], "state bytes": r["state_bytes"]}  # fmt: skip
-    history = found.get("history")
-    if history:
-        rows["events in the tables"] = history["events"]
-        rows["not yet seen"] = max(history["events"] - r["events"], 0)
-    console.fields(f"user {r['user']}", rows)
-    table: list[tuple[Any, ...]]
-    if history and history["items"]:
-        table = [(i["name"] or str(i["item"]), i["times"]) for i in history["items"]]
-        console.table("most often in the history", ("item", "times"), table)
-    held = found.get("held") or {}
-    if held.get("items"):
-        table = [(i["name"] or str(i["item"]), *map(float, i["masses"])) for i in held["items"]]
-        horizons = _horizons(held)
-        console.table(f"weighs most in the summary, of {held['kept']:,} items", ("item", *horizons), table)
-    if held.get("clusters"):
-        table = [(f"cluster {c['cluster']}", *map(float, c["masses"])) for c in held["clusters"]]
-        horizons = _horizons(held)
-        console.table("clusters that weigh most", ("cluster", *horizons), table)
+    from tools.report.asked import record_rows, user_tables
+
+    console.fields(f"user {found['record']['user']}", record_rows(found))
+    for part, title, columns, rows in user_tables(found):
+        of = f", of {found['held']['kept']:,} items" if part == "items" else ""
+        console.table(title + of, columns, rows)
     if "item" in found:
         _show_item(found["item"])
 
 
-def _horizons(held: dict[str, Any]) -> tuple[str, ...]:
-    return tuple("all" if h is None else f"half in {h:,.0f}" for h in held["half_lives_events"])
-
-
 def _show_item(i: dict[str, Any]) -> None:
+    last = f", last {console.when(i['last_touch_ms'])}" if i["touched"] else ""
     rows: dict[str, Any] = {
-        "touched": f"{i['touched']:,} times"
-        + (f", last {console.when(i['last_touch_ms'])}" if i["touched"] else ""),
+        "touched": f"{i['touched']:,} times{last}",
         "in the summary": "no entry of its own" if i["in_the_summary"] is None else i["in_the_summary"],
         "in the recent events": "yes" if i["in_the_recent_events"] else "no",
         "place among the recommended": i["place"] or "not among them",
