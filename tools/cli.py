@@ -128,12 +128,10 @@ def _failed(error: Exception, arguments: list[str]) -> int:
     system = _of_storage(error)
     if system is not None:
         expected, code = STORAGE[system]
-        where = getattr(error, "filename", None) or "writing"
-        console.failure(
-            type(error).__name__,
-            f"{console.safe(str(where))}: expected {expected}, found: {os.strerror(system)}; mend that or name "
-            f"another path, and run the command again",
-        )
+        where = console.safe(str(getattr(error, "filename", None) or "writing"))
+        text = f"{where}: expected {expected}, found: {os.strerror(system)}"
+        remedy = "mend that or name another path, and run the command again"
+        console.failure(type(error).__name__, f"{text}; {remedy}")
         return code
     console.failure(type(error).__name__, str(error))
     console.note("This is an internal error; please report it with the trace that `vista --debug ...` shows.")

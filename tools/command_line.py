@@ -40,19 +40,15 @@ class Verb(TyperCommand):
             given = ctx.params.get(option.name)
             for value in given if isinstance(given, (list, tuple)) else [given]:
                 if isinstance(value, float) and not math.isfinite(value):
-                    raise typer.BadParameter(
-                        f"expected a number, found {value}", param_hint=option.opts[-1], ctx=ctx
-                    )
+                    told = f"expected a number, found {value}"
+                    raise typer.BadParameter(told, param_hint=option.opts[-1], ctx=ctx)
         return left
 
     def _options_first(self, ctx: Any, words: Sequence[str]) -> list[str]:
         """The same words as options, ``--``, positional words; so that a negative number is no option."""
         known = {word: p for p in self.get_params(ctx) if p.param_type_name == "option"
                  for word in (*p.opts, *p.secondary_opts)}  # fmt: skip
-        options: list[str] = []
-        rest: list[str] = []
-        given: set[str] = set()
-        left = list(words)
+        options, rest, given, left = list[str](), list[str](), set[str](), list(words)
         while left:
             word = left.pop(0)
             if word == "--":
@@ -92,13 +88,11 @@ class Verbs(TyperGroup):
         if args and args[0] in VERBS:
             self.commands[args[0]] = command(args[0])
             if not ctx.resilient_parsing and "--help" not in args:
-                found = settings.of(args[1:])
+                found = settings.read(settings.home_in(args[1:]))
                 ctx.default_map = {args[0]: found.defaults(args[0], self.commands[args[0]])}
                 _of_some_verb(found, self.commands[args[0]])
-        else:
-            self.commands = {
-                verb: self.get_command(ctx, verb) for verb in VERBS
-            }  # what a misspelt one may mean
+        else:  # what a misspelt one may mean
+            self.commands = {verb: self.get_command(ctx, verb) for verb in VERBS}
         return super().resolve_command(ctx, args)
 
 
@@ -109,10 +103,8 @@ def _of_some_verb(found: settings.Settings, asked: Any) -> None:
         ConfigError
     """
     left = {*found.common} - {*settings.option_names(asked)}
-    for verb in VERBS if left else ():
-        left -= {*settings.option_names(command(verb))}
-        if not left:
-            return
+    for verb in VERBS:
+        left -= {*settings.option_names(command(verb))} if left else set()
     if left:
         raise found.error(f"expected options of some verb above the tables, found {min(left)!r}")
 

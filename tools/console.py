@@ -37,18 +37,12 @@ def safe(text: str) -> str:
 
     Tabs and line breaks are escaped too; who prints several lines calls this for each.
     """
-    if (
-        text.isprintable()
-    ):  # what the printable characters are is the same question, but for spaces and joiners
-        return text
-    return "".join(c if c.isprintable() or c in JOINERS or _blank(c) else _escape(c) for c in text)
+    return text if text.isprintable() else "".join(map(_shown, text))
 
 
-def _blank(character: str) -> bool:
-    return unicodedata.category(character) == "Zs"
-
-
-def _escape(character: str) -> str:
+def _shown(character: str) -> str:
+    if character.isprintable() or character in JOINERS or unicodedata.category(character) == "Zs":
+        return character
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
@@ -123,9 +117,8 @@ def line(text: str, style: str | None = None, width: int | None = None) -> None:
 
     shown = safe(text)
     indent = " " * (len(shown) - len(shown.lstrip()) + 2)
-    for part in textwrap.wrap(
-        shown, width or out.width, subsequent_indent=indent, break_on_hyphens=False
-    ) or [""]:
+    parts = textwrap.wrap(shown, width or out.width, subsequent_indent=indent, break_on_hyphens=False)
+    for part in parts or [""]:
         out.print(Text(part, style or ""))
 
 
@@ -139,41 +132,15 @@ def grid(rows: Sequence[tuple[str, str]], width: int) -> None:
     out.print(view, width=min(width, out.width))
 
 
-def note(text: str, style: str | None = None) -> None:
+def note(text: str) -> None:
     """Lines for the person watching, on stderr."""
-    err.print("\n".join(map(safe, text.split("\n"))), style=style)
+    err.print("\n".join(map(safe, text.split("\n"))))
 
 
 def failure(kind: str, text: str) -> None:
     """An error: what kind it is, and its paragraph, on stderr."""
     err.print(Text(f"{kind}:", "bold red"), end=" ")
     note(text)
-
-
-@contextmanager
-def progress(label: str, total: float | None) -> Iterator[Any]:
-    """A bar on a terminal, silence elsewhere. Yields ``advance(amount=1)``."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=err,
-        disable=not err.is_terminal,
-        transient=True,
-    ) as bar:
-        task = bar.add_task(safe(label), total=total)
-        yield lambda amount=1: bar.advance(task, amount)
 
 
 @contextmanager

@@ -29,19 +29,12 @@ class Home:
     """Paths below one folder, but for those that were named one by one."""
 
     def __init__(
-        self,
-        root: Path = HOME,
-        *,
-        warehouse: str | None = None,
-        model: Path | None = None,
-        store: Path | None = None,
-    ):
-        self.root = root
+        self, root: Path = HOME, *, warehouse: str | None = None, model: Path | None = None, store: Path | None = None
+    ) -> None:  # fmt: skip
+        self.root, self.warehouse = root, root / "warehouse"
+        self.index, self.runs = root / "index", root / "runs"
+        self.store = store or root / "store"
         self.named_warehouse, self.named_model, self.named_store = warehouse, model, store
-
-    @property
-    def warehouse(self) -> Path:
-        return self.root / "warehouse"
 
     @property
     def models(self) -> list[Path]:
@@ -85,18 +78,6 @@ class Home:
                 return store.manifest.fingerprint
         except StoreError:
             return None  # whoever opens it next says what is wrong
-
-    @property
-    def store(self) -> Path:
-        return self.named_store or self.root / "store"
-
-    @property
-    def index(self) -> Path:
-        return self.root / "index"
-
-    @property
-    def runs(self) -> Path:
-        return self.root / "runs"
 
     @property
     def tables(self) -> str | dict[str, str]:

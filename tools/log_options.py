@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,20 +41,16 @@ def given_reading(
     base = Reading.of(found.tables.get("log", {}), f"{found.path}: [log]")
     if layout is not None:
         base = load(layout)
-    told = []
-    for word in actions or ():
-        name, equals, says = word.partition("=")
-        told.append(ActionColumn.of(name, says if equals else "", "--action-column"))
-    names = [a.name for a in told]
-    twice = sorted({n for n in names if names.count(n) > 1})
+    words = [word.partition("=") for word in actions or ()]
+    told = [ActionColumn.of(name, says, "--action-column") for name, _, says in words]
+    twice = sorted(name for name, n in Counter(a.name for a in told).items() if n > 1)
     if twice:
         raise WrongOption(
             f"--action-column: expected each action once, found {twice[0]!r} twice; for example "
             f"--action-column like=is_like --action-column share=is_share"
         )
     values = {name: value for name, value in given.items() if value is not None}
-    mine = Reading(actions=tuple(told), **values)
-    return mine.over(base)
+    return Reading(actions=tuple(told), **values).over(base)
 
 
 def weights(words: Sequence[str] | None) -> dict[str, float]:
@@ -90,12 +87,12 @@ def show_dry_run(options: IngestOptions, json: bool) -> int:
     from beam_jobs.ingest.preview import preview
 
     looks = preview(options)
+    code = 3 if any(look.letters for look in looks) else 0
     if json:
         console.json_line([look.as_json() for look in looks])
-        return 3 if any(look.letters for look in looks) else 0
+        return code
     for look in looks:
-        rows = [(m, c, t, how) for m, c, t, how in look.columns]
-        console.table(f"{look.path}  ({look.of})", ("meaning", "column", "type", "read as"), rows)
+        console.table(f"{look.path}  ({look.of})", ("meaning", "column", "type", "read as"), look.columns)
         if look.unused:
             console.note(f"not read: {', '.join(look.unused)}")
         kind = "items" if look.of == "items" else "events"
@@ -103,4 +100,4 @@ def show_dry_run(options: IngestOptions, json: bool) -> int:
         for letter in look.letters:
             console.note(f"would be set aside: row {letter.row}, {letter.reason}: {letter.values[:200]}")
     console.note("nothing was changed; leave out --dry-run to ingest")
-    return 3 if any(look.letters for look in looks) else 0
+    return code

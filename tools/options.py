@@ -40,16 +40,11 @@ def places(
         str | None,
         typer.Option(
             help="Folder of the tables, or a .json file with the properties of a PyIceberg catalog.  "
-            "[default: HOME/warehouse]",
-            show_default=False,
+            "[default: HOME/warehouse]"
         ),
     ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="Model bundle.  [default: HOME/model]", show_default=False)
-    ] = None,
-    store: Annotated[
-        Path | None, typer.Option(help="Cache store.  [default: HOME/store]", show_default=False)
-    ] = None,
+    model: Annotated[Path | None, typer.Option(help="Model bundle.  [default: HOME/model]")] = None,
+    store: Annotated[Path | None, typer.Option(help="Cache store.  [default: HOME/store]")] = None,
 ) -> Home:
     """A home, and what is named beside it."""
     return Home(home, warehouse=warehouse, model=model, store=store)
@@ -84,7 +79,6 @@ ExpireOption = Annotated[
         metavar="DAYS",
         min=0.001,
         help="Leave out users without events for so many days; a new event brings one back, whole.",
-        show_default=False,
     ),
 ]
 MaxBytesOption = Annotated[
@@ -94,7 +88,6 @@ MaxBytesOption = Annotated[
         metavar="BYTES",
         help="Refuse to begin what would write more than this (500M, 20G), so far as it can be told before.  [default: "
         "what the disk has]",
-        show_default=False,
     ),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done; change nothing.")]
@@ -138,10 +131,8 @@ class Runner:
 
         elsewhere = self.engine != "beam" or self.address
         if (elsewhere or given) and (self.mode != "in_memory" or self.workers != 1):
-            beside = "--engine" if elsewhere else "-- ..."
-            raise typer.BadParameter(
-                f"--mode and --workers are of the local runner; leave them out with {beside}"
-            )
+            text = "--mode and --workers are of the local runner; leave them out with"
+            raise typer.BadParameter(f"{text} {'--engine' if elsewhere else '-- ...'}")
         if elsewhere:
             return engine_args(self.engine, self.address, given or ())
         if given:
@@ -176,7 +167,6 @@ class SummaryJob:
             exists=True,
             dir_okay=False,
             help="Bounds of the publish gate, as TOML.  [default: HOME/gate.toml, or what is built in]",
-            show_default=False,
         ),
     ] = None
     no_gate: Annotated[bool, typer.Option("--no-gate", help="Go live whatever the gate would say.")] = False
@@ -188,16 +178,12 @@ class SummaryJob:
 
         own = at.root / "gate.toml"
         return {
-            "warehouse": at.tables,
-            "store": str(at.store),
-            "line": self.line,
-            "codecs": pairs(self.codec, "--codec"),
-            "max_events_in_memory": self.memory_events,
-            "threads": self.threads,
-            "max_bytes": as_bytes(self.max_bytes),
+            "warehouse": at.tables, "store": str(at.store), "line": self.line,
+            "codecs": pairs(self.codec, "--codec"), "max_events_in_memory": self.memory_events,
+            "threads": self.threads, "max_bytes": as_bytes(self.max_bytes),
             "expire_after_ms": as_ms(self.expire_after),
             "gate": None if self.no_gate else bounds(self.gate or (own if own.exists() else None)),
-        }
+        }  # fmt: skip
 
 
 SummaryOptions = Annotated[SummaryJob, OptionGroup(SummaryJob)]
@@ -233,9 +219,8 @@ def there(at: Home) -> Home:
         from vista.data.tables.warehouse import Warehouse
 
         if not Warehouse(at.tables).exists():
-            raise typer.BadParameter(
-                f"--warehouse: no tables at {warehouse}; `vista ingest --warehouse {warehouse}` makes them"
-            )
+            remedy = f"`vista ingest --warehouse {warehouse}` makes them"
+            raise typer.BadParameter(f"--warehouse: no tables at {warehouse}; {remedy}")
     return at
 
 
@@ -271,27 +256,20 @@ EXAMPLES = {
 
 def pairs(given: Sequence[str] | None, option: str) -> dict[str, str]:
     """``NAME=VALUE`` words of a repeated option as a dict."""
-    found = [word.partition("=") for word in given or []]
-    wrong = [name for name, equals, _ in found if not equals or not name]
-    if wrong:
-        said = next(word for word in given or [] if "=" not in word or word.startswith("="))
-        raise typer.BadParameter(
-            f"{option} takes NAME=VALUE, found {said!r}; for example {option} {EXAMPLES.get(option, 'NAME=VALUE')}"
-        )
-    names = [name for name, _, _ in found]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        values = [value for name, _, value in found if name == twice[0]]
-        raise typer.BadParameter(
-            f"{option} {twice[0]}=... given twice ({', '.join(values)}); expected once, for example {option} "
-            f"{twice[0]}={values[0]}"
-        )
-    empty = [name for name, _, value in found if not value.strip()]
-    if empty and option in EXAMPLES:
-        raise typer.BadParameter(
-            f"{option} {empty[0]}=: expected a value, found none; for example {option} {EXAMPLES[option]}"
-        )
-    return {name: value for name, _, value in found}
+    example, values = f"for example {option} {EXAMPLES.get(option, 'NAME=VALUE')}", dict[str, list[str]]()
+    for word in given or ():
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"{option} takes NAME=VALUE, found {word!r}; {example}")
+        values.setdefault(name, []).append(value)
+    for name, of in sorted(values.items()):
+        if len(of) > 1:
+            once = f"expected once, for example {option} {name}={of[0]}"
+            raise typer.BadParameter(f"{option} {name}=... given twice ({', '.join(of)}); {once}")
+    for name, (value,) in values.items():
+        if not value.strip() and option in EXAMPLES:
+            raise typer.BadParameter(f"{option} {name}=: expected a value, found none; {example}")
+    return {name: value for name, (value,) in values.items()}
 
 
 def parse_users(words: Sequence[str], kind: str) -> list[int] | list[str]:

@@ -39,11 +39,8 @@ def users_of(file: Path | None) -> list[str]:
         if column.null_count:
             raise DataError(f"{file}: expected a user in every row, found {column.null_count} nulls")
         return [str(user) for user in column.to_pylist()]
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split(
-            "\n"
-        )  # universal newlines, and nothing else ends a line
-        return [line for line in lines if line]
+    try:  # universal newlines, and nothing else ends a line
+        return [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line]
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: expected a user on each line, found {error}") from error
 

@@ -28,16 +28,11 @@ def open_index(bundle: Bundle, path: Path, kind: str = "exact") -> ItemIndex:
         except VistaError as error:
             console.note(f"{path}: building the index again ({error})")
     with console.status("building the item index"):
-        index = ItemIndex.build(
-            bundle.model, bundle.items()["item_id"].to_numpy(), kind, fingerprint=bundle.fingerprint
-        )
+        items = bundle.items()["item_id"].to_numpy()
+        index = ItemIndex.build(bundle.model, items, kind, fingerprint=bundle.fingerprint)
         index.catalogue = bundle.catalogue
         try:
             index.save(path)
-        except (
-            OSError,
-            RuntimeError,
-            VistaError,
-        ) as error:  # FAISS raises RuntimeError where it cannot write
+        except (OSError, RuntimeError, VistaError) as error:  # RuntimeError: FAISS cannot write
             console.note(f"the item index is not kept, the next call builds it again: {error}")
     return index

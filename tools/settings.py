@@ -103,11 +103,6 @@ def home_in(words: Sequence[str]) -> Path:
     return HOME
 
 
-def of(words: Sequence[str]) -> Settings:
-    """Settings of the home that a verb's words name."""
-    return read(home_in(words))
-
-
 def read(home: Path) -> Settings:
     """Settings of a home.
 
@@ -128,9 +123,5 @@ def read(home: Path) -> Settings:
         raise Settings(path).error(f"[{unknown[0]}]: expected a verb, or one of {', '.join(INGEST_TABLES)}")
     if "home" in common:
         raise Settings(path).error("home: expected on the command line, since this file lies in it")
-    return Settings(
-        path,
-        common,
-        {k: v for k, v in tables.items() if k in VERBS},
-        {k: v for k, v in tables.items() if k in INGEST_TABLES},
-    )
+    of_verbs = {k: v for k, v in tables.items() if k in VERBS}
+    return Settings(path, common, of_verbs, {k: v for k, v in tables.items() if k in INGEST_TABLES})

@@ -38,14 +38,15 @@ def record(store: Store, user: Any) -> dict[str, Any]:
         "state_bytes": None if state is None else len(state),
         "tokens": {
             name: float(np.sqrt((found.tokens[0, rows].astype(np.float64) ** 2).mean()))
-            for name, rows in store.manifest.schema.slices.items()
-            if _is_number(store, name)
+            for name, rows in numbers(store).items()
         } if there else {},
     }  # fmt: skip
 
 
-def _is_number(store: Store, group: str) -> bool:
-    return next(g.codec for g in store.manifest.schema.groups if g.name == group) != "int64"
+def numbers(store: Store) -> dict[str, slice]:
+    """Rows of a record's tokens by group, of those groups that are numbers; the others are bits."""
+    schema = store.manifest.schema
+    return {g.name: schema.slices[g.name] for g in schema.groups if g.codec != "int64"}
 
 
 def held(store: Store, bundle: Bundle, user: Any, most: int = 10) -> dict[str, Any]:
@@ -80,14 +81,14 @@ def held(store: Store, bundle: Bundle, user: Any, most: int = 10) -> dict[str, A
     }
 
 
-def history(tables: Warehouse, bundle: Bundle | None, user: Any, most: int = 10) -> dict[str, Any]:
+def history(tables: Warehouse, bundle: Bundle | None, user: Any) -> dict[str, Any]:
     """What the tables have of a user: how much, how new, which items most often."""
     from tools import histories
 
     events = histories.newest(tables, [user], HISTORY)
     if not len(events):
         return {"events": 0, "items": []}
-    counted = Counter(events.item.tolist()).most_common(most)
+    counted = Counter(events.item.tolist()).most_common(10)
     names = [None] * len(counted) if bundle is None else bundle.names([item for item, _ in counted])
     return {
         "events": len(events),
@@ -120,11 +121,9 @@ def item(
             logits = bundle.model.ranker.rank(ctx, torch.tensor([wanted]), np.array([0, 1]))
         scores[name] = dict(zip(bundle.meta.actions, torch.sigmoid(logits[0].float()).tolist(), strict=False))
         if name == "with_summary":
-            got = serve.recommend(
-                asked, recent, now_ms, min(1_000, len(index)), candidates=min(1_000, len(index))
-            )
-            where = np.flatnonzero(got.item == wanted)
-            place = int(where[0]) + 1 if len(where) else None
+            most = min(1_000, len(index))
+            ranked = serve.recommend(asked, recent, now_ms, most, candidates=most).item.tolist()
+            place = ranked.index(wanted) + 1 if wanted in ranked else None
     held_mass = [row for row in held(store, bundle, user, most=1 << 20)["items"] if row["item"] == wanted]
     return {
         "item": wanted,

@@ -60,22 +60,16 @@ def command(
         from beam_jobs.tables import compact as compact_tables
 
         options = compact_tables.CompactOptions(
-            warehouse=at.tables,
-            run_dir=str(run_dir or at.new_run("compact")),
-            stores=(str(at.store),),
-            most=files,
-            everything=everything,
+            at.tables, str(run_dir or at.new_run("compact")), (str(at.store),), most=files, everything=everything,
             max_rows=memory_rows,
-        )
+        )  # fmt: skip
         if dry_run:
             return _shown("would merge", compact_tables.due(options), json)
         return runs.report(compact_tables.run(options, runner.arguments(beam)), json)
     from cache_store import Store
 
-    of_tables = ("warehouse", "files", "everything", "memory_rows")
-    alone(
-        context, "compact store", *(p.name or "" for p in context.command.params if p.name not in of_tables)
-    )
+    of_tables = {"warehouse", "files", "everything", "memory_rows"}
+    alone(context, "compact store", *({p.name or "" for p in context.command.params} - of_tables))
     if dry_run:
         with Store.open(at.store, line=line) as opened:
             m = opened.manifest
@@ -90,15 +84,8 @@ def command(
         before = opened.manifest
         name = opened.compact()
         after = opened.manifest
-    found = {
-        "line": line,
-        "generation": name,
-        "from": before.generation,
-        "deltas folded": before.depth,
-        "users": after.records,
-        "bytes": after.bytes,
-    }
-    return _shown("compacted", found, json)
+    found = {"line": line, "generation": name, "from": before.generation, "deltas folded": before.depth}
+    return _shown("compacted", {**found, "users": after.records, "bytes": after.bytes}, json)
 
 
 def _shown(title: str, found: dict[str, Any], json: bool) -> int:

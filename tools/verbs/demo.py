@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tools import console, demo_folder, invocation
 from tools.home import Home
-from tools.options import DryRunOption, JsonOption
+from tools.options import DryRunOption, JsonOption, Runner
+
+if TYPE_CHECKING:
+    from cache_store import Store
 
 
 def command(
@@ -20,8 +21,7 @@ def command(
         Path | None,
         typer.Option(
             help="Folder for everything the demo makes: an empty one, or that of an earlier demo, which is cleared.  "
-            "[default: demo-out, or the next free demo-out-2, ...]",
-            show_default=False,
+            "[default: demo-out, or the next free demo-out-2, ...]"
         ),
     ] = None,
     users: Annotated[int, typer.Option(min=50, help="Lives to generate.")] = 600,
@@ -61,40 +61,27 @@ class Demo:
 
     def __init__(self, out: Path, users: int, train_seconds: float, workers: int):
         self.home, self.logs = Home(out), out / "logs"
-        self.users, self.train_seconds, self.workers = users, train_seconds, workers
+        self.users, self.train_seconds = users, train_seconds
+        self.beam = Runner(workers=workers).arguments()
         self.rows: list[tuple[str, str]] = []
         self.seconds: list[tuple[str, float]] = []
         self.example: Any = None
 
     def run(self) -> None:
         steps = (
-            self.generate,
-            self.ingest,
-            self.train,
-            self.summarize,
-            self.look_up,
-            self.recommend,
-            self.refresh,
+            self.generate, self.ingest, self.train, self.summarize, self.look_up, self.recommend, self.refresh,
             self.report,
-        )
+        )  # fmt: skip
         for number, step in enumerate(steps, 1):
-            with self._timed(number, len(steps), step.__name__.replace("_", " ")):
-                step()
-        self.rows.append(("time of all steps", f"{sum(s for _, s in self.seconds):.0f} s"))
+            name, start = step.__name__.replace("_", " "), time.perf_counter()
+            console.note(f"[{number}/{len(steps)}] {name} ...")
+            step()
+            self.seconds.append((name, time.perf_counter() - start))
+            console.note(f"      {self.seconds[-1][1]:.1f} s")
+        self._told("time of all steps", f"{sum(s for _, s in self.seconds):.0f} s")
 
-    @contextmanager
-    def _timed(self, number: int, of: int, name: str) -> Iterator[None]:
-        console.note(f"[{number}/{of}] {name} ...")
-        start = time.perf_counter()
-        yield
-        self.seconds.append((name, time.perf_counter() - start))
-        console.note(f"      {self.seconds[-1][1]:.1f} s")
-
-    @property
-    def beam(self) -> list[str]:
-        from beam_jobs.run.runner import local_args
-
-        return local_args("multi_processing", self.workers) if self.workers > 1 else local_args()
+    def _told(self, name: str, text: str) -> None:
+        self.rows.append((name, text))
 
     def generate(self) -> None:
         from vista.data.generator import GeneratorOptions, generate
@@ -104,35 +91,22 @@ class Demo:
             sleep_events=800, phase_events=150, held_back_days=20, slate=20,
         )  # fmt: skip
         self.made = generate(options, self.logs)
-        self.rows.append(
-            (
-                "generated",
-                f"{self.made.event_rows + self.made.later_rows:,} events of {self.made.users:,} users",
-            )
-        )
+        events = self.made.event_rows + self.made.later_rows
+        self._told("generated", f"{events:,} events of {self.made.users:,} users")
 
     def ingest(self) -> None:
+        events = self._ingest(self.made.events, self.made.impressions)
+        size = sum(f.stat().st_size for f in self.home.warehouse.rglob("*.parquet")) / 2**20
+        self._told("tables", f"{events:,} events in {size:.1f} MiB, bucketed and sorted by user")
+
+    def _ingest(self, events: list[str], impressions: list[str]) -> int:
         from beam_jobs.ingest import job as ingest
 
-        record = self._ingest(ingest, self.made.events, self.made.impressions)
-        size = sum(f.stat().st_size for f in self.home.warehouse.rglob("*.parquet"))
-        self.rows.append(
-            (
-                "tables",
-                f"{record.counts['events']:,} events in {size / 2**20:.1f} MiB, bucketed and sorted by user",
-            )
-        )
-
-    def _ingest(self, ingest: Any, events: list[str], impressions: list[str]) -> Any:
         options = ingest.IngestOptions(
-            events=tuple(events),
-            impressions=tuple(impressions),
-            warehouse=str(self.home.warehouse),
-            run_dir=str(self.home.new_run("ingest")),
-            num_buckets=8,
-            actions=("0", "1", "2"),
-        )
-        return ingest.run(options, self.beam)
+            tuple(events), str(self.home.warehouse), str(self.home.new_run("ingest")),
+            impressions=tuple(impressions), num_buckets=8, actions=("0", "1", "2"),
+        )  # fmt: skip
+        return ingest.run(options, self.beam).counts["events"]
 
     def train(self) -> None:
         import torch
@@ -144,26 +118,20 @@ class Demo:
         torch.set_num_threads(1)
         config = TrainingConfig(max_steps=0, max_seconds=self.train_seconds, validation_slates=600)
         path = train(config, Warehouse(self.home.warehouse).open(), self.home.model)
-        meta, _ = bundle.read_meta(path)
-        self.rows.append(
-            ("model", f"ranks held-out requests with AUC {meta.metrics['ranking.auc']:.3f}, "
-             f"MRR {meta.metrics['ranking.mrr']:.3f}")
-        )  # fmt: skip
+        found = bundle.read_meta(path)[0].metrics
+        auc, mrr = found["ranking.auc"], found["ranking.mrr"]
+        self._told("model", f"ranks held-out requests with AUC {auc:.3f}, MRR {mrr:.3f}")
 
     def summarize(self) -> None:
         from beam_jobs.generation import summarize
 
-        options = summarize.SummarizeOptions(
-            warehouse=str(self.home.warehouse),
-            bundle=str(self.home.model),
-            store=str(self.home.store),
-            run_dir=str(self.home.new_run("summarize")),
-        )
-        self.full = summarize.run(options, self.beam)
-        self.rows.append(
-            ("generation 1", f"{self.full.counts['written']:,} users summarised from "
-             f"{self.full.counts['events']:,} events")
-        )  # fmt: skip
+        options = summarize.SummarizeOptions(*self._places(), str(self.home.new_run("summarize")))
+        done = summarize.run(options, self.beam).counts
+        self._told("generation 1", f"{done['written']:,} users summarised from {done['events']:,} events")
+
+    def _places(self) -> tuple[str, str, str]:
+        """Tables, model and store, as the jobs take them."""
+        return str(self.home.warehouse), str(self.home.model), str(self.home.store)
 
     def look_up(self) -> None:
         import numpy as np
@@ -171,7 +139,7 @@ class Demo:
         from cache_store import Status, Store
 
         with Store.open(self.home.store) as store:
-            users = np.concatenate([store.users(b) for b in range(store.format.num_shards)])
+            users = _users(store)
             batch = np.random.default_rng(0).choice(users, 512)
             store.lookup(batch)
             times = []
@@ -180,18 +148,11 @@ class Demo:
                 found = store.lookup(batch)
                 times.append(time.perf_counter() - start)
             self.example = int(users[np.argmax(store.lookup(users).event_count)])
-        fresh = int((found.status == Status.FRESH).sum())
+        fresh, ms = int((found.status == Status.FRESH).sum()), 1e3 * np.median(times)
         _, s, d = found.tokens.shape
-        self.rows.append(
-            (
-                "lookup",
-                f"{fresh} of 512 users FRESH, tokens [512, {s}, {d}] in {1e3 * np.median(times):.1f} ms",
-            )
-        )
+        self._told("lookup", f"{fresh} of 512 users FRESH, tokens [512, {s}, {d}] in {ms:.1f} ms")
 
     def recommend(self) -> None:
-        import numpy as np
-
         from cache_store import Store
         from tools import histories
         from tools.serving import open_index
@@ -202,7 +163,7 @@ class Demo:
         bundle = bundles.load(self.home.model, serve=True)
         tables = Warehouse(self.home.warehouse).open()
         with Store.open(self.home.store, fingerprint=bundle.fingerprint) as store:
-            users = np.concatenate([store.users(b) for b in range(store.format.num_shards)])[:64]
+            users = _users(store)[:64]
             recent = histories.newest(tables, users, MAX_RECENT)
             index = open_index(bundle, self.home.index)
             serve = Recommender(store.lookup, bundle.model, index, fingerprint=bundle.fingerprint)
@@ -210,40 +171,28 @@ class Demo:
             serve.recommend(users, recent, now, 10, candidates=200)
             start = time.perf_counter()
             serve.recommend(users, recent, now, 10, candidates=200)
-            each = (time.perf_counter() - start) / len(users)
-        self.rows.append(
-            ("retrieve and rank", f"top 10 of {len(index):,} items through 200 candidates, "
-             f"{each * 1e3:.1f} ms per user")
-        )  # fmt: skip
+            each = (time.perf_counter() - start) / len(users) * 1e3
+        text = f"top 10 of {len(index):,} items through 200 candidates, {each:.1f} ms per user"
+        self._told("retrieve and rank", text)
 
     def refresh(self) -> None:
         import numpy as np
 
         from beam_jobs.generation import refresh, summarize
-        from beam_jobs.ingest import job as ingest
         from cache_store import Store
+        from cache_store.change.compare import floats
 
-        new = self._ingest(ingest, self.made.later, [])
-        shared: dict[str, Any] = {
-            "warehouse": str(self.home.warehouse),
-            "bundle": str(self.home.model),
-            "store": str(self.home.store),
-        }
-        asked = refresh.RefreshOptions(**shared, run_dir=str(self.home.new_run("refresh")))
-        delta = refresh.run(asked, self.beam)
+        new = self._ingest(self.made.later, [])
+        asked = refresh.RefreshOptions(*self._places(), str(self.home.new_run("refresh")))
+        delta = refresh.run(asked, self.beam).counts
         # the proof: a line of its own, made from all events at once
-        run = summarize.SummarizeOptions(**shared, run_dir=str(self.home.new_run("summarize")), line="proof")
-        whole = summarize.run(run, self.beam)
+        run = summarize.SummarizeOptions(*self._places(), str(self.home.new_run("summarize")), "proof")
+        whole = summarize.run(run, self.beam).counts
         with Store.open(self.home.store) as live, Store.open(self.home.store, line="proof") as proof:
-            users = np.concatenate([proof.users(b) for b in range(proof.format.num_shards)])
-            schema = live.manifest.schema
-            whole_numbers = {g.name for g in schema.groups if g.codec == "int64"}
-            rows = np.concatenate(
-                [np.arange(s.start, s.stop) for n, s in schema.slices.items() if n not in whole_numbers]
-            )
+            users, number = _users(proof), floats(live.manifest.schema)
             one, two = live.lookup(users).tokens, proof.lookup(users).tokens
-        ids = np.delete(one.view(np.int32), rows, 1) != np.delete(two.view(np.int32), rows, 1)
-        one, two = one[:, rows], two[:, rows]
+        ids = one.view(np.int32)[:, ~number] != two.view(np.int32)[:, ~number]
+        one, two = one[:, number], two[:, number]
         scale = np.sqrt((two.astype(np.float64) ** 2).mean((1, 2), keepdims=True))
         error = np.abs(one - two) / np.maximum(scale, 1e-12)
         # A number on the edge between two codes of int8 may be stored as either: told apart, with its size.
@@ -251,11 +200,11 @@ class Demo:
         most, rounded = error[~other].max(initial=0), int(other.sum())
         apart = f"; {int(ids.any(2).sum())} item tables differ" if ids.any() else ""
         apart += f"; {rounded} of {other.size:,} numbers further, up to {error.max():.1e}" if rounded else ""
-        self.rows += [
-            ("generation 2", f"{new.counts['events']:,} new events: {delta.counts['written']:,} users resumed, "
-             f"{delta.counts['events'] / max(whole.counts['events'], 1):.1%} of the events of a full run"),
-            ("resumed against recomputed", f"largest difference {most:.1e} of a user's token size, as stored{apart}"),
-        ]  # fmt: skip
+        resumed = f"{new:,} new events: {delta['written']:,} users resumed"
+        share = delta["events"] / max(whole["events"], 1)
+        self._told("generation 2", f"{resumed}, {share:.1%} of the events of a full run")
+        text = f"largest difference {most:.1e} of a user's token size, as stored{apart}"
+        self._told("resumed against recomputed", text)
 
     def report(self) -> None:
         import torch
@@ -271,4 +220,10 @@ class Demo:
         tables = Warehouse(self.home.warehouse).open()
         evaluations.keep(self.home.model, evaluate(self.home.model, tables, slates=600, draws=200))
         write(self.home.root / "report.html", render(assemble(self.home)))
-        self.rows.append(("report", f"{self.home.root / 'report.html'}: open it in a browser"))
+        self._told("report", f"{self.home.root / 'report.html'}: open it in a browser")
+
+
+def _users(store: Store) -> Any:
+    import numpy as np
+
+    return np.concatenate([store.users(bucket) for bucket in range(store.format.num_shards)])

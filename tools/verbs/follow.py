@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,8 +41,7 @@ def command(
         str | None, typer.Option(help="Layout of the messages or files; `vista layouts` lists them.")
     ] = None,
     buckets: Annotated[
-        int | None,
-        typer.Option(min=1, help="Of tables that are not there yet.  [default: 16]", show_default=False),
+        int | None, typer.Option(min=1, help="Of tables that are not there yet.  [default: 16]")
     ] = None,
     action: Annotated[
         list[str] | None,
@@ -93,10 +93,8 @@ def command(
     torch.set_num_threads(threads)
     log = given_reading(at, layout, columns=pairs(column, "--column"), time_unit=time_unit)
     reading: dict[str, Any] = {"log": log}
-    if buckets is not None:
-        reading["num_buckets"] = buckets
-    if action:
-        reading["actions"] = tuple(action)
+    reading |= {} if buckets is None else {"num_buckets": buckets}
+    reading |= {"actions": tuple(action)} if action else {}
     options = FollowOptions(
         warehouse=at.tables,
         bundle=str(at.model),
@@ -129,25 +127,19 @@ def command(
         console.note(f"following {source} from {service.position or 'its beginning'}; ^C ends")
     with asked_to_stop(signal.SIGTERM) as stop:
         for turn in service.turns(lambda: not stop.is_set()):
-            if json:
-                console.json_line(turn.as_dict())
-            else:
-                console.note(_line(turn))
+            console.json_line(turn.as_dict()) if json else console.note(_line(turn))
             if turns is not None and turn.number >= turns:
                 return
 
 
 def _line(turn: Turn) -> str:
-    counts = turn.counts
-    words = [f"turn {turn.number}: {counts.get('events_written', 0):,} events"]
-    if counts.get("dead_rows"):
-        words.append(f"{counts['dead_rows']:,} set aside")
-    if turn.generation:
-        words.append(f"{counts.get('users', 0):,} users live in {turn.generation}")
-    if counts.get("expired"):
-        words.append(f"{counts['expired']:,} left out")
-    if counts.get("delivered"):
-        words.append(f"{counts['delivered']:,} records delivered")
-    if turn.lag_s is not None:
-        words.append(f"{turn.lag_s:.1f} s after the oldest arrived")
-    return ", ".join([*words, *turn.tidied])
+    count = Counter(turn.counts)
+    said = (
+        (True, f"turn {turn.number}: {count['events_written']:,} events"),
+        (count["dead_rows"], f"{count['dead_rows']:,} set aside"),
+        (turn.generation, f"{count['users']:,} users live in {turn.generation}"),
+        (count["expired"], f"{count['expired']:,} left out"),
+        (count["delivered"], f"{count['delivered']:,} records delivered"),
+        (turn.lag_s is not None, f"{turn.lag_s or 0:.1f} s after the oldest arrived"),
+    )
+    return ", ".join([*(words for holds, words in said if holds), *turn.tidied])

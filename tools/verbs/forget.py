@@ -38,17 +38,14 @@ def command(
     has_tables, has_store = Warehouse(tables).exists(), holds_store(stored)
     if not has_tables and not has_store:
         raise typer.BadParameter(f"no tables at {tables} and no store at {stored}; name them, or --home")
-    store = (
-        Store(stored) if has_store else None
-    )  # one that is damaged is told before anybody is removed anywhere
+    store = Store(stored) if has_store else None  # damage is told before anybody is removed anywhere
     kind = store.format.user_kind if store and not has_tables else Warehouse(tables).open().user_kind
     ids = parse_users(users, kind)
     if dry_run:
         return _preview(ids, Warehouse(tables) if has_tables else None, stored if has_store else None, json)
     if not yes and not json:
-        where = " and ".join(
-            console.safe(str(p)) for p, held in ((tables, has_tables), (stored, has_store)) if held
-        )
+        places = [place for place, held in ((tables, has_tables), (stored, has_store)) if held]
+        where = " and ".join(console.safe(str(place)) for place in places)
         typer.confirm(f"Remove {len(set(ids))} users from {where} for good?", abort=True, err=True)
     elsewhere = runner != Runner()
     options = forget.ForgetOptions(
@@ -84,10 +81,8 @@ def _settled(tables: str) -> None:
     try:
         check_at_home(tables)
     except WarehouseMoved:
-        done = relocate(tables)
-        console.note(
-            f"{tables} was copied or moved from {done.old}; it now stands on its own, that place is not touched"
-        )
+        text = "it now stands on its own, that place is not touched"
+        console.note(f"{tables} was copied or moved from {relocate(tables).old}; {text}")
 
 
 def _preview(ids: list[Any], tables: Warehouse | None, store: Path | None, json: bool) -> None:

@@ -51,15 +51,10 @@ def command(
 
     base = from_file(GeneratorOptions, config) if config else GeneratorOptions()
     given: dict[str, Any] = {
-        "users": users,
-        "events": events,
-        "min_events": min_events,
-        "max_events": max_events,
-        "held_back_days": held_back_days,
-        "user_ids": "string" if string_ids else None,
-        "content_width": content_width,
-        "seed": seed,
-    }
+        "users": users, "events": events, "min_events": min_events, "max_events": max_events,
+        "held_back_days": held_back_days, "user_ids": "string" if string_ids else None,
+        "content_width": content_width, "seed": seed,
+    }  # fmt: skip
     options = dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
     if dry_run:
         would = {"out": str(out), **dataclasses.asdict(options)}
@@ -73,13 +68,8 @@ def command(
         made = generate(options, out, workers=workers)
     if json:
         return console.json_line(dataclasses.asdict(made))
-    console.fields(
-        f"generated in {out}",
-        {
-            "users": made.users,
-            "events": made.event_rows,
-            "events held back": made.later_rows,
-            "impressions": made.impression_rows,
-            "items": made.items,
-        },
-    )
+    rows = {
+        "users": made.users, "events": made.event_rows, "events held back": made.later_rows,
+        "impressions": made.impression_rows, "items": made.items,
+    }  # fmt: skip
+    console.fields(f"generated in {out}", rows)

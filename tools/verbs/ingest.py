@@ -86,8 +86,7 @@ def command(
         str | None,
         typer.Option(
             help="What a row is in which no --action-column tells an action: events (one without action), impressions "
-            "(rows with an action are impressions too), or refused (a dead letter).  [default: events]",
-            show_default=False,
+            "(rows with an action are impressions too), or refused (a dead letter).  [default: events]"
         ),
     ] = None,
     weight: WeightOption = None,
@@ -153,11 +152,7 @@ def command(
     ] = None,
     time_unit: Annotated[
         str | None,
-        typer.Option(
-            "--time-unit",
-            help="Unit of times that are numbers: s, ms, us or ns.  [default: ms]",
-            show_default=False,
-        ),
+        typer.Option("--time-unit", help="Unit of times that are numbers: s, ms, us or ns.  [default: ms]"),
     ] = None,
     time_format: Annotated[
         str | None,
@@ -179,12 +174,11 @@ def command(
     min_time: Annotated[
         int | None,
         typer.Option(
-            help="Earliest time taken, ms since 1970; earlier rows are dead letters.  [default: 1990]",
-            show_default=False,
+            help="Earliest time taken, ms since 1970; earlier rows are dead letters.  [default: 1990]"
         ),
     ] = None,
     max_time: Annotated[
-        int | None, typer.Option(help="Latest time taken, likewise.  [default: in a day]", show_default=False)
+        int | None, typer.Option(help="Latest time taken, likewise.  [default: in a day]")
     ] = None,
     again: Annotated[
         bool, typer.Option("--again", help="Read files that were ingested before; known rows are dropped.")
@@ -223,28 +217,16 @@ def command(
         return _undo(at.tables, undo, json)
     events, beam = split_beam(files)
     if action_is is not None and not action_is.strip():
-        raise typer.BadParameter(
-            "--action-is: expected the name of an action, found none; for example --action-is view"
-        )
+        text = "--action-is: expected the name of an action, found none; for example --action-is view"
+        raise typer.BadParameter(text)
     worth = weights(weight)
     log = given_reading(
-        at,
-        layout,
-        columns=pairs(column, "--column"),
-        actions=action_column,
-        constants=pairs(constant, "--constant"),
-        weights=worth,
-        action_is=action_is,
-        unengaged=unengaged,
-        header=tuple(header.split(",")) if header else None,
-        quotes=quotes,
-        encoding=encoding,
-        explode=tuple(explode) if explode else None,
-        time_unit=time_unit,
-        time_format=time_format,
-        time_from=time_from,
-        keep_repeats=keep_repeats or None,
-    )
+        at, layout, columns=pairs(column, "--column"), actions=action_column,
+        constants=pairs(constant, "--constant"), weights=worth, action_is=action_is, unengaged=unengaged,
+        header=tuple(header.split(",")) if header else None, quotes=quotes, encoding=encoding,
+        explode=tuple(explode) if explode else None, time_unit=time_unit, time_format=time_format,
+        time_from=time_from, keep_repeats=keep_repeats or None,
+    )  # fmt: skip
     optional: dict[str, Any] = {"min_time_ms": min_time} if min_time is not None else {}
     run_dir = run_dir or at.new_run("ingest")
     if events[:1] == ["git"] and len(events) > 1:
@@ -279,23 +261,18 @@ def _undo(where: str | dict[str, str], run: str, json: bool) -> int:
     from vista.data.tables.warehouse import Warehouse
 
     done = undo(Warehouse(where).open(), Path(run).name)
-    found = {
-        "run": done.run,
-        "rows": done.rows,
-        "files": done.files,
-        "logs": len(done.logs),
-        "again": list(done.again),
-    }
+    found: dict[str, Any] = {"run": done.run, "rows": done.rows, "files": done.files, "logs": len(done.logs)}
+    found["again"] = list(done.again)
     if json:
         console.json_line(found)
         return 0
-    console.fields("taken back", {**found, "again": ", ".join(done.again) or "none"})
+    console.fields("taken back", found)
+    remedy = "run vista summarize: summaries still know what was taken back"
     if done.again:
-        console.note(
+        remedy = (
             "rows of these logs were left out as known: run vista ingest on them again, then vista summarize"
         )
-    else:
-        console.note("run vista summarize: summaries still know what was taken back")
+    console.note(remedy)
     return 0
 
 
@@ -311,14 +288,9 @@ def _adopt(
             "--adopt needs --buckets N, as the table was bucketed, and --action NAME once for every bit of its actions"
         )
     tables = adopt(
-        Warehouse(where),
-        num_buckets=buckets,
-        bucket_of=bucket_of,
-        actions=tuple(actions),
-        surfaces=tuple(surfaces),
-    )
+        Warehouse(where), num_buckets=buckets, bucket_of=bucket_of, actions=tuple(actions), surfaces=tuple(surfaces)
+    )  # fmt: skip
     files = [f for found in tables.bucket_files().values() for f in found]
     found = {"tables": tables.name, "events": sum(f.rows for f in files), "files": len(files)}
-    found["items"] = len(tables.read_items())
-    console.told("adopted", found, json)
+    console.told("adopted", {**found, "items": len(tables.read_items())}, json)
     return 0

@@ -29,10 +29,7 @@ def command(
     at: HomeOfModel,
     index: Annotated[
         str | None,
-        typer.Option(
-            help="Kind of item index: exact, hnsw or ivf.  [default: as it is, else exact]",
-            show_default=False,
-        ),
+        typer.Option(help="Kind of item index: exact, hnsw or ivf.  [default: as it is, else exact]"),
     ] = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
@@ -51,26 +48,16 @@ def command(
         return 0
     loaded = bundles.load(at.model, serve=True)
     made = open_index(loaded, at.index, index or _kind(at.index))
-    said = {
-        "bundle": str(at.model),
-        "fingerprint": loaded.fingerprint,
-        **dataclasses.asdict(found),
-        "index": made.kind,
-    }
-    console.told("items", said, json)
+    said = {"bundle": str(at.model), "fingerprint": loaded.fingerprint, **dataclasses.asdict(found)}
+    console.told("items", {**said, "index": made.kind}, json)
     if found.hashed_only:
-        console.note(
-            f"{found.hashed_only:,} of {found.new:,} new items have only hashed vectors: "
-            + (
-                "give them content with vista ingest --items, or run vista train"
-                if loaded.config.embedding.content_width
-                else "this model reads no content; vista train takes in what the tables have"
-            )
-        )
+        remedy = "this model reads no content; vista train takes in what the tables have"
+        if loaded.config.embedding.content_width:
+            remedy = "give them content with vista ingest --items, or run vista train"
+        console.note(f"{found.hashed_only:,} of {found.new:,} new items have only hashed vectors: {remedy}")
     if found.left_out:
-        console.note(
-            f"{found.left_out:,} items of the tables have neither events nor content and are left out"
-        )
+        text = "items of the tables have neither events nor content and are left out"
+        console.note(f"{found.left_out:,} {text}")
     return 0
 
 

@@ -33,6 +33,7 @@ def command(
     import numpy as np
 
     from cache_store import Status, Store
+    from cache_store.change.compare import floats
 
     age = as_ms(max_age_days)
     with Store.open(at.store, line=line, max_age_ms=age) as opened:
@@ -40,9 +41,8 @@ def command(
         start = time.perf_counter()
         found = opened.lookup(ids, as_of=as_of)
         seconds = time.perf_counter() - start
-        whole = {g.name for g in opened.manifest.schema.groups if g.codec == "int64"}  # bits, no numbers
-        parts = [s for name, s in opened.manifest.schema.slices.items() if name not in whole]
-    values = np.concatenate([found.tokens[:, s] for s in parts], 1) if parts else np.zeros((len(ids), 1, 1))
+        number = floats(opened.manifest.schema)
+    values = found.tokens[:, number] if number.any() else np.zeros((len(ids), 1, 1))
     norms = np.sqrt((values.astype(np.float64) ** 2).mean((1, 2)))
     rows = [
         {
@@ -58,12 +58,9 @@ def command(
         )
     ]
     if out is not None:
-        arrays = {
-            k: getattr(found, k)
-            for k in ("tokens", "status", "event_count", "last_event_ms", "summarized_ms")
-        }
+        kept = ("tokens", "status", "event_count", "last_event_ms", "summarized_ms")
         with replacing(out, "--out", _ours) as file, open(file, "wb") as stream:
-            np.savez(stream, users=np.asarray(ids), **arrays)
+            np.savez(stream, users=np.asarray(ids), **{name: getattr(found, name) for name in kept})
     shape = list(found.tokens.shape)
     if json:
         console.json_line({"generation": found.generation, "shape": shape, "seconds": seconds, "users": rows})

@@ -47,11 +47,7 @@ def command(
     before_ms = int(time.time() * 1000 - staging_hours * 3_600_000)
     if has_tables:
         pruned = prune(tables.open(), kept, before_ms, dry_run)
-        found["tables"] = {
-            "snapshots": len(pruned.snapshots),
-            "files": len(pruned.files),
-            "metadata": len(pruned.metadata),
-        }
+        found["tables"] = {part: len(getattr(pruned, part)) for part in ("snapshots", "files", "metadata")}
     found["runs"] = prune_runs(at.runs, before_ms, dry_run)
     found["unplaced"] = prune_unplaced(at.root, before_ms, dry_run)
     if json:

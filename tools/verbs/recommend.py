@@ -88,9 +88,8 @@ def command(
     if not ids:
         raise typer.BadParameter("expected users, or a file of them by --users-from")
     if len(ids) > scores.BATCH and out is None:
-        raise typer.BadParameter(
-            f"{len(ids):,} users are too many for a screen; write them with --out scores.parquet"
-        )
+        text = "users are too many for a screen; write them with --out scores.parquet"
+        raise typer.BadParameter(f"{len(ids):,} {text}")
     known = {a: w for a, w in tables.weights.items() if a in bundle.meta.actions}
     worth = action_weights(bundle.meta.actions, bundle.meta.weights, known, weights(weight))
     with Store.open(at.store, line=line, fingerprint=bundle.fingerprint) as opened:
@@ -122,8 +121,8 @@ def command(
         start = time.perf_counter()
         if out is not None:
             told = scores.write(out, ids, answer, bundle.names)
-            total = {**told, "unknown": len(unknown), "out": str(out), "seconds": time.perf_counter() - start,
-                     "weights": worth}  # fmt: skip
+            seconds = time.perf_counter() - start
+            total = {**told, "unknown": len(unknown), "out": str(out), "seconds": seconds, "weights": worth}
             console.told("scored", total, json)
         else:
             found = answer(ids)
@@ -140,34 +139,24 @@ def command(
     names = _named(bundle, tables, found.item)
     answers: list[dict[str, Any]] = []
     for u, user in enumerate(ids):
-        item, score, probability = found.of(u)
-        answers.append(
-            {
-                "user": user,
-                "status": Status(int(found.status[u])).name,
-                "known": user not in unknown,
-                "items": [
-                    {
-                        "item": int(i),
-                        "name": names.get(int(i)),
-                        "score": float(s),
-                        "probability": dict(zip(found.actions, map(float, p), strict=True)),
-                    }
-                    for i, s, p in zip(item, score, probability, strict=True)
-                ],
-            }
-        )
+        rows = [
+            {"item": int(i), "name": names.get(int(i)), "score": float(s),
+             "probability": dict(zip(found.actions, map(float, p), strict=True))}
+            for i, s, p in zip(*found.of(u), strict=True)
+        ]  # fmt: skip
+        status = Status(int(found.status[u])).name
+        answers.append({"user": user, "status": status, "known": user not in unknown, "items": rows})
     if json:
         said = {"generation": found.generation, "seconds": seconds, "weights": worth, "users": answers}
         console.json_line(said)
         return code
     for each in answers:
-        rows = [
-            (n + 1, row["name"] or row["item"], row["score"], *row["probability"].values())
-            for n, row in enumerate(each["items"])
+        table = [
+            (n, row["name"] or row["item"], row["score"], *row["probability"].values())
+            for n, row in enumerate(each["items"], 1)
         ]
         columns = ("", "item", "score", *(f"p({a})" for a in found.actions))
-        console.table(f"user {each['user']} (summary {each['status']})", columns, rows)
+        console.table(f"user {each['user']} (summary {each['status']})", columns, table)
     console.note(f"{len(ids)} users in {seconds * 1e3:.1f} ms, summaries of generation {found.generation}")
     console.note(f"score = the sum of p(action) times: {spelled(worth)} (--weight changes it)")
     return code

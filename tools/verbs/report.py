@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 def command(
     *,
     at: WholeHome,
-    out: Annotated[
-        Path | None, typer.Option(help="The file to write.  [default: HOME/report.html]", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write.  [default: HOME/report.html]")] = None,
     study: Annotated[
         list[Path] | None,
         typer.Option(

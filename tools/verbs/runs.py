@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tools import console, invocation
 from tools.home import Home
 from tools.options import HomeAlone, JsonOption
+
+if TYPE_CHECKING:
+    from tools.report.run_history import PastRun
 
 
 def command(
@@ -48,8 +51,7 @@ def command(
         )
         for r in found
     ]
-    columns = ("run", "outcome", "took", "did", "made")
-    console.table(f"runs of {at.root}", columns, rows)
+    console.table(f"runs of {at.root}", ("run", "outcome", "took", "did", "made"), rows)
     for r in found:
         if r.bad:
             console.note(f"{r.path.name}: {r.why or r.outcome}; `vista runs {r.path}` has it in full")
@@ -63,11 +65,9 @@ def _did(counts: Mapping[str, int]) -> str:
     return what + (f", {letters:,} dead" if letters else "")
 
 
-def _one(r: object, at: Home, json: bool) -> int:
-    from tools.report import run_history
+def _one(r: PastRun, at: Home, json: bool) -> int:
     from tools.report.health import size
 
-    assert isinstance(r, run_history.PastRun)
     if json:
         console.json_line({**r.as_dict(), "record": r.facts})
         return 3 if r.bad else 0
@@ -77,9 +77,8 @@ def _one(r: object, at: Home, json: bool) -> int:
     rows |= {"memory": size(peak)} if (peak := r.facts.get("peak_memory_bytes")) else {}
     rows |= {k: v for k, v in r.counts.items() if v}
     rows |= {f"{k} seconds": v for k, v in (r.facts.get("timings") or {}).items()}
-    rows |= {
-        f"option {k}": v for k, v in (r.facts.get("identity") or {}).items() if v not in (None, {}, [], "")
-    }
+    identity = r.facts.get("identity") or {}
+    rows |= {f"option {k}": v for k, v in identity.items() if v not in (None, {}, [], "")}
     console.fields(f"{r.job} {r.path}", rows)
     if r.bad and r.job in ("summarize", "refresh", "compact"):
         console.note("It goes on where it was, with the same options, by")

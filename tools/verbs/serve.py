@@ -35,15 +35,13 @@ def command(
     token_file: Annotated[
         Path | None,
         typer.Option(
-            help=f"File of tokens, one a line, of which callers show one.  [default: ${TOKEN}, or nobody is asked]",
-            show_default=False,
+            help=f"File of tokens, one a line, of which callers show one.  [default: ${TOKEN}, or nobody is asked]"
         ),
     ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.", show_default=False)] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM.", show_default=False)] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
     tls_client_ca: Annotated[
-        Path | None,
-        typer.Option(help="Only callers with a certificate by this authority, PEM.", show_default=False),
+        Path | None, typer.Option(help="Only callers with a certificate by this authority, PEM.")
     ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen to other hosts also without a token or without TLS.")
@@ -52,8 +50,7 @@ def command(
         Path | None,
         typer.Option(
             help="Item vectors of sequences, as in a bundle's vectors.npz.  [default: of the bundle in HOME that made "
-            "what is live]",
-            show_default=False,
+            "what is live]"
         ),
     ] = None,
     max_age_days: Annotated[float | None, typer.Option(min=0, help="Older summaries are STALE.")] = None,
@@ -98,15 +95,8 @@ def command(
         server = None
         try:
             server = SummaryServer(
-                opened,
-                host,
-                port,
-                tokens=tokens,
-                tls=tls,
-                vectors=find,
-                limits=limits,
-                refresh_s=refresh_seconds,
-            )
+                opened, host, port, tokens=tokens, tls=tls, vectors=find, limits=limits, refresh_s=refresh_seconds
+            )  # fmt: skip
             pages = Pages(server, host, http_port)
         except OSError as error:  # of Flight and of HTTP alike: the address is taken, or not ours
             if server is not None:
@@ -117,15 +107,11 @@ def command(
             "flight": f"grpc{'+tls' if tls else ''}://{shown}:{server.port}", "http": f"http://{shown}:{pages.port}",
             "generation": opened.generation_read, "pid": os.getpid(),
         }  # fmt: skip
-        if json:
-            console.json_line(told)
-        else:
-            what = (
-                f"generation {told['generation']}"
-                if told["generation"]
-                else "nothing yet, and waits for a generation"
-            )
-            console.note(f"serving {what} on {told['flight']}; {told['http']}/readyz and /metrics; ^C ends")
+        what = "nothing yet, and waits for a generation"
+        if told["generation"]:
+            what = f"generation {told['generation']}"
+        text = f"serving {what} on {told['flight']}; {told['http']}/readyz and /metrics; ^C ends"
+        console.json_line(told) if json else console.note(text)
         stop.wait()
         return _end(server, pages, drain_seconds, grace_seconds)
 

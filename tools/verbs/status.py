@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,18 +25,14 @@ def command(
         float, typer.Option(min=0, help="The store may be behind the tables for so long.")
     ] = 26.0,
     max_event_age_hours: Annotated[
-        float | None,
-        typer.Option(min=0, help="The newest event may be so old.  [default: any age]", show_default=False),
+        float | None, typer.Option(min=0, help="The newest event may be so old.  [default: any age]")
     ] = None,
     watch: Annotated[
         float | None,
         typer.Option(metavar="SECONDS", min=0.5, help="Do not end: look again this often; ^C ends."),
     ] = None,
     prometheus: Annotated[
-        Path | None,
-        typer.Option(
-            help="Also write this file for the textfile collector of Prometheus.", show_default=False
-        ),
+        Path | None, typer.Option(help="Also write this file for the textfile collector of Prometheus.")
     ] = None,
     last: Annotated[int, typer.Option(min=0, help="Runs shown.")] = 3,
     json: JsonOption = False,
@@ -84,9 +79,8 @@ def _verdict(found: Health, at: Home) -> list[tuple[str, str | None]]:
         if "live" in store:
             lag = (store.get("lag") or {}).get("events")
             behind = "" if lag is None else f", {lag:,} events behind the tables"
-            return [
-                (f"healthy: generation {store['live']} serves {store['users']:,} users{behind}", "bold green")
-            ]
+            text = f"healthy: generation {store['live']} serves {store['users']:,} users{behind}"
+            return [(text, "bold green")]
         step = "ingest" if not found.warehouse else "train" if not found.model else "summarize"
         return [
             ("not serving yet: there is no store", "bold yellow"),
@@ -94,11 +88,9 @@ def _verdict(found: Health, at: Home) -> list[tuple[str, str | None]]:
         ]
     lines: list[tuple[str, str | None]] = []
     for p in found.problems:
-        lines.append(
-            (f"{'WRONG' if p.code == 4 else 'look'}: {p.what}", "bold red" if p.code == 4 else "bold yellow")
-        )
-        lines.append((f"  next: {p.command}", None))
-        lines.append((f'  docs/operations.md, "{p.paragraph}"', None))
+        word, style = ("WRONG", "bold red") if p.code == 4 else ("look", "bold yellow")
+        lines.append((f"{word}: {p.what}", style))
+        lines += [(f"  next: {p.command}", None), (f'  docs/operations.md, "{p.paragraph}"', None)]
     return lines
 
 
@@ -113,35 +105,23 @@ def _store(found: Health) -> list[tuple[str, str]]:
     for name, live in store["lines"].items():
         g = by_name.get(live)
         some = " ".join(map(str, store["some users"].get(name, ())))
-        text = (
-            f"{live}" if g is None else f"{live} {g['kind']}, {g['users']:,} users in it, {size(g['bytes'])}"
-        )
+        text = f"{live}"
+        text += "" if g is None else f" {g['kind']}, {g['users']:,} users in it, {size(g['bytes'])}"
         rows.append((f"line {name}", text + (f"; such as {some}" if some else "")))
     if "live" in store:
         rows.append(("users", f"{store['users']:,} of line main, depth {store['depth']}"))
-        if store["dead letters"]:
-            rows.append(
-                ("dead letters", f"{store['dead letters']:,} of {store['live']}: MISSING, or served older")
-            )
+        if letters := store["dead letters"]:
+            rows.append(("dead letters", f"{letters:,} of {store['live']}: MISSING, or served older"))
         rows += _clocks(store["clocks"])
-        lag = store["lag"]
-        if lag is not None:
-            if lag["events"] is None:
-                text = lag["why"]
-            else:
-                text = f"{lag['events']:,} events" + (
-                    f" since {ago(lag['since_ms'])}" if lag["since_ms"] else ""
-                )
-                text += f"; {lag['new_users']:,} new users would be MISSING" if lag["new_users"] else ""
+        if lag := store["lag"]:
+            text = lag["why"] if lag["events"] is None else f"{lag['events']:,} events"
+            text += f" since {ago(lag['since_ms'])}" if lag["since_ms"] else ""
+            text += f"; {lag['new_users']:,} new users would be MISSING" if lag["new_users"] else ""
             rows.append(("behind tables", text))
-    need = store.get("a full run needs bytes")
-    rows.append(("disk", f"{size(store['free bytes'])} left"
-                 + (f"; a full run writes about {size(need)}" if need is not None else "")))  # fmt: skip
-    kept = len(store["generations"])
-    rows.append(
-        ("generations", f"{kept} kept: " + ", ".join(g["generation"] for g in store["generations"][-5:]))
-    )
-    return rows
+    need, free = store.get("a full run needs bytes"), f"{size(store['free bytes'])} left"
+    rows.append(("disk", free if need is None else f"{free}; a full run writes about {size(need)}"))
+    kept = [g["generation"] for g in store["generations"]]
+    return [*rows, ("generations", f"{len(kept)} kept: {', '.join(kept[-5:])}")]
 
 
 def _clocks(clocks: dict[str, Any]) -> list[tuple[str, str]]:
@@ -180,15 +160,7 @@ def _runs(found: Health) -> list[tuple[str, str]]:
 def ago(ms: int) -> str:
     """How long ago a time was, in its largest unit."""
     seconds = time.time() - ms / 1000
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
         if abs(seconds) >= 2 * length:
-            return (
-                f"{seconds / length:,.0f} {unit} ago"
-                if seconds > 0
-                else f"{-seconds / length:,.0f} {unit} ahead"
-            )
-    return (
-        "now"
-        if abs(seconds) < 2
-        else f"{timedelta(seconds=round(abs(seconds))).seconds} s " + ("ago" if seconds > 0 else "ahead")
-    )
+            return f"{abs(seconds) / length:,.0f} {unit} {'ago' if seconds > 0 else 'ahead'}"
+    return "now"

@@ -93,11 +93,9 @@ def command(
     hours = refresh_hours
     if hours is None and settings.examples.lags == ExampleConfig().lags:
         hours = hours_apart(at.store)
+        told = "so old are summaries in training (--refresh-hours says otherwise)"
         if hours is not None:
-            console.note(
-                f"generations of {at.store} are up to {hours:g} h apart: so old are summaries in training "
-                "(--refresh-hours says otherwise)"
-            )
+            console.note(f"generations of {at.store} are up to {hours:g} h apart: {told}")
     if hours is not None:
         aged = {"lag_jitter_events": 0, "lag_jitter_ms": round(hours * 3_600_000)}
         changes["examples"] = dataclasses.replace(settings.examples, **aged)
@@ -120,9 +118,8 @@ def command(
         console.note(str(stopped) or "stopped before the first step: nothing to go on from, nothing changed")
         raise typer.Exit(INTERRUPTED) from None
     meta, fingerprint = bundle.read_meta(path)
-    told = verdict(meta.metrics)
-    found = {"bundle": str(path), "fingerprint": fingerprint, "verdict": told, **meta.metrics}
-    console.told("trained", found, json)
+    found = {"bundle": str(path), "fingerprint": fingerprint, "verdict": verdict(meta.metrics)}
+    console.told("trained", {**found, **meta.metrics}, json)
 
 
 def hours_apart(store: Path) -> float | None:
