@@ -30,20 +30,15 @@ def command(
     rows: list[dict[str, Any]] = []
     for name in verbs:
         made = command_of(name)
-        given = found.defaults(name, made)
+        given, defaults = found.defaults(name, made), {p.name: p.default for p in made.params}
         for option, parameter in settings.option_names(made).items():
-            there = parameter in given
-            if not there and verb is None:
+            if parameter in given:
+                row = {"value": given[parameter], "from": str(found.path)}
+            elif verb is not None:
+                row = {"value": defaults[parameter], "from": "built in"}
+            else:
                 continue
-            default = next(p for p in made.params if p.name == parameter).default
-            rows.append(
-                {
-                    "verb": name,
-                    "option": option,
-                    "value": given[parameter] if there else default,
-                    "from": str(found.path) if there else "built in",
-                }
-            )
+            rows.append({"verb": name, "option": option, **row})
     for table, values in found.tables.items():
         if verb in (None, "ingest"):
             rows += [{"verb": "ingest", "option": f"[{table}] {k}", "value": v, "from": str(found.path)}

@@ -61,16 +61,15 @@ def command(
         at.root.mkdir(parents=True, exist_ok=True)
         with replacing(there.path, "--home", lambda _: True) as file:
             file.write_text(text, encoding="utf-8")
-    said = {
-        "file": str(there.path),
-        "looked_at": path,
-        "log": reading.to_json(),
-        "missing": list(found.missing),
-        "logs": list(kind.logs),
-        "others": [{"logs": list(o.logs), "says": o.says()} for o in others],
-    }
     if json:
-        console.json_line({**said, "why": found.why})
+        said = {
+            "file": str(there.path),
+            "looked_at": path,
+            "log": reading.to_json(),
+            "missing": found.missing,
+        }
+        not_read = [{"logs": o.logs, "says": o.says()} for o in others]
+        console.json_line({**said, "logs": kind.logs, "others": not_read, "why": found.why})
     else:
         console.table(f"guessed from {path}", ("meaning", "because"), list(found.why.items()))
         print(text, end="")
