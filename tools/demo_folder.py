@@ -8,12 +8,12 @@ folder only while every file in it is one of those, unchanged; else it is refuse
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
 
-import xxhash
-
+from cache_store.format.layout import digest_file
 from tools.report.tables_seen import KEPT
 from vista.small_text import small_json
 
@@ -35,9 +35,11 @@ def foreign(out: Path) -> list[str]:
             key = path.relative_to(out).as_posix()
             if key not in (MARKER, KEPT) and (path.is_symlink() or known.get(key) != _fact(path)):
                 found.append(key)
-        # An empty folder that somebody made is his.
-        if not names and not files and here != out and not _within(here.relative_to(out).as_posix(), known):
-            found.append(here.relative_to(out).as_posix() + "/")
+        # An empty folder that somebody made is his; one below a name of a demo's, in a folder that holds files of a
+        # demo, is the demo's, which may have been stopped as it made the first file there.
+        key = here.relative_to(out).as_posix()
+        if not names and not files and here != out and not (known and key.partition("/")[0] in NAMES):
+            found.append(key + "/")
     return sorted(found)
 
 
@@ -65,20 +67,12 @@ def mark(out: Path) -> None:
 
 def next_free(out: Path) -> Path:
     """``out``, or where that holds other files ``out-2``, ``out-3``, ..."""
-    n = 2
-    found = out
-    while foreign(found):
-        found = out.with_name(f"{out.name}-{n}")
-        n += 1
-    return found
+    others = (out.with_name(f"{out.name}-{n}") for n in itertools.count(2))
+    return next(path for path in itertools.chain([out], others) if not foreign(path))
 
 
 def _fact(path: Path) -> list[object]:
-    digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return [path.stat().st_size, digest.hexdigest()]
+    return [path.stat().st_size, digest_file(path)]
 
 
 def _inventory(out: Path) -> dict[str, list[object]]:
@@ -88,9 +82,3 @@ def _inventory(out: Path) -> dict[str, list[object]]:
         return {k: v for k, v in files.items() if ".." not in Path(k).parts and Path(k).parts[0] in NAMES}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return {}
-
-
-def _within(folder: str, known: dict[str, list[object]]) -> bool:
-    """Whether an empty folder is one that a demo's own parts keep: below a name of theirs, in a folder that holds files
-    of a demo, which may have been stopped as it made the first."""
-    return bool(known) and folder.partition("/")[0] in NAMES

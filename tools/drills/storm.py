@@ -11,25 +11,21 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
-import os
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cache_store import Store
-from cache_store.testing import STEP, Truth, WrongValue
+from cache_store.testing import STEP, Truth
 from tools.drills.asked import asked
 from tools.drills.drill import memory_folder
-from tools.drills.watch import Seen, Watch, shared
+from tools.drills.watch import LOOKUPS, Seen, Watch
 
 _DEPTH = 4
 
@@ -108,7 +104,7 @@ def run(
                 group.check()
             report.publish_ms = (round(float(np.median(times)), 1), round(max(times), 1))
             report.slowest = int(watch.lookups().min())
-            report.threads = group.close()
+            report.threads = group.close().lookups
             report.seen = watch.close()
         except BaseException:
             watch.stop()
@@ -158,7 +154,7 @@ def _publish(store: Store, truth: Truth, turn: _Turn, report: StormReport) -> No
         report.pruned += len(store.prune(2).generations)
 
 
-class _Threads:
+class _Threads(Watch):
     """A process whose threads share one store, refresh it under each other, and look at pinned views of it.
 
     A process of its own, since threads beside the publisher would hold the interpreter whenever it comes back from
@@ -166,59 +162,26 @@ class _Threads:
     """
 
     def __init__(self, root: Path, truth: Truth, count: int, seed: int) -> None:
-        self._stop, self._counts = shared(1, np.int64), shared(count, np.int64)
-        context = multiprocessing.get_context("fork")
-        self._errors, theirs = context.Pipe(duplex=False)
-        self._child = context.Process(target=self._run, args=(root, truth, seed, theirs), daemon=True)
-        self._child.start()
-        theirs.close()
+        self._threads = count
+        super().__init__([root], truth, 1, seed, gated=False)
 
-    def _run(self, root: Path, truth: Truth, seed: int, errors: Any) -> None:
-        os.nice(5)
-        parent = os.getppid()
-
-        def loop(number: int) -> None:
-            rng = np.random.default_rng([seed, 99, number])
-            while not self._stop[0] and os.getppid() == parent:
+    def _loop(self, root: Path, truth: Truth, number: int, rng: np.random.Generator) -> None:
+        def look(own: np.random.Generator) -> int:
+            lookups = 0
+            while self.goes_on():
                 store.refresh()
                 with store.pin() as pinned:
                     version = pinned.manifest.watermark_ms
                     for _ in range(2):
-                        at = rng.integers(0, truth.num_users, 20)
+                        at = own.integers(0, truth.num_users, 20)
                         truth.check(pinned.lookup(truth.users[at]), at, version)
-                        self._counts[number] += 1
+                        lookups += 1
+            return lookups
 
-        try:
-            with Store.open(root) as store, ThreadPoolExecutor(max(1, len(self._counts))) as pool:
-                for done in as_completed([pool.submit(loop, i) for i in range(len(self._counts))]):
-                    self._stop[0] |= done.exception() is not None
-                    done.result()
-        except BaseException:
-            errors.send(traceback.format_exc())
-
-    def check(self) -> None:
-        """Raise what a thread has raised.
-
-        Raises:
-            WrongValue
-        """
-        try:
-            if self._errors.poll():
-                raise WrongValue(self._errors.recv())
-        except EOFError:
-            pass  # it ended
-        if not self._child.is_alive() and not self._stop[0]:
-            raise WrongValue(f"the process of threads died with exit code {self._child.exitcode}")
-
-    def stop(self) -> None:
-        self._stop[0] = 1
-
-    def close(self) -> int:
-        """End the threads; lookups that they did. Raises as :meth:`check`."""
-        self.stop()
-        self._child.join(60)
-        self.check()
-        return int(self._counts.sum())
+        with Store.open(root) as store, ThreadPoolExecutor(self._threads) as pool:
+            for done in as_completed([pool.submit(look, own) for own in rng.spawn(self._threads)]):
+                self._stop[0] |= done.exception() is not None
+                self._counts[number, LOOKUPS] += done.result()
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from cache_store.format import manifest as manifests
 from cache_store.read.snapshot import Lookup
 from cache_store.testing import Truth, WrongValue
 
-_LOOKUPS, _MOVES, _AS_OF, _STATES, _OLD = range(5)
+LOOKUPS, _MOVES, _AS_OF, _STATES, _OLD = range(5)
 
 
 def shared(count: int, kind: type) -> np.ndarray:
@@ -103,7 +103,11 @@ class Watch:
 
     def lookups(self) -> np.ndarray:
         """Lookups of each reader so far, int64 [readers]."""
-        return self._counts[:, _LOOKUPS].copy()
+        return self._counts[:, LOOKUPS].copy()
+
+    def goes_on(self) -> bool:
+        """Whether a reader is to look again; a drill that was killed leaves none behind."""
+        return not self._stop[0] and os.getppid() == self._parent
 
     def stop(self) -> None:
         """Let the readers end, whatever they have seen."""
@@ -133,8 +137,7 @@ class Watch:
         counts = self._counts[number]
         store: Store | None = None
         old: tuple[Store, int] | None = None
-        # A drill that was killed leaves no reader behind.
-        while not self._stop[0] and os.getppid() == self._parent:
+        while self.goes_on():
             if not self._gate.wait(1.0):
                 continue
             try:
@@ -155,7 +158,7 @@ class Watch:
                     f"lookup says {found.generation}, the store reads {store.manifest.generation}"
                 )
             truth.check(found, at, version, self.forgotten)
-            counts[_LOOKUPS] += 1
+            counts[LOOKUPS] += 1
             pick = rng.integers(8)
             if pick == 0:
                 truth.check_states(store.states(truth.users[at]), at, version, self.forgotten)
@@ -168,8 +171,8 @@ class Watch:
                     counts[_AS_OF] += 1
             elif pick == 2 and rng.random() < 0.2:
                 # A reader that stays behind for a while; its lease must keep its generation whole.
-                old = (Store.open(root), 0)
-                old = (old[0], old[0].manifest.watermark_ms)
+                behind = Store.open(root)
+                old = (behind, behind.manifest.watermark_ms)
             if old is not None:
                 truth.check(old[0].lookup(truth.users[at]), at, old[1], self.forgotten)
                 counts[_OLD] += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +86,7 @@ def record_rows(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def user_tables(
     found: Mapping[str, Any],
-) -> Iterator[tuple[str, str, tuple[str, ...], list[tuple[Any, ...]]]]:
+) -> Iterator[tuple[str, str, Sequence[str], Sequence[tuple[Any, ...]]]]:
     """What a user has most of in the history and in the summary, where there is any: part, title, columns, rows."""
     history, held = found.get("history") or {}, found.get("held") or {}
     if history.get("items"):

@@ -102,20 +102,20 @@ def look(at: Home, *, limits: AgeLimits | None = None, last: int = 5, keep: bool
     found.warehouse = tables.overview
     found.model = _model(at.model)
     if holds_store(store):
-        _store(found, at, store, tables, limits, now_ms)
+        _store(found, store, tables, limits, now_ms)
     if found.model and found.model["verdict"].startswith("worse than"):
-        _add(found, ATTENTION, f"the model is {found.model['verdict']}", "A bad model", at, "train")
-    _runs(found, at, everything)
+        _add(found, ATTENTION, f"the model is {found.model['verdict']}", "A bad model", "train")
+    _runs(found, everything)
     if found.warehouse and found.warehouse["buckets due"]:
         due = found.warehouse["buckets due"]
-        _add(found, ATTENTION, f"{due} buckets of the tables have many small files", "Many small files", at,
+        _add(found, ATTENTION, f"{due} buckets of the tables have many small files", "Many small files",
              "compact", "tables")  # fmt: skip
     found.problems.sort(key=lambda p: -p.code)
     return found
 
 
-def _add(found: Health, code: int, what: str, paragraph: str, at: Home, *words: object) -> None:
-    command = invocation.command(*words, "--home", at.root)
+def _add(found: Health, code: int, what: str, paragraph: str, *words: object) -> None:
+    command = invocation.command(*words, "--home", found.home)
     found.problems.append(Trouble(code, what, command, paragraph))
 
 
@@ -129,7 +129,7 @@ def _model(path: Path) -> dict[str, Any] | None:
     return {"path": str(path), "fingerprint": fingerprint, "verdict": verdict(meta.metrics), **meta.metrics}
 
 
-def _store(found: Health, at: Home, path: Path, tables: TablesSeen, limits: AgeLimits, now_ms: int) -> None:
+def _store(found: Health, path: Path, tables: TablesSeen, limits: AgeLimits, now_ms: int) -> None:
     from cache_store import Store
     from cache_store.errors import StoreError
     from cache_store.format import lines
@@ -143,7 +143,7 @@ def _store(found: Health, at: Home, path: Path, tables: TablesSeen, limits: AgeL
         except StoreError as error:
             live[name] = None
             code = WRONG if name == "main" else ATTENTION
-            _add(found, code, f"line {name}: {error}", "A damaged store", at, "verify")
+            _add(found, code, f"line {name}: {error}", "A damaged store", "verify")
     found.store = {
         "path": str(path),
         "read by": store.kernel,
@@ -162,22 +162,20 @@ def _store(found: Health, at: Home, path: Path, tables: TablesSeen, limits: AgeL
     for d in damaged:
         back = "rollback" if d.live else "prune" if kept and d.generation not in kept else "verify"
         _add(found, WRONG if d.live else ATTENTION, f"generation {d.generation} is damaged: {d.what}",
-             "A damaged store", at, back)  # fmt: skip
+             "A damaged store", back)  # fmt: skip
     if "main" not in live:
-        _add(found, WRONG, "the store has no live generation", "Nothing is live", at, "summarize")
+        _add(found, WRONG, "the store has no live generation", "Nothing is live", "summarize")
     for name in names:
         if live[name]:
             try:
-                _line(found, at, path, name, tables, limits, now_ms)
+                _line(found, path, name, tables, limits, now_ms)
             except StoreError as error:
                 found.store["some users"][name] = []
                 if name == "main" and not any(p.code == WRONG for p in found.problems):
-                    _add(found, WRONG, f"line {name}: {error}", "A damaged store", at, "verify")
+                    _add(found, WRONG, f"line {name}: {error}", "A damaged store", "verify")
 
 
-def _line(
-    found: Health, at: Home, path: Path, name: str, tables: TablesSeen, limits: AgeLimits, now_ms: int
-) -> None:
+def _line(found: Health, path: Path, name: str, tables: TablesSeen, limits: AgeLimits, now_ms: int) -> None:
     """Facts of a line's live generation; clocks, lag and space of ``main``."""
     from cache_store import Store
 
@@ -201,11 +199,11 @@ def _line(
             "lag": None if lag is None else asdict(lag),
         }
     if manifest.depth >= MAX_DEPTH:
-        _add(found, ATTENTION, f"{manifest.depth} deltas lie on each other", "Deep chains", at, "compact")
+        _add(found, ATTENTION, f"{manifest.depth} deltas lie on each other", "Deep chains", "compact")
     free = found.store["free bytes"]
     if free < need:
         what = f"{size(free)} left on the disk, and the next full run needs about {size(need)}"
-        _add(found, ATTENTION, what, "A full disk", at, "prune", "--dry-run")
+        _add(found, ATTENTION, what, "A full disk", "prune", "--dry-run")
     since = manifest.published_ms if lag is None else lag.since_ms
     behind = lag is None or bool(lag.events)
     if behind and since is not None and now_ms - since > limits.lag * HOUR_MS:
@@ -213,22 +211,22 @@ def _line(
         what = f"published {hours:,.0f} h ago"
         if lag is not None:
             what = f"{lag.events:,} events of the tables are not in the store, the first since {hours:,.0f} h"
-        _add(found, ATTENTION, what, "A stale store", at, "refresh")
+        _add(found, ATTENTION, what, "A stale store", "refresh")
     if lag is not None and lag.events and lag.why:
-        _add(found, ATTENTION, f"the tables cannot be read: {lag.why}", "A run that fails", at, "runs")
+        _add(found, ATTENTION, f"the tables cannot be read: {lag.why}", "A run that fails", "runs")
     if lag is not None and lag.events is None:
-        _add(found, ATTENTION, f"how far the store is behind cannot be told: {lag.why}", "A stale store", at,
+        _add(found, ATTENTION, f"how far the store is behind cannot be told: {lag.why}", "A stale store",
              "summarize")  # fmt: skip
     age = (now_ms - manifest.watermark_ms) / HOUR_MS
     if limits.event_age is not None and age > limits.event_age:
         what = f"the newest event is {age:,.0f} h old: logs stopped, or ingest did"
-        _add(found, ATTENTION, what, "A stale store", at, "runs")
+        _add(found, ATTENTION, what, "A stale store", "runs")
     if found.model and found.model["fingerprint"] != manifest.fingerprint:
         what = f"what is live was made by model {manifest.fingerprint[:12]}, which is not at {found.model['path']}"
-        _add(found, ATTENTION, what, "Another model", at, "summarize")
+        _add(found, ATTENTION, what, "Another model", "summarize")
 
 
-def _runs(found: Health, at: Home, runs: list[run_history.PastRun]) -> None:
+def _runs(found: Health, runs: list[run_history.PastRun]) -> None:
     """The newest run that ended badly, of those whose work no later run has done."""
     done: set[str] = set()
     for run in runs:
@@ -244,7 +242,7 @@ def _runs(found: Health, at: Home, runs: list[run_history.PastRun]) -> None:
                 run.outcome == run_history.DAMAGED or run.job == "ingest"
             )  # whose files are in its record
             again = ("runs", run.path) if looked_at else (*run.verb, "--run-dir", run.path)
-            _add(found, code, what, "A run that fails", at, *again)
+            _add(found, code, what, "A run that fails", *again)
 
 
 def size(n: float) -> str:
