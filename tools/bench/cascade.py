@@ -68,8 +68,11 @@ class Cascade:
     def build(self, items: int, kind: str) -> None:
         self.index = ItemIndex.build(self.model, np.arange(items, dtype=np.int64), kind)
 
+    def context(self, inputs: dict[str, Any], missing: np.ndarray | None = None) -> ContextKV:
+        return self.ranker.context(**inputs)
+
     def retrieve(self, inputs: dict[str, Any]) -> tuple[ContextKV, Found]:
-        ctx = self.ranker.context(**inputs)
+        ctx = self.context(inputs)
         return ctx, self.index.search(self.ranker.query(ctx), self.candidates)
 
     def rank_shared(self, ctx: ContextKV, found: Found) -> torch.Tensor:
@@ -205,8 +208,8 @@ def _ranking_process(params: dict[str, Any], pool_path: Path, pipe: Connection) 
             if side == "shared":
                 ticket, found = rest
                 pool = KVPool.attach(pool_path) if pool is None else pool
-                computed = functools.partial(cascade.ranker.context, **inputs)
-                ctx = pool.get_or_compute([ticket], np.array([number]), lambda _, made=computed: made())
+                compute = functools.partial(cascade.context, inputs)
+                ctx = pool.get_or_compute([ticket], np.array([number]), compute)
                 logits = cascade.rank_shared(ctx, found)
             elif side == "separate":
                 logits = cascade.rank_separate(inputs, *rest)

@@ -75,7 +75,7 @@ def run(
         rng = np.random.default_rng(0)
         for codec, s in SCHEMAS.items():
             store = Store.create(place / codec, num_shards=SHARDS)
-            fill(store, users, s, lambda n, s=s: {"seeds": rng.standard_normal((n, s.tokens, s.width), "f4")})
+            fill(store, users, s, functools.partial(_drawn, rng, s))
         for codec in SCHEMAS:
             _warm(figures, place / codec, users, repeats, "" if codec == "float16" else f"_{codec}")
         _others(figures, notes, place, users, max(3, repeats // 4))
@@ -112,6 +112,10 @@ def fill(
             receipts.append(writer.finish())
     wanted = Publication(fingerprint="bench", watermark_ms=facts[1], expected=len(users), **published)
     return store.publish(staging, receipts, wanted).generation
+
+
+def _drawn(rng: np.random.Generator, schema: RecordSchema, n: int) -> dict[str, np.ndarray]:
+    return {"seeds": rng.standard_normal((n, schema.tokens, schema.width), dtype=np.float32)}
 
 
 class _Queries:
@@ -176,7 +180,7 @@ def _warm(figures: dict[str, Figure], path: Path, users: np.ndarray, repeats: in
             figures[f"{name}_p{q}"] = Figure(float(np.percentile(calls[name], q)), "s")
     single, n = np.zeros((1, trusting.row_bytes), np.uint8), max(200, repeats * 10)
     picked = np.random.default_rng(5).choice(users, (n, 1))
-    one = [timed(lambda user=user: trusting.lookup_raw(user, out=single)) for user in picked]
+    one = [timed(functools.partial(trusting.lookup_raw, user, out=single)) for user in picked]
     for q in (50, 99):
         figures[f"single_user_p{q}"] = Figure(float(np.percentile(one, q)), "s")
 
