@@ -9,6 +9,7 @@ import difflib
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -168,9 +169,7 @@ def _refuse(
         example = (
             "--header user_id,item_id,action,timestamp_ms (a name for every column, - for one of no meaning)"
         )
-    flags = [
-        c for c in there if c.lower().startswith(("is_", "has_")) or c.lower() in ("like", "click", "share")
-    ]
+    flags = [c for c in there if re.match(r"(is|has)_|(like|click|share)$", c, re.I)]
     if flags and any(c.name == "action" for c, _ in missing):
         example += f" --action-column {flags[0].lower().removeprefix('is_')}={flags[0]}"
     elif any(c.name == "action" for c, _ in missing) and "action=" not in example:
@@ -253,23 +252,19 @@ def _kind(
     return "int" if all(_fits_int64(values) for values in _values(file, name)) else "string"
 
 
-def _first_texts(file: pq.ParquetFile, name: str) -> pa.Array | None:
-    """The first values of a column of text that are there; None for no row, and for bytes that are no text: these cost
-    their rows alone."""
+def _first_texts(file: pq.ParquetFile, name: str) -> pa.Array:
+    """The first values of a column of text that are there; none of bytes that are no text: these cost their rows
+    alone."""
     batch = next(file.iter_batches(SAMPLE, columns=[name]), None)
-    if batch is None:
-        return None
-    try:
-        return decoded(batch.column(0)).drop_null().cast(pa.string())
-    except pa.ArrowInvalid:
-        return None
+    with suppress(pa.ArrowInvalid):
+        if batch is not None:
+            return decoded(batch.column(0)).drop_null().cast(pa.string())
+    return pa.array([], pa.string())
 
 
 def _check_told(path: str, file: pq.ParquetFile, name: str, action: ActionColumn) -> None:
     """Raises WrongType for a column of text that tells no action in the first rows."""
     column = _first_texts(file, name)
-    if column is None:
-        return
     _, wrong = actions.told(column, action, pa.nulls(len(column)))
     if 2 * int(wrong.sum()) > len(column):
         value = column[int(np.argmax(wrong))].as_py()[:80]
@@ -348,8 +343,6 @@ def _check_times(
 
 def _check_text(path: str, file: pq.ParquetFile, name: str, reading: Reading) -> None:
     column = _first_texts(file, name)
-    if column is None:
-        return
     _, wrong = times.parsed(column, reading.time_format, reading.time_unit)
     if 2 * int(wrong.sum()) > len(column):
         refuse_text(path, name, [v for v, w in zip(column.to_pylist(), wrong, strict=True) if w], reading)

@@ -183,16 +183,17 @@ class Reading:
             except ValueError:
                 wanted = "a number" if name == "position" else "a number or a time"
                 example = "0" if name == "position" else "2024-01-31T12:00:00"
-                example = f"--constant {name}={example}"
-                raise _wrong(f"--constant: {name}", wanted, repr(value), example) from None
+                where, example = f"--constant: {name}", f"--constant {name}={example}"
+                raise _wrong(where, wanted, repr(value), example) from None
 
     def _check_text(self) -> None:
         twice = sorted({n for n in self.header if n != "-" and self.header.count(n) > 1})
         if twice or any(not n for n in self.header):
-            found = f"{twice[0]!r} twice" if twice else "'' empty"
-            raise _wrong(
-                "--header", "each name once", found, "--header user_id,item_id,-,action,timestamp_ms"
+            found, example = (
+                f"{twice[0]!r} twice" if twice else "'' empty",
+                "user_id,item_id,-,action,timestamp_ms",
             )
+            raise _wrong("--header", "each name once", found, f"--header {example}")
         if self.separator and len(self.separator.encode()) > 3:
             raise _wrong("separator", "one to three characters", repr(self.separator), "'\\t' or '::'")
         try:

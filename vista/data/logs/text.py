@@ -14,6 +14,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -81,16 +82,12 @@ def draft(
                 write_rows(target, map(count, rows))
             facts.values = {n: v for n, v in facts.values.items() if n in facts.names}
         else:
-            quotes = reading.quotes
-            for attempt in (quotes, False):
+            for quotes in (reading.quotes, False):
                 facts.__init__()  # type: ignore[misc]
-                with paths.open_text(path, reading.encoding) as stream:
-                    rows = csv_rows(stream, ending, wanted, facts.names, reading, attempt)
-                    try:
-                        write_rows(target, map(count, explode_all(rows, reading)))
-                        break
-                    except QuotesAreText:
-                        continue
+                with paths.open_text(path, reading.encoding) as stream, suppress(QuotesAreText):
+                    rows = csv_rows(stream, ending, wanted, facts.names, reading, quotes)
+                    write_rows(target, map(count, explode_all(rows, reading)))
+                    break
     except (*paths.UNREADABLE, pa.ArrowException) as error:
         if paths.is_full(error):
             raise
@@ -261,22 +258,18 @@ def _by_value(
     return convert
 
 
-def _cast_by(pattern: str, types: tuple[pa.DataType, ...], slow: Callable[[bytes], Any]) -> Any:
+def _cast_by(pattern: str, type_: pa.DataType, slow: Callable[[bytes], Any]) -> Any:
     """A cast of whole columns, and value by value where one does not fit."""
 
     def convert(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
         values = column.drop_null().view(pa.binary())
-        if matching(values, pattern) == len(values) and not (
-            pattern == NUMBER and matching(values, times.CUT)
-        ):
+        cut = pattern == NUMBER and matching(values, times.CUT)
+        if not cut and matching(values, pattern) == len(values):
             if pattern == INTEGER and pc.any(pc.ends_with(column, ".0")).as_py():
                 column = pc.replace_substring_regex(column, r"\.0$", "")
-            for type_ in types:
-                try:
-                    return column.cast(type_).cast(types[-1]), np.zeros(len(column), bool)
-                except pa.ArrowInvalid:
-                    continue
-        return _by_value(slow, types[-1])(column)
+            with suppress(pa.ArrowInvalid):
+                return column.cast(type_), np.zeros(len(column), bool)
+        return _by_value(slow, type_)(column)
 
     return convert
 
@@ -321,8 +314,8 @@ def _list_of_text(value: bytes) -> list[str | None]:
 
 
 CASTS: dict[str, tuple[Callable[[pa.Array], tuple[pa.Array, np.ndarray]], str]] = {
-    "int": (_cast_by(INTEGER, (pa.int64(),), _integer), "an integer"),
-    "float": (_cast_by(NUMBER, (pa.float64(),), _float), "a number"),
+    "int": (_cast_by(INTEGER, pa.int64(), _integer), "an integer"),
+    "float": (_cast_by(NUMBER, pa.float64(), _float), "a number"),
     "list of int": (_by_value(_list, pa.list_(pa.int64())), "a list of integers"),
     "list of string": (_by_value(_list_of_text, pa.list_(pa.string())), "a list"),
     "vector": (_vectors, "a list of numbers"),

@@ -210,12 +210,9 @@ def ids_of(
         return values, NO_NAMES, pa.array(values)
     _refuse_rounded(column, name, bad)
     codes, values, null = texts_of(column, name, MAX_TEXT_BYTES, bad)
-    ids = hash_strings(values)
-    used = pa.array(ids), values
-    if null.any():
-        ids[-1] = 0
-        used = pa.array(ids[:-1]), values[:-1]
-    return ids[codes], (used[0].to_numpy(), used[1]), pa.DictionaryArray.from_arrays(codes, values)
+    ids, named = hash_strings(values), len(values) - bool(null.any())  # the text of nulls is the last
+    ids[named:] = 0
+    return ids[codes], (ids[:named], values[:named]), pa.DictionaryArray.from_arrays(codes, values)
 
 
 def times_of(column: pa.Array, second: pa.Array | None, rules: Rules, bad: BadRows) -> np.ndarray:
