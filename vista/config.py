@@ -229,8 +229,8 @@ class RankerConfig:
         recent: R, newest events read raw beside the summary.
         queries: retrieval query vectors per request.
         ages: candidates read how old a touch is as smooth features, and masses as shares of all the user did.
-        cluster_waves: of the newest touch of a candidate's cluster too; else its plain age alone. It gains where items
-            seldom come twice and lost a little on logs (docs/quality.md).
+        cluster_ages: numbers that tell how old the newest touch of a candidate's cluster is, by events and hours: 4,
+            logarithms and nearness; 10, nearness at four scales each; 20, smooth features as of items.
         direct: width of a small network from what candidates read straight to their logits; 0 for none.
         neighbours: clusters near its own whose counters a candidate reads; 0 for none.
         near: candidates also read the sequence of exact tokens (``tokens.sequence``), as a density. It costs more
@@ -242,13 +242,14 @@ class RankerConfig:
     recent: int = 32
     queries: int = 1
     ages: bool = True
-    cluster_waves: bool = False
+    cluster_ages: int = 10
     direct: int = 64
     neighbours: int = 16
     near: bool = False
 
     def __post_init__(self) -> None:
         _check(1 <= self.layers <= MOST_LAYERS, "ranker.layers", f"1 to {MOST_LAYERS}", self.layers)
+        _check(self.cluster_ages in (4, 10, 20), "ranker.cluster_ages", "4, 10 or 20", self.cluster_ages)
         _check_least(self, "ranker.", heads=1, recent=0, queries=1, direct=0, neighbours=0)
 
 
@@ -309,7 +310,9 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_before(values: dict[str, Any]) -> dict[str, Any]:
     """Inverse of :func:`as_written`: a model's text of an older version (``values`` of its JSON) as it is meant now:
     candidates that read less; of before version 0.2 without exact tokens, seeds that read whole events."""
-    values = values | {"ranker": _READ_BEFORE | values.get("ranker", {})}
+    ranker = _READ_BEFORE | values.get("ranker", {})
+    waves = ranker.pop("cluster_waves", False)
+    values = values | {"ranker": {"cluster_ages": 20 if waves else 4} | ranker}
     if "tokens" in values:
         return values | {"tokens": {"last": False} | values["tokens"]}
     return values | {"tokens": {"items": 0}, "summarizer": values.get("summarizer", {}) | {"rows": "events"}}
@@ -388,8 +391,9 @@ def as_written(config: ModelConfig) -> Any:
     if _READ_BEFORE.items() <= values["ranker"].items():
         for name in _READ_BEFORE:
             del values["ranker"][name]
-    if not config.ranker.cluster_waves:
-        del values["ranker"]["cluster_waves"]
+    # no state depends on it: one of before goes on under the default that came after
+    if values["ranker"].pop("cluster_ages") == 20:
+        values["ranker"]["cluster_waves"] = True
     if not config.tokens.last:
         del values["tokens"]["last"]
     if not config.tokens.clusters_told:

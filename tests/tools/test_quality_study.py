@@ -23,7 +23,7 @@ from tools.studies.protocol import (
 from tools.studies.reader import TokenReader
 from tools.studies.rivals import CURVE, SIZES, WHOLE, variants
 from tools.studies.study import answer, build, feeds, train
-from tools.studies.tokens import Space, item_tokens, touches, weights
+from tools.studies.tokens import Space, touches
 from vista.config import ModelConfig, TokenConfig
 from vista.stage1.clusters import company
 from vista.training import metrics
@@ -34,7 +34,6 @@ VARIANTS = [
     Variant("full", "raw", 0, {"events": 64}),
     Variant("record", "record", 0, SMALL),
     Variant("alone", "record", 0, {**SMALL, "alone": 1}),
-    Variant("items", "items", 0, {"capacity": 24, "clusters": 8, "sequence": 16}),
     Variant("twin", "twin", 0, {"count": 8}),
     Variant("sketch", "sketch", 0, {"places": 8}),
     Variant("sdim", "sdim", 0, {"groups": 4, "bits": 2}),
@@ -183,20 +182,6 @@ def test_the_study_feeds_the_record_that_the_store_keeps(data, asked, space):
     whole = feed.maker.summarizer.prefixes(own, np.array([len(own)]), np.zeros(1, np.int64), exact=True)
     assert fed.record[fed.unit[k]] == encoded(feed.maker, whole)[0]
     assert fed.record.dtype.itemsize >= 24 * (8 + 3) + 8 * 3
-
-
-def test_item_tokens_hold_the_heaviest_items_and_lose_nothing_to_no_cluster(data, space):
-    items = data.events.user(0).item[:200]
-    found = item_tokens(items, space, capacity=10, clusters=8, sequence=8)
-    (names, mass), (_, clusters) = found.own
-    everything = weights(len(items))
-    assert len(names) == 10 and clusters[:, 0].sum() == pytest.approx(200)
-    exact = {int(i): everything[items == i].sum(0) for i in np.unique(items)}
-    np.testing.assert_allclose(mass, [exact[int(i)] for i in names], rtol=1e-5)
-    assert (
-        min(m[1] for i, m in exact.items() if i in set(names.tolist()))
-        >= sorted((m[1] for m in exact.values()), reverse=True)[9] - 1e-6
-    )
 
 
 def test_the_oracle_knows_counts_and_ages_exactly():

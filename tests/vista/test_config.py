@@ -47,6 +47,7 @@ def test_missing_fields_take_their_defaults() -> None:
         ('{"tokens": {"items": 0}}', "tokens.items.*summarizer.seeds"),
         ('{"tokens": {"half_lives_events": ["inf"]}}', "tokens.half_lives_events.*found"),
         ('{"tokens": {"places": 600}}', "tokens.places.*found 600"),
+        ('{"ranker": {"cluster_ages": 5}}', "ranker.cluster_ages.*4, 10 or 20.*found 5"),
         ('{"summarizer": {"kind": "nonsense"}}', "summarizer.kind.*found 'nonsense'"),
         ('{"summarizer": {"rows": "words"}}', "summarizer.rows.*found 'words'"),
         ('{"summarizer": {"reconstruction_window": 1}}', "reconstruction_window.*found 1"),
@@ -75,13 +76,21 @@ def test_the_fingerprint_changes_with_any_field_and_with_the_weights() -> None:
 
 def test_a_model_of_an_older_text_reads_as_it_did_and_keeps_its_name():
     then = to_dict(ModelConfig())
-    for name in ("ages", "cluster_waves", "direct", "neighbours", "near"):
+    for name in ("ages", "cluster_ages", "direct", "neighbours", "near"):
         del then["ranker"][name]
     del then["embedding"]["words_width"], then["tokens"]["last"], then["tokens"]["clusters_told"]
     config = from_dict(ModelConfig, from_before(then))
-    assert config.ranker == RankerConfig(ages=False, cluster_waves=False, direct=0, neighbours=0, near=True)
+    assert config.ranker == RankerConfig(ages=False, cluster_ages=4, direct=0, neighbours=0, near=True)
     assert as_written(config) == then
     assert from_dict(ModelConfig, from_before(to_dict(ModelConfig()))) == ModelConfig()
+    then = to_dict(ModelConfig())
+    del then["ranker"]["cluster_ages"]
+    assert from_dict(ModelConfig, from_before(then)).ranker == RankerConfig(cluster_ages=4)
+    assert as_written(ModelConfig())["ranker"] == then["ranker"]  # states go on under the default of now
+    then["ranker"]["cluster_waves"] = True
+    config = from_dict(ModelConfig, from_before(then))
+    assert config.ranker == RankerConfig(cluster_ages=20)
+    assert as_written(config)["ranker"] == then["ranker"]
 
 
 def test_sizes_by_name_fill_their_pages() -> None:

@@ -41,8 +41,8 @@ class Variant:
     """One context.
 
     Attributes:
-        kind: of what is read of the history: ``none``, ``raw``, ``record`` (the product's own), ``items``, ``twin``,
-            ``sketch``, ``sdim``, ``touches``.
+        kind: of what is read of the history: ``none``, ``raw``, ``record`` (the product's own), ``twin``, ``sketch``,
+            ``sdim``, ``touches``.
         bytes: of what is served for a user.
         options: of the kind.
     """
@@ -71,31 +71,21 @@ class Sets:
 
     Attributes:
         unit: int64 [K], set of each slate; ascending.
-        item: int64 [V, T]; -1 - c for the centre of cluster c.
         mass: float32 [V, T, M]; 0 where there is no token.
-        vector: float32 [V, T, W], in place of ``item``, or None.
-        centre: float32 [clusters, W], unit.
+        vector: float32 [V, T, W].
     """
 
     unit: np.ndarray
-    item: Tensor
     mass: Tensor
-    vector: Tensor | None
-    centre: Tensor | None
+    vector: Tensor
 
     @staticmethod
-    def of(unit: np.ndarray, found: list[Kept], centre: np.ndarray | None) -> Sets:
-        most = max((len(k.item) for k in found), default=0)
-        item = np.zeros((len(found), most), np.int64)
-        mass = np.zeros((len(found), most, len(HALF_LIVES)), np.float32)
-        dense = next((k.vector for k in found if k.vector is not None), None)
-        vector = None if dense is None else np.zeros((len(found), most, dense.shape[1]), np.float32)
-        for i, k in enumerate(found):
-            item[i, : len(k.item)], mass[i, : len(k.item)] = k.item, k.mass
-            if vector is not None and k.vector is not None:
-                vector[i, : len(k.item)] = k.vector
-        tensors = [None if x is None else torch.from_numpy(x) for x in (item, mass, vector, centre)]
-        return Sets(unit, *tensors)  # type: ignore[arg-type]
+    def of(unit: np.ndarray, found: list[Kept]) -> Sets:
+        mass, vector = (
+            nn.utils.rnn.pad_sequence([torch.from_numpy(x) for x in of], batch_first=True)
+            for of in zip(*((k.mass, k.vector) for k in found), strict=True)
+        )
+        return Sets(unit, mass, vector)
 
 
 @dataclass(frozen=True)
@@ -124,16 +114,15 @@ class Feed:
         o = variant.options
         self.hashed = SimHash(space, **o) if variant.kind == "sdim" else None
         makers: dict[str, Callable[[np.ndarray], Kept]] = {
-            "items": lambda items: kept.item_tokens(items, space, **o),
             "twin": lambda items: kept.own_clusters(items, space, **o),
             "sketch": lambda items: kept.sketch(items, space, **o),
         }
         self.make = makers.get(variant.kind)
-        self.share = 4 if variant.kind in ("items", "record") else 1_024
+        self.share = 4 if variant.kind == "record" else 1_024
         self.maker = None
         if variant.kind == "record":
             self.maker = product(variant, ("a",), 0, 0)
-            self.maker.set_clusters(space.item, space.clusters(self.maker.clusters)[0])
+            self.maker.set_clusters(space.item, space.clusters(self.maker.clusters))
 
     def __call__(self, batch: Batch, exact: bool) -> Fed:
         if self.variant.kind == "touches":
@@ -160,29 +149,10 @@ class Feed:
             parts = [self.hashed.features(folded[unit[k]], self._asked(batch, k)) for k in range(len(batch))]
             return Fed(None, torch.from_numpy(np.concatenate(parts)))
         assert self.make is not None
-        found = [self.make(items) for items in pasts]
-        centre = (
-            self.space.clusters(self.variant.options["clusters"])[1] if self.variant.kind == "items" else None
-        )
-        sets = Sets.of(unit, found, centre)
-        if not found or not found[0].own:
-            return Fed(sets)
-        parts = [self._own(found[unit[k]], self._asked(batch, k)) for k in range(len(batch))]
-        return Fed(sets, torch.from_numpy(np.concatenate(parts)))
+        return Fed(Sets.of(unit, [self.make(items) for items in pasts]))
 
     def _asked(self, batch: Batch, k: int) -> np.ndarray:
         return batch.item[batch.offsets[k] : batch.offsets[k + 1]]
-
-    def _own(self, found: Kept, asked: np.ndarray) -> np.ndarray:
-        """float32 [B, 2 M]: log masses of the candidate's own entry and of its cluster."""
-        place, _ = self.space.clusters(self.variant.options["clusters"])
-        keys = (asked, place[self.space.rows(asked)])
-        parts = []
-        for (names, mass), wanted in zip(found.own, keys, strict=True):
-            at = np.minimum(np.searchsorted(names, wanted), max(len(names) - 1, 0))
-            hit = (names[at] == wanted)[:, None] if len(names) else np.zeros((len(wanted), 1), bool)
-            parts.append(np.log1p(mass[at]) * hit if len(names) else np.zeros((len(wanted), len(HALF_LIVES))))
-        return np.concatenate(parts, 1).astype(np.float32)
 
     def _touches(self, batch: Batch) -> np.ndarray:
         parts = []
@@ -215,12 +185,12 @@ class Contest(nn.Module):
         super().__init__()
         self.model, self.variant = model, variant
         features = next((f.features.shape[1] for f in fed if f.features is not None), 0)
-        self.tokens = max((f.sets.item.shape[1] for f in fed if f.sets is not None), default=0)
+        self.tokens = max((f.sets.mass.shape[1] for f in fed if f.sets is not None), default=0)
         self.tokens = variant.options.get("events", self.tokens)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.recent = TokenReader(model.config, ages=4 * FREQUENCIES)
-            raw, sets = variant.kind == "raw", variant.kind in ("items", "twin", "sketch")
+            raw, sets = variant.kind == "raw", variant.kind in ("twin", "sketch")
             self.raw = TokenReader(model.config, ages=4 * FREQUENCIES) if raw else None
             self.long = TokenReader(model.config, horizons=len(HALF_LIVES)) if sets else None
             self.own = Addressed(model.config, features) if features else None
@@ -417,18 +387,10 @@ class _Tokens:
     def __init__(self, contest: Contest, batch: Batch, sets: Sets) -> None:
         assert contest.long is not None
         self.reader, self.model, self.sets = contest.long, contest.model, sets
-        self.laid = _Laid(sets.unit, batch.offsets, len(sets.item))
-        items, project = self.model.items, self.model.items.project
+        self.laid = _Laid(sets.unit, batch.offsets, len(sets.mass))
+        project = self.model.items.project
         assert self.reader.amount is not None and project is not None
-        if sets.vector is not None:
-            vector = nn.functional.normalize(project(sets.vector), dim=-1)
-        else:
-            known = (sets.item >= 0)[..., None]
-            vector = items.vector(sets.item.clamp_min(0))
-            if sets.centre is not None:
-                centres = nn.functional.normalize(project(sets.centre), dim=-1)
-                vector = torch.where(known, vector, centres[(-1 - sets.item).clamp_min(0)])
-        self.vector = vector
+        self.vector = vector = nn.functional.normalize(project(sets.vector), dim=-1)
         self.there = sets.mass[..., 0] > 0
         amount = self.reader.amount(torch.log1p(sets.mass))
         self.x = (vector + amount / math.sqrt(vector.shape[-1])) * math.sqrt(vector.shape[-1])

@@ -54,7 +54,7 @@ def build(data: Data, space: Space, variant: Variant, fed: Sequence[Fed], seed: 
         assert model.items.project is not None
         torch.nn.init.orthogonal_(model.items.project.weight, generator=torch.Generator().manual_seed(seed))
     if model.clusters:
-        model.set_clusters(data.catalogue.item, space.clusters(model.clusters)[0])
+        model.set_clusters(data.catalogue.item, space.clusters(model.clusters))
     return Contest(model, variant, fed, seed)
 
 

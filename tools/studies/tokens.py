@@ -19,19 +19,15 @@ HALF_LIVES = (np.inf, 2_048.0, 256.0)
 
 @dataclass(frozen=True)
 class Kept:
-    """What a candidate attends to and addresses.
+    """What a candidate attends to.
 
     Attributes:
-        item: int64 [T], ids; -1 - c for the centre of cluster c.
         mass: float32 [T, M].
-        vector: float32 [T, W], directions that take the place of ``item``, or None.
-        own: addressed masses: (ascending keys int64 [E], float32 [E, M]) by items and by clusters.
+        vector: float32 [T, W], directions.
     """
 
-    item: np.ndarray
     mass: np.ndarray
-    vector: np.ndarray | None = None
-    own: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+    vector: np.ndarray
 
 
 class Space:
@@ -47,24 +43,21 @@ class Space:
         norm = np.linalg.norm(content, axis=1, keepdims=True)
         self.content = (content / np.maximum(norm, 1e-12)).astype(np.float32)
         self.known = norm[:, 0] > 0
-        self._made: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._made: dict[int, np.ndarray] = {}
 
     def rows(self, item: np.ndarray) -> np.ndarray:
         """int64: rows of ``item``; every item asked for is in the catalogue."""
         return np.minimum(np.searchsorted(self.item, item), len(self.item) - 1)
 
-    def clusters(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """int64 [I], cluster of each item (unknown ones by hash); float32 [count, W], unit means."""
+    def clusters(self, count: int) -> np.ndarray:
+        """int64 [I], cluster of each item (unknown ones by hash)."""
         if count not in self._made:
             rows = np.flatnonzero(self.known)
             some = np.random.default_rng(0).permutation(rows)[: max(32 * count, 4_096)]
             place = (self.item * 2_654_435_761 % count).astype(np.int64)
             if len(rows):
                 place[rows] = assigned(self.content[rows], self.content[some], count)
-            centre = np.zeros((count, self.content.shape[1]), np.float32)
-            np.add.at(centre, place[rows], self.content[rows])
-            centre /= np.maximum(np.linalg.norm(centre, axis=1, keepdims=True), 1e-12)
-            self._made[count] = place, centre
+            self._made[count] = place
         return self._made[count]
 
 
@@ -80,31 +73,6 @@ def added(keys: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return names, mass.astype(np.float32)
 
 
-def item_tokens(
-    items: np.ndarray, space: Space, capacity: int, clusters: int, sequence: int, addressed: bool = True
-) -> Kept:
-    """The ``capacity`` items of most mass at the middle horizon, and counters of clusters.
-
-    ``sequence`` tokens are attended to: the heaviest items, then clusters with what no item of the sequence says.
-    """
-    weight = weights(len(items))
-    names, mass = added(items, weight)
-    order = np.lexsort([names, -mass[:, 1]])[:capacity]
-    kept = np.sort(order)
-    place, centre = space.clusters(clusters)
-    group, group_mass = added(place[space.rows(items)], weight)
-    first = order[: sequence * 3 // 4]
-    rest = group_mass.copy()
-    np.subtract.at(rest, np.searchsorted(group, place[space.rows(names[first])]), mass[first])
-    rest = np.maximum(rest, 0) * (np.abs(centre[group]).sum(1, keepdims=True) > 0)
-    others = np.argsort(-rest[:, 1], kind="stable")[: sequence - len(first)]
-    others = others[rest[others, 0] > 1e-3]
-    return Kept(
-        np.concatenate([names[first], -1 - group[others]]), np.concatenate([mass[first], rest[others]]),
-        own=((names[kept], mass[kept]), (group, group_mass)) if addressed else (),
-    )  # fmt: skip
-
-
 def _means(place: np.ndarray, count: int, vectors: np.ndarray, weight: np.ndarray) -> Kept:
     """Tokens that stand for the events assigned to them: mean directions and masses."""
     total = np.zeros((count, vectors.shape[1]), np.float32)
@@ -113,14 +81,13 @@ def _means(place: np.ndarray, count: int, vectors: np.ndarray, weight: np.ndarra
     mass = np.stack([np.bincount(place, w, count) for w in weight.T], 1)
     there = np.flatnonzero(mass[:, 0] > 0)
     total = total[there] / np.maximum(np.linalg.norm(total[there], axis=1, keepdims=True), 1e-12)
-    return Kept(np.zeros(len(there), np.int64), mass[there].astype(np.float32), total)
+    return Kept(mass[there].astype(np.float32), total)
 
 
 def sketch(items: np.ndarray, space: Space, places: int) -> Kept:
     """SequenceO1 (arXiv 2609.08443), its step over places: every event falls on the nearest of fixed places."""
-    place, _ = space.clusters(places)
     rows = space.rows(items)
-    return _means(place[rows], places, space.content[rows], weights(len(items)))
+    return _means(space.clusters(places)[rows], places, space.content[rows], weights(len(items)))
 
 
 def own_clusters(items: np.ndarray, space: Space, count: int, rounds: int = 2) -> Kept:
@@ -130,7 +97,7 @@ def own_clusters(items: np.ndarray, space: Space, count: int, rounds: int = 2) -
     """
     vectors = space.content[space.rows(items)]
     if len(items) <= count:
-        return Kept(np.zeros(len(items), np.int64), weights(len(items)).astype(np.float32), vectors)
+        return Kept(weights(len(items)).astype(np.float32), vectors)
     centre = vectors[np.linspace(0, len(items) - 1, count).astype(np.int64)]
     for _ in range(rounds):
         place = (vectors @ centre.T).argmax(1)

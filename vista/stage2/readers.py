@@ -92,8 +92,7 @@ class EntryReader:
 
     With ``ranker.ages`` the own entry's mass is also told as a share of all the user did, how much that is, and whether
     there is an entry at all. Of newest touches, where records tell them: how long ago, by events and by the clock; of
-    the own entry's also with which action. ``ranker.cluster_waves``: of the cluster's all of :func:`ages`, else those
-    that are no waves.
+    the own entry's also with which action. Of the cluster's ``ranker.cluster_ages`` numbers.
 
     Args:
         neighbours: reads the clusters near it; None for none.
@@ -104,12 +103,12 @@ class EntryReader:
     ) -> None:
         self.tokens, self.rows, self.neighbours = tokens, rows, neighbours
         self.shares, self.actions = config.ranker.ages, len(config.actions)
-        self.cluster_ages = AGES if config.ranker.cluster_waves else PLAIN_AGES
+        self.cluster_ages = {4: (1, False), 10: (4, False), 20: (1, True)}[config.ranker.cluster_ages]
         self.keys = 1 + (tokens.clusters > 0)
         near = 0 if neighbours is None else len(neighbours.SHARPNESS)
         self.last = AGES + self.actions if tokens.facts["items"] else 0
         self.features = (2 * tokens.horizons - 1) * (self.keys + near) + self.last
-        self.features += self.cluster_ages if self.last and tokens.clusters else 0
+        self.features += config.ranker.cluster_ages if self.last and tokens.clusters else 0
         self.features += self.shares * (2 * tokens.horizons + 1)
 
     def start(self, wide: Tensor) -> None:
@@ -143,27 +142,29 @@ class EntryReader:
             since = ctx.elapsed_ms.index_select(0, row) / 3_600_000
             entry = F.embedding(at, held.last.flatten(0, 1))
             action = action_of(entry[:, 2])[:, None] == torch.arange(self.actions, device=item.device)
-            touches = [entry[:, :2]]
-            if tokens.clusters:
-                touches.append(F.embedding(cluster, held.cluster_last.flatten(0, 1)))
-            # in one go: of so few numbers each step costs more than its work
-            age, *of_cluster = ages(torch.cat(touches), since.repeat(len(touches))).chunk(len(touches))
+            age = ages(entry[:, :2], since)
             told.append(torch.where(hit[:, None], torch.cat([age, action.to(age)], -1), 0.0))
-            told += [x[:, : self.cluster_ages] * (touches[1][:, :1] > 0) for x in of_cluster]
+            if tokens.clusters:
+                newest = F.embedding(cluster, held.cluster_last.flatten(0, 1))
+                told.append(ages(newest, since, *self.cluster_ages) * (newest[:, :1] > 0))
         return torch.cat([*told, log[:, self.keys :].flatten(1), late[:, self.keys :].flatten(1)], -1)
 
 
-AGES, PLAIN_AGES = 20, 4
-"""Numbers of :func:`ages`; those of them that are no waves."""
+AGES = 20
+"""Numbers of :func:`ages`, unless told otherwise."""
 
 
-def ages(newest: Tensor, since: Tensor) -> Tensor:
-    """How long ago touches were, [n, AGES], by events and by the clock: of records' newest touches [n, 2], and the
-    hours [n] that went by since the record's end."""
+def ages(newest: Tensor, since: Tensor, scales: int = 1, smooth: bool = True) -> Tensor:
+    """How long ago touches were, by events and by the clock: of records' newest touches [n, 2], and the hours [n] that
+    went by since the record's end. As logarithms; as nearness at ``scales``, each 20 times the one before; ``smooth``:
+    also as waves. [n, 2 + 2 scales + 16 smooth]."""
     number, hours = newest[:, 0], newest[:, 1] + since
     age = torch.stack([number, hours], -1)
-    smooth = waves(torch.stack([number, hours * 3_600], -1), -1, 3).flatten(1)
-    return torch.cat([torch.log1p(age) / 8, 1 / (1 + age), smooth], -1)
+    shares = torch.logspace(0, 1 - scales, scales, 20.0, device=age.device)
+    told = [torch.log1p(age) / 8, (1 / (1 + age[..., None] * shares)).flatten(1)]
+    if smooth:
+        told.append(waves(torch.stack([number, hours * 3_600], -1), -1, 3).flatten(1))
+    return torch.cat(told, -1)
 
 
 class Neighbours(nn.Module):

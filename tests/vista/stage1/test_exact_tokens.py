@@ -27,7 +27,7 @@ from vista.model import VistaModel
 from vista.stage1.state import UserState
 from vista.stage1.tables import Entries, Horizons, Tables
 from vista.stage1.tokens import ExactTokens, action_of
-from vista.stage2.readers import AGES, PLAIN_AGES, EntryReader
+from vista.stage2.readers import AGES, EntryReader
 
 C, K = 8, 6
 LIVES = (float("inf"), 20.0, 4.0)
@@ -283,13 +283,19 @@ def test_the_newest_touch_reaches_a_candidate_through_the_codec():
         asked = torch.tensor([9, 7, 8])
         reader = MODEL.ranker.readers[0]
         args = ctx, asked, MODEL.items.vector(asked), Plan.of([0, 3])
-        plain = reader(*args)
-        waves = dataclasses.replace(CONFIG, ranker=dataclasses.replace(CONFIG.ranker, cluster_waves=True))
-        whole = EntryReader(MODEL.tokens, reader.rows, waves, reader.neighbours)(*args)
+        forms = {}
+        for n in (4, 10, 20):
+            config = dataclasses.replace(CONFIG, ranker=dataclasses.replace(CONFIG.ranker, cluster_ages=n))
+            forms[n] = EntryReader(MODEL.tokens, reader.rows, config, reader.neighbours)(*args)
+        whole = forms[20]
+        assert torch.equal(reader(*args), forms[10])
     at = (2 * len(LIVES) - 1) * 2 + 2 * len(LIVES) + 1  # behind the two keys' masses and the shares
     told, cluster = whole[:, at : at + reader.last], at + reader.last
     place = torch.arange(whole.shape[1]) - cluster
-    assert torch.equal(plain, whole[:, (place < PLAIN_AGES) | (place >= AGES)])
+    assert torch.equal(forms[4], whole[:, (place < 4) | (place >= AGES)])
+    ago = np.array([1.0, 2.0])  # events and hours since item 7
+    wanted = [*np.log1p(ago) / 8, *(1 / (1 + ago[:, None] / 20.0 ** np.arange(4))).flat]
+    assert forms[10][1, cluster : cluster + 10].tolist() == pytest.approx(wanted, rel=0.05)
     assert torch.equal(whole[1, cluster : cluster + AGES], told[1, :AGES])  # the newest of its cluster too
     hours = torch.expm1(8 * told[:2, 1])
     assert hours.tolist() == pytest.approx([5, 2], rel=0.05)
