@@ -146,7 +146,7 @@ def _records(store: Store, generation: str, limits: Bounds) -> list[Check]:
         users += here[np.random.default_rng(shard).permutation(len(here))[:share]].tolist()
     checks: list[Check] = []
     if users:
-        read = snapshot.lookup(users, None, None, 0, None)
+        read = snapshot.lookup(users)
         numbers = read.tokens[:, floats(snapshot.schema)]
         finite = np.isfinite(numbers).all((1, 2))
         checks.append(_most("not_finite", float((~finite).mean()), limits.max_not_finite))
@@ -155,7 +155,7 @@ def _records(store: Store, generation: str, limits: Bounds) -> list[Check]:
         checks.append(_most("outside", float(outside.mean()), limits.max_outside))
         checks.append(_most("empty", float((read.event_count == 0).mean()), limits.max_empty))
     if limits.canaries:
-        read = snapshot.lookup(list(limits.canaries), None, None, 0, None)
+        read = snapshot.lookup(list(limits.canaries))
         well = (read.event_count > 0) & np.isfinite(read.tokens[:, floats(snapshot.schema)]).all((1, 2))
         lost = [str(user) for user, fine in zip(limits.canaries, well, strict=True) if not fine]
         checks.append(Check("canaries", ", ".join(lost) or "all there", "all there", not lost))

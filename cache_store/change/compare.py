@@ -116,7 +116,7 @@ def _drift(a: Snapshot, b: Snapshot, users: Sequence[Any], found: Comparison) ->
         raise SchemaError(
             f"generations {found.before} and {found.after} have other groups of tokens; nothing can be compared"
         )
-    one, two = (s.lookup(list(users), None, None, 0, None) for s in (a, b))
+    one, two = (s.lookup(list(users)) for s in (a, b))
     ok = (one.event_count > 0) & (two.event_count > 0)
     found.sampled = int(ok.sum())
     if not found.sampled:
