@@ -108,6 +108,17 @@ def test_quotes_in_a_tsv_are_text_where_they_enclose_nothing(tmp_path):
     assert users(tmp_path) == [0, 1, 2, 3] and '"Song 0' in tables(tmp_path).read_items().name.tolist()
 
 
+def test_a_quote_without_end_at_the_start_of_a_long_tsv_is_text(tmp_path):
+    rows = [
+        f'0\t"Song\tc\t{T0}\n',
+        "1\tbroken\n",
+        *(f"{u}\t{'x' * 1_000}\tc\t{T0}\n" for u in range(2, 3_500)),
+    ]
+    (tmp_path / "a.tsv").write_text(HEAD.replace(",", "\t") + "".join(rows))
+    record = run(tmp_path, "a.tsv")
+    assert users(tmp_path) == [0, *range(2, 3_500)] and letters(record) == {2: "broken_line"}
+
+
 def test_date_and_time_may_stand_in_two_columns(tmp_path):
     (tmp_path / "a.csv").write_text(
         "user_id,item_id,action,day,clock\n1,2,c,20220422,0905\n2,2,c,20220422,2200\n"

@@ -6,7 +6,8 @@ import codecs
 import csv as csv_text
 import re
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,9 +73,9 @@ def csv_rows(
     whole: Any = paths.Rejoined(head, stream)
     if len(separator) > 1:
         whole, separator, quotes = _Narrowed(whole, separator.encode()), NARROW.decode(), False
-    reader = _reader(whole, separator, quotes, called, list(chosen), lines) if head else ()
+    opened = partial(_reader, whole, separator, quotes, called, list(chosen), lines) if head else tuple
     done = 0
-    for batch in _whole_records(reader, guessed):
+    for batch in _whole_records(opened, guessed):
         lines.expect_closed_quotes(guessed)
         if one_line and any(pc.any(pc.match_substring(c, b"\n")).as_py() for c in batch.columns):
             raise QuotesAreText
@@ -157,31 +158,22 @@ def _called(
 def _reader(
     stream: Any, separator: str, quotes: bool, called: list[str], chosen: list[str], lines: _Lines
 ) -> Any:
-    try:
-        return csv.open_csv(
-            pa.PythonFile(stream, mode="r"),
-            read_options=csv.ReadOptions(use_threads=False, column_names=called),
-            parse_options=csv.ParseOptions(
-                delimiter=separator,
-                quote_char='"' if quotes else False,
-                newlines_in_values=quotes,
-                invalid_row_handler=lines.take,
-            ),
-            convert_options=csv.ConvertOptions(
-                include_columns=[c for c in chosen if c in called],
-                column_types=dict.fromkeys(called, pa.binary()),
-                null_values=list(NULLS),
-                strings_can_be_null=True,
-            ),
-        )
-    except pa.ArrowInvalid as error:
-        if "Empty CSV" in str(error):
-            return ()
-        if "straddling" in str(error):
-            raise ValueError(
-                "a record of more than 1 MB behind 0 others; a quote without its end?"
-            ) from error
-        raise
+    return csv.open_csv(
+        pa.PythonFile(stream, mode="r"),
+        read_options=csv.ReadOptions(use_threads=False, column_names=called),
+        parse_options=csv.ParseOptions(
+            delimiter=separator,
+            quote_char='"' if quotes else False,
+            newlines_in_values=quotes,
+            invalid_row_handler=lines.take,
+        ),
+        convert_options=csv.ConvertOptions(
+            include_columns=[c for c in chosen if c in called],
+            column_types=dict.fromkeys(called, pa.binary()),
+            null_values=list(NULLS),
+            strings_can_be_null=True,
+        ),
+    )
 
 
 def _again(columns: Sequence[pa.Array], chosen: Sequence[str], names: Sequence[str]) -> pa.Array:
@@ -287,13 +279,15 @@ def _quotes_are_text(head: bytes) -> bool:
     return any(not re.fullmatch(rb'"([^"]|"")*"\r?', f) for f in fields)
 
 
-def _whole_records(reader: Any, guessed: bool) -> Iterator[pa.RecordBatch]:
+def _whole_records(opened: Callable[[], Any], guessed: bool) -> Iterator[pa.RecordBatch]:
     rows = 0
     try:
-        for batch in reader:
+        for batch in opened():
             rows += batch.num_rows
             yield batch
     except pa.ArrowInvalid as error:
+        if "Empty CSV" in str(error):
+            return
         if "straddling" not in str(error):
             raise
         if guessed:

@@ -303,9 +303,9 @@ class Warehouse:
 
     @property
     def user_kind(self) -> str:
-        found = self.fact("user-kind")
-        known = found in ("int64", "string")
-        return found if known else str(self._told("user-kind", "", "int64 or string", lambda _: False))
+        if (found := self.fact("user-kind")) in ("int64", "string"):
+            return found
+        return str(self._told("user-kind", "", "int64 or string", lambda _: False))
 
     @property
     def num_buckets(self) -> int:
