@@ -119,6 +119,14 @@ def test_a_quote_without_end_at_the_start_of_a_long_tsv_is_text(tmp_path):
     assert users(tmp_path) == [0, *range(2, 3_500)] and letters(record) == {2: "broken_line"}
 
 
+def test_an_object_of_a_json_document_without_the_list_to_take_apart_costs_itself_alone(tmp_path):
+    events = [{"item_id": 7, "action": "c", "timestamp_ms": T0}]
+    whole = [{"user_id": 1, "events": events}, {"user_id": 2}, {"user_id": 3, "events": events}]
+    (tmp_path / "a.json").write_text(json.dumps(whole))
+    record = run(tmp_path, "a.json", log=Reading(explode=("events",)))
+    assert users(tmp_path) == [1, 3] and letters(record) == {2: "broken_line"}
+
+
 def test_date_and_time_may_stand_in_two_columns(tmp_path):
     (tmp_path / "a.csv").write_text(
         "user_id,item_id,action,day,clock\n1,2,c,20220422,0905\n2,2,c,20220422,2200\n"

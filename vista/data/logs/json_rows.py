@@ -57,8 +57,8 @@ def json_rows(
             some = list(explode_object(found, reading)) if reading.explode else (found,)
         except (ValueError, RecursionError) as error:
             said = "brackets in brackets" if isinstance(error, RecursionError) else error
-            assert isinstance(line, bytes)
-            start = line[: 4 * KEPT].decode(errors="replace").strip()[:KEPT]
+            text = line if isinstance(line, bytes) else json.dumps(line).encode()
+            start = text[: 4 * KEPT].decode(errors="replace").strip()[:KEPT]
             some, why = ({},), f"expected a JSON object, found {start!r} ({said})"
         for row in some:
             if inner:
