@@ -37,7 +37,7 @@ def write(path: Path, found: Health) -> None:
         typer.BadParameter: something else is there.
     """
     with replacing(path, "--prometheus", lambda there: there.read_bytes()[:8] == b"# HELP v") as file:
-        file.write_text(text(found), encoding="utf-8")
+        file.write(text(found).encode())
 
 
 def _samples(found: Health) -> Iterator[Sample]:

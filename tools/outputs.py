@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import typer
+
+from vista import small_text
 
 
 def refuse_foreign(path: Path, option: str, ours: Callable[[Path], bool]) -> None:
@@ -27,16 +28,12 @@ def refuse_foreign(path: Path, option: str, ours: Callable[[Path], bool]) -> Non
 
 
 @contextmanager
-def replacing(path: Path, option: str, ours: Callable[[Path], bool]) -> Iterator[Path]:
+def replacing(path: Path, option: str, ours: Callable[[Path], bool]) -> Iterator[BinaryIO]:
     """A file beside ``path`` to be written, which takes its place when the block ends well.
 
     Raises:
         typer.BadParameter: as :func:`refuse_foreign`.
     """
     refuse_foreign(path, option, ours)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with small_text.replacing(path) as file:
+        yield file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,7 @@ def write(
 
     from cache_store import Status
 
-    rows, counted, writer = 0, dict.fromkeys((s.name for s in Status), 0), None
+    rows, counted, writer = 0, Counter(dict.fromkeys((s.name for s in Status), 0)), None
     with replacing(out, "--out", _ours) as file:
         for at in range(0, len(users), BATCH):
             part = list(users[at : at + BATCH])
@@ -70,8 +71,7 @@ def write(
             sizes = np.diff(found.offsets)
             owner = np.repeat(np.arange(len(part)), sizes)
             status = [Status(int(s)).name for s in found.status]
-            for s in status:
-                counted[s] += 1
+            counted.update(status)
             columns: dict[str, Any] = {
                 "user_id": [part[u] for u in owner],
                 "status": [status[u] for u in owner],
@@ -82,7 +82,7 @@ def write(
             }
             columns |= {f"p({a})": found.probability[:, n] for n, a in enumerate(found.actions)}
             table = pa.table(columns)
-            writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
+            writer = writer or pq.ParquetWriter(file.name, table.schema, compression="zstd")
             writer.write_table(table.cast(writer.schema))
             rows += len(owner)
         if writer is not None:

@@ -8,7 +8,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -50,9 +49,7 @@ class RedisRows:
     def __enter__(self) -> RedisRows:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._wire.close()
         self._server.terminate()
         self._server.wait()

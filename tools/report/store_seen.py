@@ -112,9 +112,9 @@ def readers(store: Store) -> int:
 
 def full_bytes(store: Store, manifest: Manifest, users: int) -> int:
     """About what the next full generation of this line, of so many users, will take."""
-    below, base = {m.generation: m for m in store.generations()}, manifest
-    while base.parent in below:  # ends where one cannot be read
-        base = below.pop(base.parent)
+    from cache_store.format.manifest import chain
+
+    base = chain(store.layout, manifest.generation)[-1]
     return int(base.bytes / base.records * max(users, 1)) if base.records else base.bytes
 
 

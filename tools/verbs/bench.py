@@ -57,17 +57,11 @@ def measure(verb: str, folder: Path, name: str, asked: Measuring) -> None:
     report = harness.run(name, quick=asked.quick, **typed(harness.function(name), asked.param or ()))
     if not asked.json:
         met = {True: "yes", False: "NO", None: ""}
-        rows = [
-            (key, f["value"], f["unit"], _span(f), console.number(f["target"]), met[f["met"]])
-            for key, f in report["figures"].items()
-        ]
+        rows = []
+        for key, f in report["figures"].items():
+            span = "" if f["low"] is None else f"{console.number(f['low'])} to {console.number(f['high'])}"
+            rows.append((key, f["value"], f["unit"], span, console.number(f["target"]), met[f["met"]]))
         console.table(f"{verb} {name}", ("figure", "value", "unit", "quartiles", "target", "met"), rows)
         for text in report["notes"]:
             console.note(text)
     print(harness.line(report), flush=True)
-
-
-def _span(figure: dict) -> str:
-    if figure["low"] is None:
-        return ""
-    return f"{console.number(figure['low'])} to {console.number(figure['high'])}"

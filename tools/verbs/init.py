@@ -60,7 +60,7 @@ def command(
     if not dry_run:
         at.root.mkdir(parents=True, exist_ok=True)
         with replacing(there.path, "--home", lambda _: True) as file:
-            file.write_text(text, encoding="utf-8")
+            file.write(text.encode())
     if json:
         said = {
             "file": str(there.path),

@@ -59,8 +59,8 @@ def command(
     ]
     if out is not None:
         kept = ("tokens", "status", "event_count", "last_event_ms", "summarized_ms")
-        with replacing(out, "--out", _ours) as file, open(file, "wb") as stream:
-            np.savez(stream, users=np.asarray(ids), **{name: getattr(found, name) for name in kept})
+        with replacing(out, "--out", _ours) as file:
+            np.savez(file, users=np.asarray(ids), **{name: getattr(found, name) for name in kept})
     shape = list(found.tokens.shape)
     if json:
         console.json_line({"generation": found.generation, "shape": shape, "seconds": seconds, "users": rows})

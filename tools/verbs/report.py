@@ -86,7 +86,7 @@ def _asked(at: Home, diff: str | None, explain: str | None) -> list[Section]:
 def write(target: Path, text: str) -> None:
     """Replace a report in one step."""
     with replacing(target, "--out", _ours) as file:
-        file.write_text(text, encoding="utf-8")
+        file.write(text.encode())
 
 
 def _ours(path: Path) -> bool:
