@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -74,18 +75,11 @@ def compiled() -> Iterator[list[Any]]:
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    class Card:
-        """The parts of a driver that compiling asks."""
-
-        def get_current_target(self) -> Any:
-            return GPUTarget("cuda", 90, 32)
-
-        def get_current_device(self) -> int:
-            return 0
-
-        def get_current_stream(self, device: int = 0) -> int:
-            return 0
-
+    card = SimpleNamespace(  # the parts of a driver that compiling asks
+        get_current_target=lambda: GPUTarget("cuda", 90, 32),
+        get_current_device=lambda: 0,
+        get_current_stream=lambda device=0: 0,
+    )
     found: list[Any] = []
     launch, before = JITFunction.run, driver._active
 
@@ -93,7 +87,7 @@ def compiled() -> Iterator[list[Any]]:
         found.append(launch(self, *args, **{**given, "warmup": True}))
         return found[-1]
 
-    driver.set_active(Card())
+    driver.set_active(card)
     JITFunction.run = only_compile
     try:
         yield found

@@ -18,6 +18,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,17 +44,13 @@ def run(quick: bool, folder: str | None = None, records: int = 8_192, repeats: i
     tokens = rng.standard_normal((BATCH, 255, 64), dtype=np.float32)
     facts = np.ones(BATCH, np.int64)
     batches = [slice(i, min(i + BATCH, records)) for i in range(0, records, BATCH)]
-    sealed = [
-        list(
-            as_rows(
-                schema.encode(
-                    {"seeds": tokens[: s.stop - s.start]}, hash_of(users[s]), second_hash_of(users[s]),
-                    model_word("m"), facts[: s.stop - s.start], facts[: s.stop - s.start], facts[: s.stop - s.start],
-                )
-            )
-        )
-        for s in batches
-    ]  # fmt: skip
+
+    def encoded(s: slice) -> list[Any]:
+        ids, n = users[s], s.stop - s.start
+        hashes, ones = (hash_of(ids), second_hash_of(ids)), facts[:n]
+        return list(as_rows(schema.encode({"seeds": tokens[:n]}, *hashes, model_word("m"), ones, ones, ones)))
+
+    sealed = [encoded(s) for s in batches]
     sizes: dict[str, int] = {}
 
     def shard(encode: bool) -> None:

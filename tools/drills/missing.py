@@ -158,7 +158,3 @@ def main() -> None:
     faults = run(given.seed, given.only)
     print(f"{len(faults)} faults")
     raise SystemExit(bool(faults))
-
-
-if __name__ == "__main__":
-    main()

@@ -104,7 +104,3 @@ def run(only: str = "") -> dict[str, str]:
 
 def main() -> None:
     raise SystemExit(1 if run(asked(__doc__, only=("", "names that begin so")).only) else 0)
-
-
-if __name__ == "__main__":
-    main()

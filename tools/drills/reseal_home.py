@@ -357,7 +357,3 @@ def main() -> None:
     found = run(given.edits, given.seed)
     print(json.dumps(found, indent=1))
     raise SystemExit(1 if found["faults"] else 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -427,7 +427,3 @@ def main() -> None:
                   verbs=("", "which, with commas between; all where none is named"))  # fmt: skip
     names = tuple(filter(None, given.verbs.split(",")))
     print(summary(run(given.kills, given.seed, names, given.full)))
-
-
-if __name__ == "__main__":
-    main()
