@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -50,14 +51,25 @@ def _batch(rows: Sequence[tuple[str, str, str, int, str]]) -> pa.RecordBatch:
 def _rows(folder: str) -> Iterator[tuple[str, str, str, int, str]]:
     says = "--format=%x01%H%x02%aE%x02%at"
     command = ["git", "-C", folder, "log", "--no-merges", "--name-status", "-z", says]
-    try:
-        done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    except OSError as error:
-        said = f"expected the program git, found none ({error})"
-        raise WrongOption(f"vista ingest git {folder}: {said}") from None
-    assert done.stdout is not None and done.stderr is not None
+    with tempfile.TemporaryFile() as errors:  # no pipe: git would wait for whoever reads it
+        try:
+            done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
+        except OSError as error:
+            said = f"expected the program git, found none ({error})"
+            raise WrongOption(f"vista ingest git {folder}: {said}") from None
+        yield from _changes(done.stdout)
+        if done.wait():
+            errors.seek(0)
+            said = errors.read(10_000).decode(errors="replace").strip()
+            raise WrongOption(
+                f"vista ingest git {folder}: expected a Git repository with a history, found: {said[:300]}; for "
+                f"example vista ingest git ."
+            )
+
+
+def _changes(stream: object) -> Iterator[tuple[str, str, str, int, str]]:
     user, at, commit, status = "", 0, "", ""
-    for word in _words(done.stdout):
+    for word in _words(stream):
         if word.startswith("\x01"):
             commit, user, time = word[1:].split("\x02", 2)
             at, status = int(time or 0), ""
@@ -70,12 +82,6 @@ def _rows(folder: str) -> Iterator[tuple[str, str, str, int, str]]:
                 if user:
                     yield user.lower(), word, CHANGES.get(status[:1], "other"), at * 1000, commit
                 status = ""
-    said = done.stderr.read().decode(errors="replace").strip()
-    if done.wait():
-        raise WrongOption(
-            f"vista ingest git {folder}: expected a Git repository with a history, found: {said[:300]}; for example "
-            f"vista ingest git ."
-        )
 
 
 def _words(stream: object) -> Iterator[str]:
