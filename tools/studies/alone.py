@@ -13,6 +13,9 @@ from vista.ops.weighted_attention import WeightedAttention
 from vista.stage1.slots import recency
 from vista.stage2.readers import AGES, ages
 
+CLUSTER_AGES = 4, False
+"""How ages of a cluster's newest touch are told: 10 numbers, nearness at four scales."""
+
 
 class Laid(Protocol):
     """Candidates laid out by request, [V, C], and back."""
@@ -22,21 +25,20 @@ class Laid(Protocol):
 
 
 class Alone(nn.Module):
-    """A head per sharpness and horizon; how long ago a token was touched biases it. Ids come along: a candidate's own
-    token scores more, and its masses and age are features beside the log odds. What was read goes to the logits
-    through a small MLP."""
+    """A head per sharpness and horizon; how long ago a token was touched biases it. Ids and clusters come along: a
+    candidate's own token scores more, and features beside the log odds are its masses and age, and those of the tokens
+    of its cluster together. What was read goes to the logits through a small MLP."""
 
     def __init__(self, model: VistaModel) -> None:
         super().__init__()
         d, actions, horizons = model.config.width, len(model.config.actions), model.tokens.horizons
         self.model = (model,)  # a parameter of the contest already
         each = [WeightedAttention(d) for _ in range(horizons)]
-        self.own = nn.Parameter(torch.full((horizons,), 4.0))
-        self.last = model.config.tokens.last
-        self.age = nn.Linear(AGES, horizons) if self.last else None
+        self.own = nn.Parameter(torch.tensor([[4.0], [0.0]]).repeat(1, horizons))
+        self.age = nn.Linear(AGES, horizons)
         self.attention = nn.ModuleList(each)
         heads = sum(len(a.empty) for a in each)
-        told = 2 * heads + 2 * horizons + AGES * self.last
+        told = 2 * heads + 2 * 2 * horizons + AGES + 10
         last = nn.Linear(d, actions)
         self.wide = nn.Linear(told, actions)
         self.deep = nn.Sequential(nn.Linear(heads * d + told + d, d), nn.SiLU(), last)
@@ -46,9 +48,8 @@ class Alone(nn.Module):
             self.wide.bias.zero_()
             last.weight.mul_(0.1)
             last.bias.zero_()
-            if self.age is not None:
-                self.age.weight.zero_()
-                self.age.bias.zero_()
+            self.age.weight.zero_()
+            self.age.bias.zero_()
 
     def forward(
         self, tokens: dict[str, Tensor], laid: Laid, asked: Tensor, item: Tensor, elapsed_ms: Tensor
@@ -56,22 +57,32 @@ class Alone(nn.Module):
         (model,) = self.model
         held = model.tokens.unpack(torch.cat([tokens[name] for name in model.tokens.rows], 1))
         found = model.tokens.sequence(held, model.items)
-        query, n = laid.out(asked), found.item.shape[1]
-        same = (laid.out(item)[..., None] == found.item[:, None]).to(query)  # [V, C, S_i]
-        mass, bias = found.mass[:, :n], found.mass.log()
-        there = (mass[..., :1] > 0).to(query)
-        facts = [torch.log1p(mass), recency(mass), there]
-        if self.age is not None:
-            hours = (elapsed_ms / 3_600_000)[:, None].expand(found.last.shape[:2])
-            age = ages(found.last.flatten(0, 1), hours.flatten()).unflatten(0, hours.shape)
-            bias = bias + self.age(age)
-            facts.append(age[:, :n] * there)
-        own = torch.bmm(same, torch.cat(facts, -1))
-        same = F.pad(same, (0, found.mass.shape[1] - n))
+        query, there = laid.out(asked), (found.mass[..., :1] > 0).to(asked)
+        hours = (elapsed_ms / 3_600_000)[:, None]
+
+        def aged(last: Tensor, scales: int = 1, smooth: bool = True) -> Tensor:
+            each = hours.expand(last.shape[:2]).flatten()
+            return ages(last.flatten(0, 1), each, scales, smooth).unflatten(0, last.shape[:2])
+
+        age = aged(found.last)
+        bias = found.mass.log() + self.age(age)
+        n = found.item.shape[1]
+        own = (laid.out(item)[..., None] == found.item[:, None]).to(query)  # [V, C, S_i]
+        each = torch.cat([torch.log1p(found.mass), recency(found.mass), there, age * there], -1)
+        told = [torch.bmm(own, each[:, :n])]
+        cluster = torch.cat([model.tokens.cluster(found.item), found.place], 1)
+        kin = laid.out(model.tokens.cluster(item))[..., None] == cluster[:, None]  # [V, C, S]
+        kin &= there[:, None, :, 0] > 0
+        mass, some = torch.bmm(kin.to(query), found.mass), kin.any(-1, keepdim=True)
+        newest = [torch.where(kin, x[:, None], torch.inf).amin(-1) for x in found.last.unbind(-1)]
+        told += [torch.log1p(mass), recency(mass), some.to(query)]
+        told.append(torch.where(some, aged(torch.stack(newest, -1), *CLUSTER_AGES), 0.0))
+        same = F.pad(own, (0, kin.shape[2] - n))
         read, odds = [], []
         for horizon, attention in enumerate(self.attention):
-            r, o = attention(query, found.vector, bias[:, None, :, horizon] + self.own[horizon] * same)
+            more = self.own[0, horizon] * same + self.own[1, horizon] * kin
+            r, o = attention(query, found.vector, bias[:, None, :, horizon] + more)
             read.append(r.flatten(2))
             odds += [0.25 * o, F.softplus(o)]
-        told = torch.cat([*odds, own], -1)
-        return laid.back(self.wide(told) + self.deep(torch.cat([*read, told, query], -1)))
+        known = torch.cat([*odds, *told], -1)
+        return laid.back(self.wide(known) + self.deep(torch.cat([*read, known, query], -1)))

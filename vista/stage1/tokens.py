@@ -87,12 +87,14 @@ class Sequence(NamedTuple):
         vector: [U, S, D], unit length; 0 where nothing is known of a cluster.
         mass: float32 [U, S, H], 0 where there is no token.
         item: int64 [U, S_i], ids of the first S_i tokens.
+        place: int64 [U, S - S_i], clusters of the others.
         last: float32 [U, S, 2], events and hours since each token's newest touch; [U, S, 0] where records do not tell.
     """
 
     vector: Tensor
     mass: Tensor
     item: Tensor
+    place: Tensor
     last: Tensor
 
 
@@ -363,6 +365,7 @@ class ExactTokens(nn.Module):
 
         order = _heaviest(held.mass[..., self.deciding], self.sequence_items)
         item, mass = held.item.gather(1, order), picked(held.mass, order)
+        top = order[:, :0]
         last = [picked(held.last[..., : self.facts[CLUSTERS]], order)] if ages else []
         vector = vectors(item) * (mass.amax(-1, keepdim=True) > 0)
         if self.sequence_clusters:
@@ -375,7 +378,7 @@ class ExactTokens(nn.Module):
             vector, mass = torch.cat([vector, centres], 1), torch.cat([mass, picked(rest, top)], 1)
             last += [picked(held.cluster_last, top)] if ages else []
         told = torch.cat(last, 1) if ages else mass.new_zeros(*mass.shape[:2], 0)
-        return Sequence(vector, mass, item, told)
+        return Sequence(vector, mass, item, top, told)
 
 
 def _alone(clusters: int, neighbours: int) -> Tensor:
