@@ -25,11 +25,13 @@ Batch = dict[str, Any]
 
 class Tokens(NamedTuple):
     """What stands for many events each: item int64 [U, S], mass float32 [U, S, H], 0 where there is no token. Where a
-    token is of many items ``content`` [U, S, W] is in the place of ``item``: the mean of what they are about."""
+    token is of many items ``content`` [U, S, W] and ``code`` int64 [U, S, L] stand for ``item``: what they are
+    about, and where they lie from fine to coarse."""
 
     item: Tensor
     mass: Tensor
     content: Tensor | None = None
+    code: Tensor | None = None
 
 
 class History(NamedTuple):
@@ -53,16 +55,23 @@ Clusters = Callable[[Tensor], Tensor]
 
 
 class SequenceReader(nn.Module):
-    """Attention from candidates to items with masses, both in the ranker's own item vectors.
+    """Attention from candidates to tokens with masses, both in the ranker's own item vectors.
 
     Token t stands for m_t events of its item: its score is ``sharpness * cosine + log m_t``, and beside the tokens
     there is an empty one, so the share that falls on tokens tells how many of the candidate's kind there are. Query and
     key start as one and the same map: from the first step on a candidate finds the items that are like it. A reader
     whose weights start at random learns nothing from the same tokens.
+
+    Beside that softmax a hard one: all masses of the tokens that share the candidate's code, at each of ``levels``.
     """
 
     def __init__(
-        self, d: int, horizons: int, sharpness: Sequence[float] = (12.0, 30.0), empty: float = 0.8
+        self,
+        d: int,
+        horizons: int,
+        levels: int,
+        sharpness: Sequence[float] = (12.0, 30.0),
+        empty: float = 0.8,
     ) -> None:
         super().__init__()
         heads = len(sharpness)
@@ -73,10 +82,13 @@ class SequenceReader(nn.Module):
         self.empty = nn.Parameter(torch.full((heads,), empty))
         self.horizon = nn.Parameter(torch.zeros(heads, horizons))  # how much each horizon's mass counts
         self.value, self.out = nn.Linear(d, d), nn.Linear(heads * d, d)
-        self.features = heads
+        self.features = heads + levels * horizons
 
-    def forward(self, candidate: Tensor, token: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
-        """candidate [U, C, d], token [U, S, d], mass [U, S, H], 0 is no token -> [U, C, d], log odds [U, C, heads]."""
+    def forward(
+        self, candidate: Tensor, token: Tensor, mass: Tensor, code: Tensor, token_code: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """candidate [U, C, d], token [U, S, d], mass [U, S, H], 0 is no token, codes [U, C, L], [U, S, L] -> [U, C, d],
+        features [U, C, F]: log odds of each head, log masses of each level and horizon."""
         q, k = F.normalize(self.query(candidate), dim=-1), F.normalize(self.key(token), dim=-1)
         sharp = self.log_sharpness.exp()[:, None, None]
         mixed = (mass @ self.horizon.softmax(-1).T).transpose(1, 2)[:, :, None]  # [U, heads, 1, S]
@@ -86,7 +98,11 @@ class SequenceReader(nn.Module):
         share = torch.cat([score, empty], -1).softmax(-1)[..., :-1]
         odds = (score.logsumexp(-1) - empty[..., 0]).clamp_min(-20)
         read = share @ self.value(token)[:, None]  # [U, heads, C, d]
-        return self.out(read.transpose(1, 2).flatten(2)), odds.transpose(1, 2) / 4
+        same = [
+            code[:, :, None, n] == token_code[:, None, :, n] for n in range(code.shape[2])
+        ]  # [U, C, S] each
+        masses = [torch.log1p(s.to(mass) @ mass) for s in same]
+        return self.out(read.transpose(1, 2).flatten(2)), torch.cat([odds.transpose(1, 2) / 4, *masses], -1)
 
 
 class AddressedReader(nn.Module):
@@ -112,36 +128,41 @@ class Dlrm(nn.Module):
     """Probability logits of C candidates for each of U requests.
 
     Args:
-        items, surfaces: sizes of the tables.
+        surfaces: size of their table.
         content: float32 [items, W], a fixed vector per item.
         dense: dense features per candidate.
+        codes: int64 [items, L], where each item lies among all, from fine to coarse.
         horizons: H of the sequence that is attended to, 0 for none.
         addressed: H of the tables that candidates address, 0 for none; ``clusters`` for it.
+        near: attend to the recent events as well, not only to their mean.
     """
 
     def __init__(
         self,
-        items: int,
         surfaces: int,
         content: Tensor,
+        codes: Tensor,
         dense: int,
         horizons: int = 0,
         addressed: int = 0,
         clusters: Clusters | None = None,
+        near: bool = False,
     ) -> None:
         super().__init__()
         d = WIDTH
-        self.user, self.item = nn.Embedding(USERS, d), nn.Embedding(items, d)
+        self.user, self.item = nn.Embedding(USERS, d), nn.Embedding(len(content), d)
         self.surface = nn.Embedding(surfaces, d)
         for table in (self.user, self.item, self.surface):
             nn.init.normal_(table.weight, std=d**-0.5 / 4)
         self.register_buffer("content", content)
+        self.register_buffer("codes", codes)
         self.project = nn.Linear(content.shape[1], d, bias=False)
         nn.init.orthogonal_(self.project.weight)  # what is alike in content is alike to begin with
-        self.sequence = SequenceReader(d, horizons) if horizons else None
+        self.sequence = SequenceReader(d, horizons, codes.shape[1]) if horizons else None
         self.addressed = AddressedReader(clusters, addressed, d) if addressed and clusters else None
-        readers = [r for r in (self.sequence, self.addressed) if r is not None]
-        known = sum(r.features for r in readers) + bool(readers)
+        self.near = SequenceReader(d, 1, codes.shape[1]) if near else None
+        readers = [r for r in (self.sequence, self.addressed, self.near) if r is not None]
+        known = sum(r.features for r in readers) + bool(horizons or addressed)
         self.bottom = nn.Sequential(nn.Linear(dense + known, 64), nn.ReLU(), nn.Linear(64, d))
         fields = 5 + len(readers)
         self.top = nn.Sequential(nn.Linear(d + fields * (fields - 1) // 2, 64), nn.ReLU(), nn.Linear(64, 1))
@@ -160,7 +181,8 @@ class Dlrm(nn.Module):
         candidate = self.embed(row["item"])
         u, c, d = candidate.shape
         there = (row["recent"] > 0).float()[..., None]
-        recent = (self.embed(row["recent"]) * there).sum(1) / there.sum(1).clamp_min(1)
+        events = self.embed(row["recent"])
+        recent = (events * there).sum(1) / there.sum(1).clamp_min(1)
         fields = [candidate, self.surface(row["surface"])]
         fields += [
             x[:, None].expand(u, c, d) for x in (self.user(row["user"] % len(self.user.weight)), recent)
@@ -170,15 +192,21 @@ class Dlrm(nn.Module):
             # without a summary there are no tokens, and the model is told so
             dense.append(history.there.float()[:, None, None].expand(u, c, 1))
         if self.sequence is not None:
-            item, mass, content = history.sequence
+            item, mass, content, code = history.sequence
             token = self.embed(item) if content is None else self.project(content)
-            read, odds = self.sequence(candidate, token, mass)
+            code = self.codes[item] if code is None else code
+            read, known = self.sequence(candidate, token, mass, self.codes[row["item"]], code)
             fields.append(read)
-            dense.append(odds)
+            dense.append(known)
         if self.addressed is not None:
             read, masses = self.addressed(history.table, history.counters, row["item_id"])
             fields.append(read)
             dense.append(masses)
+        if self.near is not None:
+            codes = self.codes[row["item"]], self.codes[row["recent"]]
+            read, known = self.near(candidate, events, there, *codes)
+            fields.append(read)
+            dense.append(known)
         bottom = self.bottom(torch.cat(dense, -1))
         table = torch.stack([bottom, *fields], 2)  # [U, C, fields, d]
         dots = (table @ table.transpose(2, 3))[..., self.pairs[0], self.pairs[1]]

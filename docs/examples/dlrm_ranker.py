@@ -42,6 +42,8 @@ from vista import bundle as bundles
 
 RECENT = 16
 SEQUENCE = 128
+LEVELS = (512, 256, 128, 64, 32, 16)
+"""Places that the catalogue is cut into, from fine to coarse."""
 HOUR_MS = 3_600_000
 
 
@@ -170,15 +172,22 @@ class Summaries:
     Args:
         ids: int64 [I], ascending; item ``ids[i]`` is row ``i + 1`` of the ranker's table.
         size: S, tokens of the sequence.
-        kinds: float32 [clusters, W], what each cluster of the store is about in the ranker's own vectors; the sequence
-            is then all that the clusters count, pooled to S places. None: the S heaviest items.
+        codes: of the ranker's own vectors; the sequence is then what the clusters count at the user's S heaviest
+            places. None: the S heaviest items.
+        kinds: float32 [clusters, W], with ``codes``: what each cluster is about in the ranker's own vectors.
     """
 
     def __init__(
-        self, store: Store, ids: np.ndarray, size: int = SEQUENCE, kinds: Tensor | None = None
+        self,
+        store: Store,
+        ids: np.ndarray,
+        size: int = SEQUENCE,
+        codes: Codes | None = None,
+        kinds: Tensor | None = None,
     ) -> None:
-        self.store, self.ids, self.size, self.kinds = store, torch.tensor(ids), size, kinds
-        self.place = None if kinds is None else places(kinds.numpy(), size)
+        self.store, self.ids, self.size, self.codes = store, torch.tensor(ids), size, codes
+        self.known = None if kinds is None else kinds.any(1)
+        self.place = None if kinds is None or codes is None else codes.place(kinds)
         self.slices = SummaryFeature(store).slices
         self.tables = {table.masses: table for table in store.manifest.schema.tables}
 
@@ -190,7 +199,7 @@ class Summaries:
     def bytes(self) -> int:
         """Of a record, what the sequence is made of: ids of 8 bytes and a byte for every mass of S items; or a byte for
         every mass of clusters, and two for the number of each where not all are told."""
-        if self.kinds is None:
+        if self.codes is None:
             return self.size * (8 + self.horizons)
         told = self.tables["clusters"]
         return told.entries * (self.horizons + 2 * bool(told.numbers))
@@ -213,8 +222,10 @@ class Summaries:
         counted = self.tables["clusters"]
         numbers = {n: cluster_numbers(counted, groups[n]) for n in (counted.numbers,) if n}
         counters = counters_of(counted, groups, numbers) * there[:, None, None]
-        if self.kinds is not None and self.place is not None:
-            sequence = pooled(counters, self.kinds, self.place, self.size)
+        if self.codes is not None and self.place is not None and self.known is not None:
+            # of a cluster of which nothing is known there is nothing to match
+            told = counters * self.known[:, None]
+            sequence = pooled(told, self.place, self.codes, self.size, table.deciding)
             return History(there, sequence, Tokens(item, mass), counters)
         top = mass[..., table.deciding].topk(min(self.size, table.entries), dim=1).indices
         chosen = item.gather(1, top)
@@ -237,24 +248,49 @@ def raw(batch: Batch, name: str = "raw") -> History:
     return History(item[:, 0] > 0, Tokens(item, mass), nothing, nothing.mass)
 
 
-def places(vectors: np.ndarray, count: int) -> Tensor:
-    """int64 [n]: nearest of ``count`` centres of float32 [n, W] (spherical k-means)."""
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    fitted = faiss.Kmeans(unit.shape[1], count, spherical=True, niter=10, seed=1)
-    fitted.train(unit[unit.any(1)])
-    return torch.from_numpy(fitted.index.search(unit, 1)[1][:, 0])
+@dataclass(frozen=True)
+class Codes:
+    """Where things lie among the ranker's own item vectors, from fine to coarse (spherical k-means at each level).
 
-
-def pooled(mass: Tensor, kinds: Tensor, place: Tensor, count: int) -> Tokens:
-    """Many counters as few tokens: those of one place are one, of their mean by mass and of all their masses.
-
-    mass [U, clusters, H], kinds [clusters, W], place int64 [clusters] -> tokens [U, count].
+    Attributes:
+        centres: float32 [P, W] of the finest level, unit length.
+        ladder: int64 [P, L], of each fine place: its number, and the numbers of the coarser places that it lies in.
     """
-    mass = mass * kinds.any(1)[:, None]  # of what nothing is known there is nothing to match
-    total = mass.new_zeros(len(mass), count, mass.shape[2]).index_add_(1, place, mass)
-    content = mass.new_zeros(len(mass), count, kinds.shape[1]).index_add_(1, place, mass[..., :1] * kinds)
-    item = place.new_zeros(len(mass), count)
-    return Tokens(item, total, content / total[..., :1].clamp_min(1e-9))
+
+    centres: Tensor
+    ladder: Tensor
+
+    @staticmethod
+    def of(vectors: np.ndarray, sizes: Sequence[int] = LEVELS) -> Codes:
+        """Fitted to float32 [n, W]; rows of zeros do not count."""
+        known = vectors[vectors.any(1)]
+        known /= np.linalg.norm(known, axis=1, keepdims=True)
+        levels = []
+        for size in sizes:
+            fitted = faiss.Kmeans(
+                known.shape[1],
+                min(size, len(known)),
+                spherical=True,
+                niter=20,
+                seed=1,
+                min_points_per_centroid=1,
+            )
+            fitted.train(known)
+            levels.append(torch.from_numpy(fitted.centroids))
+        return Codes(levels[0], torch.stack([(levels[0] @ level.T).argmax(1) for level in levels], 1))
+
+    def place(self, vectors: Tensor) -> Tensor:
+        """int64 [n]: the fine place of each of float32 [n, W]."""
+        return (vectors @ self.centres.T).argmax(1)
+
+
+def pooled(mass: Tensor, place: Tensor, codes: Codes, count: int, deciding: int) -> Tokens:
+    """Many counters [U, clusters, H] as few tokens [U, count]: those of one place [clusters] are one, and of the places
+    a user's heaviest are kept."""
+    total = mass.new_zeros(len(mass), len(codes.ladder), mass.shape[2]).index_add_(1, place, mass)
+    top = total[..., deciding].topk(min(count, len(codes.ladder)), dim=1).indices
+    total = total.gather(1, top[..., None].expand(-1, -1, mass.shape[2]))
+    return Tokens(torch.zeros_like(top), total, codes.centres[top], codes.ladder[top])
 
 
 @dataclass(frozen=True)
@@ -330,10 +366,11 @@ class Server:
 
 # --- the comparison ------------------------------------------------------------------------------------------
 
-ARMS = ("without", "raw", "raw_fresh", "sequence", "pooled", "addressed", "with")
-"""No summary; as many raw events as fit the bytes of the sequence, of as long ago as it, and up to the request; the
-sequence attended to in the ranker's own item vectors; all that the summary counts by clusters, pooled to as many tokens
-by where they lie among these vectors; the candidate's own entry and its cluster's; the sequence and these."""
+ARMS = ("without", "raw", "raw_fresh", "sequence", "pooled", "near", "near_pooled", "addressed", "with")
+"""No summary; as many raw events as fit the bytes of the places, of as long ago as they, and up to the request; the
+sequence attended to in the ranker's own item vectors; what the summary counts by clusters, pooled by where they lie
+among these vectors, the user's heaviest places; no summary, and the places, where the ranker attends to its recent
+events as well; the candidate's own entry and its cluster's; the sequence and these."""
 
 
 def compare(home: Path, logs: Path, trial: Trial = Trial(), arms: Sequence[str] = ARMS) -> dict[str, Any]:
@@ -347,11 +384,14 @@ def compare(home: Path, logs: Path, trial: Trial = Trial(), arms: Sequence[str] 
     parts = sorted(logs.glob("part-*"))
     with Store.open(home / "store", fingerprint=bundle.fingerprint) as store:
         summaries = Summaries(store, log.ids, trial.size)
+        codes = Codes.of(log.content)
+        item_codes = codes.ladder[codes.place(torch.from_numpy(log.content))]
         # which item is of which cluster is in a file of the bundle's; what a cluster is about, the ranker says itself
         vectors = ItemVectors.read(home / "model" / bundles.VECTORS)
         kinds = vectors.with_vectors(log.ids, log.content[1:]).places
         each = event_bytes(log.user, log.item, log.time)
-        events = int(summaries.bytes / each) if {"raw", "raw_fresh"} & set(arms) else 0
+        pooling = Summaries(store, log.ids, trial.size, codes, kinds)
+        events = int(pooling.bytes / each) if {"raw", "raw_fresh"} & set(arms) else 0
         told = events, sorted(m.watermark_ms for m in store.generations()), trial.lag_ms
         rows = join([read_rows(p, log, *told) for p in parts[1:-1]])
         held_out = read_rows(parts[-1], log, *told)
@@ -360,17 +400,16 @@ def compare(home: Path, logs: Path, trial: Trial = Trial(), arms: Sequence[str] 
         sides, seconds = {}, {}
         for name in arms:
             runs, began = [], time.process_time()
-            mine = summaries if name != "pooled" else Summaries(store, log.ids, trial.size, kinds)
+            mine = pooling if "pooled" in name else summaries
             read = functools.partial(raw, name=name) if name.startswith("raw") else mine.split
+            horizons = {"without": 0, "near": 0, "addressed": 0, "raw": 1, "raw_fresh": 1}
             for seed in range(trial.seeds):
                 torch.manual_seed(seed)
-                horizons = {"without": 0, "addressed": 0, "raw": 1, "raw_fresh": 1}.get(
-                    name, summaries.horizons
-                )
                 model = Dlrm(
-                    len(log.ids) + 1, int(log.surface.max()) + 1, content, 4, horizons=horizons,
+                    int(log.surface.max()) + 1, content, item_codes, 4,
+                    horizons=horizons.get(name, summaries.horizons),
                     addressed=summaries.horizons if name in ("addressed", "with") else 0,
-                    clusters=bundle.model.tokens.cluster,
+                    clusters=bundle.model.tokens.cluster, near=name.startswith("near"),
                 )  # fmt: skip
                 train(model, past, read, trial, seed)
                 runs.append(predict(model.eval(), future, read))
@@ -383,7 +422,7 @@ def compare(home: Path, logs: Path, trial: Trial = Trial(), arms: Sequence[str] 
             "test_users": len(np.unique(held_out.user)), "generations": sorted(set(read_rows_["generation"])),
             "with_summary": float((read_rows_["status"] < 2).float().mean()), "cpu_seconds": seconds,
             "vectors": trial.vectors, "tokens": summaries.size, "sequence_bytes": summaries.bytes,
-            "raw_events": events, "bytes_per_raw_event": each, "request_ms": served,
+            "pooled_bytes": pooling.bytes, "raw_events": events, "bytes_per_raw_event": each, "request_ms": served,
         }  # fmt: skip
 
 

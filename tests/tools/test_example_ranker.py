@@ -49,8 +49,9 @@ def model_of(folder, log, store):
     tokens = bundles.load(folder / "home" / "model").model.tokens
     torch.manual_seed(0)
     content, surfaces = torch.from_numpy(log.content), int(log.surface.max()) + 1
+    codes = torch.zeros(len(log.ids) + 1, 2, dtype=torch.int64)
     made = ranker.Dlrm(
-        len(log.ids) + 1, surfaces, content, 4, horizons=3, addressed=3, clusters=tokens.cluster
+        surfaces, content, codes, 4, horizons=3, addressed=3, clusters=tokens.cluster, near=True
     )
     return made.eval()
 
@@ -82,13 +83,14 @@ def test_the_sequence_is_the_heaviest_items_of_the_history_before_the_watermark_
 
 def test_users_without_any_token_have_gradients_and_raw_events_are_tokens_of_mass_one():
     torch.manual_seed(0)
-    reader = downstream.example("dlrm_model").SequenceReader(8, 3)
+    reader = downstream.example("dlrm_model").SequenceReader(8, 3, 2)
     candidate, token, mass = torch.randn(2, 4, 8), torch.randn(2, 5, 8), torch.zeros(2, 5, 3)
     mass[0] = 1.0
-    read, odds = reader(candidate, token, mass)
-    (read.sum() + odds.sum()).backward()
+    codes = torch.zeros(2, 4, 2, dtype=torch.int64), torch.zeros(2, 5, 2, dtype=torch.int64)
+    read, known = reader(candidate, token, mass, *codes)
+    (read.sum() + known.sum()).backward()
     assert all(torch.isfinite(p.grad).all() for p in reader.parameters() if p.grad is not None)
-    assert odds[0].min() > odds[1].max()
+    assert known[0, :, :2].min() > known[1, :, :2].max()
     history = ranker.raw({"raw": torch.tensor([[3, 4, 0], [0, 0, 0]])})
     assert history.there.tolist() == [True, False]
     assert history.sequence.mass[..., 0].tolist() == [[1, 1, 0], [0, 0, 0]]
@@ -141,13 +143,25 @@ def test_users_without_a_summary_are_scored_as_if_the_store_had_never_heard_of_t
     assert np.isfinite(one).all()
 
 
+def test_a_candidate_is_told_all_masses_of_the_tokens_that_share_its_code_at_each_level():
+    reader = downstream.example("dlrm_model").SequenceReader(8, 2, 2)
+    mass = torch.tensor([[[3.0, 1.0], [4.0, 2.0], [5.0, 0.5], [0.0, 0.0]]])
+    code, of_token = torch.tensor([[[1, 0], [2, 1]]]), torch.tensor([[[1, 0], [1, 0], [3, 0], [2, 1]]])
+    _, known = reader(torch.randn(1, 2, 8), torch.randn(1, 4, 8), mass, code, of_token)
+    fine, coarse = known[0, :, 2:4].expm1(), known[0, :, 4:].expm1()
+    torch.testing.assert_close(fine, torch.tensor([[7.0, 3.0], [0.0, 0.0]]))
+    torch.testing.assert_close(coarse, torch.tensor([[12.0, 3.5], [0.0, 0.0]]))
+
+
 def test_raw_events_are_as_old_as_the_summary_or_up_to_the_request_and_places_hold_all_that_it_counts(
     folder, log, store
 ):
     marks = sorted(m.watermark_ms for m in store.generations())
     rows = ranker.read_rows(folder / "logs" / "part-3", log, 12, marks, HOUR_MS)
     own = ItemVectors.read(folder / "home" / "model" / "vectors.npz").with_vectors(log.ids, log.content[1:])
-    summaries = ranker.Summaries(store, log.ids, 8, own.places)
+    codes = ranker.Codes.of(log.content, (8, 2))
+    assert codes.ladder[:, 0].tolist() == [*range(8)] and set(codes.ladder[:, 1].tolist()) == {0, 1}
+    summaries = ranker.Summaries(store, log.ids, 8, codes, own.places)
     batch = summaries.rows(rows, HOUR_MS).batch(np.arange(len(rows.user)))
     found = summaries.split(batch)
     for i in range(0, len(rows.user), max(1, len(rows.user) // 20)):
@@ -163,7 +177,9 @@ def test_raw_events_are_as_old_as_the_summary_or_up_to_the_request_and_places_ho
 
 def test_the_example_runs_from_the_command_line_and_reports_both_sides(folder, capsys):
     where = ["--home", str(folder / "home"), "--logs", str(folder / "logs")]
-    ranker.main([*where, "--epochs", "1", "--arms", "without,raw,raw_fresh,pooled,with", "--tokens", "16"])
+    ranker.main(
+        [*where, "--epochs", "1", "--arms", "without,raw,raw_fresh,pooled,near,with", "--tokens", "16"]
+    )
     lines = capsys.readouterr().out.splitlines()
     told = {line.split()[0] for line in lines}
     assert {"auc_without", "auc_with", "auc_gain", "ne_without", "ne_with", "ne_gain", "request_ms"} <= told

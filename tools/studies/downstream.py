@@ -4,9 +4,10 @@ Everything a team would do, by the jobs themselves: lives are generated, their l
 a model trained and a generation published at the first date, two refreshed ones at the others. The example ranker
 (docs/examples/dlrm_ranker.py, DLRM style, its 16 newest events, content vectors of the items) is trained on the rows
 between the first date and the last, each reading the newest generation before itself, and judged on the rows after
-the last: without summaries; with its own attention to the sequence of 128 items, in its own item vectors; with as many
-raw events as fit the bytes of that sequence, as old as it and up to the request, under the same reader; with all that
-the record counts by clusters, pooled to as many tokens; addressing its own entry and cluster; with both.
+the last: without summaries; with its own attention to the sequence of 128 items, in its own item vectors; with what the
+record counts by clusters, pooled to as many places among these vectors; with as many raw events as fit the bytes of the
+places, as old as they and up to the request, under the same reader; addressing its own entry and cluster; with both.
+``near`` arms attend to their recent events as well, which the others read by their mean: without summaries, and with.
 Same rows, order, steps and seeds. ``company_`` figures have vectors of co-occurrence in the place of content.
 
 ``auc_gain_sequence``: AUC within a request, with minus without. ``ne_gain_sequence``: share of the normalised entropy
@@ -30,7 +31,7 @@ import torch
 from beam_jobs.generation import refresh, summarize
 from beam_jobs.ingest import job as ingest
 from tools.bench.harness import Figure, Result
-from vista.config import ModelConfig, from_dict, from_text, to_dict
+from vista.config import ModelConfig, TokenConfig, from_dict, from_text, to_dict
 from vista.data.generator import GeneratorOptions, generate
 from vista.data.tables.warehouse import Warehouse
 from vista.training.train import TrainingConfig, train
@@ -101,8 +102,9 @@ def run(
     epochs: int = 1,
     seeds: int = 3,
     tokens: int = 128,
-    arms: str = "without,raw,raw_fresh,sequence,pooled,addressed,with",
+    arms: str = "without,raw,raw_fresh,sequence,pooled,near,near_pooled,addressed,with",
     vectors: str = "content,company",
+    record: str = "small",
     keep: str | None = None,
 ) -> Result:
     """Generate, publish three generations, train every arm, judge, serve.
@@ -115,6 +117,7 @@ def run(
         tokens: of the sequence.
         arms: comma separated; with other vectors ``without``, ``sequence`` and ``pooled`` alone.
         vectors: of items, comma separated: ``content``, ``company``, ``random``.
+        record: size of the summaries by name.
         keep: folder for home and logs; what an earlier run left there is used again.
     """
     torch.set_num_threads(1)
@@ -136,7 +139,7 @@ def run(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(keep) if keep else Path(scratch)
         if not (folder / "home" / "store").exists():
-            prepare(folder, steps, {"users": users})
+            prepare(folder, steps, {"users": users}, {"tokens": to_dict(TokenConfig.named(record))})
         for kind in vectors.split(","):
             trial = ranker.Trial(epochs, seeds=seeds, vectors=kind, size=tokens)
             mine = (
@@ -160,6 +163,7 @@ def _figures(result: Result, found: dict[str, Any], prefix: str) -> None:
         return
     result.figures["request"] = Figure(found["request_ms"], "ms", at_least=False)
     result.figures["sequence_bytes"] = Figure(found["sequence_bytes"], "bytes", at_least=False)
+    result.figures["pooled_bytes"] = Figure(found["pooled_bytes"], "bytes", at_least=False)
     result.figures["raw_events_in_them"] = Figure(found["raw_events"], "events")
     result.notes.append(
         f"{found['train_requests']:,} requests train, {found['test_requests']:,} of {found['test_users']} users judge; "
