@@ -415,7 +415,7 @@ def compare(home: Path, logs: Path, trial: Trial = Trial(), arms: Sequence[str] 
                 runs.append(predict(model.eval(), future, read))
             sides[name], seconds[name] = np.stack(runs), time.process_time() - began
         read_rows_ = future.batch(np.arange(len(future)))
-        served = serve(Server(model, mine), held_out) if not arms[-1].startswith("raw") else float("nan")
+        served = serve(Server(model, mine), held_out) if not arms[-1].startswith("raw") else None
         return {
             "figures": judge(held_out.user, label, sides),
             "train_requests": len(rows.user), "test_requests": len(held_out.user),

@@ -175,6 +175,16 @@ def test_raw_events_are_as_old_as_the_summary_or_up_to_the_request_and_places_ho
             assert float(found.sequence.mass[i, :, 0].sum()) == pytest.approx(seen.sum(), rel=0.1)
 
 
+def test_a_study_whose_last_arm_reads_raw_events_tells_no_time_of_a_request():
+    told = ("train_requests", "test_requests", "test_users", "sequence_bytes", "pooled_bytes", "raw_events")
+    found = dict.fromkeys(told, 1) | {"figures": {"auc_raw": (0.9, 0.8, 1.0)}, "request_ms": None}
+    result = downstream.Result(params={})
+    downstream._figures(
+        result, found | {"with_summary": 1.0, "generations": ["1"], "cpu_seconds": {"raw": 1.0}}, ""
+    )
+    assert "request" not in result.figures and result.figures["auc_raw"].value == 0.9
+
+
 def test_the_example_runs_from_the_command_line_and_reports_both_sides(folder, capsys):
     where = ["--home", str(folder / "home"), "--logs", str(folder / "logs")]
     ranker.main(

@@ -161,7 +161,8 @@ def _figures(result: Result, found: dict[str, Any], prefix: str) -> None:
         result.figures[key] = Figure(value, unit, low, high, TARGETS.get(key), better_is_more)
     if prefix:
         return
-    result.figures["request"] = Figure(found["request_ms"], "ms", at_least=False)
+    if found["request_ms"] is not None:  # raw events are not served
+        result.figures["request"] = Figure(found["request_ms"], "ms", at_least=False)
     result.figures["sequence_bytes"] = Figure(found["sequence_bytes"], "bytes", at_least=False)
     result.figures["pooled_bytes"] = Figure(found["pooled_bytes"], "bytes", at_least=False)
     result.figures["raw_events_in_them"] = Figure(found["raw_events"], "events")
