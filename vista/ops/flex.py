@@ -12,7 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.attention.flex_attention import AuxRequest, flex_attention
+
+_NARROWEST = 16
+"""Columns that a head has at least in the kernel that torch writes."""
 
 
 def read(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,7 +31,11 @@ def read(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]
     """
     if not k.shape[2]:
         return v.new_zeros(*q.shape[:-1], v.shape[-1]), q.new_full(q.shape[:-1], -torch.inf)
-    return (_compiled() if q.is_cuda else _read)(q, k, v, bias)
+    if not q.is_cuda:
+        return _read(q, k, v, bias)
+    wide = [F.pad(x, (0, max(0, _NARROWEST - x.shape[-1]))) for x in (q, k, v)]
+    found, lse = _compiled()(*wide, bias)
+    return found[..., : v.shape[-1]], lse
 
 
 def _read(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from vista.jagged import offsets_of, owners_of, places_of, rows_of
 from vista.ops.qla import Step, plan_step
 
 MAX_CHUNKS = 64
-"""Chunks per step: the triangular product over them stays small beside the projections."""
+"""Chunks per step on a CPU: the triangular product over them stays small beside the projections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,10 @@ class PackedStep:
     states: np.ndarray
 
 
-def pack(strands: Strands, chunk: int, seeds: int, max_rows: int) -> Iterator[PackedStep]:
-    """Steps of at most ``max_rows`` rows (a single larger unit is a step of its own).
+def pack(
+    strands: Strands, chunk: int, seeds: int, max_rows: int, max_chunks: int = MAX_CHUNKS
+) -> Iterator[PackedStep]:
+    """Steps of at most ``max_rows`` rows and ``max_chunks`` chunks (a single larger unit is a step of its own).
 
     ``chunk`` 0 is the full form: every cut is a tail of all its rows.
     """
@@ -92,7 +94,7 @@ def pack(strands: Strands, chunk: int, seeds: int, max_rows: int) -> Iterator[Pa
         ran_before = chunks_before[at - 1] if at else 0
         stop = min(
             int(np.searchsorted(cost, base + max_rows, side="right")),
-            int(np.searchsorted(chunks_before, ran_before + MAX_CHUNKS, side="right")),
+            int(np.searchsorted(chunks_before, ran_before + max_chunks, side="right")),
         )
         stop = max(stop, at + 1)
         yield _step(strands, chunk, strand, place, cut, tail, slice(at, stop), ran)

@@ -14,12 +14,12 @@ from vista.data.events import Events
 from vista.embedding.encoders import EventEncoder, gaps
 from vista.ops.upload import uploaded
 from vista.stage1.groups import GroupShape, Parts, SeedEncoder, TableShape, Work
-from vista.stage1.packing import PackedStep, Strands, pack
+from vista.stage1.packing import MAX_CHUNKS, PackedStep, Strands, pack
 
 SEEDS, MEMORY = "seeds", "seeds.memory"
 STEP_ROWS = 4_096
-DEVICE_ROWS = 16_384
-"""Rows of a step on a GPU, at least: there the launches of a small one take longer than its work."""
+DEVICE_ROWS, DEVICE_CHUNKS = 65_536, 256
+"""Rows and chunks of a step on a GPU, at least: there the launches of a small one take longer than its work."""
 
 
 class SeedTokenGroup:
@@ -83,8 +83,10 @@ class SeedTokenGroup:
         zero = torch.zeros((1, *encoder.state_shape), dtype=dtype, device=device)
         states: dict[int, torch.Tensor] = {}
         pieces, order = [], []
-        rows = self.step_rows if device.type == "cpu" else max(self.step_rows, DEVICE_ROWS)
-        for step in pack(strands, self.config.chunk, len(encoder.seeds), rows):
+        most = (self.step_rows, MAX_CHUNKS)
+        if device.type != "cpu":
+            most = (max(self.step_rows, DEVICE_ROWS), DEVICE_CHUNKS)
+        for step in pack(strands, self.config.chunk, len(encoder.seeds), *most):
             before = [zero]
             for s in step.carried.tolist():
                 state = states[s] if s in states else carried[s]

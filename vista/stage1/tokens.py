@@ -284,14 +284,16 @@ class ExactTokens(nn.Module):
     def pack_rows(self, items: TableRows, clusters: TableRows | None, end: End) -> dict[str, Tensor]:
         """As :meth:`pack`, of tables on a device and there."""
         assert self.item_table is not None
-        newest, second, codes = uploaded(
-            [end.events[:, None], end.second[:, None], _action_code(1 << np.arange(31))], items.key.device
+        # divided by a tensor: a device multiplies by the reciprocal of a number, which rounds otherwise
+        newest, second, codes, hour = uploaded(
+            [end.events[:, None], end.second[:, None], _action_code(1 << np.arange(31)), np.array([3_600.0])],
+            items.key.device,
         )
 
         def last(rows: TableRows) -> Tensor:
             """[U, K * F]: what is told of the newest event of each entry, 0 where there is none."""
             number, when, *action = rows.mass[self.horizons : -1]
-            ago = [(newest - number).double(), (second - when) / 3_600.0]
+            ago = [(newest - number).double(), (second - when).double() / hour]
             for mask in action:
                 top = torch.frexp(mask.double())[1].long() - 1  # -1 for none
                 ago.append(codes[top.clamp_min(0)] * (top >= 0))
