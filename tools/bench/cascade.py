@@ -31,7 +31,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tools.bench.harness import Figure, Result, in_turn, ratio, torch_threads
+from beam_jobs.generation.bucket_task import torch_threads
+from tools.bench.harness import Figure, Result, in_turn, ratio
 from tools.bench.rank import NOW_MS, request
 from tools.drills.drill import memory_folder
 from vista.config import ModelConfig, RankerConfig, SummarizerConfig

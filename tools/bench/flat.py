@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from beam_jobs.generation.bucket_task import torch_threads
 from cache_store import Group, RecordSchema, Store
 from cache_store.testing import stored
-from tools.bench.harness import Figure, Result, in_turn, sized, torch_threads
+from tools.bench.harness import Figure, Result, in_turn, sized
 from vista.config import ModelConfig
 from vista.data.events import Events
 from vista.model import VistaModel

@@ -26,13 +26,14 @@ import torch
 import typer
 from torch import Tensor
 
+from beam_jobs.generation.bucket_task import torch_threads
 from cache_store import Group, RecordSchema, Store
 from cache_store.native.crew import usable_cores
 from cache_store.testing import stored
 from cache_store.torch.feature import SummaryFeature, SummaryLoader
 from tools.bench import feature, rank, summarize
 from tools.bench.device import Device, elsewhere, usable, write
-from tools.bench.harness import Figure, Result, in_turn, median, ratio, torch_threads
+from tools.bench.harness import Figure, Result, in_turn, median, ratio
 from vista.config import EmbeddingConfig, ModelConfig, RankerConfig, SummarizerConfig
 from vista.model import VistaModel
 from vista.ops import crossing

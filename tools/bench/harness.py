@@ -7,7 +7,6 @@ where it can be, and its ``low`` and ``high`` are the quartiles over the paired 
 from __future__ import annotations
 
 import ast
-import contextlib
 import functools
 import importlib
 import inspect
@@ -113,19 +112,6 @@ def timed(work: Callable[[], Any]) -> float:
 def cpu_seconds(*whose: int) -> float:
     """Of the processor so far: ``resource.RUSAGE_SELF``, ``RUSAGE_CHILDREN`` (those that have ended)."""
     return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, whose))
-
-
-@contextlib.contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """So many threads of torch within."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def at_once(target: Callable[..., None], asked: Sequence[tuple[Any, ...]]) -> list[Any]:

@@ -15,7 +15,8 @@ import faiss
 import numpy as np
 import torch
 
-from tools.bench.harness import Figure, Result, in_turn, ratio, torch_threads
+from beam_jobs.generation.bucket_task import torch_threads
+from tools.bench.harness import Figure, Result, in_turn, ratio
 from tools.studies import joint
 from tools.studies.protocol import Data
 from vista.serving.index import ItemIndex

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tools.bench.harness import Figure, Result, in_turn, median, ratio, sized, torch_threads
+from beam_jobs.generation.bucket_task import torch_threads
+from tools.bench.harness import Figure, Result, in_turn, median, ratio, sized
 from tools.bench.summarize import HASHED
 from vista.config import ModelConfig, RankerConfig, SlotConfig, SummarizerConfig, TokenConfig
 from vista.data.events import Events
