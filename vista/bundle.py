@@ -17,8 +17,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +31,7 @@ from vista.data.events import whole
 from vista.data.logs.values import hash_strings
 from vista.errors import BundleError, ConfigError, DataError, FingerprintMismatch
 from vista.new_items import NewItems
-from vista.small_text import small_json, small_text
+from vista.small_text import building, small_json, small_text
 
 if TYPE_CHECKING:
     import torch
@@ -240,13 +238,11 @@ def save(path: str | Path, model: VistaModel, meta: Meta, items: pa.Table) -> Pa
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = _weights(model)
     mark = model_fingerprint(model.config, weights)
-    building = path.parent / f".{path.name}.{uuid.uuid4().hex}.building"
-    building.mkdir()
-    try:
-        (building / "config.json").write_text(to_text(model.config), encoding="utf-8")
-        save_file(weights, str(building / "weights.safetensors"), metadata={"fingerprint": mark})
-        pq.write_table(items, building / "items.parquet")
-        publish_vectors(building / VECTORS, model, items)
+    with building(path) as folder:
+        (folder / "config.json").write_text(to_text(model.config), encoding="utf-8")
+        save_file(weights, str(folder / "weights.safetensors"), metadata={"fingerprint": mark})
+        pq.write_table(items, folder / "items.parquet")
+        publish_vectors(folder / VECTORS, model, items)
         description = {
             "format": FORMAT,
             "fingerprint": mark,
@@ -260,17 +256,15 @@ def save(path: str | Path, model: VistaModel, meta: Meta, items: pa.Table) -> Pa
             "weights": meta.weights,
         }
         text = json.dumps(description, indent=2, allow_nan=False)
-        (building / "bundle.json").write_text(text + "\n", "utf-8")
-        (building / "READY").touch()
+        (folder / "bundle.json").write_text(text + "\n", "utf-8")
+        (folder / "READY").touch()
         # safetensors makes its file for its owner alone; who may read a bundle is for the umask to say
-        os.chmod(building / "weights.safetensors", (building / "READY").stat().st_mode & 0o777)
+        os.chmod(folder / "weights.safetensors", (folder / "READY").stat().st_mode & 0o777)
         for name in (*FILES, VECTORS):
-            _fsync(building / name)
-        _fsync(building)
-        os.rename(building, path)
+            _fsync(folder / name)
+        _fsync(folder)
+        os.rename(folder, path)
         _fsync(path.parent)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return path
 
 

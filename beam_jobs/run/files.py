@@ -33,9 +33,9 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         RunStorageFull
     """
-    with room_for(path), replacing(path) as temporary:
+    with room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with replacing(path, 0o600) as temporary, open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -3,6 +3,7 @@
 A directory is touched only while nobody holds it. ``prune`` takes those that were not written to for a while:
 unfinished runs, and finished ones but for the newest :data:`KEPT_RUNS`. So ``runs/`` is bounded, whatever happens.
 Beside them, what a killed writer was about to put in its place below a home: a bundle, an index, settings, a report.
+It is known by its name, its writer's death by a lock that nobody holds, and by its age.
 """
 
 from __future__ import annotations
@@ -18,12 +19,22 @@ from typing import Any
 from beam_jobs.errors import JobError, RunInProgress
 from beam_jobs.run.files import write_atomically
 from beam_jobs.run.record import RunDirectory, RunRecord
+from cache_store.change.prune import remove
+from cache_store.format.layout import abandoned
 from vista.small_text import small_json
 
 KEPT_RUNS = 32
 """Finished runs that stay, however old."""
 
-_UNPLACED = re.compile(r"\..+\.[0-9a-f]{32}(\.tmp|\.building)?")
+_PLACES = {
+    "": r"index|vista\.toml|report\.html|\.tables-seen\.json|model(\.items\.(parquet|npz))?",
+    "model/": r"\d+(\.items\.(parquet|npz))?",
+    "runs/follow/": r".+\.json",
+    "runs/follow/dead-letters/": r"set-aside-.+\.jsonl",
+    "warehouse/": r"catalog\.db",
+    "warehouse/vista/*/metadata/": r".+\.(avro|metadata\.json)",
+}
+"""What is put in its place, by folder of a home; all else that looks alike is its user's."""
 
 FORGOTTEN = "(forgotten)"
 """What stands in a record for a user who was named there."""
@@ -65,14 +76,16 @@ def prune_unplaced(home: str | Path, before_ms: int, dry_run: bool = False) -> l
     Args: as of :func:`prune_runs`.
     """
     gone = []
-    for path in sorted([*Path(home).glob(".*"), *Path(home).glob("model/.*")]):
-        whole = [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]
-        newest = max(p.lstat().st_mtime_ns for p in whole) // 1_000_000
-        if not _UNPLACED.fullmatch(path.name) or newest > before_ms:
-            continue
-        if not dry_run:
-            shutil.rmtree(path) if len(whole) > 1 or path.is_dir() else path.unlink()
-        gone.append(path.name)
+    for folder, names in _PLACES.items():
+        for path in sorted(Path(home).glob(f"{folder}.*")):
+            place = abandoned(path)
+            if place is None or not re.fullmatch(names, place):
+                continue
+            newest = max(p.lstat().st_mtime_ns for p in (path, *path.rglob("*"))) // 1_000_000
+            if newest <= before_ms:
+                gone.append(path.name)
+                if not dry_run:
+                    remove(path)
     return gone
 
 

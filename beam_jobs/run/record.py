@@ -405,8 +405,7 @@ class RunDirectory:
     def gather_dead_letters(self) -> int:
         """Write ``dead-letters.parquet`` and return how many rows they stand for."""
         path, total = self.path / "dead-letters.parquet", 0
-        with room_for(path), replacing(path) as temporary:
-            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        with room_for(path), replacing(path, 0o600) as temporary:
             with pq.ParquetWriter(temporary, DEAD_LETTER_SCHEMA) as writer:
                 for table in self.dead_letters():
                     writer.write_table(table)

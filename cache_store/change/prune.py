@@ -24,7 +24,15 @@ from pathlib import Path
 from cache_store.errors import Damaged, FormatUnknown, StoreError
 from cache_store.format import lines
 from cache_store.format import manifest as manifests
-from cache_store.format.layout import DELETING, Layout, exclusive, fsync, storage_errors, write_file
+from cache_store.format.layout import (
+    DELETING,
+    Layout,
+    abandoned,
+    exclusive,
+    fsync,
+    storage_errors,
+    write_file,
+)
 from cache_store.read import leases
 
 STAGING_MS = 7 * 86_400_000
@@ -165,10 +173,11 @@ def _readable(layout: Layout, name: str) -> bool:
 
 
 def _remains(layout: Layout) -> list[Path]:
-    """Half-deleted folders, and temporary files of processes that held the lock (so they are dead)."""
+    """Half-deleted folders, and what killed writers were about to put in the place of a file of the store."""
     found = list(layout.generations.glob(f"{DELETING}*"))
-    for folder in (layout.root, layout.lines):
-        found += folder.glob(".*.tmp")
+    ours = ("FORMAT", "CURRENT", "SEQUENCE", "FORGOTTEN")
+    found += (path for path in layout.root.glob(".*.tmp") if abandoned(path) in ours)
+    found += (path for path in layout.lines.glob(".*.tmp") if abandoned(path))
     for name in layout.generation_names():
         found += foreign_files(layout.generation(name))
     return sorted(found)

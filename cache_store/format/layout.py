@@ -31,9 +31,10 @@ import fcntl
 import json
 import os
 import re
+import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,8 @@ DEAD_LETTERS = "dead-letters.parquet"
 GENERATION = re.compile(r"[0-9]{8,18}")
 DELETING = ".deleting-"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+UNPLACED = re.compile(r"\.(.+)\.[0-9a-f]{12}([0-9a-f]{20})?(\.tmp|\.building|\.old)?")
+"""Names that are on their way to a place: :func:`temporary`'s, with twelve digits earlier, and those of folders."""
 
 
 @dataclass(frozen=True)
@@ -213,20 +216,47 @@ def state_name(shard: int, num_shards: int, revision: int = 0) -> str:
 
 
 def temporary(path: Path) -> Path:
-    """A name beside ``path`` that no reader looks at and ``prune`` sweeps."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    """A name beside ``path`` that no reader looks at and ``prune`` sweeps: of the form of ``vista.small_text``."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` to write under; what is there takes the place of ``path`` when the body ends well."""
+def replacing(path: Path, mode: int = 0o666) -> Iterator[Path]:
+    """An empty file beside ``path`` to write to; it takes the place of ``path`` when the body ends well. Its writer
+    holds a lock on it, for :func:`abandoned`."""
     temp = temporary(path)
+    fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
+        with suppress(OSError):  # a filesystem without locks
+            fcntl.flock(fd, fcntl.LOCK_EX)
         yield temp
         os.replace(temp, path)
     except BaseException:
         temp.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(fd)
+
+
+def abandoned(path: Path) -> str | None:
+    """Name of the place that a killed writer of ``path`` had in mind; None: it lives, or that is no name of ours."""
+    named = UNPLACED.fullmatch(path.name)
+    if named is None:
+        return None
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    except OSError:  # a filesystem without locks: its age has to tell
+        pass
+    finally:
+        mode = os.fstat(fd).st_mode
+        os.close(fd)
+    return named[1] if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else None
 
 
 def fsync(path: Path) -> None:

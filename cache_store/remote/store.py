@@ -26,15 +26,13 @@ import xxhash
 from cache_store.errors import Damaged, GenerationUnknown, SchemaError
 from cache_store.format import manifest as manifests
 from cache_store.format.checked import KIB
-from cache_store.format.layout import MAIN, Layout, StoreFormat, check_name
+from cache_store.format.layout import MAIN, UNPLACED, Layout, StoreFormat, check_name
 from cache_store.format.manifest import Manifest
 from cache_store.remote.files import RemoteError, RemoteFiles
 
 NO_PARENT = "-"
 FOLDER = re.compile(r"[0-9]{8,}-[0-9a-f]{32}")
 """A generation's: nothing else below ``generations`` is ours."""
-_FORMAT_BEGUN = re.compile(r"FORMAT|\.FORMAT\.[0-9a-f]{12}\.tmp")
-"""What a push that was killed while it wrote FORMAT leaves: half of it, or all under ``layout.temporary``'s name."""
 _AGAIN = "run `vista push` again"
 
 
@@ -100,7 +98,8 @@ class RemoteStore:
         ours = layout.read_format().text().encode()
         theirs = self.files.read("FORMAT", 64 * KIB)
         if theirs is None or (theirs != ours and ours.startswith(theirs)):
-            if foreign := [name for name in self.files.folders("") if not _FORMAT_BEGUN.fullmatch(name)]:
+            names = self.files.folders("")
+            if foreign := [n for n in names if (UNPLACED.sub(r"\1", n) if n[0] == "." else n) != "FORMAT"]:
                 raise SchemaError(
                     f"{self.files.name('')}: expected nothing, or what was pushed before, found {foreign[:5]}; push to "
                     f"a URL of its own"

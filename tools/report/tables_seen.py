@@ -9,9 +9,7 @@ tables are opened. What could not be told is not kept.
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
-import uuid
 from collections.abc import Iterable
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
@@ -22,7 +20,7 @@ from urllib.parse import quote
 
 import xxhash
 
-from vista.small_text import small_json
+from vista.small_text import replacing, small_json
 
 if TYPE_CHECKING:
     from cache_store.format.manifest import Manifest
@@ -92,13 +90,9 @@ class TablesSeen:
         keep = self._keep and self._mark is not None and found.events is not None and not found.why
         if keep and self._mark == _mark(self._where, self._store):
             text = json.dumps({"overview": self.overview, "lag": asdict(found)})
-            new = self._path.with_name(f".{KEPT}.{uuid.uuid4().hex}.tmp")
-            with suppress(OSError):  # a home that may only be read, or is full, is looked at the slow way
-                try:
-                    new.write_text(json.dumps({"mark": self._mark, "sum": _sum(text), "told": text}))
-                    os.replace(new, self._path)
-                finally:
-                    new.unlink(missing_ok=True)
+            # a home that may only be read, or is full, is looked at the slow way
+            with suppress(OSError), replacing(self._path) as file:
+                file.write(json.dumps({"mark": self._mark, "sum": _sum(text), "told": text}).encode())
         return found
 
 

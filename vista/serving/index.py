@@ -35,8 +35,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,7 +46,7 @@ from torch import Tensor
 from vista.data.events import whole
 from vista.errors import DataError, FingerprintMismatch, VistaError
 from vista.serving.forked import settle
-from vista.small_text import small_json
+from vista.small_text import building, small_json
 
 if TYPE_CHECKING:
     from vista.model import VistaModel
@@ -265,11 +263,9 @@ class ItemIndex:
             raise DataError(
                 f"{path}: expected nothing or an item index there, found something else; name another"
             )
-        building = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        building.mkdir(parents=True)
-        try:
-            faiss.write_index(self._index, str(building / "index.faiss"))
-            np.save(building / "items.npy", self.items)
+        with building(path) as folder:
+            faiss.write_index(self._index, str(folder / "index.faiss"))
+            np.save(folder / "items.npy", self.items)
             facts = {
                 "format": FORMAT,
                 "kind": self.kind,
@@ -279,17 +275,15 @@ class ItemIndex:
                 "search_effort": self.search_effort,
                 **({"catalogue": self.catalogue} if self.catalogue else {}),
             }
-            facts["seal"] = _seal(building, facts, self.fingerprint)
-            (building / "index.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            facts["seal"] = _seal(folder, facts, self.fingerprint)
+            (folder / "index.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             for name in FILES:
-                with open(building / name, "rb") as file:
+                with open(folder / name, "rb") as file:
                     os.fsync(file.fileno())
             if replaces:
-                _exchange(building, path)  # the old one is now what is removed
+                _exchange(folder, path)  # the old one is now what is removed
             else:
-                building.rename(path)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+                folder.rename(path)
 
     @staticmethod
     def load(path: str | os.PathLike[str], fingerprint: str | None = None) -> ItemIndex:
@@ -447,7 +441,7 @@ def _exchange(new: Path, live: Path) -> None:
     else:
         code = ctypes.get_errno() if rename(-100, os.fsencode(new), -100, os.fsencode(live), 2) else 0
     if code in (errno.ENOSYS, errno.EINVAL):  # nor a filesystem: for a moment there is no index
-        old = live.with_name(f".{live.name}.{uuid.uuid4().hex}.old")
+        old = new.with_suffix(".old")
         live.rename(old)
         new.rename(live)
         old.rename(new)

@@ -18,6 +18,8 @@ from beam_jobs.run import leftovers
 from beam_jobs.run.job import Job, Run
 from beam_jobs.run.record import RunDirectory, RunRecord
 from beam_jobs.tables import forget
+from cache_store.format import layout
+from vista import small_text
 from vista.data.tables import ledger
 from vista.data.tables.commits import Addition, commit
 from vista.data.tables.forgetting import forget_users
@@ -228,22 +230,43 @@ def test_runs_that_nobody_needs_any_more_are_pruned_and_held_ones_never(tmp_path
 
 
 def test_what_killed_writers_left_unplaced_in_a_home_is_pruned_and_nothing_else(tmp_path):
-    mark, others = (
-        "0123456789abcdef" * 2,
-        [".notes", ".a.tmp", ".model.building", "model/.git", f".{'x' * 32}"],
-    )
+    mark, earlier = "0123456789abcdef" * 2, "0123456789ab"
+    others = [
+        ".notes", ".a.tmp", ".model.building", "model/.git", f".{'x' * 32}", f".thesis.{mark}.tmp",
+        f"model/.thesis.{earlier}.tmp", f"logs/.index.{mark}", f"runs/mine/.a.json.{mark}.tmp",
+    ]  # fmt: skip
     left = [
-        f".report.html.{mark}.tmp",
-        f".index.{mark}",
-        f".model.{mark}.building",
-        f"model/.2.{mark}.building",
-    ]
+        f".report.html.{mark}.tmp", f".index.{mark}", f".index.{mark}.old", f".model.{mark}.building",
+        f"model/.2.{mark}.building", f"model/.2.items.npz.{mark}.tmp", f"runs/follow/.aside.json.{earlier}.tmp",
+        f"warehouse/vista/history/metadata/.m0.avro.{mark}.tmp",
+    ]  # fmt: skip
     for name in (*others, *left):
         (tmp_path / name / "part").mkdir(parents=True)
     (tmp_path / f".vista.toml.{mark}.tmp").touch()
+    (tmp_path / f".model.{mark}").symlink_to(tmp_path / "model")
+    others.append(f".model.{mark}")
     assert leftovers.prune_unplaced(tmp_path, before_ms=0) == []
     before = sorted(tmp_path.rglob("*"))
-    assert len(leftovers.prune_unplaced(tmp_path, 2**62, dry_run=True)) == 5
+    assert len(leftovers.prune_unplaced(tmp_path, 2**62, dry_run=True)) == 9
     assert sorted(tmp_path.rglob("*")) == before
-    assert len(leftovers.prune_unplaced(tmp_path, 2**62)) == 5
+    assert len(leftovers.prune_unplaced(tmp_path, 2**62)) == 9
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob(".*")) == sorted(others)
+
+
+@pytest.mark.parametrize("writer", ["file", "record", "folder"])
+def test_what_a_live_writer_is_about_to_place_stays_and_a_dead_ones_goes(writer, tmp_path):
+    (tmp_path / "runs/follow").mkdir(parents=True)
+    how, place = {
+        "file": (small_text.replacing, "vista.toml"),
+        "record": (layout.replacing, "runs/follow/delivered-to.json"),
+        "folder": (small_text.building, "index"),
+    }[writer]
+    with how(tmp_path / place):
+        (temporary,) = (tmp_path / place).parent.glob(".*")
+        assert leftovers.prune_unplaced(tmp_path, 2**62) == [] and temporary.exists()
+    assert not temporary.exists()
+    writing = f"from {how.__module__} import {how.__name__} as how; from pathlib import Path; import os\n"
+    writing += f"with how(Path({str(tmp_path / place)!r})): os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", writing]).returncode == -9
+    (temporary,) = (tmp_path / place).parent.glob(".*")
+    assert leftovers.prune_unplaced(tmp_path, 2**62) == [temporary.name] and not temporary.exists()

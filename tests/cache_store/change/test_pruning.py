@@ -16,6 +16,7 @@ from cache_store.errors import (
     NothingPublished,
     StoreError,
 )
+from cache_store.format import layout
 
 
 def test_rollback_needs_a_target_and_prune_leaves_one(tmp_path):
@@ -107,7 +108,10 @@ def test_prune_sweeps_the_remains_of_crashes_and_nothing_of_running_jobs(tmp_pat
     known.publish({1: 2})
     store = tmp_path / "s"
     shutil.copytree(store / "generations/00000001", store / "generations/.deleting-00000009")
-    (store / ".CURRENT.0123456789ab.tmp").write_text("half")
+    for name in (".CURRENT.0123456789ab.tmp", f"lines/.next.{'0f' * 16}.tmp", ".notes.0123456789ab.tmp"):
+        (store / name).write_text("half")
+    living = layout.replacing(store / "SEQUENCE")
+    temporary = living.__enter__()
     (store / "generations/00000002/shard-00000-of-00002.r1.mdb").write_text("half")
     staging, _ = known.stage({1: 3}, run="running")
     stale, _ = known.stage({1: 3}, run="stale")
@@ -116,7 +120,10 @@ def test_prune_sweeps_the_remains_of_crashes_and_nothing_of_running_jobs(tmp_pat
     report = Store(store, clock=lambda: staging.stat().st_mtime_ns // 1_000_000).prune()
     assert report.remains == [
         ".CURRENT.0123456789ab.tmp", "generations/.deleting-00000009",
-        "generations/00000002/shard-00000-of-00002.r1.mdb",
+        "generations/00000002/shard-00000-of-00002.r1.mdb", f"lines/.next.{'0f' * 16}.tmp",
     ]  # fmt: skip
+    assert temporary.exists() and (store / ".notes.0123456789ab.tmp").exists()
+    with pytest.raises(InterruptedError):
+        living.__exit__(InterruptedError, InterruptedError(), None)
     assert report.staging == ["stale"] and staging.exists() and not stale.exists()
     assert not report.generations and known.admin.verify().ok
