@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -16,6 +20,18 @@ def made(out):
     (out / "store" / "leases").mkdir(parents=True)
     (out / "store" / "CURRENT").write_text("1")
     demo_folder.mark(out)
+    return out
+
+
+def killed(out):
+    """A folder as a demo leaves it that was killed while it wrote, once in its marker's place."""
+    doing = (
+        "import os, sys; from pathlib import Path; from tools import demo_folder; out = Path(sys.argv[1])\n"
+    )
+    doing += "with demo_folder.making(out):\n (out / 'logs').mkdir(); (out / 'store').mkdir()\n"
+    doing += " (out / 'logs/half.parquet').write_bytes(b'ro'); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", doing, str(out)]).returncode == -9
+    (out / f".{demo_folder.MARKER}.{'0a' * 16}.tmp").touch()
     return out
 
 
@@ -61,6 +77,39 @@ def test_a_marker_carried_into_another_folder_proves_nothing(tmp_path, capsys):
     assert (mine / "logs" / "events.parquet").read_bytes() == b"my own rows"
 
 
+def test_what_a_killed_demo_made_is_cleared_by_the_same_command(tmp_path):
+    out = killed(tmp_path / "out")
+    assert demo_folder.foreign(out) == []
+    demo_folder.clear(out)
+    assert list(out.iterdir()) == []
+    with demo_folder.making(
+        killed(tmp_path / "again")
+    ):  # cleared or not, what is in it at the end is its own
+        pass
+    assert demo_folder.foreign(tmp_path / "again") == []
+
+
+def test_a_file_that_came_after_a_demo_was_killed_is_not_the_demos(tmp_path, capsys):
+    out = killed(tmp_path / "out")
+    (out / "logs/mine.parquet").write_bytes(b"mine")
+    last, came = ((out / f"logs/{name}.parquet").stat().st_ctime_ns for name in ("half", "mine"))
+    assert last < came
+    beat = (last + came) // 2 - demo_folder.AFTER_NS
+    os.utime(out / demo_folder.MARKER, ns=(beat, beat))
+    assert demo_folder.foreign(out) == ["logs/mine.parquet"]
+    assert "mine.parquet" in refused(out, capsys) and (out / "logs/half.parquet").exists()
+
+
+def test_a_folder_that_a_demo_is_filling_or_a_copy_of_a_killed_ones_is_refused(tmp_path, capsys):
+    with demo_folder.making(tmp_path / "out"):
+        (tmp_path / "out/logs").mkdir()
+        (tmp_path / "out/logs/a").touch()
+        refused(tmp_path / "out", capsys)
+    assert demo_folder.foreign(tmp_path / "out") == []
+    shutil.copytree(killed(tmp_path / "killed"), tmp_path / "copy")
+    refused(tmp_path / "copy", capsys)
+
+
 def test_a_link_to_a_folder_is_not_followed(tmp_path, capsys):
     out = made(tmp_path / "out")
     (tmp_path / "link").symlink_to(out)
@@ -78,7 +127,6 @@ def test_without_a_folder_named_the_next_free_one_is_taken(tmp_path, monkeypatch
 
 def test_commands_that_are_printed_run_as_they_stand(tmp_path, monkeypatch):
     import shlex
-    import subprocess
 
     from tools import invocation
 

@@ -43,10 +43,8 @@ def command(
         return console.told("would make a demo", found, json)
     demo_folder.clear(folder)
     story = Demo(folder, users, seconds, workers)
-    try:
+    with demo_folder.making(folder):
         story.run()
-    finally:
-        demo_folder.mark(folder)
     if json:
         return console.json_line({"figures": dict(story.rows), "seconds": dict(story.seconds)})
     console.table("vista demo", ("", ""), story.rows)
