@@ -11,6 +11,7 @@ import torch
 
 from tools.studies import quality
 from tools.studies.contexts import Fed, Feed, Variant, _NewestEvents, encoded, product
+from tools.studies.learned import HeaviestTokens, distilled
 from tools.studies.protocol import (
     Data,
     bytes_per_event,
@@ -34,6 +35,8 @@ VARIANTS = [
     Variant("full", "raw", 0, {"events": 64}),
     Variant("record", "record", 0, SMALL),
     Variant("alone", "record", 0, {**SMALL, "alone": 1}),
+    Variant("learned", "record", 0, {**SMALL, "learned": 4, "distil": 1.0}),
+    Variant("heaviest", "record", 0, {**SMALL, "heaviest": 4}),
     Variant("twin", "twin", 0, {"count": 8}),
     Variant("sketch", "sketch", 0, {"places": 8}),
     Variant("sdim", "sdim", 0, {"groups": 4, "bits": 2}),
@@ -182,6 +185,38 @@ def test_the_study_feeds_the_record_that_the_store_keeps(data, asked, space):
     whole = feed.maker.summarizer.prefixes(own, np.array([len(own)]), np.zeros(1, np.int64), exact=True)
     assert fed.record[fed.unit[k]] == encoded(feed.maker, whole)[0]
     assert fed.record.dtype.itemsize >= 24 * (8 + 3) + 8 * 3
+
+
+def test_few_tokens_are_made_of_the_record_alone_and_start_near_what_was_kept(data, asked, space):
+    batch = asked.batches[0]
+    learned = next(v for v in VARIANTS if v.name == "learned")
+    fed = Feed(learned, space)(batch, True)
+    contest = build(data, space, learned, [fed]).eval()
+    vector, mass = contest.made(fed.record)
+    assert vector.shape[:2] == (len(batch), 4) and mass.isfinite().all()
+    torch.testing.assert_close(vector.norm(dim=-1), torch.ones(len(batch), 4))
+    # whoever else is in the batch: what a job emits for a user must not depend on it
+    one = [x[0] for x in contest.made(fed.record[3:4])]
+    torch.testing.assert_close(one, [vector[3], mass[3]], rtol=1e-4, atol=1e-5)
+    contest.few = HeaviestTokens(contest.model, 4)
+    heaviest, masses = contest.made(fed.record)
+    assert (heaviest * vector).sum(-1).mean() > 0.8 and (masses[..., 0].sum(1) > 0).all()
+
+
+def test_distillation_is_nothing_for_the_raw_window_itself_and_moves_tokens_not_their_reader():
+    torch.manual_seed(0)
+    reader = TokenReader(ModelConfig(width=16, actions=("a",)), horizons=2)
+    made, past = (
+        (torch.nn.functional.normalize(torch.randn(2, n, 16), dim=-1).requires_grad_(), torch.rand(2, n, 2))
+        for n in (3, 9)
+    )
+    asked = torch.nn.functional.normalize(torch.randn(2, 5, 16), dim=-1)
+    assert distilled(reader, 0, asked, past, past).abs().max() < 1e-6
+    lost = distilled(reader, 0, asked, made, past)
+    assert lost.shape == (2, 2, 5) and (lost > 0).all()
+    lost.mean().backward()
+    assert made[0].grad.abs().sum() > 0 and past[0].grad is None
+    assert all(p.grad is None and p.requires_grad for p in reader.parameters())
 
 
 def test_the_oracle_knows_counts_and_ages_exactly():

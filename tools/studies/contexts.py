@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cache_store.format.quantize import Codec
 from tools.studies import tokens as kept
 from tools.studies.alone import Alone
+from tools.studies.learned import HeaviestTokens, LearnedTokens, Tokens, distilled
 from tools.studies.reader import Addressed, TokenReader
 from tools.studies.tokens import HALF_LIVES, Kept, SimHash, Space
 from vista.config import ModelConfig, fingerprint
@@ -32,6 +33,8 @@ from vista.stage2.readers import FREQUENCIES, waves
 from vista.training.batches import Batch
 
 RECENT = 32
+READERS = ("alone", "learned", "heaviest")
+"""Options of a ``record`` that say who reads it instead of the ranker."""
 BASE = ModelConfig()
 """The default model."""
 
@@ -55,7 +58,7 @@ class Variant:
     @property
     def reads(self) -> str:
         """What is read of the history, whatever reads it and however much of it."""
-        reader = ("alone", "sequence", "places") if self.kind == "record" else ()
+        reader = (*READERS, "sequence", "places") if self.kind == "record" else ()
         options = {name: value for name, value in self.options.items() if name not in reader}
         return fingerprint({"kind": self.kind, **options})[:8]
 
@@ -81,11 +84,11 @@ class Sets:
 
     @staticmethod
     def of(unit: np.ndarray, found: list[Kept]) -> Sets:
-        mass, vector = (
-            nn.utils.rnn.pad_sequence([torch.from_numpy(x) for x in of], batch_first=True)
-            for of in zip(*((k.mass, k.vector) for k in found), strict=True)
-        )
-        return Sets(unit, mass, vector)
+        return Sets(unit, _padded([k.mass for k in found]), _padded([k.vector for k in found]))
+
+
+def _padded(found: list[np.ndarray]) -> Tensor:
+    return nn.utils.rnn.pad_sequence([torch.from_numpy(x) for x in found], batch_first=True)
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,14 @@ class Fed:
         features: float32 [B, F], what they find under their own keys.
         record: records as the store keeps them, [V].
         unit: int64 [K], record of each slate.
+        past: distinct items int64 [V, T] of the events of each record, and their masses float32 [V, T, M].
     """
 
     sets: Sets | None = None
     features: Tensor | None = None
     record: np.ndarray | None = None
     unit: np.ndarray | None = None
+    past: Tokens | None = None
 
 
 class Feed:
@@ -138,12 +143,16 @@ class Feed:
             cuts = np.full(len(first), np.iinfo(np.int64).max)
             np.minimum.at(cuts, unit, batch.cut)
         user = batch.user_of if exact else batch.user_of[first]
+        starts = batch.events.offsets[user]
+        pasts = [batch.events.item[a : a + n] for a, n in zip(starts, cuts, strict=True)]
         if self.maker is not None:
             # nothing of it is learned, so any weights make it; what is learned are the vectors of those who read
             tokens = self.maker.summarizer.prefixes(batch.events, cuts, user, exact=True)
-            return Fed(record=encoded(self.maker, tokens), unit=unit)
-        starts = batch.events.offsets[user]
-        pasts = [batch.events.item[a : a + n] for a, n in zip(starts, cuts, strict=True)]
+            found = Fed(record=encoded(self.maker, tokens), unit=unit)
+            if exact or "distil" not in self.variant.options:
+                return found
+            each = [kept.added(items, kept.weights(len(items))) for items in pasts]
+            return replace(found, past=(_padded([n for n, _ in each]), _padded([m for _, m in each])))
         if self.hashed is not None:
             folded = [self.hashed.fold(items) for items in pasts]
             parts = [self.hashed.features(folded[unit[k]], self._asked(batch, k)) for k in range(len(batch))]
@@ -190,7 +199,8 @@ class Contest(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.recent = TokenReader(model.config, ages=4 * FREQUENCIES)
-            raw, sets = variant.kind == "raw", variant.kind in ("twin", "sketch")
+            learned, heaviest = (variant.options.get(name, 0) for name in ("learned", "heaviest"))
+            raw, sets = variant.kind == "raw", variant.kind in ("twin", "sketch") or learned or heaviest
             self.raw = TokenReader(model.config, ages=4 * FREQUENCIES) if raw else None
             self.long = TokenReader(model.config, horizons=len(HALF_LIVES)) if sets else None
             self.own = Addressed(model.config, features) if features else None
@@ -198,23 +208,36 @@ class Contest(nn.Module):
             if variant.kind == "record":
                 self.tokens = model.tokens.sequence_length
                 self.alone = Alone(model) if variant.options.get("alone") else None
+            self.few = (
+                LearnedTokens(model, learned)
+                if learned
+                else HeaviestTokens(model, heaviest)
+                if heaviest
+                else None
+            )
+            self.tokens = learned or heaviest or self.tokens
+        self.addressed = variant.kind == "record" and self.alone is None and self.few is None
+        self.lost: list[Tensor] = []
 
     def forward(self, batch: Batch, fed: Fed) -> Tensor:
         """Logits [B, A]."""
         model = self.model
         recent = select_recent(batch.recent, RECENT, distinct=False)
-        tokens = {} if fed.record is None else decoded(model, fed.record[fed.unit])
-        usable = np.full(len(batch), fed.record is not None and self.alone is None)
+        tokens: dict[str, Tensor] = {}
+        if fed.record is not None and self.few is None:
+            tokens = decoded(model, fed.record[fed.unit])
         ctx = model.ranker.context(
-            tokens if self.alone is None else {}, usable, recent, batch.now_ms, batch.last_event_ms
-        )
+            tokens if self.addressed else {}, np.full(len(batch), self.addressed), recent, batch.now_ms,
+            batch.last_event_ms,
+        )  # fmt: skip
         item = torch.from_numpy(batch.item)
         asked = model.items.vector(item)
         reads: list[Any] = [_Recent(self, batch, recent)]
         if self.raw is not None:
             reads.append(_NewestEvents(self, batch, self.variant.options["events"]))
-        if self.long is not None and fed.sets is not None:
-            reads.append(_Tokens(self, batch, fed.sets))
+        self.lost = []
+        if self.long is not None:
+            reads.append(_Tokens(self, batch, self._sets(fed), fed.past))
         shares: list[list[Tensor]] = [[] for _ in reads]
         number = iter(range(len(model.ranker.layers)))
 
@@ -240,6 +263,23 @@ class Contest(nn.Module):
                 tokens, _Laid(np.arange(len(batch)), batch.offsets, len(batch)), asked, item, elapsed
             )
         return logits
+
+    def made(self, record: np.ndarray) -> Tokens:
+        """Few tokens of records [V]."""
+        tokens, groups = self.model.tokens, decoded(self.model, record)
+        held = tokens.unpack(torch.cat([groups[name] for name in tokens.rows], 1))
+        assert self.few is not None
+        return self.few(tokens.sequence(held, self.model.items.vector))
+
+    def _sets(self, fed: Fed) -> Sets:
+        """With unit vectors [V, T, D] of the ranker's."""
+        if fed.sets is None:
+            assert fed.record is not None and fed.unit is not None
+            vector, mass = self.made(fed.record)
+            return Sets(fed.unit, mass, vector)
+        project = self.model.items.project
+        assert project is not None
+        return replace(fed.sets, vector=nn.functional.normalize(project(fed.sets.vector), dim=-1))
 
 
 def encoded(model: VistaModel, tokens: dict[str, Tensor]) -> np.ndarray:
@@ -384,20 +424,24 @@ class _NewestEvents:
 class _Tokens:
     """Token sets with masses."""
 
-    def __init__(self, contest: Contest, batch: Batch, sets: Sets) -> None:
+    def __init__(self, contest: Contest, batch: Batch, sets: Sets, past: Tokens | None) -> None:
         assert contest.long is not None
-        self.reader, self.model, self.sets = contest.long, contest.model, sets
+        self.reader, self.model, self.sets, self.lost = contest.long, contest.model, sets, contest.lost
         self.laid = _Laid(sets.unit, batch.offsets, len(sets.mass))
-        project = self.model.items.project
-        assert self.reader.amount is not None and project is not None
-        self.vector = vector = nn.functional.normalize(project(sets.vector), dim=-1)
+        assert self.reader.amount is not None
+        self.vector = vector = sets.vector
         self.there = sets.mass[..., 0] > 0
         amount = self.reader.amount(torch.log1p(sets.mass))
         self.x = (vector + amount / math.sqrt(vector.shape[-1])) * math.sqrt(vector.shape[-1])
+        with torch.no_grad():
+            self.past = past and (self.model.items.vector(past[0]), past[1])
 
     def __call__(self, number: int, asked: Tensor) -> Tensor:
         read = self.reader
         values = _layer_values(self.model, number, self.x)
+        if self.past is not None:
+            some = self.laid.out(asked)[:, ::4]  # of the candidates
+            self.lost.append(distilled(read, number, some, (self.vector, self.sets.mass), self.past).mean())
         keys, bias = read.vectors(number, self.vector), read.by_mass(number, self.sets.mass)
         found = read.read(number, self.laid.out(asked), keys, bias, values, self.there[:, None])
         return self.laid.back(found)
@@ -406,7 +450,7 @@ class _Tokens:
 def product(variant: Variant, actions: tuple[str, ...], content_width: int, seed: int) -> VistaModel:
     """The default model, with the record that the variant names, or none."""
     options = (
-        {n: x for n, x in variant.options.items() if n != "alone"}
+        {n: x for n, x in variant.options.items() if n not in (*READERS, "distil")}
         if variant.kind == "record"
         else {"items": 0}
     )

@@ -43,7 +43,7 @@ from tools.studies.rivals import CURVE, QUICK, WHOLE, variants
 from tools.studies.study import Answers, answer, build, feeds, train
 from tools.studies.tokens import Space
 from vista.training import metrics
-from vista.training.personal import partners
+from vista.training.personal import Alike, partners
 
 LEAST = 0.01
 """MRR that full attention must gain over recent events for shares of it to be told."""
@@ -101,8 +101,8 @@ def run(
         pause_minutes: training and questions take requests after so long a pause; by default ``PAUSE_MINUTES``.
         names: variants, comma separated.
         curve: seeds for which the record is judged at 2 to 64 KiB, beside raw events of the same compressed bytes.
-        longer: so many times the steps for nothing, full and ours, with the MRR on the way: whether longer training
-            would change the shares.
+        longer: so many times the steps for nothing, full, ours and few tokens, with the MRR on the way: whether longer
+            training would change the shares.
         keep: folder where every finished run is kept and taken from, so that a long study can be made in pieces.
     """
     torch.set_num_threads(1)
@@ -133,7 +133,7 @@ def run(
                 for seed in span if name in chosen else span[:curve]:
                     runs.run(runs.variants[name], seed)
             prefix = "" if which == "events" else f"{which}_"
-            for name in ("recent", "full", "ours") if longer else ():
+            for name in ("recent", "full", "ours", "learned", "heaviest") if longer else ():
                 if name in chosen:
                     runs.longer(result, runs.variants[name], first_seed, longer, prefix)
             figures(result, runs, prefix)
@@ -219,6 +219,7 @@ class Runs:
                 "rank": got.rank.tolist(),
                 "swapped": self.swapped(contest, variant),
                 "auc": np.nan_to_num(got.auc, nan=-1).tolist(),
+                "alike": self.alike(contest, variant),
             }
             path.write_text(json.dumps(row))
             told = self._measures(row)["all"]["mrr"]
@@ -240,6 +241,13 @@ class Runs:
             theirs.append(dataclasses.replace(fed, record=fed.record[other]))
         return answer(contest, self.questions, theirs).rank.tolist()
 
+    def alike(self, contest: Contest, variant: Variant) -> list[float]:
+        """Personal share and effective rank of few tokens made of records, as ``vista eval`` has them of seeds."""
+        found = Alike()
+        for fed in self.asked(variant) if contest.few is not None else ():
+            found.add(contest.made(fed.record)[0].detach())
+        return found.measures().tolist() if contest.few is not None else []
+
     def longer(self, result: Result, variant: Variant, seed: int, times: int, prefix: str) -> None:
         """MRR after 1/2, 1, 2, ... times the steps, in one run."""
         steps = self.steps * times
@@ -251,7 +259,7 @@ class Runs:
         def judge(step: int) -> None:
             curve[step] = answer(contest, self.questions, asked).measures(self.questions)
 
-        stops = [self.steps // 2 * 2**i for i in range(12) if self.steps // 2 * 2**i <= steps]
+        stops = [*(self.steps // 2 * 2**i for i in range(12) if self.steps // 2 * 2**i < steps), steps]
         train(contest, batches, fed, at={step: functools.partial(judge, step) for step in stops})
         for step, found in curve.items():
             for part in SLICES:
@@ -343,6 +351,8 @@ def _measured(result: Result, runs: Runs, prefix: str, label: str, parts: Sequen
         result.figures[f"{prefix}mrr_all_{label}_swapped"] = Figure(
             float(np.mean(lost)), "mrr", float(min(lost)), float(max(lost))
         )
+    for name, value in zip(("personal_share", "effective_rank"), row.get("alike", ()), strict=False):
+        result.figures[f"{prefix}{name}_{label}"] = Figure(value, "")
     result.figures[f"{prefix}bytes_{label}"] = Figure(row["bytes"], "bytes")
     if row["tokens"]:
         result.figures[f"{prefix}tokens_{label}"] = Figure(row["tokens"], "tokens")

@@ -16,7 +16,7 @@ SIZES = (2, 4, 8, 16, 32, 64)
 CURVE = tuple(f"ours_{kib}KiB" for kib in SIZES) + tuple(f"raw_{kib}KiB" for kib in SIZES)
 """The record, and raw events, in so many bytes."""
 
-_WIDTH = 64
+_WIDTH, _FEW = 64, 32
 
 
 def _record(kib: int) -> dict[str, Any]:
@@ -49,6 +49,9 @@ def variants(window: int, event_bytes: float) -> dict[str, Variant]:
         Variant("ours", "record", _bytes({})),
         Variant("tokens", "record", _bytes({}), {"alone": 1, "sequence": 768, "places": 256}),
     ]
+    for name, options in {"learned": {"distil": 1.0}, "heaviest": {}}.items():
+        few = {name: _FEW, "sequence": 768, "places": 256}
+        found.append(Variant(name, "record", _FEW * (_WIDTH + 4), few | options))
     for size, (items, told) in config.SIZES.items():
         options = {"items": items, "clusters_told": told}
         found.append(Variant(f"ours_{size}", "record", _bytes(options), options))

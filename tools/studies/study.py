@@ -115,6 +115,8 @@ def train(
             group["lr"] = group["peak"] * min(1.0, (step + 1) / 30)
         optimizer.zero_grad(set_to_none=True)
         loss = listwise(contest(batch, given).logsumexp(-1), batch)
+        if contest.lost:
+            loss = loss + contest.variant.options["distil"] * torch.stack(contest.lost).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(contest.parameters(), 1.0)
         optimizer.step()
