@@ -90,8 +90,6 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = app(args=arguments, standalone_mode=False)
         sys.stdout.flush()
-        if code == INTERRUPTED:  # what typer makes of Ctrl-C
-            console.note("stopped; a job goes on where it was with the same command and its --run-dir")
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except (typer.Abort, KeyboardInterrupt):

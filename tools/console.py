@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -28,6 +29,7 @@ err = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=
 if not out.is_terminal and "COLUMNS" not in os.environ:
     out.width = 80  # a file or a pipe has no width of its own
 
+LEAST_FOLDED = 12
 JOINERS = "\u200c\u200d"
 """Format characters that scripts and emoji need and that steer nothing."""
 
@@ -75,14 +77,20 @@ def json_line(value: Any) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table for a person on stdout; numbers are right-aligned, and what is too wide goes without lines."""
+    """A table for a person on stdout; numbers are right-aligned. What is too wide goes without lines, and folds its
+    widest column alone where that keeps ``LEAST_FOLDED`` letters."""
+    names = [safe(name) for name in columns]
+    cells = [[safe(number(cell)) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(names, *cells, strict=True)]
+    room = out.width - sum(widths) - 2 * (len(widths) - 1)  # without lines
     view = Table(title=Text(safe(title)) if title else None, title_justify="left", title_style="bold",
                  show_header=any(columns))  # fmt: skip
-    for k, name in enumerate(columns):
+    for k, name in enumerate(names):
         numeric = bool(rows) and all(isinstance(row[k], (int, float)) for row in rows)
-        view.add_column(Text(safe(name)), justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        view.add_row(*(Text(safe(number(cell))) for cell in row))
+        whole = k != widths.index(max(widths)) and room + max(widths) >= LEAST_FOLDED
+        view.add_column(Text(name), justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
+    for row in cells:
+        view.add_row(*map(Text, row))
     if view.__rich_measure__(out, out.options.update(max_width=10_000)).maximum > out.width:
         view.box, view.pad_edge = None, False
     out.print(view)

@@ -84,20 +84,29 @@ def git_history(words: Sequence[str], home: Home) -> str:
 
 def show_dry_run(options: IngestOptions, json: bool) -> int:
     """Print what ``--dry-run`` finds; exit code 3 where one of the rows looked at would be set aside."""
-    from beam_jobs.ingest.preview import preview
+    from beam_jobs.ingest.preview import Look, preview
 
     looks = preview(options)
     code = 3 if any(look.letters for look in looks) else 0
     if json:
         console.json_line([look.as_json() for look in looks])
         return code
+    kinds: dict[Any, list[Look]] = {}
     for look in looks:
-        console.table(f"{look.path}  ({look.of})", ("meaning", "column", "type", "read as"), look.columns)
-        if look.unused:
-            console.note(f"not read: {', '.join(look.unused)}")
-        kind = "items" if look.of == "items" else "events"
-        console.table(f"first of {look.rows:,} rows looked at, as {kind}", look.names, look.events)
-        for letter in look.letters:
-            console.note(f"would be set aside: row {letter.row}, {letter.reason}: {letter.values[:200]}")
+        kinds.setdefault((look.of, tuple(look.columns), tuple(look.unused)), []).append(look)
+    for first, *others in kinds.values():
+        console.table(f"{first.path}  ({first.of})", ("meaning", "column", "type", "read as"), first.columns)
+        if first.unused:
+            console.note(f"not read: {', '.join(first.unused)}")
+        if others:
+            console.note(f"read alike: {', '.join(look.path for look in others)}")
+        kind = "items" if first.of == "items" else "events"
+        console.table(f"first of {first.rows:,} rows looked at, as {kind}", first.names, first.events)
+        for look in (first, *others):
+            where = f" of {look.path}" if others else ""
+            for letter in look.letters:
+                console.note(
+                    f"would be set aside: row {letter.row}{where}, {letter.reason}: {letter.values[:200]}"
+                )
     console.note("nothing was changed; leave out --dry-run to ingest")
     return code

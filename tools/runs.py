@@ -1,10 +1,14 @@
-"""How the result of a job is shown: the same table for ingest, summarize, refresh and compact."""
+"""How a job is run and its result shown: the same for ingest, summarize, refresh and compact."""
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import typer
 
 from tools import console
 
@@ -13,6 +17,23 @@ if TYPE_CHECKING:
 
 ALWAYS = ("users", "events", "dead_letters")
 """Counts that are shown also where they are 0."""
+INTERRUPTED = 130
+REMEDIES = {
+    "time_too_early": "--min-time takes earlier ones (ms since 1970; 0 for all of them)",
+    "time_too_late": "--max-time takes later ones",
+}
+"""Of reasons that an option lifts."""
+
+
+def run(job: Callable[[Any, Sequence[str]], RunRecord], options: Any, args: Sequence[str], json: bool) -> int:
+    """Run a job and report it; of one that is stopped by Ctrl-C, how it goes on."""
+    try:
+        return report(job(options, args), json)
+    except KeyboardInterrupt:
+        where = Path(options.run_dir)
+        kept = f"the same command with --run-dir {shlex.quote(str(where))} goes on where it was"
+        console.note(f"stopped; {kept if where.exists() else 'nothing was begun'}")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def report(record: RunRecord, json: bool) -> int:
@@ -34,12 +55,16 @@ def report(record: RunRecord, json: bool) -> int:
         console.note(text)
     if record.exit_code == 3:
         letters = Path(record.path) / "dead-letters.parquet"
-        console.note(f"set aside: {_reasons(letters)}; {letters} says which and why (docs/operations.md)")
+        found = _reasons(letters)
+        listed = ", ".join(f"{n:,} {reason}" for reason, n in found.most_common())
+        console.note(f"set aside: {listed}; {letters} says which and why (docs/operations.md)")
+        for reason in found.keys() & REMEDIES.keys():
+            console.note(f"{reason}: {REMEDIES[reason]}")
     return int(record.exit_code or 0)
 
 
-def _reasons(letters: Path) -> str:
-    """How many rows or users were set aside for each reason, most first."""
+def _reasons(letters: Path) -> Counter[str]:
+    """How many rows or users were set aside for each reason."""
     import pyarrow.parquet as pq
 
     found: Counter[str] = Counter()
@@ -47,4 +72,4 @@ def _reasons(letters: Path) -> str:
         for batch in file.iter_batches(columns=["reason", "rows"]):
             for reason, rows in zip(*(c.to_pylist() for c in batch.columns), strict=True):
                 found[reason] += max(rows, 1)  # a file whose rows nobody could count stands for one
-    return ", ".join(f"{n:,} {reason}" for reason, n in found.most_common())
+    return found

@@ -91,7 +91,7 @@ def run(
 def _ingest(run: Run, options: IngestOptions) -> RunRecord:
     run_dir, warehouse = run.directory, Warehouse(options.warehouse)
     for attempt in range(1, TRIES + 1):
-        plan = make_plan(options, warehouse, run_dir, run.record, run.job.args)
+        plan = make_plan(options, warehouse, run_dir, run.record, run.job.args, run.job.progress)
         try:
             counts = _built_and_committed(run, options, warehouse, plan)
             break

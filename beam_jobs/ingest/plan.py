@@ -151,9 +151,10 @@ def inspect_all(
     bounds: tuple[int, int],
     run_dir: RunDirectory,
     beam_args: Sequence[str],
+    show: bool = False,
 ) -> tuple[dict[str, str], int]:
     """Check all files, converting first those that are no Parquet with a row per event; the kinds of the columns, and
-    how many files were ingested before.
+    how many files were ingested before. ``show``: a progress bar.
 
     Raises:
         UnreadableFile: names all of those, unless they are skipped. DataError: the first fault of a column.
@@ -163,14 +164,14 @@ def inspect_all(
     logs = [g.to_convert(folder, bounds) for g in groups]
     known = all_files - sum(len(g.files) for g in groups)
     flat = [log for some in logs for log in some]
-    converted = convert_others(flat, beam_args)
+    converted = convert_others(flat, beam_args, show)
     texts = {log.path for log in flat if log.is_text}
     for group in groups:
         bad = {p: converted.bad[m] for p in group.files if (m := (p, group.columns)) in converted.bad}
         group.bad += bad.items()
         group.inspect([p for p in group.files if p not in texts and p not in bad], converted, bounds)
     kinds = _agreed(groups, fixed)
-    converted = as_parquet(flat, converted, kinds, beam_args)
+    converted = as_parquet(flat, converted, kinds, beam_args, show)
     for group in groups:
         mine = [p for p in group.files if p in texts and (p, group.columns) not in converted.bad]
         group.inspect(mine, converted, bounds)
@@ -281,8 +282,9 @@ def make_plan(
     run_dir: RunDirectory,
     record: RunRecord,
     beam_args: Sequence[str],
+    show: bool = False,
 ) -> IngestPlan:
-    """The plan of an earlier attempt, or a new one."""
+    """The plan of an earlier attempt, or a new one. ``show``: a progress bar."""
     path = run_dir.path / "plan.json"
     if path.exists():
         return _unchanged(IngestPlan.from_json(path.read_text()), run_dir)
@@ -308,7 +310,7 @@ def make_plan(
     for kind, group in zip(LOG_KINDS, groups, strict=True):
         group.seen = set() if options.again else ledger.known(lines, kind, readings[kind])
     try:
-        kinds, known = inspect_all(groups, fixed, options, bounds, run_dir, beam_args)
+        kinds, known = inspect_all(groups, fixed, options, bounds, run_dir, beam_args, show)
     except schema.MissingColumn as error:
         raise which_are_events(error, len(groups[0].files), options) from error
     bad = [letter for group in groups for letter in group.bad]

@@ -24,6 +24,7 @@ import xxhash
 
 from beam_jobs.run.engines import run_tasks
 from beam_jobs.run.files import write_atomically
+from beam_jobs.run.progress import files_bar
 from beam_jobs.run.record import RunDirectory
 from vista.data import paths
 from vista.data.logs import schema
@@ -140,12 +141,13 @@ class Converted:
     undecided: frozenset[Mark]
 
 
-def convert_others(logs: Sequence[Log], beam_args: Sequence[str]) -> Converted:
-    """Draft text logs, and convert what is neither text nor Parquet with a row per event."""
+def convert_others(logs: Sequence[Log], beam_args: Sequence[str], show: bool = False) -> Converted:
+    """Draft text logs, and convert what is neither text nor Parquet with a row per event. ``show``: a progress bar."""
     if not logs:
         return Converted({}, {}, {}, frozenset())
     run = RunDirectory(Path(logs[0].folder).parents[1])
-    run_tasks("ingest: text", logs, _draft, beam_args, run)
+    with files_bar("ingest: text", [log.file(".json" if log.is_text else ".parquet") for log in logs], show):
+        run_tasks("ingest: text", logs, _draft, beam_args, run)
     failures = {name: fact["text"] for name, fact in run.failures().items()}
     bad = {log.mark: failures[f"text-{log.key}"] for log in logs if f"text-{log.key}" in failures}
     done = {log.mark: str(log.file(".parquet")) for log in logs if not log.is_text and log.mark not in bad}
@@ -153,12 +155,17 @@ def convert_others(logs: Sequence[Log], beam_args: Sequence[str]) -> Converted:
 
 
 def as_parquet(
-    logs: Sequence[Log], drafted: Converted, fixed: Mapping[str, str], beam_args: Sequence[str]
+    logs: Sequence[Log],
+    drafted: Converted,
+    fixed: Mapping[str, str],
+    beam_args: Sequence[str],
+    show: bool = False,
 ) -> Converted:
     """Convert the text logs among ``logs``.
 
     Args:
         fixed: kind by meaning (actions: ``action``) where the tables or other files have settled it.
+        show: a progress bar.
 
     Raises:
         WrongTime: most of a log's times are none.
@@ -171,9 +178,11 @@ def as_parquet(
         _check_times(log, facts)
     kinds = kinds_of(found, dict(fixed))
     run = RunDirectory(Path(good[0].folder).parents[1])
-    run_tasks("ingest: types", list(zip(good, kinds, strict=True)), _typed, beam_args, run)
+    made = {log.mark: log.file(".parquet") for log in good}
+    with files_bar("ingest: types", list(made.values()), show):
+        run_tasks("ingest: types", list(zip(good, kinds, strict=True)), _typed, beam_args, run)
     return Converted(
-        {**drafted.rows_at, **{log.mark: str(log.file(".parquet")) for log in good}},
+        {**drafted.rows_at, **{mark: str(path) for mark, path in made.items()}},
         drafted.bad,
         {log.mark: facts.names for log, facts in found},
         frozenset(log.mark for log, facts in found if not facts.taken),

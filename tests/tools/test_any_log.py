@@ -149,6 +149,25 @@ def test_init_guesses_a_shop_s_own_names_and_a_time_by_its_values(tmp_path, caps
     }  # fmt: skip
 
 
+def test_init_takes_persons_and_things_that_no_column_calls_an_id(tmp_path, capsys):
+    """Names that hold neither id nor user nor item; what only resembles one of a person or a thing is left alone."""
+    for user, item, others in (
+        ("Contributor", "Path", ["Tree", "Entry"]),
+        ("changed_by", "fileName", ["user_agent", "country"]),
+        ("author email", "page url", ["referrer_url", "customerCity"]),
+        ("who", "song title", ["device", "standby"]),
+    ):
+        names = [*others, "seen on", user, item]
+        rows = [["a", "b", f"2024-05-0{day} 10:00:00", f"p{day % 3}", f"x{day}"] for day in range(1, 8)]
+        lines = [names, *rows]
+        (tmp_path / "log.csv").write_text("".join(";".join(line) + "\n" for line in lines))
+        code, out, err = vista(
+            capsys, "init", tmp_path / "log.csv", "--home", tmp_path / "h", "--dry-run", "--json"
+        )
+        columns = {"user_id": user, "item_id": item, "timestamp_ms": "seen on"}
+        assert code == 0 and json.loads(out)["log"]["columns"] == columns, err
+
+
 def test_init_says_all_that_it_could_not_guess_at_once(tmp_path, capsys):
     (tmp_path / "odd.csv").write_text("foo,bar\n1,2\n")
     code, _, err = vista(capsys, "init", tmp_path / "odd.csv", "--home", tmp_path / "home")
@@ -192,6 +211,12 @@ def test_a_dry_run_of_a_folder_looks_at_every_kind_of_file_in_it(tmp_path, capsy
     looks = json.loads(out)
     assert code == 0 and [Path(look["path"]).name for look in looks] == ["day-0.csv", "shop.csv"], err
     assert looks[1]["events"][0][0] == "9"
+    (folder / "zoo.csv").write_text((folder / "day-0.csv").read_text() + "5,2,view,17\n")
+    code, out, err = vista(capsys, "ingest", folder, "--home", tmp_path / "h", "--dry-run")
+    assert code == 3 and out.count("timestamp_ms") == 2, "one table for files that are read alike"
+    assert f"read alike: {folder}/shop.csv, {folder}/zoo.csv" in err, err
+    assert f"row 2 of {folder}/zoo.csv, time_too_early" in err, err
+    (folder / "zoo.csv").unlink()
     (folder / "zzz.csv").write_text(
         "movieId,title\n1,x\n"
     )  # told before anything is begun, not when it is read

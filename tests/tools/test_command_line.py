@@ -133,7 +133,7 @@ def test_a_word_that_is_not_plainly_an_int64_is_no_user(kind, word):
 STEERING = "\x1b]0;owned\x07 \x1b[2J \x9b31m a‮b ⁦ \r \x00 \n \x7f \ud800 [bold]x[/] [/] [link=http://x]"
 
 
-def shown(print_it) -> str:
+def shown(print_it, width: int = 400) -> str:
     """What one of console's functions writes to a terminal."""
     from rich.console import Console
 
@@ -143,7 +143,7 @@ def shown(print_it) -> str:
         file=stream,
         force_terminal=True,
         color_system=None,
-        width=400,
+        width=width,
         soft_wrap=True,
         markup=False,
         emoji=False,
@@ -167,6 +167,18 @@ def test_nothing_that_comes_from_data_steers_the_terminal_or_is_read_as_markup(p
         assert steering not in out
     assert r"\x1b]0;owned\x07" in out and r"a\u202eb" in out
     assert "[bold]x[/] [/] [link=http://x]" in out
+
+
+def test_a_table_too_wide_folds_its_widest_column_alone_where_that_is_enough():
+    """A folded name or time reads like another one: recall@100 like recall@10."""
+    path = "a/" * 60
+    rows = [("baseline.popularity.recall@100", "2022-12-31T00:00:00.001", path)]
+    out = shown(lambda: console.table("", ("name", "time (UTC)", "path"), rows), 80)
+    assert all(whole in out for whole in rows[0][:2]) and out.count("/") == 60
+    assert max(map(len, out.splitlines())) <= 80
+    narrow = shown(lambda: console.table("", ("name", "time (UTC)", "path"), rows), 40)
+    assert max(map(len, narrow.splitlines())) <= 40
+    assert all(narrow.count(c) == "".join(rows[0]).count(c) for c in "@-/"), "nothing is cut off"
 
 
 @given(st.text())

@@ -273,3 +273,9 @@ def test_every_rival_is_named_and_sizes_are_what_they_say():
 def test_a_raw_event_costs_what_compression_leaves(data):
     assert 0.5 < bytes_per_event(data.events) < 17
     assert last_touch(data.events, 1).max() < len(data.events)
+
+
+def test_a_share_says_all_only_of_all():
+    assert [quality.percent(np.arange(n) < k) for n, k in ((9379, 9379), (9379, 9378), (9379, 1), (9, 0), (4, 1))] == [
+        "100%", "99.99%", "0.01%", "0%", "25%",
+    ]  # fmt: skip

@@ -21,7 +21,7 @@ import torch
 from tools.bench.harness import Figure, Result
 from tools.studies.contexts import Variant
 from tools.studies.protocol import CANDIDATES, FAR, NEAR, load
-from tools.studies.quality import Runs
+from tools.studies.quality import Runs, percent
 from tools.studies.study import build, feeds, train
 from vista.errors import DataError
 from vista.training import metrics
@@ -194,10 +194,10 @@ def _result(runs: Runs, seeds: int, minutes: float) -> Result:
             )
             result.figures[f"recovered_{key}"] = Figure(share[0], "of full", share[1], share[2])
     result.notes.append(verdict(result.figures, runs.variants["record"].bytes))
-    small = float((runs.data.events.lengths * runs.event_bytes < runs.variants["record"].bytes).mean())
+    small = percent(runs.data.events.lengths * runs.event_bytes < runs.variants["record"].bytes)
     result.notes.append(
-        f"a raw event takes {runs.event_bytes:.1f} bytes under zstd: {small:.0%} of the users have a history "
-        "smaller than the record, and reading it whole is full attention"
+        f"a raw event takes {runs.event_bytes:.1f} bytes under zstd: {small} of the {runs.data.events.users:,} "
+        "users read have a history smaller than the record, and reading it whole is full attention"
     )
     if not result.params["content"]:
         result.notes.append(

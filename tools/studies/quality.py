@@ -358,15 +358,22 @@ def _measured(result: Result, runs: Runs, prefix: str, label: str, parts: Sequen
         result.figures[f"{prefix}tokens_{label}"] = Figure(row["tokens"], "tokens")
 
 
+def percent(mask: np.ndarray) -> str:
+    """In percent; 100 and 0 only of all and of none."""
+    part = 100 * float(mask.mean()) if len(mask) else 0.0
+    return f"{part:.0f}%" if part in (0, 100) or 1 <= part < 99 else f"{min(max(part, 0.01), 99.99):.2f}%"
+
+
 def told(runs: Runs) -> str:
     """What was asked of whom, and whose history is smaller than the record."""
     counts = ", ".join(f"{int(m.sum())} {p}" for p, m in runs.questions.slices().items())
     trained = {int(u) for batches in runs._batches.values() for b in batches for u in b.owner}
+    learned = f"trained on {len(trained)} users; " if trained else ""  # none where all runs were kept
     long = runs.data.events.lengths[runs.data.events.lengths >= runs.examples.min_history]
     size = next((v.bytes for v in runs.variants.values() if v.name == "ours"), 0)
-    small = float((long * runs.event_bytes < size).mean()) if len(long) else 0.0
+    small = percent(long * runs.event_bytes < size)
     return (
-        f"{counts} positives of {len(np.unique(runs.questions.owner))} users; trained on {len(trained)} users; "
-        f"{small:.0%} of the {len(long)} users with {runs.examples.min_history} events or more have a raw history "
+        f"{counts} positives of {len(np.unique(runs.questions.owner))} users; {learned}"
+        f"{small} of the {len(long)} users with {runs.examples.min_history} events or more have a raw history "
         "smaller than the record under zstd"
     )

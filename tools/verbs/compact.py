@@ -65,7 +65,7 @@ def command(
         )  # fmt: skip
         if dry_run:
             return _shown("would merge", compact_tables.due(options), json)
-        return runs.report(compact_tables.run(options, runner.arguments(beam)), json)
+        return runs.run(compact_tables.run, options, runner.arguments(beam), json)
     from cache_store import Store
 
     of_tables = {"warehouse", "files", "everything", "memory_rows"}
@@ -79,7 +79,7 @@ def command(
         from beam_jobs.generation import fold
 
         wanted = fold.FoldOptions(str(at.store), str(run_dir or at.new_run("compact")), line)
-        return runs.report(fold.run(wanted, runner.arguments(beam)), json)
+        return runs.run(fold.run, wanted, runner.arguments(beam), json)
     with Store.open(at.store, line=line) as opened, console.status("compacting"):
         before = opened.manifest
         name = opened.compact()

@@ -253,7 +253,7 @@ def command(
     )
     if dry_run:
         return show_dry_run(options, json)
-    return runs.report(ingest.run(options, runner.arguments(beam)), json)
+    return runs.run(ingest.run, options, runner.arguments(beam), json)
 
 
 def _undo(where: str | dict[str, str], run: str, json: bool) -> int:

@@ -72,7 +72,7 @@ def command(
         return 0
     arguments = runner.arguments(beam)
     if follow is None:
-        return runs.report(refresh.run(options, arguments), json)
+        return runs.run(refresh.run, options, arguments, json)
     code = 0
     for record in refresh.follow(options, arguments, every_s=follow):
         code = max(code, runs.report(record, json))

@@ -37,4 +37,4 @@ def command(
     if dry_run:
         show(options, runner.workers, json)
         return 0
-    return runs.report(summarize.run(options, runner.arguments(beam)), json)
+    return runs.run(summarize.run, options, runner.arguments(beam), json)

@@ -21,12 +21,24 @@ FLAG = re.compile(
     r"(e?d)?(_(?!count|rate|num)|$)",
     re.I,
 )
-PERSON = re.compile(
-    r"user|customer|client|member|account|visitor|actor|author|buyer|player|person|profile|viewer|listener|reader"
-    r"|subscriber|owner|shopper|guest|who\b|patient|student|learner",
-    re.I,
+_PERSONS = (
+    "user|customer|client|member|account|visitor|actor|author|buyer|player|person|profile|viewer|listener|reader"
+    "|subscriber|owner|shopper|guest|patient|student|learner"
 )
+PERSON = re.compile(rf"{_PERSONS}|who\b", re.I)
 """Whose id is a user's, where no column is called so."""
+_END = r"([ _.-]?(name|e?mail|login|key|code|no|nr|number|slug))?$"
+PEOPLE = re.compile(
+    rf"(^|[^a-z])({_PERSONS}|contributor|committer|developer|maintainer|editor|poster|employee|donor|voter|citizen|tenant"
+    rf"|login|nick|e-?mail|by|who|whom){_END}"
+)
+"""How a column of persons ends that does not say id; lower case, words apart."""
+THINGS = re.compile(
+    r"(?<!referrer)(?<!avatar)(^|[^a-z])(path|file|url|uri|page|link|resource|entity|document|article|post|title|song|film|show|episode|track|game"
+    r"|app|package|repo|repository|course|lesson|recipe|place|venue|listing|property|restaurant|station|podcast|object"
+    rf"|thing){_END}"
+)
+"""Of what is touched, likewise."""
 NO_ITEM = re.compile(
     r"user|session|request|order|categ|seller|brand|store|shop|search|display|event|review|visit", re.I
 )
@@ -86,6 +98,12 @@ def guess(columns: Mapping[str, Sequence[Any]]) -> Guess:
     if time is not None:
         settings |= _time([v for v in columns[time] if v not in (None, "")], why)
     weights = guessed_weights([a.name for a in actions]) if actions else {}
+    used = {*found.values(), *(a.column for a in actions)}
+    for meaning, words in (("user_id", PEOPLE), ("item_id", THINGS)):
+        if meaning not in found and (name := _named_noun(columns, used, words)):
+            used.add(name)
+            found[meaning] = name
+            why[meaning] = f"named {name}, as {'persons' if meaning == 'user_id' else 'things'} are"
     mapped = {m: n for m, n in found.items() if m != n}
     if not actions and "action" not in found:
         settings["action_is"] = "view"
@@ -105,6 +123,21 @@ def _named_id(columns: Mapping[str, Sequence[Any]], taken: Collection[str], of_u
     of_rows = {n for n in things if n.lower() in ("id", "_id") and len(set(columns[n])) == len(columns[n])}
     things = [n for n in things if n not in of_rows]
     return min(things, key=lambda n: bool(PERSON.search(n)), default="")
+
+
+def _named_noun(columns: Mapping[str, Sequence[Any]], taken: Collection[str], words: re.Pattern[str]) -> str:
+    """The first column of texts or whole numbers, not one alone, whose name ends with one of the words; else empty."""
+    for name in columns:
+        apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+        values = {str(v) for v in columns[name] if v not in (None, "")}
+        if name not in taken and words.search(apart) and len(values) > 1 and not _measured(values):
+            return name
+    return ""
+
+
+def _measured(values: Collection[str]) -> bool:
+    """Whether all are numbers, some of them with a fraction."""
+    return all(re.fullmatch(times.NUMBER, v) for v in values) and any("." in v for v in values)
 
 
 def _mend(columns: Mapping[str, Sequence[Any]], found: dict[str, str], why: dict[str, str]) -> None:
