@@ -82,18 +82,22 @@ class TokenBatch:
             raise SchemaError(f"group: expected one of {list(self.slices)}, found {name!r}")
         return self.tokens[:, self.slices[name]]
 
-    def sequence(self, vectors: ItemVectors, tokens: int = 512, places: int = 128) -> TokenSequence:
+    def sequence(
+        self, vectors: ItemVectors, tokens: int = 512, places: int = 128, ages: bool = False
+    ) -> TokenSequence:
         """What these users did as a sequence to attend to, heaviest first: items, then clusters with the rest.
 
         Args:
             vectors: of items and clusters, the bundle's (:meth:`ItemVectors.read`) or your own.
             tokens: S, at most.
             places: how many of them stand for clusters.
+            ages: also tell when each was touched last.
 
         Raises:
-            SchemaError: the records have no table of items, or none of clusters, or ``vectors`` is of other clusters.
+            SchemaError: the records have no table of items, or none of clusters, or tell no ages (before version 0.2);
+                or ``vectors`` is of other clusters.
         """
-        return sequence(self.schema, self.groups, self.numbers, self.mask, vectors, tokens, places)
+        return sequence(self.schema, self.groups, self.numbers, self.mask, vectors, tokens, places, ages)
 
     @property
     def groups(self) -> dict[str, Tensor]:

@@ -32,6 +32,9 @@ class TokenSequence:
         masses: float32 [B, S, H], by horizon.
         items: int64 [B, S_i], ids of the first S_i tokens.
         places: int64 [B, S - S_i], cluster numbers of the others.
+        last: with ``ages=True``, float32 [B, S, 2], of each token's newest touch: how many events ago (1 is the user's
+            newest event), and how many hours before that event, which was at ``TokenBatch.last_event_ms``. It means
+            nothing where ``log_mass`` is -inf and no item stands. Else None.
     """
 
     tokens: Tensor
@@ -39,6 +42,7 @@ class TokenSequence:
     masses: Tensor
     items: Tensor
     places: Tensor
+    last: Tensor | None = None
 
 
 class ItemVectors(nn.Module):
@@ -119,6 +123,7 @@ def sequence(
     vectors: ItemVectors,
     tokens: int,
     places: int,
+    ages: bool = False,
 ) -> TokenSequence:
     """See :meth:`cache_store.torch.feature.TokenBatch.sequence`."""
     items, counters = _tables(schema)
@@ -126,8 +131,9 @@ def sequence(
     mass = _masses(groups[items.masses], items) * mask[:, None, None]
     top = heaviest(mass[..., items.deciding], entries)
     item = numbers[items.keys][:, : items.entries].gather(1, top)
-    mass = mass.gather(1, top[..., None].expand(-1, -1, items.horizons))
+    mass = _picked(mass, top)
     found, all_masses = vectors(item), mass
+    last = [_picked(_last(items, groups), top)] if ages else []
     place = item[:, :0]
     if places:
         if counters is None:
@@ -143,17 +149,19 @@ def sequence(
         # masses are rounded to a byte: what is left of a cluster that is told whole is nothing
         rest = torch.where(rest > 0.1 * total, rest, 0.0)
         place = heaviest(rest[..., counters.deciding], min(places, total.shape[1]))
-        more = rest.gather(1, place[..., None].expand(-1, -1, counters.horizons))
+        more = _picked(rest, place)
         if len(vectors.places) < total.shape[1]:
             raise SchemaError(
                 f"sequence: expected vectors of {total.shape[1]} clusters, found {len(vectors.places)}; read the "
                 "item vectors of the bundle that made the store"
             )
         found, all_masses = torch.cat([found, vectors.places[place]], 1), torch.cat([mass, more], 1)
+        last += [_picked(_spread(counters, _last(counters, groups), numbers), place)] if ages else []
     log_mass = all_masses[..., items.deciding].log()
     # of an item that the reader does not know there is nothing to match
     log_mass = log_mass.masked_fill(found.abs().amax(-1) == 0, -torch.inf)
-    return TokenSequence(found, log_mass, all_masses, item, place)
+    told = torch.cat(last, 1) * mask[:, None, None] if ages else None
+    return TokenSequence(found, log_mass, all_masses, item, place, told)
 
 
 def heaviest(mass: Tensor, count: int) -> Tensor:
@@ -182,12 +190,7 @@ def counters_of(table: Table, groups: dict[str, Tensor], numbers: dict[str, Tens
     Args:
         groups, numbers: as in :class:`cache_store.torch.feature.TokenBatch`.
     """
-    told = _masses(groups[table.masses], table)
-    if not table.numbers:
-        return told
-    number = numbers[table.numbers][..., None].expand_as(told)
-    # unused entries are zeros of cluster 0: nothing is added to it
-    return told.new_zeros(len(told), table.of, table.horizons).scatter_add_(1, number, told)
+    return _spread(table, _masses(groups[table.masses], table), numbers)
 
 
 def cluster_numbers(table: Table, bits: Tensor) -> Tensor:
@@ -196,10 +199,37 @@ def cluster_numbers(table: Table, bits: Tensor) -> Tensor:
     return bits.flatten(1).contiguous().view(torch.int16)[:, : table.entries].long() & 0xFFFF
 
 
-def _masses(group: Tensor, table: Table) -> Tensor:
-    """[B, entries, H] of a group's rows [B, T, D]."""
-    masses = group.flatten(1)[:, : table.entries * table.horizons]
-    return torch.unflatten(masses, 1, (table.entries, table.horizons)).float()
+def _masses(group: Tensor, table: Table, columns: int | None = None) -> Tensor:
+    """[B, entries, H] of a group's rows [B, T, D]; or so many columns."""
+    columns = columns or table.horizons
+    return torch.unflatten(
+        group.flatten(1)[:, : table.entries * columns], 1, (table.entries, columns)
+    ).float()
+
+
+def _last(table: Table, groups: dict[str, Tensor]) -> Tensor:
+    """Events and hours since the newest touch of each entry, [B, entries, 2]."""
+    name, columns = ("last", 3) if table.keys else (f"{table.masses}_last", 2)  # of items also the action
+    if name not in groups:
+        raise SchemaError(
+            f"sequence: expected a group {name} for ages=True, found {list(groups)}; leave ages out, or run "
+            "`vista train` and `vista summarize` with this version"
+        )
+    return _masses(groups[name], table, columns)[..., :2]
+
+
+def _spread(table: Table, told: Tensor, numbers: dict[str, Tensor]) -> Tensor:
+    """Of every cluster [B, clusters, n], from what is told of the table's entries."""
+    if not table.numbers:
+        return told
+    # unused entries are zeros of cluster 0: nothing is added to it
+    room = told.new_zeros(len(told), table.of, told.shape[2])
+    return room.scatter_add_(1, numbers[table.numbers][..., None].expand_as(told), told)
+
+
+def _picked(values: Tensor, at: Tensor) -> Tensor:
+    """Rows ``at`` [B, n] of [B, E, m]: [B, n, m]."""
+    return values.gather(1, at[..., None].expand(-1, -1, values.shape[2]))
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

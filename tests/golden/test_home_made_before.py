@@ -7,6 +7,7 @@ read and computed: tokens of all users as served and before quantising, and logi
 same logs; ``make_home.py`` made them.
 """
 
+import io
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,9 @@ import torch
 
 from beam_jobs.run.record import RunRecord
 from cache_store import Store
+from cache_store.errors import SchemaError
+from cache_store.torch.feature import SummaryFeature
+from cache_store.torch.sequence import ItemVectors
 from vista import bundle as bundles
 from vista.data.events import Events
 from vista.stage1.state import UserState
@@ -121,6 +125,27 @@ def test_states_kept_before_are_resumed(home, store):
     empty = Events.of([0] * len(new), **{k: v[:0] for k, v in nothing.columns.items()})
     tokens = home.bundle.model.summarizer.summarize(empty, states).tokens
     home.same(tokens, np.searchsorted(home.expected["users"], new))
+
+
+def test_what_users_did_reads_as_a_sequence_with_ages_where_the_records_tell_them(home, store):
+    items, cluster = home.bundle.items()["item_id"].to_numpy(), home.bundle.model.config.tokens.clusters
+    file = io.BytesIO()
+    bundles.publish_vectors(file, home.bundle.model, home.bundle.items())
+    file.seek(0)
+    vectors, found = ItemVectors.read(file), SummaryFeature(store)(home.expected["users"])
+    if home.groups == HOMES["home-1"]:
+        with pytest.raises(SchemaError, match="table of items"):
+            found.sequence(vectors)
+        return
+    seen = found.sequence(vectors, tokens=8, places=min(4, cluster))
+    assert seen.last is None and np.isin(seen.items[seen.log_mass[:, :4] > -torch.inf].numpy(), items).all()
+    if "last" not in home.groups:
+        with pytest.raises(SchemaError, match="group last for ages=True"):
+            found.sequence(vectors, ages=True)
+        return
+    last = found.sequence(vectors, tokens=8, places=4, ages=True).last
+    some = (seen.masses[..., 0] > 0).numpy()
+    assert last.shape == (*seen.log_mass.shape, 2) and (last.numpy()[some] >= [1, 0]).all()
 
 
 def test_run_records_are_read():
