@@ -33,7 +33,7 @@ from cache_store.read.prefetch import LookAhead
 from cache_store.read.snapshot import Status
 from cache_store.store import Store
 from cache_store.torch.decode import RecordDecoder
-from cache_store.torch.sequence import ItemVectors, TokenSequence, cluster_numbers, sequence
+from cache_store.torch.sequence import ItemVectors, TokenSequence, sequence, whole_numbers
 
 MISSING_POLICIES = ("zeros", "learned", "raise")
 
@@ -83,19 +83,19 @@ class TokenBatch:
         return self.tokens[:, self.slices[name]]
 
     def sequence(
-        self, vectors: ItemVectors, tokens: int = 512, places: int = 128, ages: bool = False
+        self, vectors: ItemVectors, tokens: int = 512, places: int | None = None, ages: bool = False
     ) -> TokenSequence:
         """What these users did as a sequence to attend to, heaviest first: items, then clusters with the rest.
 
         Args:
             vectors: of items and clusters, the bundle's (:meth:`ItemVectors.read`) or your own.
             tokens: S, at most.
-            places: how many of them stand for clusters.
+            places: how many of them stand for clusters; a quarter by default.
             ages: also tell when each was touched last.
 
         Raises:
             SchemaError: the records have no table of items, or none of clusters, or tell no ages (before version 0.2);
-                or ``vectors`` is of other clusters.
+                or ``vectors`` is of other clusters, or more places than tokens are asked for.
         """
         return sequence(self.schema, self.groups, self.numbers, self.mask, vectors, tokens, places, ages)
 
@@ -270,20 +270,11 @@ class SummaryFeature(nn.Module):
 
     def _numbers(self, fetched: Fetched) -> Iterator[tuple[str, Tensor]]:
         """Whole numbers of each group that holds such, int64 [U, n]."""
-        for g in self.decoder.groups:
-            if g.codec == "int64" and fetched.rows is not None:
-                yield g.name, self._whole_numbers(g.name, self.decoder.numbers(fetched.rows, g.name))
-            elif g.codec == "int64" and fetched.tokens is not None:
-                bits = fetched.tokens[:, self.slices[g.name]].flatten(1)
-                bits = bits[:, : bits.shape[1] // 2 * 2].contiguous().view(torch.int64)
-                yield g.name, self._whole_numbers(g.name, bits)
-
-    def _whole_numbers(self, group: str, bits: Tensor) -> Tensor:
-        """Those of clusters are four to a number."""
-        for table in self.decoder.schema.tables:
-            if table.numbers == group:
-                return cluster_numbers(table, bits)
-        return bits
+        for name in (g.name for g in self.decoder.groups if g.codec == "int64"):
+            if fetched.rows is not None:
+                yield name, whole_numbers(self.decoder.schema, name, self.decoder.numbers(fetched.rows, name))
+            elif fetched.tokens is not None:
+                yield name, whole_numbers(self.decoder.schema, name, fetched.tokens[:, self.slices[name]])
 
     def _fill(self, tokens: Tensor, absent: Tensor) -> None:
         """Write the rows that have no tokens of their own, in place; the gradient reaches ``cold_start`` alone."""

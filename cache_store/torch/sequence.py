@@ -107,6 +107,11 @@ class ItemVectors(nn.Module):
         row = torch.searchsorted(self.ids, ids).clamp_(max=len(self.ids) - 1)
         return row, self.ids[row] == ids
 
+    def cluster_of(self, ids: Tensor) -> Tensor:
+        """Cluster of each id, int64 [...]; -1 for none and for what is not in the table."""
+        row, known = self.row(ids)
+        return torch.where(known, self.cluster[row], -1) if len(self.ids) else row - 1
+
     def forward(self, ids: Tensor) -> Tensor:
         """Vectors [..., D] of ids int64 [...]; zeros for what is not in the table."""
         if not len(self.ids):
@@ -122,11 +127,16 @@ def sequence(
     mask: Tensor,
     vectors: ItemVectors,
     tokens: int,
-    places: int,
-    ages: bool = False,
+    places: int | None,
+    ages: bool,
 ) -> TokenSequence:
     """See :meth:`cache_store.torch.feature.TokenBatch.sequence`."""
-    items, counters = _tables(schema)
+    items, counters = _tables(schema, groups)
+    places = tokens // 4 if places is None else places
+    if not 0 <= places <= tokens or tokens == 0:
+        raise SchemaError(
+            f"sequence: expected 1 token or more and 0 to as many places, found {tokens} and {places}"
+        )
     entries = min(items.entries, tokens - places)
     mass = _masses(groups[items.masses], items) * mask[:, None, None]
     top = heaviest(mass[..., items.deciding], entries)
@@ -141,11 +151,9 @@ def sequence(
                 "sequence: expected a table of clusters for places, found none; ask for places=0"
             )
         total = counters_of(counters, groups, numbers) * mask[:, None, None]
-        row, known = vectors.row(item)
-        known = known & (vectors.cluster[row] >= 0) if len(vectors.ids) else known
-        number = torch.where(known, vectors.cluster[row], 0) if len(vectors.ids) else row
-        told = (mass * known[..., None]).neg()
-        rest = total.scatter_add(1, number[..., None].expand_as(told), told)
+        number = vectors.cluster_of(item)[..., None]
+        told = (mass * (number >= 0)).neg()
+        rest = total.scatter_add(1, number.clamp_min(0).expand_as(told), told)
         # masses are rounded to a byte: what is left of a cluster that is told whole is nothing
         rest = torch.where(rest > 0.1 * total, rest, 0.0)
         place = heaviest(rest[..., counters.deciding], min(places, total.shape[1]))
@@ -160,8 +168,8 @@ def sequence(
     log_mass = all_masses[..., items.deciding].log()
     # of an item that the reader does not know there is nothing to match
     log_mass = log_mass.masked_fill(found.abs().amax(-1) == 0, -torch.inf)
-    told = torch.cat(last, 1) * mask[:, None, None] if ages else None
-    return TokenSequence(found, log_mass, all_masses, item, place, told)
+    newest = torch.cat(last, 1) * mask[:, None, None] if ages else None
+    return TokenSequence(found, log_mass, all_masses, item, place, newest)
 
 
 def heaviest(mass: Tensor, count: int) -> Tensor:
@@ -173,14 +181,18 @@ def heaviest(mass: Tensor, count: int) -> Tensor:
     return key.topk(count, dim=1)[1]
 
 
-def _tables(schema: RecordSchema) -> tuple[Table, Table | None]:
-    items = next((t for t in schema.tables if t.keys), None)
+def _tables(schema: RecordSchema, groups: dict[str, Tensor]) -> tuple[Table, Table | None]:
+    there = [
+        t for t in schema.tables if {t.masses, t.keys or t.masses, t.numbers or t.masses} <= groups.keys()
+    ]
+    items = next((t for t in there if t.keys), None)
     if items is None:
         raise SchemaError(
-            f"sequence: expected a store whose records have a table of items, found groups "
-            f"{[g.name for g in schema.groups]}; run `vista train` and `vista summarize` with this version"
+            f"sequence: expected records with a table of items, found groups {list(groups)} of "
+            f"{[g.name for g in schema.groups]}; look all groups up, or run `vista train` and `vista summarize` with "
+            "this version"
         )
-    return items, next((t for t in schema.tables if not t.keys), None)
+    return items, next((t for t in there if not t.keys), None)
 
 
 def counters_of(table: Table, groups: dict[str, Tensor], numbers: dict[str, Tensor]) -> Tensor:
@@ -193,10 +205,20 @@ def counters_of(table: Table, groups: dict[str, Tensor], numbers: dict[str, Tens
     return _spread(table, _masses(groups[table.masses], table), numbers)
 
 
-def cluster_numbers(table: Table, bits: Tensor) -> Tensor:
-    """Which cluster each entry is, int64 [B, entries], from the group ``table.numbers``: whole numbers int64 [B, n], or
-    float32 [B, T, D] as looked up."""
-    return bits.flatten(1).contiguous().view(torch.int16)[:, : table.entries].long() & 0xFFFF
+def whole_numbers(schema: RecordSchema, name: str, rows: Tensor) -> Tensor:
+    """What a group of codec ``int64`` holds, int64 [B, n]: item ids, or of a table's ``numbers`` which cluster each
+    entry is.
+
+    Args:
+        rows: float32 [B, T, D] as looked up, or the whole numbers int64 [B, ceil(T * D / 2)].
+    """
+    bits = rows.flatten(1)
+    if bits.dtype != torch.int64:
+        bits = bits[:, : bits.shape[1] // 2 * 2].contiguous().view(torch.int64)
+    for table in schema.tables:
+        if table.numbers == name:  # four to a number
+            return bits.contiguous().view(torch.int16)[:, : table.entries].long() & 0xFFFF
+    return bits
 
 
 def _masses(group: Tensor, table: Table, columns: int | None = None) -> Tensor:

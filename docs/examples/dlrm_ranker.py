@@ -36,7 +36,7 @@ from cache_store import Store
 from cache_store.read.prefetch import LookAhead
 from cache_store.torch.feature import SummaryFeature
 from cache_store.torch.rows import AsOfBatches, AsOfRows
-from cache_store.torch.sequence import ItemVectors, cluster_numbers, counters_of
+from cache_store.torch.sequence import ItemVectors, counters_of, whole_numbers
 from tools.studies.gains import event_bytes, judge, other_vectors
 from vista import bundle as bundles
 
@@ -189,7 +189,8 @@ class Summaries:
         self.known = None if kinds is None else kinds.any(1)
         self.place = None if kinds is None or codes is None else codes.place(kinds)
         self.slices = SummaryFeature(store).slices
-        self.tables = {table.masses: table for table in store.manifest.schema.tables}
+        self.schema = store.manifest.schema
+        self.tables = {table.masses: table for table in self.schema.tables}
 
     @property
     def horizons(self) -> int:
@@ -215,12 +216,11 @@ class Summaries:
     def history(self, groups: dict[str, Tensor], status: Tensor) -> History:
         """Groups [U, S_g, D] of a lookup. FRESH and STALE are 0 and 1; others have no tokens."""
         there = status < 2
-        table = self.tables["masses"]
-        item = groups[table.keys].flatten(1).contiguous().view(torch.int64)[:, : table.entries].contiguous()
+        table, counted = self.tables["masses"], self.tables["clusters"]
+        numbers = {n: whole_numbers(self.schema, n, groups[n]) for n in (table.keys, counted.numbers) if n}
+        item = numbers[table.keys][:, : table.entries].contiguous()
         mass = groups["masses"].flatten(1)[:, : table.entries * table.horizons]
         mass = mass.unflatten(1, (table.entries, table.horizons)) * there[:, None, None]
-        counted = self.tables["clusters"]
-        numbers = {n: cluster_numbers(counted, groups[n]) for n in (counted.numbers,) if n}
         counters = counters_of(counted, groups, numbers) * there[:, None, None]
         if self.codes is not None and self.place is not None and self.known is not None:
             # of a cluster of which nothing is known there is nothing to match

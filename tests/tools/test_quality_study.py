@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from cache_store.torch.sequence import ItemVectors, TokenSequence
 from tools.studies import quality
-from tools.studies.contexts import Fed, Feed, Variant, _NewestEvents, encoded, product
+from tools.studies.contexts import Fed, Feed, Variant, _Laid, _NewestEvents, decoded, encoded, product
 from tools.studies.learned import HeaviestTokens, distilled
 from tools.studies.protocol import (
     Data,
@@ -217,6 +218,30 @@ def test_distillation_is_nothing_for_the_raw_window_itself_and_moves_tokens_not_
     lost.mean().backward()
     assert made[0].grad.abs().sum() > 0 and past[0].grad is None
     assert all(p.grad is None and p.requires_grad for p in reader.parameters())
+
+
+@pytest.mark.parametrize("told", [{}, {"clusters": 40, "clusters_told": 5}], ids=["all", "heaviest"])
+def test_what_is_read_alone_is_what_a_store_gives_and_scores_as_the_models_own_sequence(
+    data, asked, space, told
+):
+    variant, batch = Variant("alone", "record", 0, {**SMALL, **told, "alone": 1}), asked.batches[0]
+    fed = Feed(variant, space)(batch, exact=True)
+    contest = build(data, space, variant, [fed]).eval()
+    tokens = contest.model.tokens
+    groups = decoded(contest.model, fed.record[fed.unit])
+    seen = contest.vectors.sequence(groups)
+    held = tokens.unpack(torch.cat([groups[name] for name in tokens.rows], 1))
+    own = tokens.sequence(held, contest.model.items)
+    item, laid = torch.from_numpy(batch.item), _Laid(np.arange(len(batch)), batch.offsets, len(batch))
+    wanted = TokenSequence(
+        own.vector, own.mass[..., tokens.deciding].log(), own.mass, own.item, own.place, own.last
+    )
+    asks = laid, contest.model.items.vector(item), item, torch.rand(len(batch))
+    table = ItemVectors(*(np.zeros((0, 1)) for _ in range(4)))
+    table.cluster_of = tokens.cluster
+    with torch.no_grad():
+        assert torch.equal(contest.alone(seen, contest.vectors, *asks), contest.alone(wanted, table, *asks))
+    assert seen.masses[..., 0].count_nonzero() and seen.last[..., 1].any()
 
 
 def test_the_oracle_knows_counts_and_ages_exactly():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vista.model import VistaModel
+from cache_store.torch.sequence import ItemVectors, TokenSequence
 from vista.ops.weighted_attention import WeightedAttention
 from vista.stage1.slots import recency
 from vista.stage2.readers import AGES, ages
@@ -27,12 +27,10 @@ class Laid(Protocol):
 class Alone(nn.Module):
     """A head per sharpness and horizon; how long ago a token was touched biases it. Ids and clusters come along: a
     candidate's own token scores more, and features beside the log odds are its masses and age, and those of the tokens
-    of its cluster together. What was read goes to the logits through a small MLP."""
+    of its cluster together. What was read goes to the logits through a small MLP. d: width of the item vectors."""
 
-    def __init__(self, model: VistaModel) -> None:
+    def __init__(self, d: int, actions: int, horizons: int) -> None:
         super().__init__()
-        d, actions, horizons = model.config.width, len(model.config.actions), model.tokens.horizons
-        self.model = (model,)  # a parameter of the contest already
         each = [WeightedAttention(d) for _ in range(horizons)]
         self.own = nn.Parameter(torch.tensor([[4.0], [0.0]]).repeat(1, horizons))
         self.age = nn.Linear(AGES, horizons)
@@ -52,28 +50,33 @@ class Alone(nn.Module):
             self.age.bias.zero_()
 
     def forward(
-        self, tokens: dict[str, Tensor], laid: Laid, asked: Tensor, item: Tensor, elapsed_ms: Tensor
+        self,
+        found: TokenSequence,
+        vectors: ItemVectors,
+        laid: Laid,
+        asked: Tensor,
+        item: Tensor,
+        since: Tensor,
     ) -> Tensor:
-        (model,) = self.model
-        held = model.tokens.unpack(torch.cat([tokens[name] for name in model.tokens.rows], 1))
-        found = model.tokens.sequence(held, model.items)
-        query, there = laid.out(asked), (found.mass[..., :1] > 0).to(asked)
-        hours = (elapsed_ms / 3_600_000)[:, None]
+        """Logits [B, A] of candidates, vectors [B, D] and ids int64 [B], from the sequences of V requests, ``since``
+        [V] hours after the newest event that each record has seen. Without a model: of items the table alone."""
+        assert found.last is not None
+        query, there = laid.out(asked), (found.masses[..., :1] > 0).to(asked)
 
         def aged(last: Tensor, scales: int = 1, smooth: bool = True) -> Tensor:
-            each = hours.expand(last.shape[:2]).flatten()
+            each = since[:, None].expand(last.shape[:2]).flatten()
             return ages(last.flatten(0, 1), each, scales, smooth).unflatten(0, last.shape[:2])
 
         age = aged(found.last)
-        bias = found.mass.log() + self.age(age)
-        n = found.item.shape[1]
-        own = (laid.out(item)[..., None] == found.item[:, None]).to(query)  # [V, C, S_i]
-        each = torch.cat([torch.log1p(found.mass), recency(found.mass), there, age * there], -1)
+        bias = found.masses.log() + self.age(age)
+        n = found.items.shape[1]
+        own = (laid.out(item)[..., None] == found.items[:, None]).to(query)  # [V, C, S_i]
+        each = torch.cat([torch.log1p(found.masses), recency(found.masses), there, age * there], -1)
         told = [torch.bmm(own, each[:, :n])]
-        cluster = torch.cat([model.tokens.cluster(found.item), found.place], 1)
-        kin = laid.out(model.tokens.cluster(item))[..., None] == cluster[:, None]  # [V, C, S]
-        kin &= there[:, None, :, 0] > 0
-        mass, some = torch.bmm(kin.to(query), found.mass), kin.any(-1, keepdim=True)
+        cluster = torch.cat([vectors.cluster_of(found.items), found.places], 1)
+        kin = laid.out(vectors.cluster_of(item))[..., None] == cluster[:, None]  # [V, C, S]
+        kin &= (there[..., 0] > 0)[:, None] & (cluster >= 0)[:, None]
+        mass, some = torch.bmm(kin.to(query), found.masses), kin.any(-1, keepdim=True)
         newest = [torch.where(kin, x[:, None], torch.inf).amin(-1) for x in found.last.unbind(-1)]
         told += [torch.log1p(mass), recency(mass), some.to(query)]
         told.append(torch.where(some, aged(torch.stack(newest, -1), *CLUSTER_AGES), 0.0))
@@ -81,7 +84,7 @@ class Alone(nn.Module):
         read, odds = [], []
         for horizon, attention in enumerate(self.attention):
             more = self.own[0, horizon] * same + self.own[1, horizon] * kin
-            r, o = attention(query, found.vector, bias[:, None, :, horizon] + more)
+            r, o = attention(query, found.tokens, bias[:, None, :, horizon] + more)
             read.append(r.flatten(2))
             odds += [0.25 * o, F.softplus(o)]
         known = torch.cat([*odds, *told], -1)

@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from beam_jobs.generation.summarize import schema_of
 from cache_store.format.quantize import Codec
+from cache_store.torch.sequence import ItemVectors, TokenSequence, sequence, whole_numbers
 from tools.studies import tokens as kept
 from tools.studies.alone import Alone
 from tools.studies.learned import HeaviestTokens, LearnedTokens, Tokens, distilled
@@ -29,6 +31,7 @@ from vista.data.recent import select_recent
 from vista.embedding.encoders import gaps
 from vista.model import VistaModel
 from vista.ops.crossing import Plan, fast
+from vista.stage1.tokens import BITS
 from vista.stage2.readers import FREQUENCIES, waves
 from vista.training.batches import Batch
 
@@ -207,7 +210,9 @@ class Contest(nn.Module):
             self.alone = None
             if variant.kind == "record":
                 self.tokens = model.tokens.sequence_length
-                self.alone = Alone(model) if variant.options.get("alone") else None
+                if variant.options.get("alone"):
+                    self.alone = Alone(model.config.width, len(model.config.actions), model.tokens.horizons)
+                    self.vectors = OwnVectors(model)
             self.few = (
                 LearnedTokens(model, learned)
                 if learned
@@ -258,9 +263,10 @@ class Contest(nn.Module):
         if self.own is not None:
             logits = logits + self.own(fed.features)
         if self.alone is not None:
-            elapsed = torch.from_numpy(np.maximum(batch.now_ms - batch.last_event_ms, 0))
+            laid = _Laid(np.arange(len(batch)), batch.offsets, len(batch))
+            since = torch.from_numpy(np.maximum(batch.now_ms - batch.last_event_ms, 0)) / 3_600_000
             logits = logits + self.alone(
-                tokens, _Laid(np.arange(len(batch)), batch.offsets, len(batch)), asked, item, elapsed
+                self.vectors.sequence(tokens), self.vectors, laid, asked, item, since
             )
         return logits
 
@@ -280,6 +286,28 @@ class Contest(nn.Module):
         project = self.model.items.project
         assert project is not None
         return replace(fed.sets, vector=nn.functional.normalize(project(fed.sets.vector), dim=-1))
+
+
+class OwnVectors(ItemVectors):
+    """The contest's items and clusters in the place of published ones: their vectors train with it."""
+
+    def __init__(self, model: VistaModel) -> None:
+        ids, cluster = model.tokens.cluster_of.ids.numpy(), model.tokens.cluster_of.values.numpy()
+        super().__init__(ids, np.zeros((len(ids), 1)), cluster, np.zeros((model.tokens.clusters, 1)))
+        self.model = (model,)  # its weights are the contest's already
+        self.schema = schema_of(model, "int64", {})
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.model[0].items(ids)
+
+    def sequence(self, groups: dict[str, Tensor]) -> TokenSequence:
+        """What a store gives of these groups, float32 [V, S_g, D], under the model's sizes."""
+        tokens = self.model[0].tokens
+        self.places = nn.functional.normalize(tokens.cluster_vectors, dim=-1)
+        numbers = {n: whole_numbers(self.schema, n, x) for n, x in groups.items() if n in BITS}
+        mask = torch.ones(len(groups["items"]), dtype=torch.bool)
+        sizes = tokens.sequence_length, tokens.sequence_clusters
+        return sequence(self.schema, groups, numbers, mask, self, *sizes, ages=True)
 
 
 def encoded(model: VistaModel, tokens: dict[str, Tensor]) -> np.ndarray:

@@ -105,6 +105,17 @@ def test_heaviest_items_come_first_then_clusters_with_what_no_item_stands_for(st
     assert read.isfinite().all() and not read[1].any()
 
 
+def test_a_quarter_of_the_tokens_are_places_and_no_more_can_be_than_there_are_tokens(store):
+    found = SummaryFeature(store)(np.array([1, 2]))
+    for tokens, places in [(1, 0), (4, 1), (8, 2)]:
+        seen = found.sequence(vectors(), tokens)
+        assert (seen.items.shape[1], seen.places.shape[1]) == (min(tokens - places, K), places)
+    assert found.sequence(vectors(), 2, 2).items.shape == (2, 0)
+    for tokens, places in [(0, 0), (2, 3), (4, -1)]:
+        with pytest.raises(SchemaError, match="as many places"):
+            found.sequence(vectors(), tokens, places)
+
+
 def test_vectors_of_ones_own_take_the_place_of_the_published_ones(store):
     own = np.random.default_rng(1).normal(size=(3, 7)).astype(np.float32)
     table = vectors().with_vectors(IDS[:3], own)
@@ -143,6 +154,15 @@ def test_a_store_without_tables_says_so(tmp_path):
     found = SummaryFeature(Store.open(tmp_path / "store"))(np.array([1]))
     with pytest.raises(SchemaError, match="table of items"):
         found.sequence(vectors())
+
+
+@pytest.mark.parametrize("groups, places", [(["masses"], 0), (["items"], 0), (["items", "masses"], 2)])
+def test_a_sequence_of_groups_that_were_not_looked_up_is_refused(store, groups, places):
+    found = SummaryFeature(store, groups=groups)(np.array([1]))
+    with pytest.raises(SchemaError, match="table of clusters" if places else "look all groups up"):
+        found.sequence(vectors(), tokens=4, places=places)
+    with pytest.raises(SchemaError, match="group last for ages=True"):
+        SummaryFeature(store)(np.array([1])).sequence(vectors(), tokens=4, places=2, ages=True)
 
 
 def test_a_file_that_holds_no_vectors_is_refused_with_the_remedy(tmp_path):
