@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cache_store.torch.sequence import ItemVectors, TokenSequence
+from beam_jobs.generation.summarize import schema_of
+from cache_store.torch.sequence import ItemVectors, TokenSequence, sequence, whole_numbers
+from vista.model import VistaModel
 from vista.ops.weighted_attention import WeightedAttention
 from vista.stage1.slots import recency
+from vista.stage1.tokens import BITS
 from vista.stage2.readers import AGES, ages
 
 CLUSTER_AGES = 4, False
@@ -89,3 +93,25 @@ class Alone(nn.Module):
             odds += [0.25 * o, F.softplus(o)]
         known = torch.cat([*odds, *told], -1)
         return laid.back(self.wide(known) + self.deep(torch.cat([*read, known, query], -1)))
+
+
+class OwnVectors(ItemVectors):
+    """The contest's items and clusters in the place of published ones: their vectors train with it."""
+
+    def __init__(self, model: VistaModel) -> None:
+        ids, cluster = model.tokens.cluster_of.ids.numpy(), model.tokens.cluster_of.values.numpy()
+        super().__init__(ids, np.zeros((len(ids), 1)), cluster, np.zeros((model.tokens.clusters, 1)))
+        self.model = (model,)  # its weights are the contest's already
+        self.schema = schema_of(model, "int64", {})
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.model[0].items(ids)
+
+    def sequence(self, groups: dict[str, Tensor]) -> TokenSequence:
+        """What a store gives of these groups, float32 [V, S_g, D], under the model's sizes."""
+        tokens = self.model[0].tokens
+        self.places = nn.functional.normalize(tokens.cluster_vectors, dim=-1)
+        numbers = {n: whole_numbers(self.schema, n, x) for n, x in groups.items() if n in BITS}
+        mask = torch.ones(len(groups["items"]), dtype=torch.bool)
+        sizes = tokens.sequence_length, tokens.sequence_clusters
+        return sequence(self.schema, groups, numbers, mask, self, *sizes, ages=True)

@@ -17,11 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from beam_jobs.generation.summarize import schema_of
 from cache_store.format.quantize import Codec
-from cache_store.torch.sequence import ItemVectors, TokenSequence, sequence, whole_numbers
 from tools.studies import tokens as kept
-from tools.studies.alone import Alone
+from tools.studies.alone import Alone, OwnVectors
 from tools.studies.learned import HeaviestTokens, LearnedTokens, Tokens, distilled
 from tools.studies.reader import Addressed, TokenReader
 from tools.studies.tokens import HALF_LIVES, Kept, SimHash, Space
@@ -31,7 +29,6 @@ from vista.data.recent import select_recent
 from vista.embedding.encoders import gaps
 from vista.model import VistaModel
 from vista.ops.crossing import Plan, fast
-from vista.stage1.tokens import BITS
 from vista.stage2.readers import FREQUENCIES, waves
 from vista.training.batches import Batch
 
@@ -286,28 +283,6 @@ class Contest(nn.Module):
         project = self.model.items.project
         assert project is not None
         return replace(fed.sets, vector=nn.functional.normalize(project(fed.sets.vector), dim=-1))
-
-
-class OwnVectors(ItemVectors):
-    """The contest's items and clusters in the place of published ones: their vectors train with it."""
-
-    def __init__(self, model: VistaModel) -> None:
-        ids, cluster = model.tokens.cluster_of.ids.numpy(), model.tokens.cluster_of.values.numpy()
-        super().__init__(ids, np.zeros((len(ids), 1)), cluster, np.zeros((model.tokens.clusters, 1)))
-        self.model = (model,)  # its weights are the contest's already
-        self.schema = schema_of(model, "int64", {})
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.model[0].items(ids)
-
-    def sequence(self, groups: dict[str, Tensor]) -> TokenSequence:
-        """What a store gives of these groups, float32 [V, S_g, D], under the model's sizes."""
-        tokens = self.model[0].tokens
-        self.places = nn.functional.normalize(tokens.cluster_vectors, dim=-1)
-        numbers = {n: whole_numbers(self.schema, n, x) for n, x in groups.items() if n in BITS}
-        mask = torch.ones(len(groups["items"]), dtype=torch.bool)
-        sizes = tokens.sequence_length, tokens.sequence_clusters
-        return sequence(self.schema, groups, numbers, mask, self, *sizes, ages=True)
 
 
 def encoded(model: VistaModel, tokens: dict[str, Tensor]) -> np.ndarray:
