@@ -119,7 +119,7 @@ class IngestOptions:
             "actions": self.actions or log.to_json().get("actions"),
             "surfaces": self.surfaces,
         }
-        said = {name: value for name, value in asked.items() if value}
+        said = {n: value for n, value in asked.items() if value or (n == "min_time_ms" and value == 0)}
         return json.dumps(said, sort_keys=True) if said else ""
 
     def identity(self) -> dict[str, Any]:

@@ -224,6 +224,17 @@ def test_a_dry_run_of_a_folder_looks_at_every_kind_of_file_in_it(tmp_path, capsy
     assert code == 2 and f"{folder}/zzz.csv" in err and "vista init" in err
 
 
+def test_rows_set_aside_as_too_early_come_with_the_option_that_the_run_names(tmp_path, capsys):
+    log, home = tmp_path / "log.csv", tmp_path / "h"
+    log.write_text("user_id,item_id,action,timestamp_ms\n1,2,view,1985-01-02\n1,3,view,2015-01-02\n")
+    code, out, err = vista(capsys, "ingest", log, "--home", home)
+    assert code == 3 and "1 time_too_early" in err and "--min-time takes earlier ones" in err, err
+    code, out, err = vista(capsys, "ingest", log, "--home", home, "--min-time", 0, "--json")
+    assert code == 0 and json.loads(out)["counts"]["events"] == 1, "the rest was there before"
+    code, out, err = vista(capsys, "ingest", log, "--home", home, "--min-time", 0, "--json")
+    assert code == 0 and json.loads(out)["counts"]["known_files"] == 1
+
+
 def test_impressions_alone_are_not_taken_for_events(tmp_path, capsys):
     folder = tmp_path / "shown"
     folder.mkdir()
