@@ -117,6 +117,10 @@ class Store(Lookups, shown.Shown):
                 late; rows older than every kept generation are MISSING. Chosen among the generations known at the
                 last refresh.
 
+        Returns:
+            ``tokens`` float32 [B, S, D], ``status`` uint8 [B], ``groups`` by name, ``heaviest(128)`` as items with
+            masses. In torch: ``cache_store.torch.feature.SummaryFeature``.
+
         Raises:
             MissingUsers: the policy is ``raise`` and some users are missing.
             KeyKind, SchemaError, StoreClosed

@@ -2,6 +2,7 @@
 
     feature = SummaryFeature(Store.open(path, fingerprint=...), missing="learned").to("cuda")
     found = feature(users)                          # found.tokens [B, S, D], found.mask [B], found.groups["seeds"]
+    seen = found.sequence(ItemVectors.read(bundle / "vectors.npz").to("cuda"))     # what users did, to attend to
 
     for batch, found in SummaryLoader(loader, feature, users="user", depth=2):      # looks up ahead
         ...
@@ -131,7 +132,8 @@ class Fetched:
 
 
 class SummaryFeature(nn.Module):
-    """Looks summaries up and gives them as tensors.
+    """Looks summaries up and gives them as tensors: calling it is :meth:`forward`, users to :class:`TokenBatch`. The
+    default record is tables, not vectors: attend to ``found.sequence(vectors)``, not to ``found.tokens``.
 
     The only parameter is ``cold_start`` [S, D], with ``missing="learned"``: what users without a summary get. Its
     gradient is the sum over them.

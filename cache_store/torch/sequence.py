@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -30,11 +31,11 @@ class TokenSequence:
         tokens: [B, S, D], unit vectors; zeros where there is no token.
         log_mass: float32 [B, S], log of how many events a token stands for, weighed by recency; -inf for no token.
         masses: float32 [B, S, H], by horizon.
-        items: int64 [B, S_i], ids of the first S_i tokens.
-        places: int64 [B, S - S_i], cluster numbers of the others.
+        items: int64 [B, S_i], ids of the first S_i tokens; some number where there is none (masses of 0).
+        places: int64 [B, S - S_i], cluster numbers of the others; the same.
         last: with ``ages=True``, float32 [B, S, 2], of each token's newest touch: how many events ago (1 is the user's
             newest event), and how many hours before that event, which was at ``TokenBatch.last_event_ms``. It means
-            nothing where ``log_mass`` is -inf and no item stands. Else None.
+            nothing where there is no token. Else None.
     """
 
     tokens: Tensor
@@ -47,6 +48,10 @@ class TokenSequence:
 
 class ItemVectors(nn.Module):
     """A table of items: ids, unit vectors, and which cluster each is in. Nothing here is learned.
+
+    ``my-home/model/vectors.npz`` is the bundle's (:meth:`read`), :meth:`with_vectors` puts your own in its place, and
+    without a bundle it is ``ItemVectors(ids, vectors, np.full(len(ids), -1), np.zeros((0, D)))``, for ``places=0``.
+    A module: ``.to(device)`` as the feature.
 
     Attributes:
         ids: int64 [M], ascending.
@@ -62,13 +67,14 @@ class ItemVectors(nn.Module):
 
     def __init__(self, ids: np.ndarray, vectors: np.ndarray, cluster: np.ndarray, places: np.ndarray) -> None:
         super().__init__()
+        ids, vectors = _checked(ids, vectors)
         order = np.argsort(ids, kind="stable")
-        if len(ids) != len(vectors) or len(ids) != len(cluster) or (np.diff(ids[order]) == 0).any():
+        if cluster.shape != ids.shape or places.ndim != 2 or places.shape[1] != vectors.shape[1]:
             raise StoreError(
-                f"item vectors: expected a vector and a cluster for each of {len(ids)} distinct ids, found "
-                f"{len(vectors)} and {len(cluster)}"
+                f"item vectors: expected a cluster for each of {len(ids)} ids and places [clusters, "
+                f"{vectors.shape[1]}], found {list(cluster.shape)} and {list(places.shape)}"
             )
-        self.register_buffer("ids", torch.from_numpy(np.asarray(ids, np.int64)[order]))
+        self.register_buffer("ids", torch.from_numpy(ids[order]))
         self.register_buffer("vectors", torch.from_numpy(_unit(vectors)[order]))
         self.register_buffer("cluster", torch.from_numpy(np.asarray(cluster, np.int64)[order]))
         self.register_buffer("places", torch.from_numpy(_unit(places)))
@@ -83,15 +89,19 @@ class ItemVectors(nn.Module):
         try:
             with np.load(path, allow_pickle=False) as file:
                 return ItemVectors(file["ids"], file["vectors"], file["cluster"], file["places"])
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, TypeError, AttributeError, BadZipFile) as error:
             raise StoreError(
                 f"{path}: expected arrays ids, vectors, cluster and places, found {error}; "
                 "run `vista train` with this version, it writes them into the bundle"
             ) from error
 
     def with_vectors(self, ids: np.ndarray, vectors: np.ndarray) -> ItemVectors:
-        """The same clusters with vectors of your own (int64 [M], float32 [M, D']): a cluster has its items' mean."""
-        ids = np.asarray(ids, np.int64)
+        """The same clusters with vectors of your own (int64 [M], float32 [M, D']): a cluster has its items' mean.
+
+        Raises:
+            StoreError: other shapes, ids that are no whole numbers, or an id twice.
+        """
+        ids, vectors = _checked(ids, vectors)
         known = self.ids.cpu().numpy()
         row = np.minimum(np.searchsorted(known, ids), max(len(known) - 1, 0))
         there = known[row] == ids if len(known) else np.zeros(len(ids), bool)
@@ -252,6 +262,21 @@ def _spread(table: Table, told: Tensor, numbers: dict[str, Tensor]) -> Tensor:
 def _picked(values: Tensor, at: Tensor) -> Tensor:
     """Rows ``at`` [B, n] of [B, E, m]: [B, n, m]."""
     return values.gather(1, at[..., None].expand(-1, -1, values.shape[2]))
+
+
+def _checked(ids: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    ids, vectors = np.asarray(ids), np.asarray(vectors)
+    if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu") or vectors.shape[:-1] != ids.shape:
+        raise StoreError(
+            f"item vectors: expected ids int64 [M] and vectors float32 [M, D], found {ids.dtype} {list(ids.shape)} and "
+            f"{vectors.dtype} {list(vectors.shape)}; ids of texts: "
+            'vista.bundle.load("my-home/model").encode(items=[...])["item"]'
+        )
+    if len(np.unique(ids)) < len(ids):
+        raise StoreError(
+            f"item vectors: expected every id once, found {len(np.unique(ids))} of {len(ids)} distinct"
+        )
+    return ids.astype(np.int64), vectors
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -193,3 +195,30 @@ def test_the_example_runs_from_the_command_line_and_reports_both_sides(folder, c
     lines = capsys.readouterr().out.splitlines()
     told = {line.split()[0] for line in lines}
     assert {"auc_without", "auc_with", "auc_gain", "ne_without", "ne_with", "ne_gain", "request_ms"} <= told
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["of the bundle", "of the reader"])
+def test_what_the_page_gives_to_paste_runs_as_it_stands_and_starts_as_matching(folder, log, own):
+    page = (downstream.EXAMPLES.parent / "downstream.md").read_text("utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    read, attend = (next(b for b in blocks if word in b) for word in ("ItemVectors.read", "class Attend"))
+    if not own:
+        read = "\n".join(line for line in read.splitlines() if "with_vectors" not in line)
+    users = np.append(np.unique(log.user)[:6], -5)  # the last has no summary; of clusters there are 16
+    given = {"home": folder / "home", "ids": log.ids, "mine": log.content[1:], "users": users}
+    given["now_ms"] = torch.full((7,), int(log.time.max()))
+    exec(read, given)
+    exec(attend, given)
+    seen, vectors = given["seen"], given["vectors"]
+    assert seen.tokens.shape == (7, 112, vectors.vectors.shape[1]) and seen.last.shape == (7, 112, 2)
+    heaviest = given["store"].lookup(users).heaviest(96)
+    some = seen.masses[:, :96, 1] > 0
+    assert torch.equal(seen.items[some], torch.from_numpy(heaviest.items)[some]) and some[:6, 0].all()
+    touched = torch.from_numpy(heaviest.items[:, :1].clip(0))
+    candidate = torch.cat([vectors(touched), -vectors(touched)], 1)
+    torch.manual_seed(0)
+    model = given["Attend"](vectors.vectors.shape[1])
+    what, odds = model(candidate, seen, given["since"])
+    assert (odds[:6, 0] > odds[:6, 1] + 2).all() and torch.equal(odds[6, 0], odds[6, 1])
+    (what.sum() + odds.sum()).backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in model.parameters())

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 
 class WeightedAttention(nn.Module):
-    """Queries attend to weighted tokens, with an empty token to fall back on.
+    """Queries attend to weighted tokens, with an empty token to fall back on::
+
+        seen = SummaryFeature(store)(users).sequence(vectors)
+        read, odds = WeightedAttention(width)(vectors(candidates), seen.tokens, seen.log_mass)
 
     Token t has a vector ``k_t`` and a mass ``m_t``, how many events it stands for. With a sharpness b per head::
 

@@ -167,9 +167,43 @@ def test_a_sequence_of_groups_that_were_not_looked_up_is_refused(store, groups, 
 
 def test_a_file_that_holds_no_vectors_is_refused_with_the_remedy(tmp_path):
     np.savez(tmp_path / "other.npz", a=np.zeros(1))
-    for name in ("other.npz", "none.npz"):
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    whole = vectors()
+    np.savez(tmp_path / "v.npz", **{n: x.numpy() for n, x in whole.named_buffers()})
+    read = ItemVectors.read(tmp_path / "v.npz")
+    assert all(torch.allclose(x, y) for x, y in zip(read.buffers(), whole.buffers(), strict=True))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "v.npz").read_bytes()[:-40])
+    for name in ("other.npz", "none.npz", "one.npy", "cut.npz"):
         with pytest.raises(StoreError, match="vista train"):
             ItemVectors.read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "ids, own, said",
+    [
+        (["a", "b"], np.ones((2, 3)), "encode"),
+        ([1.0, 2.0], np.ones((2, 3)), "encode"),
+        ([1, 2], np.ones(2), r"\[M, D\]"),
+        ([1, 2], np.ones((3, 3)), r"\[M, D\]"),
+        ([1, 1], np.ones((2, 3)), "1 of 2 distinct"),
+    ],
+)
+def test_vectors_that_fit_no_ids_are_refused(ids, own, said):
+    with pytest.raises(StoreError, match=said):
+        vectors().with_vectors(ids, own)
+    with pytest.raises(StoreError, match=said):
+        ItemVectors(np.array(ids), own, np.full(2, -1), np.zeros((0, 3)))
+    with pytest.raises(StoreError, match="a cluster for each"):
+        ItemVectors(np.arange(2), np.ones((2, 3)), np.full(2, -1), np.zeros((4, 5)))
+
+
+def test_a_table_of_ones_own_without_a_bundle_reads_items_alone(store):
+    table = ItemVectors(IDS, np.eye(4), np.full(4, -1), np.zeros((0, 4)))
+    seen = SummaryFeature(store)(np.array([1, 9])).sequence(table, tokens=3, places=0)
+    assert seen.items[0].tolist() == [3, 2**60 + 1, 77] and seen.log_mass[1].isinf().all()
+    assert table.cluster_of(seen.items).eq(-1).all()
+    none = ItemVectors(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0), np.zeros((CLUSTERS, 4)))
+    assert SummaryFeature(store)(np.array([1])).sequence(none, 4, 1).log_mass.isinf().all()
 
 
 @pytest.mark.parametrize(
