@@ -70,8 +70,12 @@ def as_users(users: Users, kind: str | None = None) -> np.ndarray:
     if array.dtype.kind in "iu" and array.dtype != np.uint64:
         found, array = "int64", array.astype(np.int64, copy=False)
     elif array.dtype.kind in "UOT":
-        if not all(isinstance(u, str) for u in array):
-            raise KeyKind("user ids: expected int64 or strings throughout, found mixed or other objects")
+        other = next((u for u in array if not isinstance(u, str)), "")
+        if not isinstance(other, str):
+            wanted = (
+                "this store holds string ids" if kind == "string" else "expected int64 or strings throughout"
+            )
+            raise KeyKind(f"user ids: {wanted}, found {type(other).__name__} {other!r:.40}")
         found, array = "string", array.astype(object, copy=False)
     else:
         raise KeyKind(f"user ids: expected int64 or strings, found dtype {array.dtype}")

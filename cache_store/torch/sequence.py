@@ -114,7 +114,7 @@ class ItemVectors(nn.Module):
         """Row of each id and whether it is known, int64 and bool [...]."""
         if not len(self.ids):
             return torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-        row = torch.searchsorted(self.ids, ids).clamp_(max=len(self.ids) - 1)
+        row = torch.searchsorted(self.ids, ids.contiguous()).clamp_(max=len(self.ids) - 1)
         return row, self.ids[row] == ids
 
     def cluster_of(self, ids: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def sequence(
     places = tokens // 4 if places is None else places
     if not 0 <= places <= tokens or tokens == 0:
         raise SchemaError(
-            f"sequence: expected 1 token or more and 0 to as many places, found {tokens} and {places}"
+            f"sequence: expected 1 token or more and 0 to as many places, found tokens={tokens} and places={places}"
         )
     entries = min(items.entries, tokens - places)
     mass = _masses(groups[items.masses], items) * mask[:, None, None]
