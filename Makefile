@@ -20,7 +20,7 @@ $(VENV)/.ready: setup.py constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[all,test,bench,prometheus,spark,ray,dask]'
 	touch $@
 
-demo: setup  ## the whole way on generated lives, about three minutes on 2 cores
+demo: setup  ## the whole way on generated lives, a minute and a half on 2 cores
 	$(BIN)/vista demo
 
 check: lint  ## under a minute: format, lint, types, laws and other fast tests, the last two side by side
@@ -36,7 +36,7 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-test: setup  ## every test, about fifteen minutes on 2 cores
+test: setup  ## every test, about nine minutes on 2 cores
 	$(BIN)/python -m pytest -n $(JOBS) --dist=loadgroup -q tests
 
 sanitize: setup  ## native.c under AddressSanitizer and UBSan, a million calls, a quarter of an hour

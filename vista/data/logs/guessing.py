@@ -50,6 +50,25 @@ TIMED = re.compile(
 SCALES = ((5, 4, 2), (10, 7, 3))
 """Of ratings: the largest, from where on one is liked, up to where disliked."""
 
+_DONE = (
+    "action|add|addtocart|apply|ask|bid|block|bookmark|book|browse|buy|buying|cart|checkin|checkout|clic|click|clickout"
+    "|clk|collect|comment|complete|consume|contact|conversion|convert|dislike|dismiss|download|enrol|enroll|enter|fav"
+    "|favorite|favourite|finish|follow|forward|hate|hide|impression|impress|install|interaction|join|like|listen|love"
+    "|offer|open|order|pause|play|purchase|pv|rate|read|recommend|remove|removefromcart|reply|report|repost|retweet|review"
+    "|save|scroll|seek|share|show|skip|start|stop|stream|subscribe|tap|transaction|undislike|unfavorite|unfollow|unlike"
+    "|unsave|unsubscribe|upvote|downvote|view|viewing|visit|vote|watch|wish|wishlist"
+    "|ansehen|angesehen|ansicht|klick|geklickt|kauf|kaufen|gekauft|warenkorb|gemerkt|merken"
+    "|achat|acheter|vue|voir|panier|favori|aimer|partage|partager|compra|comprar|comprado|ver|visto|vista|visita|clique"
+    "|carrito|gusta|compartir|favorito|izleme|sepet|beğeni|tıklama"
+)
+ACTION = re.compile(rf"({_DONE})(s|es|d|ed|ped|ing)?", re.I)
+"""A word for what somebody does with an item, as public sets and shops spell it."""
+NO_ACTION = re.compile(
+    r"city|country|region|state|device|platform|browser|lang|locale|categ|genre|brand|store|shop|seller|vendor|source"
+    r"|surface|page|screen|tab$|channel|medium|status|title|name$|gender|payment|currency|segment|(^|[^a-z])os$",
+    re.I,
+)
+"""Names of columns whose few words are something else."""
 NAMES = 12
 """Most names in a field without a name of its own that is taken for the action; categories are more."""
 
@@ -253,17 +272,37 @@ def _actions(
     always = [n for n in free if None not in columns[n]]
     name = guessed(column, always) or guessed(column, free)
     if not name:
-        return [], {}
+        return _action_by_values(columns, [*always, *free], found, why)
     values = [v for v in columns[name] if v not in (None, "")]
     numbers = [float(v) for v in values if re.fullmatch(times.NUMBER, str(v))]
     rating = re.search(r"rating|stars|overall|score", name, re.I)
     if numbers and len(numbers) == len(values) and not rating and not 0 <= min(numbers) <= max(numbers) <= 30:
-        return [], {}  # ids of events, say
+        return _action_by_values(
+            columns, [n for n in (*always, *free) if n != name], found, why
+        )  # ids of events, say
     if values and len(numbers) == len(values) and max(numbers) > 1 and rating:
         why["actions"] = f"{name} is a rating up to {max(numbers):g}"
         return _liked(name, max(numbers)), {}
     found["action"] = name
     why["action"] = f"named {name}"
+    return [], {}
+
+
+def _action_by_values(
+    columns: Mapping[str, Sequence[Any]], free: Sequence[str], found: dict[str, str], why: dict[str, str]
+) -> tuple[list[ActionColumn], dict[str, Any]]:
+    """The first column of a few texts most of which begin or end with a word of :data:`ACTION`."""
+    for name in free:
+        said = [v for v in columns[name] if v not in (None, "")]
+        if NO_ACTION.search(name) or not all(isinstance(v, str) for v in said):
+            continue
+        values = set(said)
+        words = [re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", v)) for v in values]
+        done = sum(any(map(ACTION.fullmatch, (w[0], w[-1]))) for w in words if w)
+        if len(values) <= NAMES and 2 * done > len(values):
+            found["action"] = name
+            why["action"] = f"{name} holds words for actions: {', '.join(sorted(values)[:5])}"
+            break
     return [], {}
 
 
