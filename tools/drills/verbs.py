@@ -25,7 +25,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,6 +93,8 @@ ROWS = {
     "summarize-more": Row(f"summarize {H}", "ingest-more", serves=True),
     "follow": Row(f"follow inbox --turns 1 {H}", "train"),
     "follow-more": Row(f"follow inbox --turns 1 {H}", "summarize", serves=True),
+    "deliver": Row(f"follow silent --turns 1 --deliver {{deliver}} {H}", "summarize", serves=True),
+    "deliver-more": Row(f"follow inbox --turns 1 --deliver {{deliver}} {H}", "deliver", serves=True),
     "compact-store": Row(f"compact store {H}", "refresh", serves=True),
     "compact-tables": Row(f"compact tables --files 1 {H}", "refresh", serves=True),
     "prune": Row(f"prune --keep 1 {H}", "refresh", serves=True),
@@ -137,6 +140,7 @@ def write_logs(root: Path) -> None:
     rng = np.random.default_rng(0)
     (root / "logs").mkdir()
     (root / "inbox").mkdir()
+    (root / "silent").mkdir()
 
     def events(path: Path, n: int, since: int, users: int) -> None:
         columns = {
@@ -183,6 +187,7 @@ class Place:
         self.aims: dict[tuple[str, str], list[float]] = {}
         write_logs(self.root)
         shutil.copytree(self.root, self.kept / "logs")
+        self.sink = ""
         self.ends: dict[str, tuple[str, dict]] = {}
 
     def start(self, name: str) -> None:
@@ -231,7 +236,7 @@ class Place:
 
     def run(self, name: str, mode: str, at: float | None) -> tuple[int, str, killing.Outcome]:
         """Exit code (-1 if it was killed), what it said, and how it ended."""
-        words = ROWS[name].words.format(root=self.root).split()
+        words = ROWS[name].words.format(root=self.root, deliver=self.sink).split()
         before = set(sys.modules)
         self.said.write_text("")
         if mode == "full" and at is not None:
@@ -271,6 +276,7 @@ class Place:
             "model": fingerprint_of(home.newest_model),
             "settings": settings.read_text() if settings.exists() else "",
             "made": _digests(self.root / "made"),
+            "delivered": _delivered(self.root / "sink/received", home.store),
         }
         for store in (home.store, self.root / "pulled/store"):
             if (store / "CURRENT").exists():
@@ -332,6 +338,44 @@ def _answers(store: Path) -> list[object] | str:
     return [rows.status.tolist(), rows.event_count.tolist(), tokens]
 
 
+def _delivered(file: Path, store: Path) -> dict[str, int]:
+    """How many records a sink has had of each user.
+
+    Raises:
+        WrongAgain: more often than by each of two runs, or what it was told last is not what the store holds.
+    """
+    if not file.exists():
+        return {}
+    rows = [line.split() for line in file.read_text().splitlines()]
+    often = Counter((user, generation) for user, generation, _ in rows)
+    last = {user: record for user, _, record in rows}
+    with Store.open(store) as opened:
+        held = {
+            str(u): _digest(r)
+            for block in opened.changes()
+            for u, r in zip(block.users, block.rows, strict=True)
+        }
+    if last != held or max(often.values()) > 2:
+        raise WrongAgain(f"a sink has {last} of {held}, a record of it as often as {often.most_common(1)}")
+    return dict(Counter(user for user, _ in {(user, record) for user, _, record in rows}))
+
+
+def _digest(row: np.ndarray) -> str:
+    return xxhash.xxh3_64_hexdigest(row.tobytes())
+
+
+@contextmanager
+def receiving(file: Path) -> Iterator[str]:
+    """Where a server of Flight takes what is delivered: a line of the file for each record."""
+    words = [sys.executable, "-c", f"from tools.drills.receiver import serve; serve({str(file)!r})"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield f"flight://127.0.0.1:{int(server.stdout.readline())}/summaries"
+        finally:
+            server.kill()
+
+
 def _digests(folder: Path) -> dict[str, str]:
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return {str(p.relative_to(folder)): xxhash.xxh3_64_hexdigest(p.read_bytes()) for p in files}
@@ -362,8 +406,14 @@ def run(
     rng, report, began = np.random.default_rng(seed), VerbsReport(), time.perf_counter()
     memory = memory_folder()
     disk = small_disk(ROOM) if full else tempfile.TemporaryDirectory(prefix="vista-verbs-", dir=memory)
-    with tempfile.TemporaryDirectory(dir=memory) as beside, disk as folder:
+    with ExitStack() as stack:
+        beside, folder = (
+            stack.enter_context(tempfile.TemporaryDirectory(dir=memory)),
+            stack.enter_context(disk),
+        )
         place = Place(Path(folder), Path(beside))
+        if any(name.startswith("deliver") for name in verbs or ROWS):
+            place.sink = stack.enter_context(receiving(place.root / "sink/received"))
         for turn in itertools.count():
             name = list(verbs or ROWS)[turn % len(verbs or ROWS)]
             mode = "full" if full else str(rng.choice(MODES, p=[0.7, 0.1, 0.2]))
