@@ -2,5 +2,5 @@
 
 Read ``service`` (a turn: take, commit, refresh, deliver, tidy), then the ``sources`` it takes from: ``folder`` (files
 that appear), ``redis_streams`` and ``kafka``; then ``delivery`` to ``sinks``: ``redis``, ``kafka``, ``flight``;
-``folding`` is what happens beside the turns.
+``folding`` is what happens beside the turns. ``kafka_client`` is who a topic takes us for.
 """

@@ -71,6 +71,7 @@ class FollowOptions:
         warehouse, bundle, store, line, device: as in ``RefreshOptions``.
         run_dir: folder of the service's own runs; one service at a time holds it.
         deliver: URLs of sinks that get each changed record (``sinks``).
+        kafka_config: file of settings for those that are topics (``kafka_client``).
         reading: further fields of ``IngestOptions``: how events are to be read.
         workers: processes that resume users: this one, or so many children of it.
         batch_events: most events of a turn, and
@@ -93,6 +94,7 @@ class FollowOptions:
     line: str = "main"
     device: str = "cpu"
     deliver: tuple[str, ...] = ()
+    kafka_config: str = ""
     reading: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 1
     batch_events: int = 20_000
@@ -155,7 +157,7 @@ class Service:
         self.folder = Path(options.run_dir)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.warehouse = Warehouse(options.warehouse)
-        self._sinks = [(url, open_sink(url)) for url in options.deliver]
+        self._sinks = [(url, open_sink(url, options.kafka_config)) for url in options.deliver]
         self._deliveries: list[Delivery] = []  # from the moment on that there is a store
         self._folding: Folding | None = None  # likewise
         self._understood = False  # whether a batch was ingested

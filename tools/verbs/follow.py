@@ -69,6 +69,14 @@ def command(
             "kafka://BROKER/TOPIC, flight://HOST:PORT/NAME. May be repeated.",
         ),
     ] = None,
+    kafka_config: Annotated[
+        Path | None,
+        typer.Option(
+            "--kafka-config",
+            metavar="FILE",
+            help="Settings of librdkafka for kafka:// URLs, NAME=VALUE a line: security.protocol, sasl.username, ...",
+        ),
+    ] = None,
     turns: Annotated[
         int | None, typer.Option(min=1, help="End after so many turns that did something.")
     ] = None,
@@ -102,6 +110,7 @@ def command(
         run_dir=str(run_dir or at.runs / "follow"),
         line=line,
         deliver=tuple(deliver or ()),
+        kafka_config=str(kafka_config or ""),
         reading=reading,
         workers=workers,
         batch_events=batch_events,
@@ -111,6 +120,11 @@ def command(
         keep=keep,
         keep_s=keep_minutes * 60,
     )
+    if kafka_config and not any(url.startswith("kafka://") for url in (source, *options.deliver)):
+        raise typer.BadParameter(
+            "--kafka-config: expected a kafka:// URL to read from or to deliver to, found none"
+        )
+    read_from = open_source(source, options.kafka_config)
     if dry_run:
         from beam_jobs.follow.service import POSITION
         from vista.data.tables.warehouse import Warehouse
@@ -118,11 +132,11 @@ def command(
         tables = Warehouse(options.warehouse)
         plan = {
             "source": source, "tables": str(options.warehouse), "model": options.bundle, "store": options.store,
-            "from": tables.open().fact(POSITION + open_source(source).name) if tables.exists() else "",
+            "from": tables.open().fact(POSITION + read_from.name) if tables.exists() else "",
             "expire after days": expire_after, "reads": log.to_json() if log is not None else None,
         }  # fmt: skip
         return console.told("would follow", plan, json)
-    service = Service(options, open_source(source))
+    service = Service(options, read_from)
     if not json:
         console.note(f"following {source} from {service.position or 'its beginning'}; ^C ends")
     with asked_to_stop(signal.SIGTERM) as stop:

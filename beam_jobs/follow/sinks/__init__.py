@@ -70,7 +70,7 @@ class Sink(Protocol):
         ...
 
 
-def open_sink(url: str) -> Sink:
+def open_sink(url: str, kafka_config: str = "") -> Sink:
     """A sink by its URL; see :data:`EXAMPLES`.
 
     Raises:
@@ -85,7 +85,7 @@ def open_sink(url: str) -> Sink:
         if scheme == "kafka":
             from beam_jobs.follow.sinks.kafka import KafkaSink
 
-            return KafkaSink(url)
+            return KafkaSink(url, kafka_config)
         if scheme in ("flight", "flight+tls"):
             from beam_jobs.follow.sinks.flight import FlightSink
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from beam_jobs.errors import OptionsError, SinkLost
+from beam_jobs.follow.kafka_client import client
 from beam_jobs.follow.sinks import Header
 from beam_jobs.run.secrets import redacted
 
@@ -24,10 +25,10 @@ class KafkaSink:
 
     Args:
         url: see the module.
-        settings: further settings of librdkafka, for security say.
+        config: file of further settings, for security say (``kafka_client``).
     """
 
-    def __init__(self, url: str, settings: dict[str, str] | None = None):
+    def __init__(self, url: str, config: str = ""):
         parts = urlsplit(url)
         self._topic = parts.path.strip("/")
         if not parts.netloc or not self._topic or "/" in self._topic or parts.query:
@@ -36,14 +37,12 @@ class KafkaSink:
             )
         self._at = redacted(url)
         self._refused: KafkaError | None = None
-        self._producer = Producer(
-            {
-                "bootstrap.servers": parts.netloc,
-                "enable.idempotence": True,
-                "message.timeout.ms": int(TIMEOUT_S * 1000),
-                **(settings or {}),
-            }
-        )
+        ours: dict[str, str | bool | int] = {
+            "bootstrap.servers": parts.netloc,
+            "enable.idempotence": True,
+            "message.timeout.ms": int(TIMEOUT_S * 1000),
+        }
+        self._producer = client(Producer, config, ours)
 
     def send(self, header: Header, users: Sequence[str], records: Sequence[bytes | None]) -> None:
         headers: dict[str, str | bytes | None] = dict(header.fields())

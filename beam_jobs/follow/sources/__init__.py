@@ -47,11 +47,12 @@ class EventSource(Protocol):
         ...
 
 
-def open_source(url: str) -> EventSource:
+def open_source(url: str, kafka_config: str = "") -> EventSource:
     """A source by its URL.
 
     Args:
         url: ``redis://HOST[:PORT][/DB]?stream=NAME``, ``kafka://BROKER[,BROKER]/TOPIC``, or the path of a folder.
+        kafka_config: file of settings for Kafka (``kafka_client``).
 
     Raises:
         OptionsError: none of these, or its library is not installed.
@@ -65,7 +66,7 @@ def open_source(url: str) -> EventSource:
         if scheme == "kafka":
             from beam_jobs.follow.sources.kafka import KafkaTopic
 
-            return KafkaTopic(url)
+            return KafkaTopic(url, kafka_config)
     except ImportError as error:
         raise OptionsError(
             f"{redacted(url)}: expected the library of {scheme}, found {error}; pip install 'vista-cache[follow]'"

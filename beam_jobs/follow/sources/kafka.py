@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from beam_jobs.errors import OptionsError, SourceLost
+from beam_jobs.follow.kafka_client import GROUP, client
 from beam_jobs.follow.sources import Arrived
 from beam_jobs.run.secrets import redacted
 
@@ -24,10 +25,10 @@ class KafkaTopic:
 
     Args:
         url: ``kafka://BROKER[:PORT][,BROKER...]/TOPIC``.
-        settings: further settings of librdkafka, for security say.
+        config: file of further settings, for security say (``kafka_client``).
     """
 
-    def __init__(self, url: str, settings: dict[str, str] | None = None):
+    def __init__(self, url: str, config: str = ""):
         parts = urlsplit(url)
         self.topic = parts.path.strip("/")
         if not parts.netloc or not self.topic or "/" in self.topic:
@@ -36,16 +37,14 @@ class KafkaTopic:
             )
         self.name = f"kafka-{self.topic}"
         self._at, self._assigned = redacted(url), ""
-        self._consumer = Consumer(
-            {
-                "bootstrap.servers": parts.netloc,
-                "group.id": f"vista-follow-{self.topic}",
-                "enable.auto.commit": False,
-                "enable.auto.offset.store": False,
-                "auto.offset.reset": "error",
-                **(settings or {}),
-            }
-        )
+        ours: dict[str, str | bool | int] = {
+            "bootstrap.servers": parts.netloc,
+            GROUP: f"vista-follow-{self.topic}",
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "error",
+        }
+        self._consumer = client(Consumer, config, ours)
 
     def read(self, after: str, most: int, wait_s: float) -> Arrived | None:
         try:
