@@ -406,11 +406,7 @@ def run(
     rng, report, began = np.random.default_rng(seed), VerbsReport(), time.perf_counter()
     memory = memory_folder()
     disk = small_disk(ROOM) if full else tempfile.TemporaryDirectory(prefix="vista-verbs-", dir=memory)
-    with ExitStack() as stack:
-        beside, folder = (
-            stack.enter_context(tempfile.TemporaryDirectory(dir=memory)),
-            stack.enter_context(disk),
-        )
+    with tempfile.TemporaryDirectory(dir=memory) as beside, disk as folder, ExitStack() as stack:
         place = Place(Path(folder), Path(beside))
         if any(name.startswith("deliver") for name in verbs or ROWS):
             place.sink = stack.enter_context(receiving(place.root / "sink/received"))
