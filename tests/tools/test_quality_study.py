@@ -27,6 +27,7 @@ from tools.studies.rivals import CURVE, SIZES, WHOLE, variants
 from tools.studies.study import answer, build, feeds, train
 from tools.studies.tokens import Space, touches
 from vista.config import ModelConfig, TokenConfig
+from vista.errors import DataError
 from vista.stage1.clusters import company
 from vista.training import metrics
 
@@ -291,8 +292,17 @@ def test_every_rival_is_named_and_sizes_are_what_they_say():
     for kib in SIZES:
         assert kib * 1_000 < found[f"ours_{kib}KiB"].bytes <= kib * 1_024
         assert found[f"raw_{kib}KiB"].bytes <= kib * 1_024
+        alone = found[f"tokens_{kib}KiB"]
+        assert (alone.reads, alone.bytes) == (found[f"ours_{kib}KiB"].reads, found[f"ours_{kib}KiB"].bytes)
+        assert product(alone, ("a",), 0, 0).tokens.sequence_length <= 768
     assert product(found["ours"], ("a",), 0, 0).tokens.sequence_length <= 768
     assert product(found["ours_small"], ("a",), 0, 0).config.tokens == TokenConfig.named("small")
+
+
+@pytest.mark.parametrize("asked", [{"names": "recent,ful"}, {"sets": "events"}, {"sets": "made"}])
+def test_a_name_or_set_that_is_none_is_refused_with_those_that_are(asked):
+    with pytest.raises(DataError, match="expected some of .*found .*vista study quality"):
+        quality.run(quick=True, **asked)
 
 
 def test_a_raw_event_costs_what_compression_leaves(data):

@@ -21,7 +21,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ import torch
 from tools.bench.harness import Figure, Result
 from tools.studies.contexts import RECENT, Contest, Variant
 from tools.studies.protocol import (
+    SETS,
     Data,
     bytes_per_event,
     examples,
@@ -42,6 +43,7 @@ from tools.studies.protocol import (
 from tools.studies.rivals import CURVE, QUICK, WHOLE, variants
 from tools.studies.study import Answers, answer, build, feeds, train
 from tools.studies.tokens import Space
+from vista.errors import DataError
 from vista.training import metrics
 from vista.training.personal import Alike, partners
 
@@ -100,10 +102,14 @@ def run(
         min_history: earlier events of the users who are asked.
         pause_minutes: training and questions take requests after so long a pause; by default ``PAUSE_MINUTES``.
         names: variants, comma separated.
-        curve: seeds for which the record is judged at 2 to 64 KiB, beside raw events of the same compressed bytes.
+        curve: seeds for which the record and its sequence alone are judged at 2 to 64 KiB, beside raw events of the
+            same compressed bytes.
         longer: so many times the steps for nothing, full, ours and few tokens, with the MRR on the way: whether longer
             training would change the shares.
         keep: folder where every finished run is kept and taken from, so that a long study can be made in pieces.
+
+    Raises:
+        DataError: a name or a set that is none, or data that cannot be asked.
     """
     torch.set_num_threads(1)
     if quick:
@@ -111,6 +117,8 @@ def run(
         users, events = min(users, 60), min(events, 180_000)
     chosen = tuple(names.split(",")) if names else (QUICK if quick else WHOLE)
     wanted = (sets or ("events,generated" if data else "generated")).split(",")
+    _known("names", chosen, variants(window, 1.0))
+    _known("sets", wanted, [*SETS, *(["events"] if data else [])])
     result = Result(
         params=dict(
             data=Path(data).name if data else None, sets=wanted, seeds=seeds, steps=steps, slates=slates,
@@ -140,6 +148,14 @@ def run(
             del found, runs
             gc.collect()
     return result
+
+
+def _known(what: str, asked: Sequence[str], known: Iterable[str]) -> None:
+    if wrong := set(asked) - set(known):
+        raise DataError(
+            f"{what}: expected some of {', '.join(known)}, found {', '.join(sorted(wrong))}; e.g. `vista study quality "
+            "-p sets=generated -p names=recent,full,ours`; `events` needs `-p data=PATH`"
+        )
 
 
 class Runs:

@@ -13,10 +13,11 @@ WHOLE = (
     "recent", "full", "ours", "tokens", "ours_8KiB", "raw_32KiB", "raw_8KiB", "sketch", "twin", "sdim", "oracle",
 )  # fmt: skip
 SIZES = (2, 4, 8, 16, 32, 64)
-CURVE = tuple(f"ours_{kib}KiB" for kib in SIZES) + tuple(f"raw_{kib}KiB" for kib in SIZES)
-"""The record, and raw events, in so many bytes."""
+CURVE = tuple(f"{of}_{kib}KiB" for of in ("ours", "tokens", "raw") for kib in SIZES)
+"""The record, its sequence alone, and raw events, in so many bytes."""
 
 _WIDTH, _FEW = 64, 32
+_SEQUENCE = {"sequence": 768, "places": 256}
 
 
 def _record(kib: int) -> dict[str, Any]:
@@ -47,16 +48,18 @@ def variants(window: int, event_bytes: float) -> dict[str, Variant]:
         Variant("twin", "twin", 480 * (_WIDTH + 4), {"count": 480}),
         Variant("sdim", "sdim", 60 * 8 * (_WIDTH + 4), {"groups": 60, "bits": 3}),
         Variant("ours", "record", _bytes({})),
-        Variant("tokens", "record", _bytes({}), {"alone": 1, "sequence": 768, "places": 256}),
+        Variant("tokens", "record", _bytes({}), {"alone": 1} | _SEQUENCE),
     ]
     for name, options in {"learned": {"distil": 1.0}, "heaviest": {}}.items():
-        few = {name: _FEW, "sequence": 768, "places": 256}
-        found.append(Variant(name, "record", _FEW * (_WIDTH + 4), few | options))
+        found.append(Variant(name, "record", _FEW * (_WIDTH + 4), {name: _FEW} | _SEQUENCE | options))
     for size, (items, told) in config.SIZES.items():
         options = {"items": items, "clusters_told": told}
         found.append(Variant(f"ours_{size}", "record", _bytes(options), options))
     for kib in SIZES:
-        found.append(Variant(f"ours_{kib}KiB", "record", _bytes(_record(kib)), _record(kib)))
+        options = _record(kib)
+        held, alone = _bytes(options), options | {"alone": 1} | _SEQUENCE
+        found.append(Variant(f"ours_{kib}KiB", "record", held, options))
+        found.append(Variant(f"tokens_{kib}KiB", "record", held, alone))
         events = min(window, int(kib * 1_024 / event_bytes))
         found.append(Variant(f"raw_{kib}KiB", "raw", int(events * event_bytes), {"events": events}))
     return {v.name: v for v in found}
