@@ -7,12 +7,11 @@ or the next refresh folds itself and tells what is wrong.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
 
-from beam_jobs.run.quiet_worker import end_with
+from beam_jobs.run.quiet_worker import end_with, interrupts_held
 from cache_store import Store
 from cache_store.errors import Incomplete, PublishConflict, StoreError
 
@@ -61,7 +60,8 @@ class Folding:
             live, root = self._store.manifest.generation, str(self._store.layout.root)
             words = [str(os.getpid()), root, self._store.line, live, str(newest or "")]
             self._folds = live, newest
-            self._child = subprocess.Popen([sys.executable, "-m", __name__, *words])
+            with interrupts_held():  # for good: Ctrl-C is for this process, and ends both
+                self._child = subprocess.Popen([sys.executable, "-m", __name__, *words])
 
     def _due(self, slack: int) -> int | None:
         return self._store.fold_due(slack * self._max_depth, slack * ROOM)
@@ -75,7 +75,6 @@ class Folding:
 
 if __name__ == "__main__":
     parent, root, line, generation, newest = sys.argv[1:]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, and ends both
     os.nice(5)  # turns go first
     threading.Thread(target=end_with, args=(int(parent),), daemon=True).start()
     try:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from beam_jobs.errors import WorkerLost
-from beam_jobs.run.quiet_worker import end_with
+from beam_jobs.run.quiet_worker import end_by_interrupts, end_with, interrupts_held
 
 _pools: dict[int, ProcessPoolExecutor] = {}
 """By number of workers; one at a time."""
@@ -33,7 +32,9 @@ def on_children(
         spawn = multiprocessing.get_context("spawn")
         _pools[workers] = ProcessPoolExecutor(workers, spawn, _begin, (os.getpid(),))
     try:
-        return list(_pools[workers].map(do, tasks))
+        with interrupts_held():
+            results = _pools[workers].map(do, tasks)
+        return list(results)
     except BrokenProcessPool as error:
         leave()
         raise WorkerLost(
@@ -50,4 +51,4 @@ def leave() -> None:
 
 def _begin(parent: int) -> None:
     threading.Thread(target=end_with, args=(parent,), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ^C reaches all processes of a terminal
+    end_by_interrupts()

@@ -14,6 +14,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def end_with(parent: int) -> None:
@@ -23,10 +25,26 @@ def end_with(parent: int) -> None:
     os._exit(1)
 
 
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Ctrl-C reaches all processes of a terminal. Those that this thread starts meanwhile hold it back until they call
+    :func:`end_by_interrupts`: it would be a stack trace of their imports."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_by_interrupts() -> None:
+    """Ctrl-C is the end of this process, without a stack trace."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 if __name__ == "__main__":
     threading.Thread(target=end_with, args=(int(sys.argv.pop(1)),), daemon=True).start()
-    # Ctrl-C reaches all processes of a terminal: the end, without a stack trace.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_by_interrupts()
     # The level of the handler, not of the root logger: Beam sets the latter anew.
     handler = logging.StreamHandler()
     handler.setLevel(logging.CRITICAL)

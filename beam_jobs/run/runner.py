@@ -42,6 +42,7 @@ from apache_beam.runners.portability.local_job_service import SubprocessSdkWorke
 from apache_beam.runners.runner import create_runner
 
 from beam_jobs.errors import EngineAway, OptionsError, RunStorageFull, WorkerLost
+from beam_jobs.run.quiet_worker import interrupts_held
 from beam_jobs.run.reach import check_reachable
 
 if TYPE_CHECKING:
@@ -303,7 +304,8 @@ class _SupervisedWorkerHandler(SubprocessSdkWorkerHandler):
 
     def _supervise(self) -> None:
         try:
-            self.worker.run()
+            with interrupts_held():
+                self.worker.run()
         except RuntimeError as error:  # its exit code was not 0
             text = f"{self.worker_id}: {error}"
             self._lost.append(text)

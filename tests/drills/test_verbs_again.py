@@ -10,5 +10,5 @@ def test_what_is_killed_the_first_time_that_it_is_done_is_done_again_by_the_same
 
 
 def test_what_a_killed_delivery_owes_arrives_by_the_same_command_and_nothing_else_differs():
-    report = verbs.run(2, 3, ("deliver-more",), told=lambda _: None)
-    assert report.kills == {"deliver-more": 2}, report
+    report = verbs.run(2, 3, ("deliver",), told=lambda _: None)
+    assert report.kills == {"deliver": 2}, report

@@ -14,7 +14,7 @@ import dying
 import pytest
 
 from beam_jobs.errors import WorkerLost
-from beam_jobs.run import children, engines
+from beam_jobs.run import children, engines, quiet_worker
 from beam_jobs.run.record import RunDirectory
 
 
@@ -51,6 +51,17 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path):
         driver.send_signal(signal.SIGKILL)
         driver.wait(30)
     within(60, lambda: not any(Path("/proc", p.name.partition("-")[2]).exists() for p in pids))
+
+
+def test_an_interrupt_that_meets_a_child_before_it_is_ready_ends_it_then_and_leaves_no_trace():
+    code = (
+        "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('went on', flush=True)\n"
+        "from beam_jobs.run.quiet_worker import end_by_interrupts; end_by_interrupts(); print('and on')"
+    )
+    with quiet_worker.interrupts_held():
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "went on\n", "")
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def within(limit_s: float, found):
