@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -60,6 +62,14 @@ def test_four_contexts_answer_by_last_touch_and_by_length_on_one_screen(runs, tm
     title, columns, rows = pays.screen(report)
     assert "8 users" in title and len(rows) <= 9 and all(len(row) == len(columns) for row in rows)
     assert any("smaller than the record" in note for note in result.notes)
+    assert not any("more items than" in note for note in result.notes), "nobody touched more than 20"
+    record = runs.variants["record"]
+    runs.variants["record"] = dataclasses.replace(record, options=record.options | {"items": 19})
+    assert any(
+        "100% of the users asked touched more items than the 19 that" in n
+        for n in pays._result(runs, 1, 1.0).notes
+    )
+    runs.variants["record"] = record
 
 
 def test_a_budget_too_small_is_refused_with_one_that_would_do(runs, tmp_path):

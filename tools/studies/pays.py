@@ -199,6 +199,14 @@ def _result(runs: Runs, seeds: int, minutes: float) -> Result:
         f"a raw event takes {runs.event_bytes:.1f} bytes under zstd: {small} of the {runs.data.events.users:,} "
         "users read have a history smaller than the record, and reading it whole is full attention"
     )
+    held = runs.variants["record"].options["items"]
+    asked = np.flatnonzero(np.isin(runs.data.users & (2**63 - 1), owner))
+    wide = np.array([len(np.unique(runs.data.events.user(u).item)) > held for u in asked])
+    if wide.any():
+        result.notes.append(
+            f"{percent(wide)} of the users asked touched more items than the {held:,} that the record names: what they "
+            'touched once and long ago is lost; {"model": {"tokens": {"items": N}}} in vista train --config names more'
+        )
     if not result.params["content"]:
         result.notes.append(
             "item vectors are of co-occurrence in the older half of the training period: the tables keep no others"
