@@ -201,7 +201,7 @@ def _result(runs: Runs, seeds: int, minutes: float) -> Result:
     )
     held = runs.variants["record"].options["items"]
     asked = np.flatnonzero(np.isin(runs.data.users & (2**63 - 1), owner))
-    wide = np.array([len(np.unique(runs.data.events.user(u).item)) > held for u in asked])
+    wide = np.array([len(np.unique(runs.data.events.user(u).item)) > held for u in asked.tolist()])
     if wide.any():
         result.notes.append(
             f"{percent(wide)} of the users asked touched more items than the {held:,} that the record names: what they "

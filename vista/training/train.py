@@ -102,7 +102,7 @@ class Told(TypedDict, total=False):
         progress: False shows nothing; else steps a second and the time left: a bar on a terminal, lines elsewhere.
         on_step: called after every step with its number and losses.
         on_row: called with each line of the curve: step, and the finite values (losses, metrics) that are new.
-        note: takes what a person should know in words (the loss still falls, say).
+        note: takes what a person should know in words: what is done before and after the steps, a loss that falls.
     """
 
     progress: bool | None
@@ -177,10 +177,13 @@ def train_source(
         told: how the run tells of itself.
     """
     out = Path(out)
+    note = told.get("note") or (lambda text: None)
     meta = meta or bundle.Meta(actions=tuple(config.model.actions))
     _check_content(config, content)
     folder = out.with_name(out.name + ".training")
     with torchrun() as (rank, world), _alone(folder, out, rank):
+        if rank == 0:
+            note("reading the tables, and how often which items go together")
         session = _Session(
             config, source, content, meta.table_snapshot, folder, rank, world, told.get("on_row")
         )
@@ -188,11 +191,12 @@ def train_source(
         if config.checkpoint_every:
             session.keep()
         if rank == 0:
+            if config.validation_slates:
+                note(f"judging by {config.validation_slates:,} held-out requests at most")
             metrics = session.validate()
             with session.curve:
                 session.curve.add(session.at.step, session.at.seconds, metrics)
-            falls, note = session.curve.falling(), told.get("note")
-            if falls and note is not None:
+            if falls := session.curve.falling():
                 note(falls)
             catalogue, model = session.catalogue, session.trainer.model
             training = {

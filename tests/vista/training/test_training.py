@@ -341,7 +341,11 @@ def test_without_limits_a_run_takes_whole_epochs_and_the_rate_falls_to_a_tenth_a
     config = dataclasses.replace(CONFIG, max_steps=0, max_epochs=2, warmup=0)
     assert TrainingConfig().epochs == EPOCHS and config.epochs == 2 and CONFIG.epochs == 0
     shares: list[float] = []
-    whole = bundle.load(train_source(config, loyal(), tmp_path / "a", note=lambda text: None)).meta.training
+    notes: list[str] = []
+    whole = bundle.load(train_source(config, loyal(), tmp_path / "a", note=notes.append)).meta.training
+    assert [n.split()[0] for n in notes[:2]] == ["reading", "judging"], (
+        "what takes long without a step is said"
+    )
     assert whole["epoch"] == 1 and whole["step"] == whole["taken"] + whole["batches"]
     at = Position(step=whole["step"] - 1, epoch=1, taken=whole["taken"] - 1, batches=whole["batches"])
     shares = [share_done(config, at, 99.0), share_done(config, Position(), 99.0)]
