@@ -326,6 +326,8 @@ def test_ctrl_c_leaves_nothing_half_done_and_the_verb_can_be_run_again(
     assert "Traceback" not in err and "internal error" not in err, err
     if code == 130 and verb in ("ingest", "summarize", "refresh"):
         assert "stopped; the same command with --run-dir" in err or "nothing was begun" in err, err
+    if code == 130 and verb == "train":
+        assert ("nothing to go on from" in err) != any(again.home.rglob("checkpoint.pt")), err
     if ROWS[verb].raw:
         assert vista(capsys, *words)[0] == 0
     whole(again, capsys, {"00000001", "00000002", "00000003"})

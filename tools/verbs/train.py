@@ -115,7 +115,9 @@ def command(
         with trackers.tracker(log_to, kept, asked) if log_to else nullcontext() as row:
             path = train(settings, tables, out, note=console.note, on_row=row)
     except KeyboardInterrupt as stopped:
-        console.note(str(stopped) or "stopped before the first step: nothing to go on from, nothing changed")
+        there = f"the same command goes on from {kept / 'checkpoint.pt'}"
+        begun = there if (kept / "checkpoint.pt").exists() else "nothing to go on from, nothing changed"
+        console.note(str(stopped) or f"stopped; {begun}")
         raise typer.Exit(INTERRUPTED) from None
     meta, fingerprint = bundle.read_meta(path)
     found = {"bundle": str(path), "fingerprint": fingerprint, "verdict": verdict(meta.metrics)}
