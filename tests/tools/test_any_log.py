@@ -157,14 +157,15 @@ def test_init_takes_persons_and_things_that_no_column_calls_an_id(tmp_path, caps
         ("author email", "page url", ["referrer_url", "customerCity"]),
         ("who", "song title", ["device", "standby"]),
     ):
-        names = [*others, "seen on", user, item]
-        rows = [["a", "b", f"2024-05-0{day} 10:00:00", f"p{day % 3}", f"x{day}"] for day in range(1, 8)]
+        did = ["edit", "create", "removed"]
+        names = [*others, "what", "seen on", user, item]
+        rows = [["a", "b", did[d % 3], f"2024-05-0{d} 10:00:00", f"p{d % 3}", f"x{d}"] for d in range(1, 8)]
         lines = [names, *rows]
         (tmp_path / "log.csv").write_text("".join(";".join(line) + "\n" for line in lines))
         code, out, err = vista(
             capsys, "init", tmp_path / "log.csv", "--home", tmp_path / "h", "--dry-run", "--json"
         )
-        columns = {"user_id": user, "item_id": item, "timestamp_ms": "seen on"}
+        columns = {"user_id": user, "item_id": item, "action": "what", "timestamp_ms": "seen on"}
         assert code == 0 and json.loads(out)["log"]["columns"] == columns, err
 
 

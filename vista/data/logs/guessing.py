@@ -57,6 +57,8 @@ _DONE = (
     "|offer|open|order|pause|play|purchase|pv|rate|read|recommend|remove|removefromcart|reply|report|repost|retweet|review"
     "|save|scroll|seek|share|show|skip|start|stop|stream|subscribe|tap|transaction|undislike|unfavorite|unfollow|unlike"
     "|unsave|unsubscribe|upvote|downvote|view|viewing|visit|vote|watch|wish|wishlist"
+    "|answer|approve|assign|commit|create|delete|edit|insert|merge|modified|modify|post|publish|reject|rename|revert|submit"
+    "|update|upload"
     "|ansehen|angesehen|ansicht|klick|geklickt|kauf|kaufen|gekauft|warenkorb|gemerkt|merken"
     "|achat|acheter|vue|voir|panier|favori|aimer|partage|partager|compra|comprar|comprado|ver|visto|vista|visita|clique"
     "|carrito|gusta|compartir|favorito|izleme|sepet|beğeni|tıklama"
