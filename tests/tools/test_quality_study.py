@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cache_store.torch.sequence import ItemVectors, TokenSequence
+from tools.bench.harness import Result
 from tools.studies import quality
 from tools.studies.contexts import Fed, Feed, Variant, _Laid, _NewestEvents, decoded, encoded, product
 from tools.studies.learned import HeaviestTokens, distilled
@@ -284,6 +285,15 @@ def test_a_study_can_be_made_in_pieces_and_its_shares_are_those_of_the_means(tmp
     else:
         assert share[0].value == pytest.approx((gain["ours"] - gain["recent"]) / unit)
         assert share[0].low <= share[0].value <= share[0].high
+
+
+def test_a_longer_run_tells_the_way_the_end_and_whether_tokens_are_the_user_s_own(tmp_path, data):
+    runs, result = quality.Runs(data, tmp_path, 2, 16, 64, 30, 64), Result(params={})
+    runs.longer(result, dataclasses.replace(VARIANTS[2], options={**SMALL, "heaviest": 4}), 0, 3, "")
+    found = {key for key in result.figures if "_all_" in key}
+    assert found == {f"mrr_all_record_{end}" for end in ("at_1", "at_2", "at_4", "at_6", "swapped_at_6")}
+    assert 0 < result.figures["personal_share_record_at_6"].value <= 1
+    assert 1 <= result.figures["effective_rank_record_at_6"].value <= 4
 
 
 def test_every_rival_is_named_and_sizes_are_what_they_say():

@@ -62,6 +62,7 @@ TARGETS = {
     "generated_recovered_far": 1.0,
     "generated_recovered_tokens": 0.95,
 }
+ALIKE = "personal_share", "effective_rank"
 SLICES = ("all", "returns", "far")
 
 
@@ -282,6 +283,11 @@ class Runs:
                 if part in found:
                     key = f"{prefix}mrr_{part}_{variant.name}_at_{step}"
                     result.figures[key] = Figure(found[part]["mrr"], "mrr")
+        if lost := self.swapped(contest, variant):
+            swapped = float((1 / np.array(lost)).mean())
+            result.figures[f"{prefix}mrr_all_{variant.name}_swapped_at_{steps}"] = Figure(swapped, "mrr")
+        for name, value in zip(ALIKE, self.alike(contest, variant), strict=False):
+            result.figures[f"{prefix}{name}_{variant.name}_at_{steps}"] = Figure(value, "")
 
     def _measures(self, row: dict[str, Any]) -> dict[str, dict[str, float]]:
         area = np.array(row["auc"])
@@ -367,7 +373,7 @@ def _measured(result: Result, runs: Runs, prefix: str, label: str, parts: Sequen
         result.figures[f"{prefix}mrr_all_{label}_swapped"] = Figure(
             float(np.mean(lost)), "mrr", float(min(lost)), float(max(lost))
         )
-    for name, value in zip(("personal_share", "effective_rank"), row.get("alike", ()), strict=False):
+    for name, value in zip(ALIKE, row.get("alike", ()), strict=False):
         result.figures[f"{prefix}{name}_{label}"] = Figure(value, "")
     result.figures[f"{prefix}bytes_{label}"] = Figure(row["bytes"], "bytes")
     if row["tokens"]:
