@@ -239,7 +239,8 @@ def test_what_is_read_alone_is_what_a_store_gives_and_scores_as_the_models_own_s
         own.vector, own.mass[..., tokens.deciding].log(), own.mass, own.item, own.place, own.last
     )
     asks = laid, contest.model.items.vector(item), item, torch.rand(len(batch))
-    table = ItemVectors(*(np.zeros((0, 1)) for _ in range(4)))
+    none, nowhere = np.zeros(0, np.int64), np.zeros((0, 1))
+    table = ItemVectors(none, nowhere, none, nowhere)
     table.cluster_of = tokens.cluster
     with torch.no_grad():
         assert torch.equal(contest.alone(seen, contest.vectors, *asks), contest.alone(wanted, table, *asks))
