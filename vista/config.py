@@ -62,7 +62,7 @@ class EmbeddingConfig:
         _check(0 <= words <= most, "embedding.words_width", "0 to embedding.content_width", words)
 
 
-SIZES = {"whole": (864, 0), "half": (576, 1_152), "small": (320, 512), "tiny": (128, 272)}
+SIZES = {"whole": (1_920, 768), "half": (576, 1_152), "small": (320, 512), "tiny": (128, 272)}
 """Items, and clusters told (0: all), of records that fill 8, 4, 2 and 1 pages of 4 KiB at width 64."""
 
 
@@ -70,8 +70,9 @@ SIZES = {"whole": (864, 0), "half": (576, 1_152), "small": (320, 512), "tiny": (
 class TokenConfig:
     """Exact tokens (vista/stage1/tokens.py): the items and clusters that matter to a user, each with its masses.
 
-    By default 864 items (an id of 8 bytes, a byte for each of 3 masses, 3 for the newest touch) and 4,096 clusters (3
-    masses and 2 bytes for the newest touch) are 32,704 bytes with the header: a record fills 8 pages of 4 KiB.
+    By default 1,920 items (an id of 8 bytes, a byte for each of 3 masses, 3 for the newest touch) and the 768 heaviest
+    of 4,096 clusters (a number of 2 bytes, 3 masses, 2 bytes for the newest touch) are 32,320 bytes with the header: a
+    record fills 8 pages of 4 KiB.
 
     Attributes:
         items: K, items kept, the heaviest by recency-weighted mass; 0 turns the tokens off.
@@ -81,17 +82,17 @@ class TokenConfig:
         sequence: of these, the tokens that stage 2's now token attends to, heaviest first.
         places: how many of them stand for clusters: what is in the history and no token of its own.
         last: of each item and cluster also its newest touch: how many events and hours ago; of items with which action.
-        clusters_told: how many clusters a record holds, the heaviest, each with its number; 0: all, in their order.
-            States count all of them either way.
+        clusters_told: how many clusters a record holds, the heaviest, each with its number; 0, or as many as there
+            are: all, in their order. States count all of them either way.
     """
 
-    items: int = 864
+    items: int = 1_920
     clusters: int = 4_096
     half_lives_events: tuple[float, ...] = (float("inf"), 2_048.0, 256.0)
     sequence: int = 256
     places: int = 64
     last: bool = True
-    clusters_told: int = 0
+    clusters_told: int = 768
 
     @staticmethod
     def named(size: str) -> TokenConfig:
@@ -113,17 +114,22 @@ class TokenConfig:
         return self.items > 0
 
     @property
+    def told(self) -> int:
+        """Clusters that a record holds with their numbers; 0 where it holds all, in their order."""
+        return self.clusters_told if self.clusters_told < self.clusters else 0
+
+    @property
     def bytes(self) -> int:
         """Of a record: an id of 8 bytes or a number of 2, a byte for every mass, three or two for the newest touch."""
         h, last = self.horizons, self.last
-        cluster = self.clusters_told * (2 + h + 2 * last) or self.clusters * (h + 2 * last)
+        cluster = self.told * (2 + h + 2 * last) or self.clusters * (h + 2 * last)
         return self.items * (8 + h + 3 * last) + cluster
 
     def __post_init__(self) -> None:
         _check_least(self, "tokens.", items=0, clusters=0)
         told = self.clusters_told
-        fits = 0 <= told <= self.clusters and (not told or self.clusters <= 1 << 16)
-        _check(fits, "tokens.clusters_told", "0 to tokens.clusters, of at most 65536 clusters", told)
+        fits = 0 <= told and (not self.told or self.clusters <= 1 << 16)
+        _check(fits, "tokens.clusters_told", "0 for all, or how many, of at most 65536 clusters", told)
         lives, where = self.half_lives_events, "tokens.half_lives_events"
         fits = all(1 <= h <= 2.0**24 or h == float("inf") for h in lives)
         _check(fits, where, "1 to 2**24 events, or inf", lives)
@@ -314,7 +320,7 @@ def from_before(values: dict[str, Any]) -> dict[str, Any]:
     waves = ranker.pop("cluster_waves", False)
     values = values | {"ranker": {"cluster_ages": 20 if waves else 4} | ranker}
     if "tokens" in values:
-        return values | {"tokens": {"last": False} | values["tokens"]}
+        return values | {"tokens": {"last": False, "clusters_told": 0} | values["tokens"]}
     return values | {"tokens": {"items": 0}, "summarizer": values.get("summarizer", {}) | {"rows": "events"}}
 
 

@@ -32,8 +32,10 @@ CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda", 0) if CUDA else torch.device("cpu")
 
 
-def test_records_and_states_folded_on_the_device_are_numpys_to_the_bit():
-    config = dataclasses.replace(CONFIG, tokens=dataclasses.replace(CONFIG.tokens, items=40, clusters=30))
+@pytest.mark.parametrize("told", [0, 13], ids=["all", "heaviest"])
+def test_records_and_states_folded_on_the_device_are_numpys_to_the_bit(told: int):
+    tokens = dataclasses.replace(CONFIG.tokens, items=40, clusters=30, clusters_told=told)
+    config = dataclasses.replace(CONFIG, tokens=tokens)
     plain = VistaModel(config).eval()
     ids = np.unique(histories([300], 0, 90).item)[::2]
     plain.set_clusters(ids, np.arange(len(ids)) % 30)

@@ -11,6 +11,7 @@ from vista.config import (
     RankerConfig,
     SlotConfig,
     SummarizerConfig,
+    TokenConfig,
     as_written,
     fingerprint,
     from_before,
@@ -93,6 +94,15 @@ def test_a_model_of_an_older_text_reads_as_it_did_and_keeps_its_name():
     assert as_written(config)["ranker"] == then["ranker"]
 
 
+def test_a_model_of_before_tells_all_clusters_and_so_does_one_that_asks_for_as_many_as_there_are() -> None:
+    then = {"tokens": {"items": 864, "clusters": 4_096}}
+    tokens = from_dict(ModelConfig, from_before(then)).tokens
+    assert (tokens.items, tokens.clusters_told, tokens.told) == (864, 0, 0)
+    few = TokenConfig(clusters=40)
+    assert few.clusters_told > 40 and few.told == 0
+    assert few.bytes == dataclasses.replace(few, clusters_told=0).bytes
+
+
 def test_sizes_by_name_fill_their_pages() -> None:
     from cache_store.format.record import Group, RecordSchema
     from vista.stage1.exact_tokens import ExactTokenGroup
@@ -103,3 +113,4 @@ def test_sizes_by_name_fill_their_pages() -> None:
         schema = RecordSchema(tuple(Group(*g) for g in ExactTokenGroup(ExactTokens(config)).groups()))
         assert schema.pages == pages and schema.record_bytes <= pages * 4_096 - 16
         assert from_text(ModelConfig, to_text(config)) == config
+    assert TokenConfig() == TokenConfig.named("whole")

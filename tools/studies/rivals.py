@@ -21,16 +21,18 @@ _SEQUENCE = {"sequence": 768, "places": 256}
 
 
 def _record(kib: int) -> dict[str, Any]:
-    """A record of so many KiB: all of the default's clusters where two thirds of it hold them, else the heaviest; the
-    rest are items."""
-    size, all_ = kib * 1_024, BASE.tokens.clusters
-    entry, counters = (_bytes({"items": i, "clusters": c}) for i, c in ((1, 0), (0, all_)))
-    if counters <= size * 2 // 3:
-        return {"items": (size - counters) // entry}
-    told = _bytes({"items": 0, "clusters_told": 1})
+    """A record of so many KiB: in 32 the default, in more all of its clusters, in fewer the heaviest; the rest are
+    items."""
+    size = kib * 1_024
+    if kib == 32:
+        return {}
+    entry, told = (_bytes({"items": i, "clusters_told": n}) for i, n in ((1, 0), (0, 1)))
+    counters = _bytes({"items": 0, "clusters_told": 0})
+    if kib > 32:
+        return {"items": (size - counters) // (entry - counters), "clusters_told": 0}
     # items have the larger part: where things repeat, fewer items cost more than fewer clusters
-    items = size * 11 // 20 // entry
-    return {"items": items, "clusters_told": (size - items * entry) // told}
+    items = size * 11 // 20 // (entry - counters)
+    return {"items": items, "clusters_told": (size - items * (entry - counters)) // told}
 
 
 def _bytes(options: dict[str, Any]) -> int:

@@ -126,10 +126,8 @@ class ExactTokens(nn.Module):
         lives, self.facts = t.half_lives_events, {n: f * t.last for n, f in _FACTS.items()}
         self.item_table = Tables(t.items, lives, chunk, self.facts[ITEMS]) if t.enabled else None
         self.cluster_table = Tables(t.clusters, lives, chunk, self.facts[CLUSTERS]) if t.clusters else None
-        self.told = t.clusters_told or t.clusters
-        self.told_table = None
-        if t.clusters_told:
-            self.told_table = Tables(t.clusters_told, lives, chunk, self.facts[CLUSTERS])
+        self.told = t.told or t.clusters
+        self.told_table = Tables(t.told, lives, chunk, self.facts[CLUSTERS]) if t.told else None
         self.deciding = self.item_table.horizons.deciding if self.item_table else 0
         self.cluster_of = ItemTable((), torch.int32)
         self._newer: tuple[ItemTable, ...] = ()  # in a tuple: no part of the model's weights
