@@ -49,6 +49,9 @@ class SortedFile:
         lengths: True where values differ in size other than by being tombstones.
         second: True for string ids.
         empty_is: value size that marks a tombstone (its index offset is 0), or -1.
+
+    Raises:
+        Incomplete: the folder was taken away; ``forget`` does that. StorageFull, ReadOnlyStorage
     """
 
     def __init__(self, folder: Path, stem: str, *, lengths: bool, second: bool, empty_is: int = -1) -> None:
@@ -61,7 +64,7 @@ class SortedFile:
         self._last = b""
         self._pending = 0
         self.count = 0
-        with storage_errors(str(self.path)):
+        with taken_away(self.path), storage_errors(str(self.path)):
             self._env: lmdb.Environment | None = lmdb.open(
                 str(self._temp), subdir=False, map_size=_MAP_BYTES, lock=False, sync=False, metasync=False,
                 max_readers=1, meminit=True,

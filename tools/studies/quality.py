@@ -259,7 +259,7 @@ class Runs:
         return answer(contest, self.questions, theirs).rank.tolist()
 
     def alike(self, contest: Contest, variant: Variant) -> list[float]:
-        """Personal share and effective rank of few tokens made of records, as ``vista eval`` has them of seeds."""
+        """Personal share and effective rank of few tokens made of records, as ``vista evaluate`` has them of seeds."""
         found = Alike()
         for fed in self.asked(variant) if contest.few is not None else ():
             found.add(contest.made(fed.record)[0].detach())

@@ -19,6 +19,7 @@ from cache_store.change.forget import without_forgotten
 from cache_store.change.forgotten import ALWAYS, NEVER, Forgotten
 from cache_store.errors import Damaged, Incomplete, StoreError
 from cache_store.format.keys import as_users, hash_of
+from cache_store.write.sorted_file import SortedFile
 
 SCHEMAS = pytest.mark.parametrize(
     "schema", [SMALL, PAGED, TEXT, PAGED_TEXT], ids=["small", "paged", "text", "long"]
@@ -177,6 +178,12 @@ def test_a_run_under_way_does_not_bring_a_forgotten_user_back(tmp_path, schema):
     known.truth[name] = truth
     known.publish({113: 3}, "delta", watermark=2)  # a run that began later may know him again
     known.check(known.open().lookup(known.ids([113])), [113], {113: 3})
+
+
+def test_a_shard_taken_away_as_its_file_is_opened_is_a_typed_error(tmp_path):
+    # LMDB opens a file by its name twice, and forget may take it away between the two
+    with pytest.raises(Incomplete, match="vista forget.*build the shard again"):
+        SortedFile(tmp_path / "gone", "records-00000-of-00001", lengths=False, second=False)
 
 
 @pytest.mark.parametrize("step", ["built", ".idx", ".mdb", ".receipt.json"])
