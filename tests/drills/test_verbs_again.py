@@ -7,8 +7,3 @@ def test_what_is_killed_the_first_time_that_it_is_done_is_done_again_by_the_same
     report = verbs.run(3, 2, ("generate", "init"), told=lambda _: None)
     assert report.total == 3, report
     assert "done again by the same command" in verbs.summary(report)
-
-
-def test_what_a_killed_delivery_owes_arrives_by_the_same_command_and_nothing_else_differs():
-    report = verbs.run(2, 3, ("deliver",), told=lambda _: None)
-    assert report.kills == {"deliver": 2}, report
